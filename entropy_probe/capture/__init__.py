@@ -1,0 +1,19 @@
+"""Which attention calls a model makes: hooks say where, an interception of the attention function sees them."""
+
+from entropy_probe.capture.calls import AttentionCall, AttentionHooks, attention_calls, attention_layers
+from entropy_probe.capture.grid import TokenGrid, token_grid
+from entropy_probe.capture.probe import capture, find_denoiser, select_layers
+from entropy_probe.capture.records import Captured
+
+__all__ = [
+    "AttentionCall",
+    "AttentionHooks",
+    "Captured",
+    "TokenGrid",
+    "attention_calls",
+    "attention_layers",
+    "capture",
+    "find_denoiser",
+    "select_layers",
+    "token_grid",
+]

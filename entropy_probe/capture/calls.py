@@ -1,0 +1,229 @@
+"""Seeing, and scaling, the attention calls of a denoiser while it runs.
+
+Forward hooks say which module is running; a `TorchFunctionMode`, active only inside the denoiser's own forward, sees every
+`torch.nn.functional.scaled_dot_product_attention` with its query and key exactly as the model computed them. Nothing is
+replaced: no processor, no method. Removing the hooks leaves the model as it was.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from entropy_probe.capture.grid import TokenGrid, token_grid
+from entropy_probe.statistics.rows import default_scale
+
+Kind = Literal["self", "cross", "joint"]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One run of the denoiser: its number since the hooks were set, its timestep, and the latent height and width."""
+
+    number: int
+    timestep: Tensor | float | None
+    latent_size: tuple[int, int] | None
+    training_size: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One call of `scaled_dot_product_attention`, as the kernel is about to see it."""
+
+    forward: Forward
+    layer: str
+    kind: Kind
+    query: Float[Tensor, "batch heads queries width"]
+    key: Float[Tensor, "batch kv_heads keys width"]
+    mask: Shaped[Tensor, "*#mask"] | None
+    is_causal: bool
+    scale: float
+    enable_gqa: bool
+
+    @property
+    def grid(self) -> TokenGrid | None:
+        """How the queries of a visual attention lie on the image; None where that cannot be told."""
+        if self.forward.latent_size is None:
+            return None
+        return token_grid(self.query.shape[2], self.forward.latent_size)
+
+    @property
+    def training_tokens(self) -> int | None:
+        """T: the tokens that this layer has at the training size; None where that cannot be told."""
+        if self.grid is None or self.forward.training_size is None:
+            return None
+        return self.grid.at(self.forward.training_size).tokens
+
+
+Multiplier = float | Float[Tensor, " heads"] | None
+OnCall = Callable[[AttentionCall], Multiplier]
+"""Sees a call and returns what to multiply the logits by: a number, one number per head, or None to leave them alone."""
+
+
+@contextmanager
+def attention_calls(denoiser: nn.Module, on_call: OnCall, *, after_scaling: bool = False) -> Iterator[AttentionHooks]:
+    """Show every attention call of `denoiser` to `on_call` until the context closes.
+
+    Args:
+        denoiser: the module whose forward runs attention.
+        on_call: see `OnCall`.
+        after_scaling: see the calls as they are after all scaling, whichever context was opened first.
+    """
+    hooks = AttentionHooks(denoiser, on_call, after_scaling=after_scaling)
+    try:
+        yield hooks
+    finally:
+        hooks.remove()
+
+
+class AttentionHooks:
+    """The hooks behind `attention_calls`, for those who cannot use a context.
+
+    Attributes:
+        ran: names of the modules that have run.
+        seen: names of the modules that have made an attention call.
+    """
+
+    def __init__(self, denoiser: nn.Module, on_call: OnCall, *, after_scaling: bool = False) -> None:
+        self.ran: set[str] = set()
+        self.seen: set[str] = set()
+        self._on_call = on_call
+        self._signature = inspect.signature(denoiser.forward)
+        self._training_size = _latent_training_size(denoiser)
+        self._stack: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        self._modes: list[TorchFunctionMode] = []
+        self._forwards = 0
+        self._forward = Forward(0, None, None, None)
+        # Modes that are entered first are asked last: a prepended hook therefore sees what all other modes made of a call.
+        self._handles: list[RemovableHandle] = [
+            denoiser.register_forward_pre_hook(self._begin, prepend=after_scaling, with_kwargs=True),
+            denoiser.register_forward_hook(self._end, always_call=True),
+        ]
+        for name, module in denoiser.named_modules():
+            if any(True for _ in module.children()):
+                enter = partial(self._enter, name)
+                self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+                self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+
+    def remove(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        arguments = self._signature.bind_partial(*args, **kwargs).arguments
+        sizes = [tuple(a.shape[-2:]) for a in arguments.values() if isinstance(a, Tensor) and a.ndim == 4]
+        self._forward = Forward(
+            number=self._forwards,
+            timestep=arguments.get("timestep"),
+            latent_size=sizes[0] if sizes else None,
+            training_size=self._training_size,
+        )
+        self._forwards += 1
+        self._stack.clear()
+        mode = _CallMode(self._intercept)
+        mode.__enter__()
+        self._modes.append(mode)
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._modes:
+            self._modes.pop().__exit__(None, None, None)
+
+    def _enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._stack.append((name, args, kwargs))
+        self.ran.add(name)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._stack:
+            self._stack.pop()
+
+    def _intercept(self, func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        bound = _SDPA.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        query, key = given["query"], given["key"]
+        layer, layer_args, layer_kwargs = self._stack[-1] if self._stack else ("", (), {})
+        self.seen.add(layer)
+        scale = given["scale"] if given["scale"] is not None else default_scale(query)
+        multiplier = self._on_call(
+            AttentionCall(
+                forward=self._forward,
+                layer=layer,
+                kind=_kind(query, key, layer_args, layer_kwargs),
+                query=query,
+                key=key,
+                mask=given["attn_mask"],
+                is_causal=given["is_causal"],
+                scale=scale,
+                enable_gqa=given["enable_gqa"],
+            )
+        )
+        if multiplier is None:
+            return func(*args, **kwargs)
+        if isinstance(multiplier, Tensor):
+            given["query"] = query * multiplier.to(query).view(1, -1, 1, 1)
+        else:
+            given["scale"] = scale * multiplier
+        return func(*bound.args, **bound.kwargs)
+
+
+class _CallMode(TorchFunctionMode):
+    def __init__(self, intercept: Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor]) -> None:
+        super().__init__()
+        self._intercept = intercept
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return self._intercept(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+def attention_layers(denoiser: nn.Module) -> list[str]:
+    """Names of the modules that are attention by their make: diffusers' attention classes and `nn.MultiheadAttention`."""
+    return [
+        name
+        for name, module in denoiser.named_modules()
+        if isinstance(module, nn.MultiheadAttention) or (hasattr(module, "processor") and hasattr(module, "to_q"))
+    ]
+
+
+def _kind(query: Tensor, key: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Kind:
+    queries, keys = query.shape[2], key.shape[2]
+    context = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
+    if not isinstance(context, Tensor) or context.ndim != 3:
+        return "self" if queries == keys else "cross"
+    return "joint" if queries == keys > context.shape[1] else "cross"
+
+
+def _latent_training_size(denoiser: nn.Module) -> tuple[int, int] | None:
+    size = getattr(getattr(denoiser, "config", None), "sample_size", None)
+    if size is None:
+        return None
+    return (size, size) if isinstance(size, int) else (int(size[-2]), int(size[-1]))
+
+
+def _sdpa_signature(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> None:
+    """The parameters of `scaled_dot_product_attention`, which as a builtin has no signature to inspect."""
+
+
+_SDPA = inspect.signature(_sdpa_signature)

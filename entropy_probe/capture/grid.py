@@ -1,0 +1,51 @@
+"""How the tokens of a visual attention lie on the image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """`height` x `width` tokens in raster order, each `stride` latent pixels wide, on an image of `aspect` = height/width."""
+
+    height: int
+    width: int
+    stride: int
+    aspect: float
+
+    @property
+    def tokens(self) -> int:
+        return self.height * self.width
+
+    def at(self, latent_size: tuple[int, int]) -> TokenGrid:
+        """The grid of the same layer at another latent size (height, width)."""
+        return _grid(self.stride, latent_size)
+
+    def positions(self) -> Float[Tensor, "tokens 2"]:
+        """Token centres, (x, y), in units of the image diagonal."""
+        diagonal = math.hypot(self.aspect, 1.0)
+        y = (torch.arange(self.height) + 0.5) / self.height * self.aspect / diagonal
+        x = (torch.arange(self.width) + 0.5) / self.width / diagonal
+        return torch.stack([x.repeat(self.height), y.repeat_interleave(self.width)], -1)
+
+
+def token_grid(tokens: int, latent_size: tuple[int, int]) -> TokenGrid | None:
+    """The grid with that many tokens whose stride is a power of two; None where there is none."""
+    stride = 1
+    while stride <= max(latent_size):
+        grid = _grid(stride, latent_size)
+        if grid.tokens == tokens:
+            return grid
+        stride *= 2
+    return None
+
+
+def _grid(stride: int, latent_size: tuple[int, int]) -> TokenGrid:
+    height, width = latent_size
+    return TokenGrid(-(-height // stride), -(-width // stride), stride, height / width)

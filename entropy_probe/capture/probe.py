@@ -1,0 +1,174 @@
+"""`capture`: the statistics of every attention call that a model makes while it samples."""
+
+from __future__ import annotations
+
+import fnmatch
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from entropy_probe.capture.calls import AttentionCall, attention_calls, attention_layers
+from entropy_probe.capture.records import Captured, Record
+from entropy_probe.errors import CaptureError, InputError
+from entropy_probe.statistics import RowStatistics, flash, mean_over_rows, stratified_rows
+
+
+def find_denoiser(model: Any) -> nn.Module:
+    """The module that runs once a sampling step: a pipeline's `unet` or `transformer`, or the module itself.
+
+    Raises:
+        InputError: if `model` is neither a module nor a pipeline that has one.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    for name in ("unet", "transformer", "prior"):
+        part = getattr(model, name, None)
+        if isinstance(part, nn.Module):
+            return part
+    raise InputError(f"{type(model).__name__} has no unet or transformer: give a diffusers pipeline or a torch module")
+
+
+def select_layers(names: Sequence[str], layers: str | Iterable[str] | None) -> set[str] | None:
+    """The names that match the given names or globs; None, for all, if none are given.
+
+    Raises:
+        InputError: for a glob that matches nothing; the message lists the names there are.
+    """
+    if layers is None:
+        return None
+    chosen: set[str] = set()
+    for pattern in [layers] if isinstance(layers, str) else layers:
+        matching = fnmatch.filter(names, pattern)
+        if not matching:
+            raise InputError(f"no attention layer matches {pattern!r}; there are: {', '.join(names)}")
+        chosen.update(matching)
+    return chosen
+
+
+@contextmanager
+def capture(
+    model: Any,
+    *,
+    layers: str | Iterable[str] | None = None,
+    rows: int | Literal["all"] = "all",
+    distance: bool = True,
+    keep: str | Iterable[str] = (),
+    keep_steps: Iterable[int] | None = None,
+    multipliers: Sequence[float] = (1.0,),
+    missing: Literal["error", "warn"] = "error",
+    seed: int = 0,
+) -> Iterator[Captured]:
+    """Measure every attention call of a pipeline's denoiser, or of any torch module, until the context closes.
+
+    The model computes what it would have computed without it, to the bit, and is left as it was, also after an error.
+
+    Args:
+        model: a diffusers pipeline or a `torch.nn.Module`.
+        layers: names or globs of the attention layers to measure; all if none.
+        rows: attention rows per call: "all", or how many to draw (stratified over the image, from `seed`).
+        distance: measure attention distance too, where the tokens lie on an image.
+        keep: names or globs of self-attention layers whose rows are kept one by one, for `Captured.entropy_map`.
+        keep_steps: sampling steps at which `keep` applies; all if none.
+        multipliers: values of g; each call is also measured with its logits multiplied by them. The default measures
+            the call as the model makes it.
+        missing: what to do about attention layers that ran without a visible call: raise, or warn.
+        seed: of the choice of rows.
+
+    Raises:
+        InputError: for a model without denoiser, a layer glob that matches nothing, or rows below 1.
+        CaptureError: for layers whose attention could not be seen (see `missing`), or NaN in the queries or keys.
+    """
+    denoiser = find_denoiser(model)
+    names = attention_layers(denoiser)
+    measured = select_layers(names, layers)
+    kept = (select_layers(names, keep) or set()) if keep else set()
+    steps = None if keep_steps is None else set(keep_steps)
+    if rows != "all" and rows < 1:
+        raise InputError(f"rows must be 'all' or at least 1, not {rows}")
+    captured = Captured()
+
+    def measure(call: AttentionCall) -> None:
+        captured.enter(call.forward, _guided(model))
+        if measured is not None and call.layer not in measured:
+            return
+        keeping = call.layer in kept and call.kind == "self" and (steps is None or captured.step in steps)
+        every = rows == "all" or rows >= call.query.shape[2] or keeping
+        index = None if every else stratified_rows(call.query.shape[2], int(rows), seed).to(call.query.device)
+        with torch.no_grad():
+            for multiplier in multipliers:
+                statistics = _statistics(call, multiplier, index, distance)
+                if torch.isnan(statistics.entropy).any():
+                    raise CaptureError(
+                        f"the queries or keys of layer {call.layer!r} hold NaN at step {captured.step}: the model has "
+                        "diverged, or its dtype overflows (try float32 or bfloat16)"
+                    )
+                captured.add(_record(call, multiplier, statistics, keeping))
+
+    with attention_calls(denoiser, measure, after_scaling=True) as hooks:
+        yield captured
+    unseen = [n for n in names if n in hooks.ran and n not in hooks.seen and (measured is None or n in measured)]
+    if unseen:
+        _report_unseen(unseen, missing)
+
+
+def _statistics(call: AttentionCall, multiplier: float, index: Tensor | None, distance: bool) -> RowStatistics:
+    query, mask = call.query, call.mask
+    is_causal = call.is_causal
+    places = None
+    if distance and call.kind == "self" and call.grid is not None:
+        everywhere = call.grid.positions().to(query.device)
+        places = (everywhere if index is None else everywhere[index], everywhere)
+    if index is not None:
+        query = query.index_select(2, index)
+        if is_causal:
+            mask, is_causal = torch.arange(call.key.shape[2], device=query.device) <= index[:, None], False
+        elif mask is not None and mask.ndim > 1 and mask.shape[-2] > 1:
+            mask = mask.index_select(-2, index)
+    return flash(query, call.key, mask, is_causal, call.scale * multiplier, call.enable_gqa, places)
+
+
+def _record(call: AttentionCall, multiplier: float, statistics: RowStatistics, keeping: bool) -> Record:
+    counted = statistics.counted
+    entropy, spread = mean_over_rows(statistics.entropy, counted)
+    distance = None
+    if statistics.attention_distance is not None:
+        distance = mean_over_rows(statistics.attention_distance, counted)[0]
+    return Record(
+        forward=call.forward,
+        layer=call.layer,
+        kind=call.kind,
+        query_tokens=call.query.shape[2],
+        key_tokens=call.key.shape[2],
+        training_tokens=call.training_tokens if call.kind == "self" else None,
+        scale=call.scale,
+        multiplier=multiplier,
+        rows=counted.shape[-1],
+        entropy=entropy,
+        entropy_std=spread,
+        logit_variance=mean_over_rows(statistics.logit_variance, counted)[0],
+        attention_distance=distance,
+        grid=call.grid,
+        entropy_rows=statistics.entropy.float().cpu() if keeping else None,
+    )
+
+
+def _guided(model: Any) -> bool:
+    """Whether the running pipeline puts an unconditional half in front of each batch."""
+    return bool(getattr(model, "do_classifier_free_guidance", False)) if not isinstance(model, nn.Module) else False
+
+
+def _report_unseen(unseen: list[str], missing: Literal["error", "warn"]) -> None:
+    shown = ", ".join(unseen[:4]) + (f" and {len(unseen) - 4} more" if len(unseen) > 4 else "")
+    message = (
+        f"these attention layers ran, but made no call of torch's scaled_dot_product_attention: {shown}. Choose the "
+        "native attention backend (`pipe.unet.set_attn_processor(AttnProcessor2_0())`, or "
+        "`set_attention_backend('native')` on a transformer). A linear attention has no softmax and no entropy: leave "
+        "it out with layers=[...], or pass missing='warn'."
+    )
+    if missing == "error":
+        raise CaptureError(message)
+    warnings.warn(message, stacklevel=4)

@@ -1,0 +1,151 @@
+"""What a capture holds, and its views as tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from entropy_probe.capture.calls import Forward, Kind
+from entropy_probe.capture.grid import TokenGrid
+from entropy_probe.errors import InputError
+
+
+@dataclass(frozen=True)
+class Record:
+    """One attention call, reduced to a value per batch item and head; tensors stay on the model's device."""
+
+    forward: Forward
+    layer: str
+    kind: Kind
+    query_tokens: int
+    key_tokens: int
+    training_tokens: int | None
+    scale: float
+    multiplier: float
+    rows: int
+    entropy: Float[Tensor, "batch heads"]
+    entropy_std: Float[Tensor, "batch heads"]
+    logit_variance: Float[Tensor, "batch heads"]
+    attention_distance: Float[Tensor, "batch heads"] | None
+    grid: TokenGrid | None
+    entropy_rows: Float[Tensor, "batch heads tokens"] | None
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """Where in the sampling a forward stands."""
+
+    sampling: int
+    step: int
+    timestep: float
+    guided: bool
+
+
+@dataclass
+class Captured:
+    """The measurements of one `capture`, in the order in which the model made the calls."""
+
+    records: list[Record] = field(default_factory=list)
+    _moments: dict[int, _Moment] = field(default_factory=dict)
+    _last: _Moment | None = None
+
+    @property
+    def step(self) -> int:
+        """Number of the sampling step that is running."""
+        return self._last.step if self._last else 0
+
+    def enter(self, forward: Forward, guided: bool) -> None:
+        """Note a forward of the denoiser; a timestep that rises again begins a new sampling."""
+        if forward.number in self._moments:
+            return
+        timestep = _to_float(forward.timestep)
+        last = self._last
+        if last is None or timestep > last.timestep:
+            moment = _Moment(last.sampling + 1 if last else 0, 0, timestep, guided)
+        else:
+            moment = _Moment(last.sampling, last.step + (timestep < last.timestep), timestep, guided)
+        self._moments[forward.number] = self._last = moment
+
+    def add(self, record: Record) -> None:
+        self.records.append(record)
+
+    def frame(self) -> pd.DataFrame:
+        """A row per call x batch item x head; entropies in nats, distances in image diagonals.
+
+        `branch` is `uncond` or `cond` where the pipeline guides with one batched call, `sample` counts the images of a
+        batch, `sampling` the runs of the pipeline. `multiplier` is the g under which the call was measured.
+        """
+        parts = [self._columns(record) for record in self.records]
+        if not parts:
+            return pd.DataFrame()
+        return pd.DataFrame({name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
+
+    def _columns(self, record: Record) -> dict[str, Any]:
+        batch, heads = record.entropy.shape
+        moment = self._moments[record.forward.number]
+        item = np.repeat(np.arange(batch), heads)
+        half = batch // 2 if moment.guided else batch
+        missing = torch.full_like(record.entropy, torch.nan)
+        distance = missing if record.attention_distance is None else record.attention_distance
+
+        def same(value: Any) -> Any:
+            return np.full(batch * heads, value)
+
+        return {
+            "sampling": same(moment.sampling),
+            "sample": item % half,
+            "step": same(moment.step),
+            "timestep": same(moment.timestep),
+            "branch": np.where(moment.guided & (item < half), "uncond", "cond"),
+            "layer": same(record.layer),
+            "kind": same(record.kind),
+            "head": np.tile(np.arange(heads), batch),
+            "query_tokens": same(record.query_tokens),
+            "key_tokens": same(record.key_tokens),
+            "training_tokens": same(float("nan") if record.training_tokens is None else record.training_tokens),
+            "scale": same(record.scale),
+            "multiplier": same(record.multiplier),
+            "rows": same(record.rows),
+            "entropy": _numbers(record.entropy),
+            "entropy_std": _numbers(record.entropy_std),
+            "logit_variance": _numbers(record.logit_variance),
+            "attention_distance": _numbers(distance),
+        }
+
+    def summary(self) -> pd.DataFrame:
+        """Mean entropy of every layer, nats, with the standard error over the images (NaN for a single image)."""
+        frame = self.frame()
+        per_image = frame.groupby(["layer", "kind", "sampling", "sample"], sort=False)["entropy"].mean()
+        by_layer = per_image.groupby(["layer", "kind"], sort=False)
+        return pd.DataFrame({"entropy": by_layer.mean(), "entropy_se": by_layer.sem(), "images": by_layer.size()}).reset_index()
+
+    def entropy_map(
+        self, layer: str, step: int, sampling: int = 0
+    ) -> Float[Tensor, "batch heads grid_height grid_width"]:
+        """Entropy of every token of a kept layer, laid out on the image, nats.
+
+        Raises:
+            InputError: if the rows of that layer and step were not kept (`capture(keep=..., keep_steps=...)`).
+        """
+        for record in self.records:
+            moment = self._moments[record.forward.number]
+            if (record.layer, moment.step, moment.sampling) == (layer, step, sampling):
+                if record.entropy_rows is not None and record.grid is not None:
+                    return record.entropy_rows.unflatten(-1, (record.grid.height, record.grid.width))
+        raise InputError(f"no rows of layer {layer!r} at step {step} were kept: capture with keep=[{layer!r}]")
+
+
+def _to_float(timestep: Tensor | float | None) -> float:
+    if timestep is None:
+        return 0.0
+    return float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
+
+
+def _numbers(values: Tensor) -> Any:
+    return values.float().flatten().cpu().numpy()

@@ -1,0 +1,11 @@
+"""The errors that name a cause and a remedy; the command line prints them in one line and exits with 2."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """What the caller gave cannot be used: a model, a size, a law, a file."""
+
+
+class CaptureError(RuntimeError):
+    """Attention could not be measured as asked."""

@@ -1,0 +1,369 @@
+"""The recipe that trained the reference pipeline: `python -m entropy_probe.reference.train`.
+
+Three stages, each resumable from its checkpoint in the work folder: an autoencoder, then a text encoder and a denoiser
+together, then the export of a `StableDiffusionPipeline` in half precision. Everything is trained at `SIZE` pixels only.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+import typer
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from jaxtyping import Float, UInt8
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from entropy_probe.reference import emoji as emoji_data
+
+SIZE = 64
+"""Height and width, in pixels, of every picture that any part of the reference is trained on."""
+
+TEXT_LENGTH = 16
+LATENT_CHANNELS = 4
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyperparameters of the two trained stages."""
+
+    seed: int = 0
+    autoencoder_steps: int = 3500
+    autoencoder_batch: int = 32
+    autoencoder_rate: float = 2e-3
+    latent_noise: float = 0.05
+    steps: int = 10_000
+    batch: int = 48
+    rate: float = 8e-4
+    warmup: int = 300
+    decay: float = 0.25
+    caption_dropout: float = 0.1
+    ema: float = 0.999
+    channels: tuple[int, ...] = (64, 160)
+    layers_per_block: int = 1
+    transformer_layers: int = 2
+    head_width: int = 32
+    text_width: int = 192
+    text_layers: int = 2
+    vocabulary: int = 1600
+
+
+def build_tokenizer(captions: list[str], vocabulary: int) -> CLIPTokenizer:
+    """A CLIP tokenizer whose byte-pair merges are learnt from the captions."""
+    from tokenizers import trainers
+
+    tokenizer = CLIPTokenizer(model_max_length=TEXT_LENGTH)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    model = tokenizer.backend_tokenizer
+    model.train_from_iterator(captions, trainer)
+    learnt = json.loads(model.to_str())["model"]
+    merges = [tuple(pair) for pair in learnt["merges"]]
+    return CLIPTokenizer(vocab=learnt["vocab"], merges=merges, model_max_length=TEXT_LENGTH)
+
+
+def build_autoencoder() -> AutoencoderTiny:
+    return AutoencoderTiny(
+        encoder_block_out_channels=(32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32),
+        num_encoder_blocks=(1, 2, 3),
+        num_decoder_blocks=(3, 2, 1),
+        latent_channels=LATENT_CHANNELS,
+        upsampling_scaling_factor=2,
+    )
+
+
+def build_text_encoder(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=recipe.text_width,
+            intermediate_size=4 * recipe.text_width,
+            num_hidden_layers=recipe.text_layers,
+            num_attention_heads=recipe.text_width // recipe.head_width,
+            max_position_embeddings=TEXT_LENGTH,
+            projection_dim=recipe.text_width,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_denoiser(recipe: Recipe) -> UNet2DConditionModel:
+    levels = len(recipe.channels)
+    return UNet2DConditionModel(
+        sample_size=SIZE // 4,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=recipe.channels,
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        layers_per_block=recipe.layers_per_block,
+        transformer_layers_per_block=recipe.transformer_layers,
+        attention_head_dim=tuple(c // recipe.head_width for c in recipe.channels),
+        cross_attention_dim=recipe.text_width,
+        norm_num_groups=16,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+        timestep_spacing="trailing",
+    )
+
+
+def velocity(
+    latents: Float[Tensor, "batch 4 h w"],
+    noise: Float[Tensor, "batch 4 h w"],
+    alpha_bar: Float[Tensor, "batch 1 1 1"],
+) -> tuple[Float[Tensor, "batch 4 h w"], Float[Tensor, "batch 4 h w"]]:
+    """Noised latents and the v-prediction target of Salimans and Ho (2022)."""
+    signal, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    return signal * latents + sigma * noise, signal * noise - sigma * latents
+
+
+def rate_at(step: int, recipe: Recipe) -> float:
+    """Warm up, hold, then fall linearly to zero over the last `decay` share of the steps."""
+    left = (recipe.steps - step) / (recipe.decay * recipe.steps)
+    return recipe.rate * min(1.0, (step + 1) / recipe.warmup, max(left, 0.0))
+
+
+def batches(count: int, size: int, start: int, stop: int, seed: int) -> Iterator[tuple[int, Tensor]]:
+    """(step, indices) for the steps start..stop; each epoch is a seeded permutation, so that a resumed run repeats it."""
+    per_epoch = count // size
+    for step in range(start, stop):
+        epoch, position = divmod(step, per_epoch)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
+        yield step, order[position * size : (position + 1) * size]
+
+
+def to_unit(pixels: UInt8[Tensor, "batch h w 3"]) -> Float[Tensor, "batch 3 h w"]:
+    """Bytes to [-1, 1]."""
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def train_autoencoder(work: Path, pixels: UInt8[Tensor, "count h w 3"], recipe: Recipe) -> AutoencoderTiny:
+    """Train the autoencoder, or load the finished one from `work`; its `scaling_factor` gives latents of unit variance."""
+    finished = work / "vae"
+    if finished.exists():
+        return AutoencoderTiny.from_pretrained(finished, use_safetensors=True).eval()
+    torch.manual_seed(recipe.seed)
+    autoencoder = build_autoencoder().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=recipe.autoencoder_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=recipe.autoencoder_rate, total_steps=recipe.autoencoder_steps, pct_start=0.05
+    )
+    curve = _Curve(work / "autoencoder.csv", "autoencoder", recipe.autoencoder_steps)
+    with curve:
+        steps = batches(len(pixels), recipe.autoencoder_batch, 0, recipe.autoencoder_steps, recipe.seed)
+        for step, index in steps:
+            image = to_unit(pixels[index]).to(memory_format=torch.channels_last)
+            shift = torch.randint(-4, 5, (2,)).tolist()
+            image = image.roll(shift, dims=(2, 3))
+            with torch.autocast("cpu", torch.bfloat16):
+                latents = autoencoder.encode(image).latents
+                latents = latents + recipe.latent_noise * torch.randn_like(latents) * latents.detach().std()
+                drawn = autoencoder.decode(latents).sample
+            error = drawn.float() - image
+            mse = error.square().mean()
+            loss = mse + 0.5 * error.abs().mean() + 1e-3 * latents.float().square().mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            curve.add(step, mse.item())
+    autoencoder.eval()
+    autoencoder.register_to_config(scaling_factor=1 / encode(autoencoder, pixels, scaled=False).std().item())
+    autoencoder.save_pretrained(finished)
+    return autoencoder
+
+
+@torch.no_grad()
+def encode(
+    autoencoder: AutoencoderTiny, pixels: UInt8[Tensor, "count h w 3"], scaled: bool = True
+) -> Float[Tensor, "count 4 h_latent w_latent"]:
+    latents = torch.cat([autoencoder.encode(to_unit(part)).latents for part in pixels.split(64)])
+    return latents * autoencoder.config.scaling_factor if scaled else latents
+
+
+def train_denoiser(
+    work: Path,
+    latents: Float[Tensor, "count 4 h w"],
+    captions: list[str],
+    tokenizer: CLIPTokenizer,
+    recipe: Recipe,
+) -> tuple[CLIPTextModel, UNet2DConditionModel]:
+    """Train text encoder and denoiser jointly, resuming from `work/denoiser.pt`; returns their averaged weights."""
+    torch.manual_seed(recipe.seed)
+    model = nn.ModuleDict({"text": build_text_encoder(recipe, tokenizer), "unet": build_denoiser(recipe)})
+    average = copy.deepcopy(model).requires_grad_(False)
+    denoise = torch.compile(model["unet"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, weight_decay=1e-2, betas=(0.9, 0.98))
+    checkpoint = work / "denoiser.pt"
+    start = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+
+    tokens = tokenize(tokenizer, captions)
+    empty = tokenize(tokenizer, [""])
+    alphas = build_scheduler().alphas_cumprod
+    saved = time.monotonic()
+    curve = _Curve(work / "denoiser.csv", "denoiser", recipe.steps, start)
+    with curve:
+        for step, index in batches(len(latents), recipe.batch, start, recipe.steps, recipe.seed):
+            generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate_at(step, recipe)
+            noise = torch.randn(latents[index].shape, generator=generator)
+            spread = (torch.arange(len(index)) + torch.rand(len(index), generator=generator)) / len(index)
+            timesteps = (spread * len(alphas)).long()
+            noisy, target = velocity(latents[index], noise, alphas[timesteps].view(-1, 1, 1, 1))
+            dropped = torch.rand(len(index), 1, generator=generator) < recipe.caption_dropout
+            prompt = torch.where(dropped, empty, tokens[index])
+            with torch.autocast("cpu", torch.bfloat16), _FloatAttention():
+                context = model["text"](prompt).last_hidden_state
+                predicted = denoise(noisy, timesteps, context).sample
+            loss = F.mse_loss(predicted.float(), target)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            keep = min(recipe.ema, (1 + step) / (10 + step))
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
+            curve.add(step, loss.item())
+            if time.monotonic() - saved > 300 or step + 1 == recipe.steps:
+                _save(checkpoint, step + 1, model, average, optimizer)
+                saved = time.monotonic()
+    return average["text"].eval(), average["unet"].eval()
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    encoded = tokenizer(captions, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
+    ids: Tensor = encoded.input_ids
+    return ids
+
+
+def export(
+    folder: Path,
+    autoencoder: AutoencoderTiny,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    denoiser: UNet2DConditionModel,
+) -> None:
+    """Save the `StableDiffusionPipeline` in half precision, safetensors only."""
+    pipeline = StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=denoiser,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(torch.float16)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+class _FloatAttention(TorchFunctionMode):
+    """Attention in float32 under autocast: on a CPU its backward pass takes a quarter of the bfloat16 time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            with torch.autocast("cpu", enabled=False):
+                return func(*(a.float() if isinstance(a, Tensor) else a for a in args), **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+class _Curve:
+    """A progress bar, and the training curve as a CSV of (step, seconds, mean loss of the last 50 steps)."""
+
+    def __init__(self, path: Path, name: str, total: int, start: int = 0) -> None:
+        self.path, self.start = path, start
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}"))
+        self.task = self.progress.add_task(name, total=total, completed=start, loss=math.nan)
+        self.recent: list[float] = []
+
+    def __enter__(self) -> None:
+        self.began = time.monotonic()
+        self.progress.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def add(self, step: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss of step {step} is {loss}: lower the learning rate")
+        self.recent.append(loss)
+        if len(self.recent) == 50:
+            mean = sum(self.recent) / 50
+            with self.path.open("a") as file:
+                file.write(f"{step + 1},{time.monotonic() - self.began:.0f},{mean:.5f}\n")
+            self.progress.update(self.task, loss=mean)
+            self.recent.clear()
+        self.progress.update(self.task, completed=step + 1)
+
+
+def _save(
+    path: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    state: dict[str, Any] = {
+        "step": step,
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    torch.save(state, path.with_suffix(".part"))
+    os.replace(path.with_suffix(".part"), path)
+
+
+def main(
+    work: Annotated[Path, typer.Option(help="Folder for downloads, checkpoints and curves.")] = Path("reference-work"),
+    out: Annotated[Path, typer.Option(help="Where the finished pipeline is saved.")] = Path("data/reference"),
+    steps: Annotated[int, typer.Option(help="Steps of the denoiser.")] = Recipe.steps,
+) -> None:
+    """Train the reference pipeline from nothing; restarted, it goes on from the last checkpoint."""
+    recipe = Recipe(steps=steps)
+    emoji_data.fetch(work)
+    emoji = emoji_data.load(work)
+    captions = [e.caption for e in emoji]
+    pixels = torch.from_numpy(emoji_data.pictures(emoji, SIZE, cache=work))
+    tokenizer = build_tokenizer(captions, recipe.vocabulary)
+    autoencoder = train_autoencoder(work, pixels, recipe)
+    text_encoder, denoiser = train_denoiser(work, encode(autoencoder, pixels), captions, tokenizer, recipe)
+    export(out, autoencoder, text_encoder, tokenizer, denoiser)
+    facts = {"recipe": asdict(recipe), "pictures": len(emoji), "machine": platform.processor(), "torch": torch.__version__}
+    (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,193 @@
+"""Exact statistics of every attention row in O(N) memory: no attention map is ever built.
+
+With s_ij = scale * <q_i, k_j> and A = softmax(s), the sum over the keys in
+
+    H_i = logsumexp_j(s_ij) - sum_j A_ij s_ij
+
+is itself an attention with the keys as values: sum_j A_ij s_ij = scale * <q_i, sum_j A_ij k_j>. One fused attention call
+therefore gives both terms. A bias m_j on the keys rides along as one more coordinate (1/scale on the query, m_j on the
+key), and the positions of the keys as more values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from entropy_probe.statistics.dense import dense
+from entropy_probe.statistics.rows import RowStatistics, default_scale
+
+MASKED = -1e30
+"""Bias of a key that may not be attended: its weight underflows to zero, and no sum of it overflows float32."""
+
+LARGE_LOGIT = 16.0
+"""Where the log-sum-exp of centred logits exceeds this many nats, float32 no longer holds 1e-5 in its difference."""
+
+BLOCK_LOGITS = 2**20
+"""Logits held at once where no fused kernel serves (8 MiB in float64)."""
+
+
+def flash(
+    query: Float[Tensor, "batch heads queries width"],
+    key: Float[Tensor, "batch kv_heads keys width"],
+    mask: Shaped[Tensor, "*#mask"] | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    positions: tuple[Float[Tensor, "queries 2"], Float[Tensor, "keys 2"]] | None = None,
+) -> RowStatistics:
+    """Statistics of every attention row, equal to `dense`, in memory linear in the number of tokens.
+
+    Arguments and meaning are those of `dense`; half precision is computed in float32. No mask, or one that is the same
+    for every query, takes one fused attention call. Causal and per-query masks go by blocks of rows.
+
+    Raises:
+        ValueError: for a mask together with `is_causal`.
+    """
+    scale = default_scale(query) if scale is None else scale
+    if is_causal and mask is not None:
+        raise ValueError("give a mask or is_causal, not both: scaled_dot_product_attention takes one of them")
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    if is_causal or not _same_for_all_queries(mask) or query.device.type not in _KERNELS:
+        return _by_blocks(query, key, mask, is_causal, scale, positions)
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    result, largest = _fused(query.to(dtype), key.to(dtype), mask, scale, positions)
+    if dtype == torch.float64 or largest <= LARGE_LOGIT:
+        return result
+    if query.device.type == "cpu":
+        return _fused(query.double(), key.double(), mask, scale, positions)[0]
+    return _by_blocks(query, key, mask, is_causal, scale, positions)
+
+
+def _fused(
+    query: Float[Tensor, "batch heads queries width"],
+    key: Float[Tensor, "batch heads keys width"],
+    mask: Shaped[Tensor, "*#mask"] | None,
+    scale: float,
+    positions: tuple[Float[Tensor, "queries 2"], Float[Tensor, "keys 2"]] | None,
+) -> tuple[RowStatistics, float]:
+    """The statistics, and the largest log-sum-exp of a row: a measure of the digits that the difference has lost."""
+    allowed, bias = _key_bias(mask, query, key)
+    weight = allowed.to(query.dtype)
+    count = weight.sum(-1, keepdim=True).clamp_min(1)
+    weight = (weight / count).unsqueeze(-1)
+    key = key - (weight * key).sum(-2, keepdim=True)
+    value = key
+    if bias is not None:
+        bias = (bias - (weight.squeeze(-1) * bias).sum(-1, keepdim=True)).unsqueeze(-1).expand(*key.shape[:-1], 1)
+        query = torch.cat([query, torch.full_like(query[..., :1], 1 / scale)], -1)
+        value = torch.cat([key, bias], -1)
+        key = torch.cat([key, bias.masked_fill(~allowed.unsqueeze(-1), MASKED)], -1)
+
+    width = query.shape[-1]
+    covariance = (weight * value).transpose(-1, -2) @ value
+    variance = scale**2 * ((query @ covariance) * query).sum(-1)
+
+    places = None
+    if positions is not None:
+        places = torch.cat([positions[1], positions[1].square().sum(-1, keepdim=True)], -1).to(query.dtype)
+        value = torch.cat([value, places.expand(*key.shape[:-1], 3)], -1)
+    padding = -value.shape[-1] % 8
+    out, log_sum = _KERNELS[query.device.type](
+        F.pad(query, (0, value.shape[-1] + padding - width)),
+        F.pad(key, (0, value.shape[-1] + padding - width)),
+        F.pad(value, (0, padding)),
+        scale,
+    )
+    entropy = log_sum - scale * (query * out[..., :width]).sum(-1)
+
+    distance = None
+    if positions is not None:
+        here = positions[0].to(query.dtype)
+        x, y, square = out[..., width : width + 3].unbind(-1)
+        squared = square - 2 * (x * here[:, 0] + y * here[:, 1]) + here.square().sum(-1)
+        distance = squared.clamp_min(0).sqrt()
+    counted = allowed.any(-1, keepdim=True).expand_as(entropy)
+    bound = count.log()
+    result = RowStatistics(
+        entropy=entropy.clamp_min(0).minimum(bound).masked_fill(~counted, 0.0),
+        logit_variance=variance.clamp_min(0).masked_fill(~counted, 0.0),
+        attention_distance=distance,
+        counted=counted,
+    )
+    return result, log_sum.masked_fill(~counted, 0.0).max().item()
+
+
+def _key_bias(
+    mask: Shaped[Tensor, "*#mask"] | None,
+    query: Float[Tensor, "batch heads queries width"],
+    key: Float[Tensor, "batch heads keys width"],
+) -> tuple[Bool[Tensor, "batch heads keys"], Float[Tensor, "batch heads keys"] | None]:
+    """Which keys may be attended, and what a mask that is the same for every query adds to their logits."""
+    shape = key.shape[:-1]
+    if mask is None:
+        return torch.ones(shape, dtype=torch.bool, device=key.device), None
+    row = mask.squeeze(-2) if mask.ndim > 1 else mask
+    if mask.dtype == torch.bool:
+        return row.expand(shape), torch.zeros(shape, dtype=query.dtype, device=key.device)
+    row = row.to(query.dtype).expand(shape)
+    allowed = row != -math.inf
+    return allowed, row.masked_fill(~allowed, 0.0)
+
+
+def _same_for_all_queries(mask: Shaped[Tensor, "*#mask"] | None) -> bool:
+    return mask is None or mask.ndim < 2 or mask.shape[-2] == 1
+
+
+def _by_blocks(
+    query: Float[Tensor, "batch heads queries width"],
+    key: Float[Tensor, "batch heads keys width"],
+    mask: Shaped[Tensor, "*#mask"] | None,
+    is_causal: bool,
+    scale: float,
+    positions: tuple[Float[Tensor, "queries 2"], Float[Tensor, "keys 2"]] | None,
+) -> RowStatistics:
+    """The definition, on blocks of query rows that hold `BLOCK_LOGITS` logits at once."""
+    batch, heads, queries, _ = query.shape
+    keys = key.shape[2]
+    if is_causal:
+        below = torch.arange(keys, device=key.device)
+    rows = max(1, BLOCK_LOGITS // max(1, batch * heads * keys))
+    parts = []
+    for start in range(0, queries, rows):
+        stop = min(start + rows, queries)
+        part = mask if _same_for_all_queries(mask) else mask[..., start:stop, :]  # type: ignore[index]
+        if is_causal:
+            part = below <= torch.arange(start, stop, device=key.device)[:, None]
+        here = None if positions is None else (positions[0][start:stop], positions[1])
+        parts.append(dense(query[:, :, start:stop], key, part, scale=scale, positions=here))
+    return RowStatistics(
+        entropy=torch.cat([p.entropy for p in parts], -1),
+        logit_variance=torch.cat([p.logit_variance for p in parts], -1),
+        attention_distance=(
+            None
+            if positions is None
+            else torch.cat([p.attention_distance for p in parts if p.attention_distance is not None], -1)
+        ),
+        counted=torch.cat([p.counted for p in parts], -1),
+    )
+
+
+def _cpu_kernel(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=scale)
+    return out, log_sum
+
+
+def _cuda_kernel(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    out, log_sum, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, None, compute_log_sumexp=True, scale=scale
+    )
+    return out, log_sum[..., : query.shape[2]]  # the kernel pads the rows to a multiple of 32
+
+
+_KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]] = {
+    "cpu": _cpu_kernel,
+    "cuda": _cuda_kernel,
+}
+"""By device type: fused attention that returns its output and the log-sum-exp of every row, in float32."""
