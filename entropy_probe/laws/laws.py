@@ -1,0 +1,196 @@
+"""Scaling laws: by what factor g the logits of a layer with N tokens are multiplied, when it was trained with T.
+
+All give g = 1 at N = T. Most are members of g^2 = 1 + kappa ln(N/T).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+
+from entropy_probe.errors import InputError
+
+
+@runtime_checkable
+class ScalingLaw(Protocol):
+    """What a scaling law must know; any object with these two members serves."""
+
+    @property
+    def name(self) -> str: ...
+
+    def multiplier(self, layer: str, tokens: int, training_tokens: int) -> float:
+        """g of a layer: what its logits are multiplied by at `tokens` when `training_tokens` were trained."""
+        ...
+
+
+@dataclass(frozen=True)
+class Original:
+    """g = 1: the model as it was trained."""
+
+    name: ClassVar[str] = "original"
+
+    def multiplier(self, layer: str, tokens: int, training_tokens: int) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Paper:
+    """g = sqrt(ln N / ln T), that is kappa = 1 / ln T. Jin et al. 2023 (arXiv 2306.08645), equation 9."""
+
+    name: ClassVar[str] = "paper"
+
+    def multiplier(self, layer: str, tokens: int, training_tokens: int) -> float:
+        return math.sqrt(math.log(tokens) / math.log(training_tokens)) if min(tokens, training_tokens) > 1 else 1.0
+
+
+@dataclass(frozen=True)
+class Log:
+    """g = ln N / ln T. Su 2021; Chiang and Cholak 2022 (arXiv 2202.12172)."""
+
+    name: ClassVar[str] = "log"
+
+    def multiplier(self, layer: str, tokens: int, training_tokens: int) -> float:
+        return math.log(tokens) / math.log(training_tokens) if min(tokens, training_tokens) > 1 else 1.0
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """g = (0.1 ln(N/T) + 1)^2 for N > T, else 1. The attention temperature of YaRN, Peng et al. 2023 (arXiv 2309.00071)."""
+
+    name: ClassVar[str] = "yarn"
+
+    def multiplier(self, layer: str, tokens: int, training_tokens: int) -> float:
+        return (0.1 * math.log(tokens / training_tokens) + 1) ** 2 if tokens > training_tokens else 1.0
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """g = sqrt(1 + 2 ln(N/T) / sigma2_T): keeps ln N - sigma2/2, the entropy of a row with Gaussian logits.
+
+    Attributes:
+        logit_variance: sigma2_T of every layer, nats^2, measured at the training size.
+        floor: least g; a small image may ask for less than no attention at all.
+    """
+
+    logit_variance: dict[str, float]
+    floor: float = 0.1
+    name: ClassVar[str] = "gaussian"
+
+    def multiplier(self, layer: str, tokens: int, training_tokens: int) -> float:
+        variance = _of_layer(self.logit_variance, layer, self.name)
+        return _from_kappa(2 / variance, tokens, training_tokens, self.floor)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """g at which a layer's measured entropy at N tokens equals the one at T, for the sizes that were measured.
+
+    Between the measured sizes ln g is interpolated linearly in ln(N/T), through g = 1 at N = T; beyond them the last
+    stretch goes on. `kappa` says the same in one number per layer, g^2 = 1 + kappa ln(N/T), for comparing with other laws.
+
+    Attributes:
+        points: per layer, pairs (ln(N/T), g) in ascending order.
+        kappa: per layer, the fitted kappa.
+        kappa_se: its standard error.
+    """
+
+    points: dict[str, tuple[tuple[float, float], ...]]
+    kappa: dict[str, float] = field(default_factory=dict)
+    kappa_se: dict[str, float] = field(default_factory=dict)
+    name: ClassVar[str] = "measured"
+
+    def multiplier(self, layer: str, tokens: int, training_tokens: int) -> float:
+        knots = sorted({*_of_layer(self.points, layer, self.name), (0.0, 1.0)})
+        ratio = math.log(tokens / training_tokens)
+        x = np.array([k[0] for k in knots])
+        y = np.log([k[1] for k in knots])
+        if len(knots) == 1:
+            return 1.0
+        if ratio < x[0]:
+            return float(np.exp(y[0] + (ratio - x[0]) * (y[1] - y[0]) / (x[1] - x[0])))
+        if ratio > x[-1]:
+            return float(np.exp(y[-1] + (ratio - x[-1]) * (y[-1] - y[-2]) / (x[-1] - x[-2])))
+        return float(np.exp(np.interp(ratio, x, y)))
+
+
+@dataclass(frozen=True)
+class Kappa:
+    """g^2 = 1 + kappa ln(N/T) with one kappa per layer, or one for all layers under the key `*`.
+
+    Attributes:
+        kappa: per layer.
+        floor: least g.
+    """
+
+    kappa: dict[str, float]
+    floor: float = 0.1
+    name: ClassVar[str] = "kappa"
+
+    def multiplier(self, layer: str, tokens: int, training_tokens: int) -> float:
+        kappa = self.kappa["*"] if "*" in self.kappa else _of_layer(self.kappa, layer, self.name)
+        return _from_kappa(kappa, tokens, training_tokens, self.floor)
+
+
+LAWS: dict[str, type[Any]] = {law.name: law for law in (Original, Paper, Log, Yarn, Gaussian, Measured, Kappa)}
+"""Every law by its name."""
+
+NEEDS_NOTHING = tuple(name for name, law in LAWS.items() if not dataclasses.fields(law))
+"""The laws that can be had by name alone; the others carry numbers measured on a model."""
+
+
+def to_json(law: ScalingLaw) -> str:
+    """A law as JSON text, which `from_json` reads back to an equal law."""
+    return json.dumps({"law": law.name, **dataclasses.asdict(law)}, indent=2) + "\n"  # type: ignore[call-overload]
+
+
+def from_json(text: str) -> ScalingLaw:
+    """The law that `to_json` wrote.
+
+    Raises:
+        InputError: for text that is no law.
+    """
+    try:
+        fields = json.loads(text)
+        law = LAWS[fields.pop("law")]
+        if "points" in fields:
+            fields["points"] = {k: tuple((float(x), float(g)) for x, g in v) for k, v in fields["points"].items()}
+        made: ScalingLaw = law(**fields)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"this is no scaling law as entropy-probe writes them: {error!r}") from error
+    return made
+
+
+def resolve(law: ScalingLaw | str | Path) -> ScalingLaw:
+    """A law from itself, its name, or the JSON file that holds it.
+
+    Raises:
+        InputError: for an unknown name, a law that must be measured first, or a file that holds none.
+    """
+    if not isinstance(law, str | Path):
+        return law
+    if str(law) in NEEDS_NOTHING:
+        made: ScalingLaw = LAWS[str(law)]()
+        return made
+    if str(law) in LAWS:
+        raise InputError(f"law {str(law)!r} is measured on a model: derive it first (entropy-probe derive) and give its JSON file")
+    path = Path(law)
+    if not path.is_file():
+        raise InputError(f"unknown law {str(law)!r}: give {', '.join(NEEDS_NOTHING)}, or the JSON file of a derived law")
+    return from_json(path.read_text())
+
+
+def _from_kappa(kappa: float, tokens: int, training_tokens: int, floor: float) -> float:
+    return math.sqrt(max(floor**2, 1 + kappa * math.log(tokens / training_tokens)))
+
+
+def _of_layer(values: dict[str, Any], layer: str, law: str) -> Any:
+    try:
+        return values[layer]
+    except KeyError:
+        raise InputError(f"the {law} law knows no layer {layer!r}: it was derived on another model") from None

@@ -1,0 +1,85 @@
+"""Putting a scaling law on a model, and taking it off.
+
+The hooks on the denoiser are the only record of a law that is applied; there is no registry beside the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from entropy_probe.capture import AttentionCall, AttentionHooks, find_denoiser
+from entropy_probe.errors import InputError
+from entropy_probe.laws.laws import ScalingLaw, resolve
+
+
+class ScalingHooks(AttentionHooks):
+    """The hooks that multiply the logits of visual attention by the g of a law."""
+
+    def __init__(self, denoiser: nn.Module, law: ScalingLaw, training_tokens: Mapping[str, int] | None) -> None:
+        self.law = law
+        self._training_tokens = training_tokens
+        super().__init__(denoiser, self._multiplier)
+
+    def _multiplier(self, call: AttentionCall) -> float | None:
+        if call.kind == "cross":
+            return None
+        trained = self._training_tokens[call.layer] if self._training_tokens else call.training_tokens
+        if trained is None:
+            raise InputError(
+                f"the tokens of layer {call.layer!r} at the training size are not known: pass training_tokens={{layer: T}}"
+            )
+        multiplier = self.law.multiplier(call.layer, call.query.shape[2], trained)
+        return None if multiplier == 1.0 else multiplier
+
+
+def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[str, int] | None = None) -> None:
+    """Scale the visual attention (self and joint, not cross) of a model by a law, until `remove`.
+
+    Args:
+        model: a diffusers pipeline or a torch module.
+        law: a scaling law, its name, or the JSON file of one.
+        training_tokens: T per layer, where the model's configuration does not tell.
+
+    Raises:
+        InputError: for an unknown law, or a model that has a law applied already.
+    """
+    denoiser = find_denoiser(model)
+    present = applied(model)
+    if present is not None:
+        raise InputError(f"the {present.name} law is applied to this model already: take it off with remove() first")
+    ScalingHooks(denoiser, resolve(law), training_tokens)
+
+
+def remove(model: Any) -> None:
+    """Take the law off a model; one without a law is left as it is."""
+    for hooks in _scaling_hooks(model):
+        hooks.remove()
+
+
+def applied(model: Any) -> ScalingLaw | None:
+    """The law that is applied to a model now, if any."""
+    return next((hooks.law for hooks in _scaling_hooks(model)), None)
+
+
+@contextmanager
+def scaled(
+    model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[str, int] | None = None
+) -> Iterator[ScalingLaw]:
+    """`apply` while the context is open; leaves the model as it was, to the bit."""
+    apply(model, law, training_tokens=training_tokens)
+    try:
+        made = applied(model)
+        assert made is not None
+        yield made
+    finally:
+        remove(model)
+
+
+def _scaling_hooks(model: Any) -> list[ScalingHooks]:
+    owners = [getattr(hook, "__self__", None) for hook in find_denoiser(model)._forward_pre_hooks.values()]
+    return [owner for owner in dict.fromkeys(owners) if isinstance(owner, ScalingHooks)]

@@ -1,0 +1,120 @@
+"""Loading a diffusers pipeline: safetensors only, on the best device there is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from entropy_probe.capture import find_denoiser
+from entropy_probe.errors import InputError
+
+REFERENCE = "reference"
+"""The name of the bundled model wherever a model is asked for."""
+
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+
+def load(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> DiffusionPipeline:
+    """Load a pipeline by hub id or local folder, or the bundled `reference`, ready to sample.
+
+    Args:
+        model: hub id, folder saved by `save_pretrained`, or `reference`.
+        device: `auto` takes cuda, else mps, else cpu.
+        dtype: `float32`, `float16`, `bfloat16`; `auto` is float32 on the CPU and float16 elsewhere.
+
+    Raises:
+        InputError: for an unknown model, a folder that is no pipeline, weights that are pickles, a device that is not there.
+    """
+    where = resolve_device(device)
+    folder = Path(str(files("entropy_probe.data") / REFERENCE)) if model == REFERENCE else Path(model)
+    if folder.exists():
+        _check_folder(folder)
+    elif str(model).count("/") != 1 or str(model).startswith((".", "/", "~")):
+        raise InputError(f"there is no folder {str(model)!r}, and it is no hub id (owner/name); 'reference' is bundled")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pipeline = DiffusionPipeline.from_pretrained(
+                str(folder) if folder.exists() else str(model), torch_dtype=resolve_dtype(dtype, where), use_safetensors=True
+            )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"cannot load {str(model)!r} as a diffusers pipeline: {reason}") from error
+    find_denoiser(pipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(where)
+
+
+def resolve_device(device: str) -> str:
+    """`auto` to cuda, mps or cpu.
+
+    Raises:
+        InputError: for a device that torch does not know or this machine does not have.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device.split(":")[0], False):
+        raise InputError(f"device {device!r} is not available here; use auto or {' or '.join(d for d in there if there[d])}")
+    return device
+
+
+def resolve_dtype(dtype: str, device: str) -> torch.dtype:
+    """The name of a floating dtype to the dtype; `auto` by device.
+
+    Raises:
+        InputError: for any other name.
+    """
+    if dtype == "auto":
+        return torch.float32 if device == "cpu" else torch.float16
+    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if dtype not in known:
+        raise InputError(f"dtype must be auto, {', '.join(known)}, not {dtype!r}")
+    return known[dtype]
+
+
+def fingerprint(pipeline: Any) -> str:
+    """A short hash of the denoiser's configuration and weights: which model a run directory belongs to."""
+    denoiser = find_denoiser(pipeline)
+    digest = hashlib.blake2b(digest_size=8)
+    config = {k: v for k, v in getattr(denoiser, "config", {}).items() if not k.startswith("_")}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, parameter in denoiser.named_parameters():
+        head = parameter.detach().flatten()[:256].to("cpu", torch.float16)
+        digest.update(name.encode() + str(tuple(parameter.shape)).encode() + head.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def quiet_libraries() -> None:
+    """Silence the loading bars and notices of diffusers and transformers, for the command line."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "model_index.json").is_file():
+        raise InputError(f"{folder} is no diffusers pipeline: it has no model_index.json (save one with save_pretrained)")
+    parts = sorted(p.parent for p in folder.glob("*/config.json"))
+    for part in parts:
+        if any(part.glob("*.safetensors")):
+            continue
+        pickles = sorted(p.name for p in part.iterdir() if p.suffix in _PICKLES)
+        if pickles:
+            raise InputError(
+                f"{part} holds only pickled weights ({pickles[0]}), which can run code when loaded and are refused: "
+                "load them where you trust them and save with save_pretrained(..., safe_serialization=True)"
+            )

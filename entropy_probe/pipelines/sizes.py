@@ -1,0 +1,116 @@
+"""Image sizes of a pipeline: the one it was trained at, the ones it can draw, and the tokens of each layer at any of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from entropy_probe.capture import AttentionCall, TokenGrid, attention_calls, find_denoiser
+from entropy_probe.errors import InputError
+
+Size = tuple[int, int]
+"""(height, width) in pixels, the order of diffusers."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An attention layer: its heads and head width, and, for visual attention, its grid at the training size.
+
+    `training_tokens` is T of the scaling laws.
+    """
+
+    name: str
+    kind: str
+    heads: int
+    head_width: int
+    key_tokens: int
+    grid: TokenGrid | None
+
+    @property
+    def training_tokens(self) -> int | None:
+        return None if self.grid is None else self.grid.tokens
+
+
+def pixels_per_latent(pipeline: Any) -> int:
+    """The autoencoder's reduction of height and width; 1 for a pipeline that works on pixels."""
+    return int(getattr(pipeline, "vae_scale_factor", 1))
+
+
+def training_size(pipeline: Any) -> Size:
+    """Height and width, in pixels, that the model was trained at, from the denoiser's `sample_size`.
+
+    Raises:
+        InputError: if the configuration does not say.
+    """
+    size = getattr(find_denoiser(pipeline).config, "sample_size", None) or getattr(pipeline, "default_sample_size", None)
+    if size is None:
+        raise InputError(f"the configuration of {type(pipeline).__name__} does not tell its training size (sample_size)")
+    height, width = (size, size) if isinstance(size, int) else size
+    return height * pixels_per_latent(pipeline), width * pixels_per_latent(pipeline)
+
+
+def check_size(pipeline: Any, size: Size) -> None:
+    """Refuse a size that the pipeline cannot draw.
+
+    Raises:
+        InputError: naming the size and its nearest neighbours that can be drawn.
+    """
+    step = max(8, pixels_per_latent(pipeline))
+    height, width = size
+    if height <= 0 or width <= 0:
+        raise InputError(f"size {format_size(size)}: height and width must be positive")
+    if height % step or width % step:
+        near = tuple(max(step, round(s / step) * step) for s in size)
+        raise InputError(
+            f"size {format_size(size)}: the pipeline draws multiples of {step} pixels, for example {format_size(near)}"
+        )
+
+
+def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
+    """The attention layers in the order in which they run, with their token grids at a size (default: the training size).
+
+    Runs one sampling step at that size, without guidance, to see the calls themselves.
+    """
+    height, width = size or training_size(pipeline)
+    found: dict[str, Layer] = {}
+
+    def note(call: AttentionCall) -> None:
+        grid = call.grid if call.kind == "self" else None
+        _, heads, _, head_width = call.query.shape
+        found.setdefault(call.layer, Layer(call.layer, call.kind, heads, head_width, call.key.shape[2], grid))
+
+    with attention_calls(find_denoiser(pipeline), note), torch.no_grad():
+        pipeline(
+            prompt="", height=height, width=width, num_inference_steps=1, guidance_scale=1.0, output_type="latent"
+        )
+    return list(found.values())
+
+
+def training_tokens(pipeline: Any) -> dict[str, int]:
+    """T of every visual attention layer: its tokens at the training size."""
+    return {layer.name: layer.training_tokens for layer in layers(pipeline) if layer.training_tokens is not None}
+
+
+def parse_size(text: str) -> Size:
+    """`96` to (96, 96), `96x128` to (96, 128): HEIGHTxWIDTH.
+
+    Raises:
+        InputError: for anything else, or a size that is not positive.
+    """
+    parts = text.lower().strip().split("x")
+    try:
+        numbers = [int(p) for p in parts]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2):
+        raise InputError(f"size {text!r}: give pixels, either one number (square) or HEIGHTxWIDTH, such as 96x128")
+    if min(numbers) <= 0:
+        raise InputError(f"size {text!r}: height and width must be positive")
+    return numbers[0], numbers[-1]
+
+
+def format_size(size: Size) -> str:
+    """(64, 64) to `64`, (96, 128) to `96x128`."""
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
