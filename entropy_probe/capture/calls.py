@@ -1,8 +1,8 @@
 """Seeing, and scaling, the attention calls of a denoiser while it runs.
 
-Forward hooks say which module is running; a `TorchFunctionMode`, active only inside the denoiser's own forward, sees every
-`torch.nn.functional.scaled_dot_product_attention` with its query and key exactly as the model computed them. Nothing is
-replaced: no processor, no method. Removing the hooks leaves the model as it was.
+Forward hooks say which module is running; a `TorchFunctionMode`, active only inside the denoiser's own forward, sees
+every `torch.nn.functional.scaled_dot_product_attention` with its query and key exactly as the model computed them.
+Nothing is replaced: no processor, no method. Removing the hooks leaves the model as it was.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -68,7 +67,7 @@ class AttentionCall:
 
 Multiplier = float | Float[Tensor, " heads"] | None
 OnCall = Callable[[AttentionCall], Multiplier]
-"""Sees a call and returns what to multiply the logits by: a number, one number per head, or None to leave them alone."""
+"""Sees a call and returns what to multiply the logits by: a number, one per head, or None to leave them alone."""
 
 
 @contextmanager
@@ -105,7 +104,7 @@ class AttentionHooks:
         self._modes: list[TorchFunctionMode] = []
         self._forwards = 0
         self._forward = Forward(0, None, None, None)
-        # Modes that are entered first are asked last: a prepended hook therefore sees what all other modes made of a call.
+        # The mode that is entered first is asked last: a prepended hook sees what all others have made of a call.
         self._handles: list[RemovableHandle] = [
             denoiser.register_forward_pre_hook(self._begin, prepend=after_scaling, with_kwargs=True),
             denoiser.register_forward_hook(self._end, always_call=True),
@@ -117,6 +116,7 @@ class AttentionHooks:
                 self._handles.append(module.register_forward_hook(self._leave, always_call=True))
 
     def remove(self) -> None:
+        """Take every hook off the model."""
         while self._handles:
             self._handles.pop().remove()
 
@@ -189,7 +189,7 @@ class _CallMode(TorchFunctionMode):
 
 
 def attention_layers(denoiser: nn.Module) -> list[str]:
-    """Names of the modules that are attention by their make: diffusers' attention classes and `nn.MultiheadAttention`."""
+    """Names of the modules that are attention by make: diffusers' attention classes and `nn.MultiheadAttention`."""
     return [
         name
         for name, module in denoiser.named_modules()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """`height` x `width` tokens in raster order, each `stride` latent pixels wide, on an image of `aspect` = height/width."""
+    """`height` x `width` tokens in raster order, `stride` latent pixels apart; `aspect` is the image's height/width."""
 
     height: int
     width: int
@@ -21,6 +21,7 @@ class TokenGrid:
 
     @property
     def tokens(self) -> int:
+        """How many there are."""
         return self.height * self.width
 
     def at(self, latent_size: tuple[int, int]) -> TokenGrid:

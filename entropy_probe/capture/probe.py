@@ -58,7 +58,8 @@ def capture(
     distance: bool = True,
     keep: str | Iterable[str] = (),
     keep_steps: Iterable[int] | None = None,
-    multipliers: Sequence[float] = (1.0,),
+    multipliers: Sequence[float] = (),
+    multiplier_rows: int = 256,
     missing: Literal["error", "warn"] = "error",
     seed: int = 0,
 ) -> Iterator[Captured]:
@@ -73,8 +74,9 @@ def capture(
         distance: measure attention distance too, where the tokens lie on an image.
         keep: names or globs of self-attention layers whose rows are kept one by one, for `Captured.entropy_map`.
         keep_steps: sampling steps at which `keep` applies; all if none.
-        multipliers: values of g; each call is also measured with its logits multiplied by them. The default measures
-            the call as the model makes it.
+        multipliers: values of g at which visual attention is measured besides, from the same queries and keys: the
+            curve H(g). The `multiplier` column tells them apart; it is 1 for the call as the model makes it.
+        multiplier_rows: rows drawn for each of those.
         missing: what to do about attention layers that ran without a visible call: raise, or warn.
         seed: of the choice of rows.
 
@@ -96,17 +98,21 @@ def capture(
         if measured is not None and call.layer not in measured:
             return
         keeping = call.layer in kept and call.kind == "self" and (steps is None or captured.step in steps)
-        every = rows == "all" or rows >= call.query.shape[2] or keeping
-        index = None if every else stratified_rows(call.query.shape[2], int(rows), seed).to(call.query.device)
+        tokens = call.query.shape[2]
+        base = tokens if rows == "all" or keeping else min(int(rows), tokens)
+        plan = [(1.0, base, keeping)]
+        if call.kind != "cross":
+            plan += [(g, min(multiplier_rows, base), False) for g in multipliers]
         with torch.no_grad():
-            for multiplier in multipliers:
-                statistics = _statistics(call, multiplier, index, distance)
+            for multiplier, count, whole in plan:
+                index = None if count == tokens else stratified_rows(tokens, count, seed).to(call.query.device)
+                statistics = _statistics(call, multiplier, index, distance and multiplier == 1.0)
                 if torch.isnan(statistics.entropy).any():
                     raise CaptureError(
                         f"the queries or keys of layer {call.layer!r} hold NaN at step {captured.step}: the model has "
                         "diverged, or its dtype overflows (try float32 or bfloat16)"
                     )
-                captured.add(_record(call, multiplier, statistics, keeping))
+                captured.add(_record(call, multiplier, statistics, whole))
 
     with attention_calls(denoiser, measure, after_scaling=True) as hooks:
         yield captured

@@ -73,6 +73,7 @@ class Captured:
         self._moments[forward.number] = self._last = moment
 
     def add(self, record: Record) -> None:
+        """Note a measured call."""
         self.records.append(record)
 
     def frame(self) -> pd.DataFrame:
@@ -123,7 +124,9 @@ class Captured:
         frame = self.frame()
         per_image = frame.groupby(["layer", "kind", "sampling", "sample"], sort=False)["entropy"].mean()
         by_layer = per_image.groupby(["layer", "kind"], sort=False)
-        return pd.DataFrame({"entropy": by_layer.mean(), "entropy_se": by_layer.sem(), "images": by_layer.size()}).reset_index()
+        return pd.DataFrame(
+            {"entropy": by_layer.mean(), "entropy_se": by_layer.sem(), "images": by_layer.size()}
+        ).reset_index()
 
     def entropy_map(
         self, layer: str, step: int, sampling: int = 0
@@ -134,10 +137,10 @@ class Captured:
             InputError: if the rows of that layer and step were not kept (`capture(keep=..., keep_steps=...)`).
         """
         for record in self.records:
-            moment = self._moments[record.forward.number]
-            if (record.layer, moment.step, moment.sampling) == (layer, step, sampling):
-                if record.entropy_rows is not None and record.grid is not None:
-                    return record.entropy_rows.unflatten(-1, (record.grid.height, record.grid.width))
+            moment, grid, values = self._moments[record.forward.number], record.grid, record.entropy_rows
+            here = (record.layer, moment.step, moment.sampling) == (layer, step, sampling)
+            if here and values is not None and grid is not None:
+                return values.reshape(*values.shape[:-1], grid.height, grid.width)
         raise InputError(f"no rows of layer {layer!r} at step {step} were kept: capture with keep=[{layer!r}]")
 
 

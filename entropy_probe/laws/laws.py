@@ -61,7 +61,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Yarn:
-    """g = (0.1 ln(N/T) + 1)^2 for N > T, else 1. The attention temperature of YaRN, Peng et al. 2023 (arXiv 2309.00071)."""
+    """g = (0.1 ln(N/T) + 1)^2 for N > T, else 1: YaRN's attention temperature, Peng et al. 2023 (arXiv 2309.00071)."""
 
     name: ClassVar[str] = "yarn"
 
@@ -92,7 +92,7 @@ class Measured:
     """g at which a layer's measured entropy at N tokens equals the one at T, for the sizes that were measured.
 
     Between the measured sizes ln g is interpolated linearly in ln(N/T), through g = 1 at N = T; beyond them the last
-    stretch goes on. `kappa` says the same in one number per layer, g^2 = 1 + kappa ln(N/T), for comparing with other laws.
+    stretch goes on. `kappa` says it in one number per layer, g^2 = 1 + kappa ln(N/T), to compare with other laws.
 
     Attributes:
         points: per layer, pairs (ln(N/T), g) in ascending order.
@@ -157,6 +157,7 @@ def from_json(text: str) -> ScalingLaw:
     """
     try:
         fields = json.loads(text)
+        fields.pop("derivation", None)  # how a measured law was found may stand beside it
         law = LAWS[fields.pop("law")]
         if "points" in fields:
             fields["points"] = {k: tuple((float(x), float(g)) for x, g in v) for k, v in fields["points"].items()}
@@ -178,10 +179,14 @@ def resolve(law: ScalingLaw | str | Path) -> ScalingLaw:
         made: ScalingLaw = LAWS[str(law)]()
         return made
     if str(law) in LAWS:
-        raise InputError(f"law {str(law)!r} is measured on a model: derive it first (entropy-probe derive) and give its JSON file")
+        raise InputError(
+            f"law {str(law)!r} is measured on a model: derive it first (entropy-probe derive) and give its JSON file"
+        )
     path = Path(law)
     if not path.is_file():
-        raise InputError(f"unknown law {str(law)!r}: give {', '.join(NEEDS_NOTHING)}, or the JSON file of a derived law")
+        raise InputError(
+            f"unknown law {str(law)!r}: give {', '.join(NEEDS_NOTHING)}, or the JSON file of a derived law"
+        )
     return from_json(path.read_text())
 
 

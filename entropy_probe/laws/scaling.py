@@ -31,7 +31,8 @@ class ScalingHooks(AttentionHooks):
         trained = self._training_tokens[call.layer] if self._training_tokens else call.training_tokens
         if trained is None:
             raise InputError(
-                f"the tokens of layer {call.layer!r} at the training size are not known: pass training_tokens={{layer: T}}"
+                f"the tokens of layer {call.layer!r} at the training size are not known: "
+                "pass training_tokens={layer: T}"
             )
         multiplier = self.law.multiplier(call.layer, call.query.shape[2], trained)
         return None if multiplier == 1.0 else multiplier

@@ -10,6 +10,7 @@ from entropy_probe.pipelines.sizes import (
     layers,
     parse_size,
     pixels_per_latent,
+    short_name,
     training_size,
     training_tokens,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "parse_size",
     "pixels_per_latent",
     "quiet_libraries",
+    "short_name",
     "training_size",
     "training_tokens",
 ]

@@ -31,7 +31,7 @@ def load(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> Dif
         dtype: `float32`, `float16`, `bfloat16`; `auto` is float32 on the CPU and float16 elsewhere.
 
     Raises:
-        InputError: for an unknown model, a folder that is no pipeline, weights that are pickles, a device that is not there.
+        InputError: for an unknown model, a folder that is no pipeline, pickled weights, a device that is not there.
     """
     where = resolve_device(device)
     folder = Path(str(files("entropy_probe.data") / REFERENCE)) if model == REFERENCE else Path(model)
@@ -43,7 +43,9 @@ def load(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> Dif
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             pipeline = DiffusionPipeline.from_pretrained(
-                str(folder) if folder.exists() else str(model), torch_dtype=resolve_dtype(dtype, where), use_safetensors=True
+                str(folder) if folder.exists() else str(model),
+                torch_dtype=resolve_dtype(dtype, where),
+                use_safetensors=True,
             )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -63,7 +65,9 @@ def resolve_device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(device.split(":")[0], False):
-        raise InputError(f"device {device!r} is not available here; use auto or {' or '.join(d for d in there if there[d])}")
+        raise InputError(
+            f"device {device!r} is not available here; use auto or {' or '.join(d for d in there if there[d])}"
+        )
     return device
 
 
@@ -107,7 +111,9 @@ def quiet_libraries() -> None:
 
 def _check_folder(folder: Path) -> None:
     if not (folder / "model_index.json").is_file():
-        raise InputError(f"{folder} is no diffusers pipeline: it has no model_index.json (save one with save_pretrained)")
+        raise InputError(
+            f"{folder} is no diffusers pipeline: it has no model_index.json (save one with save_pretrained)"
+        )
     parts = sorted(p.parent for p in folder.glob("*/config.json"))
     for part in parts:
         if any(part.glob("*.safetensors")):

@@ -1,7 +1,8 @@
-"""Image sizes of a pipeline: the one it was trained at, the ones it can draw, and the tokens of each layer at any of them."""
+"""Image sizes of a pipeline: what it was trained at, what it can draw, and the tokens of each layer at any of them."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Layer:
-    """An attention layer: its heads and head width, and, for visual attention, its grid at the training size.
-
-    `training_tokens` is T of the scaling laws.
-    """
+    """An attention layer: its heads and head width, and, for visual attention, its token grid."""
 
     name: str
     kind: str
@@ -30,6 +28,7 @@ class Layer:
 
     @property
     def training_tokens(self) -> int | None:
+        """T of the scaling laws; None for cross-attention."""
         return None if self.grid is None else self.grid.tokens
 
 
@@ -44,9 +43,13 @@ def training_size(pipeline: Any) -> Size:
     Raises:
         InputError: if the configuration does not say.
     """
-    size = getattr(find_denoiser(pipeline).config, "sample_size", None) or getattr(pipeline, "default_sample_size", None)
+    size = getattr(find_denoiser(pipeline).config, "sample_size", None) or getattr(
+        pipeline, "default_sample_size", None
+    )
     if size is None:
-        raise InputError(f"the configuration of {type(pipeline).__name__} does not tell its training size (sample_size)")
+        raise InputError(
+            f"the configuration of {type(pipeline).__name__} does not tell its training size (sample_size)"
+        )
     height, width = (size, size) if isinstance(size, int) else size
     return height * pixels_per_latent(pipeline), width * pixels_per_latent(pipeline)
 
@@ -62,9 +65,10 @@ def check_size(pipeline: Any, size: Size) -> None:
     if height <= 0 or width <= 0:
         raise InputError(f"size {format_size(size)}: height and width must be positive")
     if height % step or width % step:
-        near = tuple(max(step, round(s / step) * step) for s in size)
+        near = (max(step, round(height / step) * step), max(step, round(width / step) * step))
+        near_text = format_size(near)
         raise InputError(
-            f"size {format_size(size)}: the pipeline draws multiples of {step} pixels, for example {format_size(near)}"
+            f"size {format_size(size)}: the pipeline draws multiples of {step} pixels, such as {near_text}"
         )
 
 
@@ -82,15 +86,18 @@ def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
         found.setdefault(call.layer, Layer(call.layer, call.kind, heads, head_width, call.key.shape[2], grid))
 
     with attention_calls(find_denoiser(pipeline), note), torch.no_grad():
-        pipeline(
-            prompt="", height=height, width=width, num_inference_steps=1, guidance_scale=1.0, output_type="latent"
-        )
+        pipeline(prompt="", height=height, width=width, num_inference_steps=1, guidance_scale=1.0, output_type="latent")
     return list(found.values())
 
 
 def training_tokens(pipeline: Any) -> dict[str, int]:
     """T of every visual attention layer: its tokens at the training size."""
     return {layer.name: layer.training_tokens for layer in layers(pipeline) if layer.training_tokens is not None}
+
+
+def short_name(layer: str) -> str:
+    """`down_blocks.0.attentions.1.transformer_blocks.0.attn1` to `down.0.1.0.attn1`, for tables and figures."""
+    return re.sub(r"_blocks?(?=\.)", "", layer).replace("attentions.", "").replace("transformer.", "")
 
 
 def parse_size(text: str) -> Size:

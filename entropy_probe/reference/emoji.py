@@ -38,6 +38,7 @@ class Emoji:
 
     @property
     def caption(self) -> str:
+        """Style and name, in words."""
         return f"{self.style} {self.name.replace('-', ' ')}"
 
     def draw(self, height: int, width: int | None = None) -> UInt8[np.ndarray, "height width 3"]:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from entropy_probe.capture import capture
 from entropy_probe.reference import emoji as emoji_data
 
 SIZE = 64
@@ -45,11 +46,13 @@ class Recipe:
     autoencoder_batch: int = 32
     autoencoder_rate: float = 2e-3
     latent_noise: float = 0.05
-    steps: int = 10_000
+    steps: int = 5_500
     batch: int = 48
     rate: float = 8e-4
     warmup: int = 300
-    decay: float = 0.25
+    decay: float = 0.3
+    wake_at: int = 1_870
+    wake_variance: float = 4.0
     caption_dropout: float = 0.1
     ema: float = 0.999
     channels: tuple[int, ...] = (64, 160)
@@ -80,6 +83,7 @@ def build_tokenizer(captions: list[str], vocabulary: int) -> CLIPTokenizer:
 
 
 def build_autoencoder() -> AutoencoderTiny:
+    """Four latent channels at a quarter of the height and width."""
     return AutoencoderTiny(
         encoder_block_out_channels=(32, 32, 32),
         decoder_block_out_channels=(32, 32, 32),
@@ -91,6 +95,7 @@ def build_autoencoder() -> AutoencoderTiny:
 
 
 def build_text_encoder(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A small CLIP text encoder, trained from nothing together with the denoiser."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -108,6 +113,7 @@ def build_text_encoder(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPTextMode
 
 
 def build_denoiser(recipe: Recipe) -> UNet2DConditionModel:
+    """Self- and cross-attention at every level; few, thin residual blocks, so that much is left to the attention."""
     levels = len(recipe.channels)
     return UNet2DConditionModel(
         sample_size=SIZE // 4,
@@ -125,6 +131,7 @@ def build_denoiser(recipe: Recipe) -> UNet2DConditionModel:
 
 
 def build_scheduler() -> DDIMScheduler:
+    """Cosine schedule, v-prediction: the last timestep is pure noise, which white pictures need."""
     return DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
@@ -152,7 +159,7 @@ def rate_at(step: int, recipe: Recipe) -> float:
 
 
 def batches(count: int, size: int, start: int, stop: int, seed: int) -> Iterator[tuple[int, Tensor]]:
-    """(step, indices) for the steps start..stop; each epoch is a seeded permutation, so that a resumed run repeats it."""
+    """(step, indices) for the steps start..stop; each epoch is a seeded permutation, the same in a resumed run."""
     per_epoch = count // size
     for step in range(start, stop):
         epoch, position = divmod(step, per_epoch)
@@ -166,7 +173,7 @@ def to_unit(pixels: UInt8[Tensor, "batch h w 3"]) -> Float[Tensor, "batch 3 h w"
 
 
 def train_autoencoder(work: Path, pixels: UInt8[Tensor, "count h w 3"], recipe: Recipe) -> AutoencoderTiny:
-    """Train the autoencoder, or load the finished one from `work`; its `scaling_factor` gives latents of unit variance."""
+    """Train the autoencoder, or load the finished one; its `scaling_factor` gives latents of unit variance."""
     finished = work / "vae"
     if finished.exists():
         return AutoencoderTiny.from_pretrained(finished, use_safetensors=True).eval()
@@ -206,6 +213,7 @@ def train_autoencoder(work: Path, pixels: UInt8[Tensor, "count h w 3"], recipe: 
 def encode(
     autoencoder: AutoencoderTiny, pixels: UInt8[Tensor, "count h w 3"], scaled: bool = True
 ) -> Float[Tensor, "count 4 h_latent w_latent"]:
+    """Latents of all pictures, of unit variance if `scaled`."""
     latents = torch.cat([autoencoder.encode(to_unit(part)).latents for part in pixels.split(64)])
     return latents * autoencoder.config.scaling_factor if scaled else latents
 
@@ -248,6 +256,8 @@ def train_denoiser(
             noisy, target = velocity(latents[index], noise, alphas[timesteps].view(-1, 1, 1, 1))
             dropped = torch.rand(len(index), 1, generator=generator) < recipe.caption_dropout
             prompt = torch.where(dropped, empty, tokens[index])
+            if step == recipe.wake_at:
+                _wake(model, average, noisy, timesteps, prompt, recipe.wake_variance)
             with torch.autocast("cpu", torch.bfloat16), _FloatAttention():
                 context = model["text"](prompt).last_hidden_state
                 predicted = denoise(noisy, timesteps, context).sample
@@ -266,6 +276,7 @@ def train_denoiser(
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    """Token numbers, padded to `TEXT_LENGTH`."""
     encoded = tokenizer(captions, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
     ids: Tensor = encoded.input_ids
     return ids
@@ -291,6 +302,31 @@ def export(
     )
     pipeline.to(torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
+    # AutoencoderTiny derives this entry itself and warns when it finds it in the file.
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    config.pop("block_out_channels")
+    (folder / "vae" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+@torch.no_grad()
+def _wake(
+    model: nn.ModuleDict, average: nn.ModuleDict, noisy: Tensor, timesteps: Tensor, prompt: Tensor, least: float
+) -> None:
+    """Give the logits of every self-attention layer a variance of at least `least`, by its query and key projections.
+
+    A layer that attends uniformly learns where to look very slowly, and the coarse level had stayed uniform: its
+    residual blocks see the whole picture anyhow. Scaled up once, it has something to unlearn or to use.
+    """
+    with capture(model["unet"], distance=False) as captured:
+        model["unet"](noisy, timesteps, model["text"](prompt).last_hidden_state)
+    frame = captured.frame()
+    variance = frame[frame["kind"] == "self"].groupby("layer")["logit_variance"].mean()
+    for layer, value in variance[variance < least].items():
+        gain = (least / value) ** 0.25
+        for network in (model, average):
+            attention = network["unet"].get_submodule(layer)
+            attention.to_q.weight.mul_(gain)
+            attention.to_k.weight.mul_(gain)
 
 
 class _FloatAttention(TorchFunctionMode):
@@ -333,9 +369,7 @@ class _Curve:
         self.progress.update(self.task, completed=step + 1)
 
 
-def _save(
-    path: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
+def _save(path: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     state: dict[str, Any] = {
         "step": step,
         "model": model.state_dict(),
@@ -361,7 +395,12 @@ def main(
     autoencoder = train_autoencoder(work, pixels, recipe)
     text_encoder, denoiser = train_denoiser(work, encode(autoencoder, pixels), captions, tokenizer, recipe)
     export(out, autoencoder, text_encoder, tokenizer, denoiser)
-    facts = {"recipe": asdict(recipe), "pictures": len(emoji), "machine": platform.processor(), "torch": torch.__version__}
+    facts = {
+        "recipe": asdict(recipe),
+        "pictures": len(emoji),
+        "machine": platform.processor(),
+        "torch": torch.__version__,
+    }
     (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 

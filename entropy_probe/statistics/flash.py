@@ -4,9 +4,9 @@ With s_ij = scale * <q_i, k_j> and A = softmax(s), the sum over the keys in
 
     H_i = logsumexp_j(s_ij) - sum_j A_ij s_ij
 
-is itself an attention with the keys as values: sum_j A_ij s_ij = scale * <q_i, sum_j A_ij k_j>. One fused attention call
-therefore gives both terms. A bias m_j on the keys rides along as one more coordinate (1/scale on the query, m_j on the
-key), and the positions of the keys as more values.
+is itself an attention with the keys as values: sum_j A_ij s_ij = scale * <q_i, sum_j A_ij k_j>. One fused attention
+call therefore gives both terms. A bias m_j on the keys rides along as one more coordinate (1/scale on the query, m_j on
+the key), and the positions of the keys as more values.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ class RowStatistics:
     Attributes:
         entropy: H in nats, 0 <= H <= ln(allowed keys).
         logit_variance: variance of the logits over the allowed keys, nats^2.
-        attention_distance: root mean square distance that attention spans, in the unit of the positions; None without them.
+        attention_distance: root mean square distance that attention spans, in the unit of the positions; None without.
         counted: false for rows that may attend to no key at all; they are left out of means.
     """
 

@@ -1,0 +1,1 @@
+"""What the package carries: the reference checkpoint and prompts."""

@@ -1,0 +1,535 @@
+"""The command line: `entropy-probe run`, its stages over a run directory, `sample` and `info`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from entropy_probe.errors import CaptureError, InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from entropy_probe.laws import ScalingLaw
+    from entropy_probe.pipelines import Size
+    from entropy_probe.sweep import Sweep
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Measure a diffusion model's attention entropy, derive the scaling factor each size needs, see if it helps.",
+)
+
+MODEL = Annotated[str, typer.Option(help="Hub id, folder of a diffusers pipeline, or `reference`, the bundled one.")]
+STAGE_MODEL = Annotated[str | None, typer.Option("--model", help="The model, if it is not where the run found it.")]
+OUT = Annotated[Path, typer.Option(help="The run directory.")]
+SIZES = Annotated[
+    str | None, typer.Option(help="Pixels, such as 32,64,96x128: one number is square, else HEIGHTxWIDTH.")
+]
+PROMPTS = Annotated[
+    str | None, typer.Option(help="A text file with one prompt a line, or how many of the bundled ones.")
+]
+SEEDS = Annotated[str | None, typer.Option(help="Seeds, such as 0,1: one image each for every prompt and size.")]
+STEPS = Annotated[int | None, typer.Option(help="Sampling steps.")]
+GUIDANCE = Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 turns it off.")]
+LAWS = Annotated[str, typer.Option(help="Scaling laws by name, or the JSON file of one: original,paper,law.json.")]
+ROWS = Annotated[str, typer.Option(help="Attention rows measured per call: all, auto (at most 1024) or a number.")]
+DEVICE = Annotated[str, typer.Option(help="auto takes cuda, else mps, else cpu.")]
+DTYPE = Annotated[str, typer.Option(help="float32, bfloat16, float16; auto is float32 on the CPU, else float16.")]
+QUICK = Annotated[bool, typer.Option("--quick", help="A small grid, for a first look.")]
+JSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+QUIET = Annotated[bool, typer.Option("--quiet", help="No progress bars and no summary.")]
+
+DEFAULT_OUT = Path("entropy-run")
+GUIDANCE_SCALE = 4.0
+
+
+@dataclass(frozen=True)
+class _Plan:
+    prompts: int
+    seeds: tuple[int, ...]
+    steps: int
+    rounds: int
+
+
+_FULL = _Plan(prompts=8, seeds=(0, 1), steps=12, rounds=3)
+_QUICK = _Plan(prompts=4, seeds=(0,), steps=8, rounds=1)
+
+
+@app.command()
+def run(
+    model: MODEL = "reference",
+    out: OUT = DEFAULT_OUT,
+    sizes: SIZES = None,
+    prompts: PROMPTS = None,
+    seeds: SEEDS = None,
+    steps: STEPS = None,
+    guidance_scale: GUIDANCE = GUIDANCE_SCALE,
+    laws: LAWS = "original,paper,measured",
+    rows: ROWS = "all",
+    device: DEVICE = "auto",
+    dtype: DTYPE = "auto",
+    quick: QUICK = False,
+    as_json: JSON = False,
+    quiet: QUIET = False,
+) -> None:
+    """Do everything: sample, fit, derive the scaling factor, validate it, and write the report."""
+    from entropy_probe.fitting import derive_measured
+    from entropy_probe.fitting import fit as fit_laws
+    from entropy_probe.report import entropy_maps
+    from entropy_probe.report import report as make_report
+    from entropy_probe.validation import validate_sweep
+
+    plan = _QUICK if quick else _FULL
+    _check_laws(laws)
+    say = _Say(quiet or as_json)
+    made = _sweep(model, out, sizes, prompts, seeds, steps, guidance_scale, rows, device, dtype, plan, quick, say)
+    fitted = fit_laws(made)
+    made.run.write("fit.json", fitted.to_json())
+    say(str(fitted))
+    derivation = None
+    if "measured" in _names(laws):
+        derivation = derive_measured(
+            made,
+            rounds=plan.rounds,
+            progress=say.progress,
+            on_round=lambda r: say(f"round {r.number}: {r.drift:.3f} +- {r.drift_se:.3f} nats of drift remain"),
+        )
+        _keep_law(made, derivation)
+    outcome = validate_sweep(made, _resolve_laws(made, laws), progress=say.progress)
+    made.run.write("outcome.json", outcome.to_json())
+    law = derivation.law if derivation else None
+    maps = entropy_maps(made, law)
+    page = make_report(made, fitted, law, outcome, derivation=derivation, entropy_maps=maps, command=_command())
+    path = page.save(out / "report.html")
+    _finish(page, path, as_json, say)
+
+
+@app.command()
+def sweep(
+    model: MODEL = "reference",
+    out: OUT = DEFAULT_OUT,
+    sizes: SIZES = None,
+    prompts: PROMPTS = None,
+    seeds: SEEDS = None,
+    steps: STEPS = None,
+    guidance_scale: GUIDANCE = GUIDANCE_SCALE,
+    rows: ROWS = "all",
+    device: DEVICE = "auto",
+    dtype: DTYPE = "auto",
+    quick: QUICK = False,
+    as_json: JSON = False,
+    quiet: QUIET = False,
+) -> None:
+    """Sample the original model over prompts, sizes and seeds, with every attention layer measured."""
+    plan = _QUICK if quick else _FULL
+    say = _Say(quiet or as_json)
+    made = _sweep(model, out, sizes, prompts, seeds, steps, guidance_scale, rows, device, dtype, plan, quick, say)
+    if as_json:
+        _print_json({"run": str(out), "cells": len(made.grid)})
+    say(f"{len(made.grid)} cells in {out}")
+
+
+@app.command()
+def fit(out: OUT = DEFAULT_OUT, as_json: JSON = False, quiet: QUIET = False) -> None:
+    """Fit H = a + b ln N to a sweep, per layer and pooled."""
+    from entropy_probe.fitting import fit as fit_laws
+    from entropy_probe.sweep import Sweep
+
+    made = Sweep.open(out)
+    fitted = fit_laws(made)
+    made.run.write("fit.json", fitted.to_json())
+    if as_json:
+        sys.stdout.write(fitted.to_json())
+    say = _Say(quiet or as_json)
+    say(_table(_layer_rows(fitted.table()[["layer", "slope", "slope_se", "slope_low", "slope_high", "r_squared"]])))
+    say(str(fitted))
+
+
+@app.command()
+def derive(
+    out: OUT = DEFAULT_OUT,
+    model: STAGE_MODEL = None,
+    rounds: Annotated[int, typer.Option(min=0, help="Most samplings of the refinement.")] = 3,
+    device: DEVICE = "auto",
+    as_json: JSON = False,
+    quiet: QUIET = False,
+) -> None:
+    """Derive the measured scaling law of a sweep, sampling again to refine it; writes law.json."""
+    from entropy_probe.fitting import derive_measured
+
+    say = _Say(quiet or as_json)
+    made = _open(out, model, device)
+    derivation = derive_measured(
+        made,
+        rounds=rounds,
+        progress=say.progress,
+        on_round=lambda r: say(f"round {r.number}: {r.drift:.3f} +- {r.drift_se:.3f} nats of drift remain"),
+    )
+    path = _keep_law(made, derivation)
+    if as_json:
+        sys.stdout.write(path.read_text())
+    say(_table(_layer_rows(derivation.kappa)))
+    say(f"law written to {path}")
+
+
+@app.command()
+def validate(
+    out: OUT = DEFAULT_OUT,
+    laws: LAWS = "original,paper,measured",
+    model: STAGE_MODEL = None,
+    device: DEVICE = "auto",
+    as_json: JSON = False,
+    quiet: QUIET = False,
+) -> None:
+    """Sample a sweep's grid under other laws and say how much of the entropy drift each removes."""
+    from entropy_probe.validation import validate_sweep
+
+    _check_laws(laws)
+    say = _Say(quiet or as_json)
+    made = _open(out, model, device)
+    outcome = validate_sweep(made, _resolve_laws(made, laws), progress=say.progress)
+    made.run.write("outcome.json", outcome.to_json())
+    if as_json:
+        sys.stdout.write(outcome.to_json())
+    say(_table(outcome.table().drop(columns="level").to_dict("records")))
+    for sentence in outcome.verdict():
+        say(sentence)
+
+
+@app.command()
+def report(
+    out: OUT = DEFAULT_OUT,
+    model: STAGE_MODEL = None,
+    device: DEVICE = "auto",
+    as_json: JSON = False,
+    quiet: QUIET = False,
+) -> None:
+    """Write report.html from what a run directory holds."""
+    from entropy_probe.fitting import Derivation
+    from entropy_probe.report import entropy_maps
+    from entropy_probe.report import report as make_report
+    from entropy_probe.validation import Outcome
+
+    made = _open(out, model, device)
+    derivation = Derivation.from_json(made.run.read_text("law.json")) if (out / "law.json").exists() else None
+    outcome = Outcome.from_json(made, made.run.read_text("outcome.json")) if (out / "outcome.json").exists() else None
+    law = derivation.law if derivation else None
+    maps = entropy_maps(made, law)
+    page = make_report(made, None, law, outcome, derivation=derivation, entropy_maps=maps, command=_command())
+    _finish(page, page.save(out / "report.html"), as_json, _Say(quiet or as_json))
+
+
+@app.command()
+def sample(
+    prompt: Annotated[list[str], typer.Argument(help="One or more prompts.")],
+    model: MODEL = "reference",
+    out: OUT = Path("samples"),
+    sizes: SIZES = None,
+    seeds: SEEDS = "0",
+    steps: STEPS = 20,
+    guidance_scale: GUIDANCE = GUIDANCE_SCALE,
+    law: Annotated[str, typer.Option(help="The scaling law: a name, or a JSON file.")] = "original",
+    device: DEVICE = "auto",
+    dtype: DTYPE = "auto",
+    quiet: QUIET = False,
+) -> None:
+    """Draw images under a scaling law."""
+    from entropy_probe.laws import resolve, scaled
+    from entropy_probe.pipelines import check_size, draw, format_size, training_size
+
+    made = resolve(law)
+    drawn_seeds = _parse_seeds(seeds or "0")
+    pipeline = _load(model, device, dtype)
+    wanted = _parse_sizes(sizes) or [training_size(pipeline)]
+    for size in wanted:
+        check_size(pipeline, size)
+    _check_positive("steps", steps or 0)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with scaled(pipeline, made):
+            for size in wanted:
+                for seed in drawn_seeds:
+                    images = draw(
+                        pipeline, prompt, size, [seed] * len(prompt), steps=steps or 20, guidance_scale=guidance_scale
+                    )
+                    for number, image in enumerate(images):
+                        path = out / f"{number:02d}_{format_size(size)}_s{seed}_{made.name}.png"
+                        image.save(path)
+                        _Say(quiet)(str(path))
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror or error}") from error
+
+
+@app.command()
+def info(
+    model: MODEL = "reference",
+    sizes: SIZES = None,
+    device: DEVICE = "auto",
+    dtype: DTYPE = "auto",
+    as_json: JSON = False,
+) -> None:
+    """Show the attention layers of a model, their training tokens, and their token grids at other sizes."""
+    from entropy_probe.pipelines import check_size, format_size, layers, short_name, training_size
+
+    pipeline = _load(model, device, dtype)
+    trained = training_size(pipeline)
+    wanted = _parse_sizes(sizes) or []
+    for size in wanted:
+        check_size(pipeline, size)
+    found = layers(pipeline)
+    grids = {format_size(size): [layer.grid for layer in layers(pipeline, size)] for size in wanted}
+    rows = []
+    for number, layer in enumerate(found):
+        row: dict[str, Any] = {
+            "layer": layer.name,
+            "kind": layer.kind,
+            "heads": layer.heads,
+            "head_width": layer.head_width,
+            "key_tokens": layer.key_tokens,
+            "training_tokens": layer.training_tokens,
+        }
+        for name, there in grids.items():
+            grid = there[number]
+            row[f"grid at {name}"] = None if grid is None else f"{grid.height}x{grid.width}"
+        rows.append(row)
+    if as_json:
+        _print_json({"pipeline": type(pipeline).__name__, "training_size": list(trained), "layers": rows})
+        return
+    table = _table([{**row, "layer": short_name(row["layer"])} for row in rows])
+    Console(highlight=False).print(f"{type(pipeline).__name__}, trained at {format_size(trained)} pixels", table)
+
+
+class _Say:
+    """Prints for people on standard error, unless quiet."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.progress = not quiet
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+
+    def __call__(self, message: str | Table) -> None:
+        self._console.print(message, markup=False) if isinstance(message, str) else self._console.print(message)
+
+
+def _sweep(
+    model: str,
+    out: Path,
+    sizes: str | None,
+    prompts: str | None,
+    seeds: str | None,
+    steps: int | None,
+    guidance_scale: float,
+    rows: str,
+    device: str,
+    dtype: str,
+    plan: _Plan,
+    quick: bool,
+    say: _Say,
+) -> Sweep:
+    from entropy_probe.pipelines import training_size
+    from entropy_probe.sweep import sweep as sample_grid
+
+    texts = _parse_prompts(prompts, plan.prompts)
+    numbers = plan.seeds if seeds is None else _parse_seeds(seeds)
+    wanted = _parse_sizes(sizes)
+    count = plan.steps if steps is None else steps
+    _check_positive("steps", count)
+    measured = _parse_rows(rows)
+    pipeline = _load(model, device, dtype)
+    trained = training_size(pipeline)
+    if wanted is None:
+        wanted = default_sizes(trained, quick)
+    elif trained not in wanted:
+        say(f"adding the training size, {trained[0]}x{trained[1]}: drift is measured against it")
+        wanted.insert(0, trained)
+    return sample_grid(
+        pipeline,
+        prompts=texts,
+        sizes=wanted,
+        seeds=numbers,
+        steps=count,
+        guidance_scale=guidance_scale,
+        store=out,
+        model=model,
+        rows=measured,
+        progress=say.progress,
+    )
+
+
+def default_sizes(trained: Size, quick: bool = False) -> list[Size]:
+    """Half to three times the training size, one of them not square; `quick` stops at twice."""
+    height, width = trained
+    factors = [(0.5, 0.5), (1, 1), (1, 1.5), (2, 2)] + ([] if quick else [(3, 3)])
+    return [(int(height * a) // 8 * 8, int(width * b) // 8 * 8) for a, b in factors]
+
+
+def _open(out: Path, model: str | None, device: str) -> Sweep:
+    from entropy_probe.sweep import RunDirectory
+    from entropy_probe.sweep import Sweep as Opened
+
+    manifest = RunDirectory(out).manifest()
+    return Opened.open(out, _load(model or manifest.model, device, manifest.dtype))
+
+
+def _load(model: str, device: str, dtype: str) -> Any:
+    from entropy_probe.pipelines import load, quiet_libraries
+
+    quiet_libraries()
+    return load(model, device=device, dtype=dtype)
+
+
+def _keep_law(made: Sweep, derivation: Any) -> Path:
+    return made.run.write("law.json", derivation.to_json())
+
+
+def _names(laws: str) -> list[str]:
+    return [name.strip() for name in laws.split(",") if name.strip()]
+
+
+def _check_laws(laws: str) -> None:
+    """Refuse an unknown law before anything is sampled."""
+    from entropy_probe.laws import resolve
+
+    names = _names(laws)
+    if not names:
+        raise InputError("the list of laws is empty: give at least one, such as original,paper")
+    for name in names:
+        if name not in ("measured", "gaussian"):
+            resolve(name)
+
+
+def _resolve_laws(made: Sweep, laws: str) -> list[ScalingLaw]:
+    """The laws by name; `measured` is the run's own law.json, `gaussian` comes from the run's logit variance."""
+    from entropy_probe.fitting import derive_gaussian
+    from entropy_probe.laws import from_json, resolve
+
+    found: list[ScalingLaw] = []
+    for name in _names(laws):
+        if name == "measured":
+            found.append(from_json(made.run.read_text("law.json")))
+        elif name == "gaussian":
+            found.append(derive_gaussian(made))
+        else:
+            found.append(resolve(name))
+    return found
+
+
+def _parse_sizes(text: str | None) -> list[Size] | None:
+    from entropy_probe.pipelines import parse_size
+
+    return None if text is None else [parse_size(part) for part in text.split(",")]
+
+
+def _parse_seeds(text: str) -> tuple[int, ...]:
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"seeds {text!r}: give whole numbers, such as 0,1") from None
+    if min(seeds) < 0:
+        raise InputError(f"seeds must not be negative, but one is {min(seeds)}")
+    return seeds
+
+
+def _parse_rows(text: str) -> Any:
+    if text in ("all", "auto"):
+        return "all" if text == "all" else 1024
+    if not text.isdigit() or int(text) < 1:
+        raise InputError(f"rows must be all, auto or a number from 1, not {text!r}")
+    return int(text)
+
+
+def _parse_prompts(text: str | None, count: int) -> list[str]:
+    from entropy_probe.reference import prompts as bundled
+
+    if text is None or text.lstrip("-").isdigit():
+        wanted = count if text is None else int(text)
+        _check_positive("prompts", wanted)
+        known = bundled()
+        if wanted > len(known):
+            raise InputError(f"there are {len(known)} bundled prompts, not {wanted}: give a file for more")
+        return known[:wanted]
+    try:
+        lines = [line.strip() for line in Path(text).read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the prompts file {text!r}: {error}") from error
+    prompts = list(dict.fromkeys(line for line in lines if line))
+    if not prompts:
+        raise InputError(f"the prompts file {text!r} is empty: write one prompt a line")
+    return prompts
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise InputError(f"{name} must be at least 1, not {value}")
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table()
+    for number, name in enumerate(rows[0]):
+        table.add_column(name, no_wrap=number == 0)
+    for row in rows:
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value or "") for value in row.values()))
+    return table
+
+
+def _layer_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows for the terminal, with short names of the layers."""
+    from entropy_probe.pipelines import short_name
+
+    return [{**row, "layer": short_name(row["layer"])} for row in frame.to_dict("records")]
+
+
+def _finish(page: Any, path: Path, as_json: bool, say: _Say) -> None:
+    if as_json:
+        sys.stdout.write(path.with_name("report.json").read_text())
+    for sentence in page.verdict():
+        say(sentence)
+    say(f"report: {path}")
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def _command() -> str:
+    return shlex.join(["entropy-probe", *sys.argv[1:]])
+
+
+def main() -> None:
+    """Run the command line; bad input is one line on standard error and exit code 2."""
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+    def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+        errors.print(f"warning: {message}", markup=False)
+
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", module="entropy_probe")
+    warnings.showwarning = show_warning
+    try:
+        code = app(standalone_mode=False)
+    except (InputError, CaptureError) as error:
+        errors.print(f"error: {error}", markup=False)
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        errors.print("interrupted; what is sampled is kept, the same command goes on from there", markup=False)
+        code = 130
+    except Exception as error:
+        # Typer carries a private copy of click: its usage errors are known by what they can do.
+        if not hasattr(error, "format_message"):
+            raise
+        errors.print(f"error: {error.format_message()}", markup=False)
+        code = 2
+    sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""`sweep`: sample every cell of a grid with probes on, into a run directory that can be taken up again."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from entropy_probe.capture import capture, find_denoiser
+from entropy_probe.errors import InputError
+from entropy_probe.laws import Original, ScalingLaw, resolve, scaled
+from entropy_probe.pipelines import Size, check_size, draw, fingerprint, format_size, training_size
+from entropy_probe.sweep.grid import Cell, Grid, batches, law_id
+from entropy_probe.sweep.store import Manifest, RunDirectory
+from entropy_probe.version import __version__
+
+CURVE = (0.5, 0.71, 1.41, 2.0, 2.83)
+"""Values of g, besides 1, at which the curve H(g) of every visual attention layer is measured."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A finished sweep: its grid, and its tables and pictures on disk.
+
+    Attributes:
+        grid: prompts, sizes, seeds and laws.
+        run: the run directory.
+        manifest: the model and the settings.
+        pipeline: the pipeline that was sampled, if it is at hand.
+    """
+
+    grid: Grid
+    run: RunDirectory
+    manifest: Manifest
+    pipeline: Any = field(default=None, repr=False, compare=False)
+    _keep: Any = field(default=None, repr=False, compare=False)
+
+    def frame(self, *, curves: bool = False) -> pd.DataFrame:
+        """The tidy table of all cells, a row per call, batch item and head; entropies in nats.
+
+        Args:
+            curves: include the rows measured at other multipliers than the model's own.
+        """
+        frame = self.run.read(self.grid.cells())
+        return frame if curves else frame[frame["multiplier"] == 1.0].reset_index(drop=True)
+
+    @classmethod
+    def open(cls, path: str | Path, pipeline: Any = None) -> Sweep:
+        """A sweep from its run directory.
+
+        Args:
+            path: the run directory.
+            pipeline: the model, for stages that sample again.
+
+        Raises:
+            InputError: if the folder is no run, cells are missing, or the pipeline is another model.
+        """
+        run = RunDirectory(Path(path))
+        manifest = run.manifest()
+        grid = Grid.from_json(run.read_text("grid.json"))
+        if pipeline is not None and fingerprint(pipeline) != manifest.fingerprint:
+            raise InputError(f"{path} was sampled from another model ({manifest.model})")
+        missing = sum(not run.finished(cell) for cell in grid.cells())
+        if missing:
+            raise InputError(
+                f"{missing} of the {len(grid)} cells of {path} are missing: run the sweep again to finish it"
+            )
+        return cls(grid, run, manifest, pipeline)
+
+    def image(self, prompt: str, size: Size, seed: int, law: str = "original") -> Image.Image:
+        """The picture of a cell.
+
+        Raises:
+            InputError: if the grid has no such cell.
+        """
+        for cell in self.grid.cells():
+            if (cell.prompt, cell.size, cell.seed, cell.law) == (prompt, size, seed, law):
+                with Image.open(self.run.image_path(cell)) as image:
+                    return image.convert("RGB")
+        raise InputError(f"the sweep has no cell {prompt!r}, {format_size(size)}, seed {seed}, law {law!r}")
+
+
+def sweep(
+    pipeline: Any,
+    *,
+    prompts: Sequence[str],
+    sizes: Sequence[Size],
+    seeds: Sequence[int] = (0,),
+    laws: Sequence[ScalingLaw | str | Path] = ("original",),
+    steps: int = 20,
+    guidance_scale: float = 7.5,
+    store: str | Path | None = None,
+    model: str | None = None,
+    rows: int | Literal["all"] = "all",
+    multipliers: Sequence[float] = CURVE,
+    batch: int = 8,
+    progress: bool = True,
+) -> Sweep:
+    """Sample prompts x sizes x seeds x laws, with every attention layer captured.
+
+    Started again on the same `store`, it samples only the cells that are not there yet.
+
+    Args:
+        pipeline: a diffusers text-to-image pipeline.
+        prompts: texts.
+        sizes: (height, width) in pixels.
+        seeds: one image each, for every prompt and size.
+        laws: scaling laws to sample under, by name, file or as they are.
+        steps: sampling steps.
+        guidance_scale: of classifier-free guidance; 1 turns it off.
+        store: the run directory; a temporary one, gone with the returned sweep, if none is given.
+        model: the name that the manifest gives the model, to load it again from.
+        rows: attention rows measured per call, "all" or a number.
+        multipliers: values of g of the measured curves H(g), besides 1; see `capture`.
+        batch: images sampled at once at the training size; larger sizes take proportionally fewer.
+        progress: show a progress bar with the time left.
+
+    Raises:
+        InputError: for an empty or repeated list, a size the pipeline cannot draw, steps below 1, or a store that
+            belongs to another model or other settings.
+    """
+    grid = Grid(tuple(prompts), tuple(sizes), tuple(seeds), tuple(resolve(law) for law in laws))
+    if steps < 1:
+        raise InputError(f"steps must be at least 1, not {steps}")
+    for size in grid.sizes:
+        check_size(pipeline, size)
+    manifest = Manifest(
+        model=model or str(getattr(pipeline, "name_or_path", "") or type(pipeline).__name__),
+        fingerprint=fingerprint(pipeline),
+        pipeline=type(pipeline).__name__,
+        dtype=str(find_denoiser(pipeline).dtype).removeprefix("torch."),
+        training_size=training_size(pipeline),
+        steps=steps,
+        guidance_scale=float(guidance_scale),
+        rows=rows,
+        multipliers=tuple(multipliers),
+        versions=versions(),
+    )
+    keep = None
+    if store is None:
+        keep = tempfile.TemporaryDirectory(prefix="entropy-probe-")
+        store = keep.name
+    run = RunDirectory(Path(store))
+    run.create(manifest)
+
+    run.write("grid.json", grid.to_json())
+    made = Sweep(grid, run, manifest, pipeline, keep)
+    _fill(made, batch, progress)
+    return made
+
+
+def extend(
+    base: Sweep,
+    *,
+    laws: Sequence[ScalingLaw | str | Path],
+    sizes: Sequence[Size] | None = None,
+    seeds: Sequence[int] | None = None,
+    batch: int = 8,
+    progress: bool = True,
+) -> Sweep:
+    """Sample the prompts of a sweep under other laws, into the same run directory.
+
+    Args:
+        base: a sweep with its pipeline at hand.
+        laws: scaling laws to sample under.
+        sizes: those of the sweep, if none are given.
+        seeds: those of the sweep, if none are given.
+        batch: see `sweep`.
+        progress: see `sweep`.
+
+    Raises:
+        InputError: if the sweep was opened without a pipeline.
+    """
+    if base.pipeline is None:
+        raise InputError("sampling again needs the model: open the run with its pipeline, Sweep.open(path, pipeline)")
+    grid = Grid(
+        base.grid.prompts, tuple(sizes or base.grid.sizes), tuple(seeds or base.grid.seeds), tuple(map(resolve, laws))
+    )
+    made = replace(base, grid=grid)
+    _fill(made, batch, progress)
+    return made
+
+
+def _fill(made: Sweep, batch: int, progress: bool) -> None:
+    """Sample the cells of a sweep that are not on disk yet."""
+    missing = [cell for cell in made.grid.cells() if not made.run.finished(cell)]
+    laws = {law_id(law): law for law in made.grid.laws}
+    with _bar(len(made.grid), len(made.grid) - len(missing), progress) as advance:
+        for part in batches(missing, batch, made.manifest.training_size):
+            _sample(made.pipeline, part, laws[part[0].law_id], made.run, made.manifest)
+            advance(part)
+
+
+def _sample(pipeline: Any, cells: list[Cell], law: ScalingLaw, run: RunDirectory, manifest: Manifest) -> None:
+    size = cells[0].size
+    under_law = nullcontext() if isinstance(law, Original) else scaled(pipeline, law)
+    rows: Any = manifest.rows
+    with under_law, capture(pipeline, rows=rows, multipliers=manifest.multipliers) as captured:
+        images = draw(
+            pipeline,
+            [cell.prompt for cell in cells],
+            size,
+            [cell.seed for cell in cells],
+            steps=manifest.steps,
+            guidance_scale=manifest.guidance_scale,
+        )
+    frame = captured.frame()
+    for item, (cell, image) in enumerate(zip(cells, images, strict=True)):
+        own = frame[frame["sample"] == item].drop(columns=["sampling", "sample"])
+        own = own.assign(prompt=cell.prompt, seed=cell.seed, height=size[0], width=size[1], law=cell.law)
+        run.save(cell, own[_COLUMNS], image)
+
+
+_COLUMNS = [
+    "prompt",
+    "seed",
+    "height",
+    "width",
+    "law",
+    "step",
+    "timestep",
+    "branch",
+    "layer",
+    "kind",
+    "head",
+    "query_tokens",
+    "key_tokens",
+    "training_tokens",
+    "scale",
+    "multiplier",
+    "rows",
+    "entropy",
+    "entropy_std",
+    "logit_variance",
+    "attention_distance",
+]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the figures depend on."""
+    libraries = {name: version(name) for name in ("torch", "diffusers", "transformers")}
+    return {"entropy-probe": __version__, "python": platform.python_version(), **libraries}
+
+
+@contextmanager
+def _bar(total: int, done: int, shown: bool) -> Iterator[Any]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+    )
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown) as bar:
+        task = bar.add_task("sampling", total=total, completed=done)
+
+        def advance(cells: list[Cell]) -> None:
+            bar.update(task, advance=len(cells), description=f"{cells[0].law} {format_size(cells[0].size)}")
+
+        yield advance

@@ -1,0 +1,119 @@
+"""`validate`: sample under several laws and say how much of the drift each removes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from entropy_probe.errors import InputError
+from entropy_probe.laws import ScalingLaw, resolve
+from entropy_probe.pipelines import Size, format_size, training_size
+from entropy_probe.sweep import Grid, Sweep, extend, sweep
+from entropy_probe.validation.drift import LEVELS, Drift, entropy_drift
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the laws did: the drift of every law at every size, and the images they were measured on.
+
+    Attributes:
+        sweep: the sampled grid; its `image` gives the pictures.
+        drifts: for every law, size and level (see `validation.drift.LEVELS`).
+    """
+
+    sweep: Sweep
+    drifts: tuple[Drift, ...]
+
+    def table(self, level: str = "layer") -> pd.DataFrame:
+        """A row per law and size; nats, and the removed fraction of the drift of `original`."""
+        return pd.DataFrame([{**asdict(d), "size": format_size(d.size)} for d in self.drifts if d.level == level])
+
+    def to_json(self) -> str:
+        """The drifts, and the grid that they were measured on."""
+        drifts = [asdict(d) for d in self.drifts]
+        return json.dumps({"grid": json.loads(self.sweep.grid.to_json()), "drifts": drifts}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, base: Sweep, text: str) -> Outcome:
+        """What `to_json` wrote, over the run directory of `base`.
+
+        Raises:
+            InputError: for text that is no outcome.
+        """
+        try:
+            fields = json.loads(text)
+            drifts = tuple(Drift(**{**d, "size": tuple(d["size"])}) for d in fields["drifts"])
+            return cls(replace(base, grid=Grid.from_json(json.dumps(fields["grid"]))), drifts)
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"this is no outcome as entropy-probe writes them: {error!r}") from error
+
+    def verdict(self) -> list[str]:
+        """A sentence for each law but the original, with its numbers."""
+        sentences = []
+        for law in dict.fromkeys(d.law for d in self.drifts):
+            own = [d for d in self.drifts if d.law == law and d.level == "layer"]
+            if law == "original":
+                continue
+            parts = ", ".join(
+                f"{100 * d.removed:.0f} % [{100 * d.removed_low:.0f}, {100 * d.removed_high:.0f}] "
+                f"at {format_size(d.size)}"
+                for d in own
+            )
+            every = min(own, key=lambda d: d.removed).removed_low > 0
+            judged = "removes" if every else "does not remove"
+            sentences.append(f"The {law} law {judged} drift at every size: {parts}.")
+        return sentences
+
+
+def validate(
+    pipeline: Any,
+    *,
+    laws: Sequence[ScalingLaw | str | Path],
+    prompts: Sequence[str],
+    sizes: Sequence[Size],
+    seeds: Sequence[int] = (0,),
+    **settings: Any,
+) -> Outcome:
+    """Sample a grid under several laws and measure the entropy drift that each leaves.
+
+    The original model and the training size are added where they are not named: drift is measured against them.
+
+    Args:
+        pipeline: a diffusers pipeline.
+        laws: scaling laws, by name, file or as they are.
+        prompts: texts.
+        sizes: (height, width) in pixels.
+        seeds: one image each.
+        settings: as `sweep` takes them (steps, guidance_scale, store, ...).
+
+    Raises:
+        InputError: see `sweep`.
+    """
+    named = [resolve(law) for law in laws]
+    if "original" not in [law.name for law in named]:
+        named.insert(0, resolve("original"))
+    trained = training_size(pipeline)
+    everywhere = sizes if trained in sizes else [trained, *sizes]
+    made = sweep(pipeline, prompts=prompts, sizes=everywhere, seeds=seeds, laws=named, multipliers=(), **settings)
+    return judge(made)
+
+
+def validate_sweep(base: Sweep, laws: Sequence[ScalingLaw | str | Path], *, progress: bool = True) -> Outcome:
+    """As `validate`, on the prompts, sizes and seeds of a sweep of the original model, into its run directory."""
+    named = [resolve(law) for law in laws]
+    if "original" not in [law.name for law in named]:
+        named.insert(0, resolve("original"))
+    return judge(extend(base, laws=named, progress=progress))
+
+
+def judge(sampled: Sweep) -> Outcome:
+    """The drift in a sweep over several laws."""
+    frame = sampled.frame()
+    size = sampled.manifest.training_size
+    drifts = [drift for level in LEVELS for drift in entropy_drift(frame, size, level)]  # type: ignore[arg-type]
+    return Outcome(sampled, tuple(drifts))
