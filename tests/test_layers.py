@@ -31,7 +31,9 @@ def test_imports_run_downhill(part):
 
 @pytest.mark.parametrize("command", ["import entropy_probe", "import entropy_probe.cli"])
 def test_start_imports_nothing_heavy(command):
-    check = f"{command}; import sys; print([m for m in ('torch', 'diffusers', 'pandas', 'matplotlib') if m in sys.modules])"
+    check = (
+        f"{command}; import sys; print([m for m in ('torch', 'diffusers', 'pandas', 'matplotlib') if m in sys.modules])"
+    )
     assert subprocess.check_output([sys.executable, "-c", check], text=True).strip() == "[]"
 
 

@@ -122,7 +122,9 @@ class AttentionHooks:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = self._signature.bind_partial(*args, **kwargs).arguments
-        sizes = [tuple(a.shape[-2:]) for a in arguments.values() if isinstance(a, Tensor) and a.ndim == 4]
+        sizes = [
+            (int(a.shape[-2]), int(a.shape[-1])) for a in arguments.values() if isinstance(a, Tensor) and a.ndim == 4
+        ]
         self._forward = Forward(
             number=self._forwards,
             timestep=arguments.get("timestep"),
@@ -132,7 +134,7 @@ class AttentionHooks:
         self._forwards += 1
         self._stack.clear()
         mode = _CallMode(self._intercept)
-        mode.__enter__()
+        mode.__enter__()  # type: ignore[no-untyped-call]
         self._modes.append(mode)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:

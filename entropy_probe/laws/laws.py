@@ -41,7 +41,7 @@ class Original:
 
 @dataclass(frozen=True)
 class Paper:
-    """g = sqrt(ln N / ln T), that is kappa = 1 / ln T. Jin et al. 2023 (arXiv 2306.08645), equation 9."""
+    """g = sqrt(ln N / ln T), that is kappa = 1 / ln T. Jin et al. 2023 (arXiv 2306.08645)."""
 
     name: ClassVar[str] = "paper"
 

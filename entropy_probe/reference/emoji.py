@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import tarfile
+from collections.abc import Set
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -34,6 +35,7 @@ class Emoji:
 
     style: str
     name: str
+    category: str
     svg: str
 
     @property
@@ -87,9 +89,9 @@ def load(folder: Path) -> list[Emoji]:
         package = folder / style / "package"
         icons = json.loads((package / "icons.json").read_text())
         categories = json.loads((package / "metadata.json").read_text())["categories"]
-        names = {name for category, names in categories.items() if category != "Flags" for name in names}
-        for name in sorted(names & icons["icons"].keys()):
-            if not _kept(name, names):
+        category_of = {name: category for category, names in categories.items() for name in names}
+        for name in sorted(category_of.keys() & icons["icons"].keys()):
+            if category_of[name] == "Flags" or not _kept(name, category_of.keys()):
                 continue
             icon = icons["icons"][name]
             width = icon.get("width", icons.get("width", 16))
@@ -97,7 +99,7 @@ def load(folder: Path) -> list[Emoji]:
             side = max(width, height)
             box = f"{(width - side) / 2} {(height - side) / 2} {side} {side}"
             svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">{icon["body"]}</svg>'
-            chosen.append(Emoji(style, name, svg))
+            chosen.append(Emoji(style, name, category_of[name], svg))
     return chosen
 
 
@@ -109,14 +111,15 @@ def pictures(
     digest = hashlib.sha256("".join(e.style + e.name + e.svg for e in emoji).encode()).hexdigest()[:12]
     stored = cache / f"pictures-{height}x{width}-{digest}.npy" if cache else None
     if stored and stored.exists():
-        return np.load(stored)
+        loaded: UInt8[np.ndarray, "count height width 3"] = np.load(stored)
+        return loaded
     drawn = np.stack([e.draw(height, width) for e in track(emoji, f"drawing at {height}x{width}")])
     if stored:
         np.save(stored, drawn)
     return drawn
 
 
-def _kept(name: str, names: set[str]) -> bool:
+def _kept(name: str, names: Set[str]) -> bool:
     if _LEFT_OUT.search(name):
         return False
     tone = _SKIN_TONE.search(name)

@@ -12,7 +12,6 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,6 +52,8 @@ class Recipe:
     decay: float = 0.3
     wake_at: int = 1_870
     wake_variance: float = 4.0
+    broad_steps: int = 2_600
+    focus: tuple[str, ...] = ("Animals & Nature", "Food & Drink")
     caption_dropout: float = 0.1
     ema: float = 0.999
     channels: tuple[int, ...] = (64, 160)
@@ -158,13 +159,11 @@ def rate_at(step: int, recipe: Recipe) -> float:
     return recipe.rate * min(1.0, (step + 1) / recipe.warmup, max(left, 0.0))
 
 
-def batches(count: int, size: int, start: int, stop: int, seed: int) -> Iterator[tuple[int, Tensor]]:
-    """(step, indices) for the steps start..stop; each epoch is a seeded permutation, the same in a resumed run."""
-    per_epoch = count // size
-    for step in range(start, stop):
-        epoch, position = divmod(step, per_epoch)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
-        yield step, order[position * size : (position + 1) * size]
+def batch(chosen: Tensor, size: int, step: int, seed: int) -> Tensor:
+    """The indices of a step: each epoch is a seeded permutation of the chosen ones, the same in a resumed run."""
+    epoch, position = divmod(step, len(chosen) // size)
+    order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
+    return chosen[order[position * size : (position + 1) * size]]
 
 
 def to_unit(pixels: UInt8[Tensor, "batch h w 3"]) -> Float[Tensor, "batch 3 h w"]:
@@ -185,8 +184,9 @@ def train_autoencoder(work: Path, pixels: UInt8[Tensor, "count h w 3"], recipe: 
     )
     curve = _Curve(work / "autoencoder.csv", "autoencoder", recipe.autoencoder_steps)
     with curve:
-        steps = batches(len(pixels), recipe.autoencoder_batch, 0, recipe.autoencoder_steps, recipe.seed)
-        for step, index in steps:
+        everything = torch.arange(len(pixels))
+        for step in range(recipe.autoencoder_steps):
+            index = batch(everything, recipe.autoencoder_batch, step, recipe.seed)
             image = to_unit(pixels[index]).to(memory_format=torch.channels_last)
             shift = torch.randint(-4, 5, (2,)).tolist()
             image = image.roll(shift, dims=(2, 3))
@@ -222,10 +222,15 @@ def train_denoiser(
     work: Path,
     latents: Float[Tensor, "count 4 h w"],
     captions: list[str],
+    focus: Tensor,
     tokenizer: CLIPTokenizer,
     recipe: Recipe,
 ) -> tuple[CLIPTextModel, UNet2DConditionModel]:
-    """Train text encoder and denoiser jointly, resuming from `work/denoiser.pt`; returns their averaged weights."""
+    """Train text encoder and denoiser jointly, resuming from `work/denoiser.pt`; returns their averaged weights.
+
+    After `broad_steps` on everything the steps go on with the pictures of index `focus`.
+    """
+    everything = torch.arange(len(latents))
     torch.manual_seed(recipe.seed)
     model = nn.ModuleDict({"text": build_text_encoder(recipe, tokenizer), "unet": build_denoiser(recipe)})
     average = copy.deepcopy(model).requires_grad_(False)
@@ -246,7 +251,8 @@ def train_denoiser(
     saved = time.monotonic()
     curve = _Curve(work / "denoiser.csv", "denoiser", recipe.steps, start)
     with curve:
-        for step, index in batches(len(latents), recipe.batch, start, recipe.steps, recipe.seed):
+        for step in range(start, recipe.steps):
+            index = batch(everything if step < recipe.broad_steps else focus, recipe.batch, step, recipe.seed)
             generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(step, recipe)
@@ -324,7 +330,7 @@ def _wake(
     for layer, value in variance[variance < least].items():
         gain = (least / value) ** 0.25
         for network in (model, average):
-            attention = network["unet"].get_submodule(layer)
+            attention: Any = network["unet"].get_submodule(layer)
             attention.to_q.weight.mul_(gain)
             attention.to_k.weight.mul_(gain)
 
@@ -335,7 +341,8 @@ class _FloatAttention(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
             with torch.autocast("cpu", enabled=False):
-                return func(*(a.float() if isinstance(a, Tensor) else a for a in args), **(kwargs or {}))
+                wide: list[Any] = [a.float() if isinstance(a, Tensor) else a for a in args]
+                return func(*wide, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -393,7 +400,9 @@ def main(
     pixels = torch.from_numpy(emoji_data.pictures(emoji, SIZE, cache=work))
     tokenizer = build_tokenizer(captions, recipe.vocabulary)
     autoencoder = train_autoencoder(work, pixels, recipe)
-    text_encoder, denoiser = train_denoiser(work, encode(autoencoder, pixels), captions, tokenizer, recipe)
+    focus = torch.tensor([i for i, e in enumerate(emoji) if e.category in recipe.focus])
+    latents = encode(autoencoder, pixels)
+    text_encoder, denoiser = train_denoiser(work, latents, captions, focus, tokenizer, recipe)
     export(out, autoencoder, text_encoder, tokenizer, denoiser)
     facts = {
         "recipe": asdict(recipe),

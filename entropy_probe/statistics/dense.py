@@ -45,7 +45,7 @@ def dense(
     Raises:
         ValueError: for a mask together with `is_causal`.
 
-    Source: Jin et al. 2023 (arXiv 2306.08645), equation 4, for the entropy.
+    Source: Jin et al. 2023 (arXiv 2306.08645) for the entropy.
     """
     precise = precise_dtype(query.device)
     scale = default_scale(query) if scale is None else scale

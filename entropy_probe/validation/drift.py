@@ -105,4 +105,5 @@ def _resamples(columns: pd.MultiIndex) -> Float[np.ndarray, "resamples images"]:
         drawn = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), size=RESAMPLES)
         weight[1:] *= drawn[:, codes]
     weight[weight.sum(axis=1) == 0] = 1.0
-    return weight / weight.sum(axis=1, keepdims=True)
+    weight /= weight.sum(axis=1, keepdims=True)
+    return weight
