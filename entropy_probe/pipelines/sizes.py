@@ -73,7 +73,7 @@ def check_size(pipeline: Any, size: Size) -> None:
 
 
 def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
-    """The attention layers in the order in which they run, with their token grids at a size (default: the training size).
+    """The attention layers in the order in which they run, with their token grids at a size (default: as trained).
 
     Runs one sampling step at that size, without guidance, to see the calls themselves.
     """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -134,9 +133,9 @@ class RunDirectory:
 
     def save(self, cell: Cell, frame: pd.DataFrame, image: Image.Image) -> None:
         """Write a finished cell, the picture first: a cell counts from the moment its table is there."""
-        self._write(self.image_path(cell), lambda file: image.save(file, format="PNG"))
+        write_atomically(self.image_path(cell), lambda file: image.save(file, format="PNG"))
         table = pa.Table.from_pandas(frame, preserve_index=False)
-        self._write(self.cell_path(cell), lambda file: pq.write_table(table, file, compression="zstd"))
+        write_atomically(self.cell_path(cell), lambda file: pq.write_table(table, file, compression="zstd"))
 
     def read(self, cells: Iterable[Cell], columns: list[str] | None = None) -> pd.DataFrame:
         """The tables of some cells, one below the other."""
@@ -157,20 +156,26 @@ class RunDirectory:
     def write(self, name: str, text: str) -> Path:
         """Write a text file of the run atomically."""
         path = self.path / name
-        self._write(path, lambda file: file.write(text.encode()))
+        write_atomically(path, lambda file: file.write(text.encode()))
         return path
 
-    def _write(self, path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        InputError: naming the file and the cause, such as a full disk.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
         try:
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False) as file:
-                try:
-                    write(file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                except BaseException:
-                    Path(file.name).unlink(missing_ok=True)
-                    raise
-            os.replace(file.name, path)
-        except OSError as error:
-            cause = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
-            raise InputError(f"cannot write {path}: {cause}") from error
+            with part.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        cause = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+        raise InputError(f"cannot write {path}: {cause}") from error
