@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from entropy_probe.statistics.dense import dense
-from entropy_probe.statistics.rows import RowStatistics, default_scale
+from entropy_probe.statistics.rows import RowStatistics, default_scale, precise_dtype
 
 MASKED = -1e30
 """Bias of a key that may not be attended: its weight underflows to zero, and no sum of it overflows float32."""
@@ -153,6 +153,7 @@ def _by_blocks(
     keys = key.shape[2]
     if is_causal:
         below = torch.arange(keys, device=key.device)
+    key = key.to(precise_dtype(key.device))
     rows = max(1, BLOCK_LOGITS // max(1, batch * heads * keys))
     parts = []
     for start in range(0, queries, rows):

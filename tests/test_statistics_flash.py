@@ -1,0 +1,131 @@
+"""The fast implementation against the definition, and its memory."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from entropy_probe.statistics import dense, flash
+
+LIMIT = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
+KINDS = ["none", "keys", "rows", "additive keys", "additive rows", "some rows empty", "all keys masked", "causal"]
+
+
+@st.composite
+def calls(draw):
+    """An attention call: any shape, any peakedness, any kind of mask."""
+    batch, groups, kv_heads = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    queries, keys, width = draw(st.integers(1, 40)), draw(st.integers(1, 70)), draw(st.integers(1, 130))
+    peak = draw(st.sampled_from([0.1, 1.0, 3.0, 10.0, 50.0]))
+    dtype = draw(st.sampled_from(list(LIMIT)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    query = (peak * torch.randn(batch, groups * kv_heads, queries, width, generator=generator)).to(dtype)
+    shift = draw(st.sampled_from([0.0, 3.0]))
+    key = (torch.randn(batch, kv_heads, keys, width, generator=generator) + shift).to(dtype)
+    kind = draw(st.sampled_from(KINDS))
+    keep = torch.rand(batch, 1, queries, keys, generator=generator) > 0.4
+    bias = torch.randn(batch, 1, queries, keys, generator=generator)
+    mask = {
+        "none": None,
+        "causal": None,
+        "keys": keep[:, :, :1],
+        "rows": keep,
+        "additive keys": bias[:, :, :1].masked_fill(~keep[:, :, :1], -math.inf),
+        "additive rows": bias.masked_fill(~keep, -math.inf),
+        "some rows empty": keep & (torch.arange(queries) % 2 == 0)[:, None],
+        "all keys masked": torch.zeros_like(keep[:, :, :1]),
+    }[kind]
+    scale = draw(st.sampled_from([None, 0.05, 1 / width]))
+    return query, key, {"mask": mask, "is_causal": kind == "causal", "scale": scale, "enable_gqa": groups > 1}
+
+
+@settings(max_examples=150, deadline=None)
+@given(calls())
+def test_flash_is_the_definition(call):
+    query, key, options = call
+    places = torch.rand(query.shape[2], 2), torch.rand(key.shape[2], 2)
+    exact, fast = dense(query, key, positions=places, **options), flash(query, key, positions=places, **options)
+    assert torch.equal(exact.counted, fast.counted)
+    assert (exact.entropy - fast.entropy).abs().max() <= LIMIT[query.dtype]
+    assert torch.allclose(exact.logit_variance, fast.logit_variance.double(), rtol=1e-4, atol=1e-5)
+    counted = exact.counted
+    assert torch.allclose(
+        exact.attention_distance[counted], fast.attention_distance.double()[counted], atol=2e-3, rtol=1e-3
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(calls())
+def test_entropy_lies_between_zero_and_the_logarithm_of_the_allowed_keys(call):
+    query, key, options = call
+    entropy = flash(query, key, **options).entropy
+    allowed = torch.ones(*entropy.shape, key.shape[2], dtype=torch.bool)
+    mask = options["mask"]
+    if mask is not None:
+        allowed = allowed & (mask if mask.dtype == torch.bool else mask != -math.inf)
+    if options["is_causal"]:
+        allowed = allowed.tril()
+    assert (entropy >= 0).all()
+    assert (entropy <= allowed.sum(-1).clamp_min(1).log() + 1e-6).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.floats(0.3, 3.0))
+def test_entropy_does_not_change_with_the_order_or_the_place_of_the_keys(seed, multiplier):
+    torch.manual_seed(seed)
+    query, key = torch.randn(1, 2, 20, 16), torch.randn(1, 2, 30, 16)
+    entropy = flash(query, key).entropy
+    assert torch.allclose(flash(query, key[:, :, torch.randperm(30)]).entropy, entropy, atol=1e-5)
+    assert torch.allclose(flash(query, key + torch.randn(16)).entropy, entropy, atol=1e-5)
+    scaled = flash(query, key, scale=multiplier / 4).entropy
+    assert torch.allclose(flash(multiplier * query, key).entropy, scaled, atol=1e-5)
+
+
+def test_inputs_need_not_be_contiguous():
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 50, 4, 8).transpose(1, 2), torch.randn(2, 60, 4, 16)[..., ::2].transpose(1, 2)
+    assert torch.allclose(flash(query, key).entropy.double(), dense(query, key).entropy, atol=1e-5)
+
+
+def test_mask_and_causal_together_are_refused():
+    with pytest.raises(ValueError, match="not both"):
+        flash(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), torch.ones(2, 2, dtype=torch.bool), is_causal=True)
+
+
+PEAK = """
+import resource, torch
+from entropy_probe.statistics import flash
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+flash(torch.randn(1, 8, 64, 64), torch.randn(1, 8, 64, 64))
+query, key = torch.randn(1, 8, {n}, 64), torch.randn(1, 8, {n}, 64)
+if {causal}:
+    query = query[:, :, :256]
+before = peak()
+flash(query, key, is_causal={causal})
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("causal", "part"), [(False, 32), (True, 16)])
+def test_no_attention_map_is_ever_held(causal, part):
+    tokens = 16_384
+    extra = int(subprocess.check_output([sys.executable, "-c", PEAK.format(n=tokens, causal=causal)], text=True))
+    assert extra < 8 * tokens * tokens * 4 / part
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", list(LIMIT))
+@pytest.mark.parametrize("peak", [0.1, 3.0, 30.0])
+def test_flash_is_the_definition_on_cuda(dtype, peak):
+    torch.manual_seed(0)
+    query = (peak * torch.randn(2, 4, 333, 64, device="cuda")).to(dtype)
+    key = torch.randn(2, 4, 257, 64, device="cuda").to(dtype)
+    for mask in (None, torch.rand(2, 1, 1, 257, device="cuda") > 0.3):
+        exact, fast = dense(query, key, mask), flash(query, key, mask)
+        assert (exact.entropy - fast.entropy).abs().max() <= LIMIT[dtype]

@@ -1,0 +1,36 @@
+"""Choosing rows, and means over them."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from entropy_probe.statistics import mean_over_rows, stratified_rows
+
+
+@given(st.integers(1, 500), st.data())
+def test_rows_are_spread_over_the_strata(total, data):
+    chosen = data.draw(st.integers(1, total))
+    rows = stratified_rows(total, chosen, data.draw(st.integers(0, 1000)))
+    assert len(rows) == chosen
+    strata = torch.arange(chosen) * total / chosen
+    assert ((rows >= strata.floor()) & (rows <= (strata + total / chosen).ceil())).all()
+    assert rows.min() >= 0
+    assert rows.max() < total
+
+
+def test_every_row_is_drawn_equally_often():
+    draws = torch.cat([stratified_rows(10, 4, seed) for seed in range(5000)])
+    assert torch.bincount(draws, minlength=10) / 5000 == pytest.approx(torch.full((10,), 0.4), abs=0.03)
+
+
+@pytest.mark.parametrize("chosen", [0, -1, 11])
+def test_too_few_or_too_many_rows_are_refused(chosen):
+    with pytest.raises(ValueError, match=f"10 rows there are, not {chosen}"):
+        stratified_rows(10, chosen)
+
+
+def test_uncounted_rows_are_left_out_of_means():
+    values, counted = torch.tensor([[[1.0, 3.0, 100.0]]]), torch.tensor([[[True, True, False]]])
+    mean, spread = mean_over_rows(values, counted)
+    assert (mean.item(), spread.item()) == (2.0, 1.0)
