@@ -39,7 +39,7 @@ class TokenGrid:
 def token_grid(tokens: int, latent_size: tuple[int, int]) -> TokenGrid | None:
     """The grid with that many tokens whose stride is a power of two; None where there is none."""
     stride = 1
-    while stride <= max(latent_size):
+    while stride < 2 * max(latent_size):
         grid = _grid(stride, latent_size)
         if grid.tokens == tokens:
             return grid

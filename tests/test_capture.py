@@ -1,0 +1,236 @@
+"""Capture against an eager attention written for these tests alone, and what it leaves behind."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from entropy_probe.capture import attention_calls, attention_layers, capture
+from entropy_probe.errors import CaptureError, InputError
+from entropy_probe.statistics import flash
+
+SIZES = [(64, 64), (32, 32), (96, 64), (40, 72)]
+
+
+def hooks(module):
+    return [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in module.modules()]
+
+
+class Eager:
+    """Attention written out in float64, noting the entropy of every call; a diffusers processor for the tests."""
+
+    def __init__(self, notes):
+        self.notes = notes
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, **_):
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        heads = [
+            layer(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2).double()
+            for layer, x in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
+        ]
+        query, key, value = heads
+        weights = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
+        self.notes.append(torch.special.entr(weights).sum(-1).mean(-1))
+        return attn.to_out[0]((weights @ value).transpose(1, 2).flatten(2).to(hidden_states.dtype))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_image_is_the_same_to_the_bit_and_nothing_is_left_on_the_model(tiny_pipeline, sample, size):
+    before = hooks(tiny_pipeline.unet)
+    plain = sample(size)
+    with capture(tiny_pipeline):
+        assert hooks(tiny_pipeline.unet) != before
+        captured = sample(size)
+    assert all(np.array_equal(a, b) for a, b in zip(plain, captured, strict=True))
+    assert hooks(tiny_pipeline.unet) == before
+
+
+def test_nothing_is_left_when_sampling_fails(tiny_pipeline, sample):
+    before = hooks(tiny_pipeline.unet)
+
+    def fail(*_):
+        raise RuntimeError("in the middle")
+
+    handle = tiny_pipeline.unet.mid_block.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="in the middle"), capture(tiny_pipeline):
+        sample()
+    handle.remove()
+    assert hooks(tiny_pipeline.unet) == before
+    assert not torch.overrides._get_current_function_mode_stack()
+    sample()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_entropy_is_that_of_an_eager_attention(tiny_pipeline, sample, size):
+    with capture(tiny_pipeline) as captured:
+        sample(size)
+    originals, notes = tiny_pipeline.unet.attn_processors, []
+    tiny_pipeline.unet.set_attn_processor(Eager(notes))
+    sample(size)
+    tiny_pipeline.unet.set_attn_processor(dict(originals))
+    assert len(notes) == len(captured.records)
+    for note, record in zip(notes, captured.records, strict=True):
+        assert (note - record.entropy).abs().max() < 1e-3, record.layer  # the eager image drifts in its last digits
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_layers_kinds_and_tokens(tiny_pipeline, sample, size):
+    with capture(tiny_pipeline) as captured:
+        sample(size)
+    frame = captured.frame()
+    assert list(dict.fromkeys(frame["layer"])) == [r.layer for r in captured.records[: frame["layer"].nunique()]]
+    assert set(frame["layer"]) == set(attention_layers(tiny_pipeline.unet))
+    assert (frame["kind"] == np.where(frame["layer"].str.endswith("attn1"), "self", "cross")).all()
+    fine = size[0] // 4 * (size[1] // 4)
+    coarse = -(-size[0] // 8) * -(-size[1] // 8)
+    own = frame[frame["kind"] == "self"]
+    assert (own["query_tokens"] == np.where(own["training_tokens"] == 256, fine, coarse)).all()
+    assert set(own["training_tokens"]) == {256, 64}
+    assert set(frame[frame["kind"] == "cross"]["key_tokens"]) == {16}
+    assert own["attention_distance"].between(0, 1).all()
+
+
+def test_steps_and_timesteps_are_the_schedulers(tiny_pipeline, sample):
+    with capture(tiny_pipeline) as captured:
+        sample()
+        sample(prompts=("flat pizza",), steps=2)
+    frame = captured.frame()
+    pairs = frame[frame["sampling"] == 1][["step", "timestep"]].drop_duplicates()
+    assert pairs["timestep"].tolist() == tiny_pipeline.scheduler.timesteps.tolist()
+    assert pairs["step"].tolist() == [0, 1]
+    assert frame.groupby("sampling")["sample"].nunique().tolist() == [2, 1]
+
+
+def test_branches_of_guidance_are_told_apart(tiny_pipeline, sample):
+    def entropies(branch, **options):
+        with capture(tiny_pipeline, layers="*attn2") as captured:
+            sample(steps=1, **options)
+        frame = captured.frame()
+        return frame[frame["branch"] == branch]["entropy"].to_numpy()
+
+    guided = dict(prompts=("noto red apple",), guidance_scale=4.0)
+    empty = dict(prompts=("",), guidance_scale=1.0)
+    assert entropies("uncond", **guided) == pytest.approx(entropies("cond", **empty), abs=1e-4)
+    plain = dict(prompts=("noto red apple",), guidance_scale=1.0)
+    assert entropies("cond", **guided) == pytest.approx(entropies("cond", **plain), abs=1e-4)
+    assert len(entropies("uncond", **plain)) == 0
+
+
+def test_sampled_rows_estimate_all_rows(tiny_pipeline, sample):
+    with capture(tiny_pipeline, layers="*attn1") as full:
+        sample(steps=1)
+    with capture(tiny_pipeline, layers="*attn1", rows=64) as part:
+        sample(steps=1)
+    full, part = full.frame(), part.frame()
+    assert (part["rows"] == np.minimum(64, part["query_tokens"])).all()
+    error = (part["entropy"] - full["entropy"]) / (full["entropy_std"] / np.sqrt(part["rows"]) + 1e-6)
+    assert error.abs().max() < 4
+    assert (part[part["query_tokens"] == 64]["entropy"] == full[full["query_tokens"] == 64]["entropy"]).all()
+
+
+def test_kept_rows_are_the_entropy_on_the_image(tiny_pipeline, sample):
+    layer = attention_layers(tiny_pipeline.unet)[0]
+    with capture(tiny_pipeline, keep=layer, keep_steps=[1]) as captured:
+        sample((64, 96))
+    values = captured.entropy_map(layer, 1)
+    assert values.shape == (4, 2, 16, 24)
+    frame = captured.frame().query("layer == @layer and step == 1")
+    assert values.mean((-1, -2)).flatten().tolist() == pytest.approx(frame["entropy"].tolist(), abs=1e-5)
+    with pytest.raises(InputError, match="no rows"):
+        captured.entropy_map(layer, 0)
+
+
+def test_layers_are_chosen_by_glob(tiny_pipeline, sample):
+    with capture(tiny_pipeline, layers=["mid*attn1", "down_blocks.0*"]) as captured:
+        sample(steps=1)
+    assert all(n.startswith(("mid", "down_blocks.0")) for n in captured.frame()["layer"])
+    with pytest.raises(InputError, match=r"'nothing\*'; there are: down_blocks"), capture(tiny_pipeline, layers="nothing*"):
+        pass
+
+
+def test_a_layer_without_visible_call_is_named(tiny_pipeline, sample):
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1"
+    attention = tiny_pipeline.unet.get_submodule(layer)
+    original = attention.processor
+    attention.processor = Eager([])
+    try:
+        with pytest.raises(CaptureError, match=layer), capture(tiny_pipeline):
+            sample(steps=1)
+        with pytest.warns(UserWarning, match="AttnProcessor2_0"), capture(tiny_pipeline, missing="warn") as captured:
+            sample(steps=1)
+    finally:
+        attention.processor = original
+    assert layer not in set(captured.frame()["layer"])
+
+
+def test_nan_in_the_queries_names_the_layer(tiny_pipeline, sample):
+    layer = "up_blocks.1.attentions.0.transformer_blocks.0.attn1"
+    before = hooks(tiny_pipeline.unet)
+    weight = tiny_pipeline.unet.get_submodule(layer).to_q.weight
+    kept = weight.detach().clone()
+    weight.data[0, 0] = torch.nan
+    try:
+        with pytest.raises(CaptureError, match=f"{layer}.*NaN at step 0"), capture(tiny_pipeline):
+            sample()
+    finally:
+        weight.data.copy_(kept)
+    assert hooks(tiny_pipeline.unet) == before
+
+
+class Bare(nn.Module):
+    """A module of no library that runs attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(8, 8))
+
+    def forward(self, x):
+        query = self.inner(x)
+        return nn.functional.scaled_dot_product_attention(query=query, key=x, value=x, scale=0.5)
+
+
+def test_any_module_that_runs_attention_is_measured():
+    torch.manual_seed(0)
+    module, x = Bare(), torch.randn(2, 3, 5, 8)
+    with capture(module) as captured:
+        module(x)
+    expected = flash(module.inner(x), x, scale=0.5).entropy.mean(-1)
+    assert captured.frame()["entropy"].tolist() == pytest.approx(expected.flatten().tolist())
+
+
+def test_curves_are_measured_beside_the_call(tiny_pipeline, sample):
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1"
+    seen = []
+    with attention_calls(tiny_pipeline.unet, lambda c: seen.append(c) if c.layer == layer else None):
+        sample(steps=1)
+    with capture(tiny_pipeline, multipliers=(2.0,), multiplier_rows=256) as captured:
+        sample(steps=1)
+    frame = captured.frame()
+    doubled = frame[(frame["layer"] == layer) & (frame["multiplier"] == 2.0)]
+    expected = flash(seen[0].query, seen[0].key, scale=2 * seen[0].scale).entropy.mean(-1)
+    assert doubled["entropy"].tolist() == pytest.approx(expected.flatten().tolist(), abs=1e-5)
+    assert not (frame[frame["kind"] == "cross"]["multiplier"] == 2.0).any()
+
+
+@pytest.mark.parametrize("multiplier", [0.5, torch.tensor([0.5, 0.5])])
+@pytest.mark.parametrize("capture_first", [True, False])
+def test_scaling_is_seen_whichever_context_opens_first(tiny_pipeline, sample, multiplier, capture_first):
+    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+    scaling = attention_calls(tiny_pipeline.unet, lambda c: multiplier if c.layer == layer else None)
+    probe = capture(tiny_pipeline, layers=layer, multipliers=(0.5,))
+    with probe as captured:
+        sample(steps=1)
+    expected = captured.frame().query("multiplier == 0.5")["entropy"]
+    probe = capture(tiny_pipeline, layers=layer)
+    if capture_first:
+        with probe as captured, scaling:
+            sample(steps=1)
+    else:
+        with scaling, probe as captured:
+            sample(steps=1)
+    assert captured.frame()["entropy"].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_a_model_without_denoiser_is_refused():
+    with pytest.raises(InputError, match="no unet or transformer"), capture(object()):
+        pass

@@ -1,0 +1,30 @@
+"""Token grids."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from entropy_probe.capture import token_grid
+
+SIDES = st.integers(1, 300)
+
+
+@given(SIDES, SIDES, st.sampled_from([1, 2, 4, 8]))
+def test_a_grid_is_found_from_its_number_of_tokens(height, width, stride):
+    grid = token_grid(-(-height // stride) * -(-width // stride), (height, width))
+    assert grid is not None
+    assert grid.tokens == -(-height // stride) * -(-width // stride)
+    assert grid.at((height, width)) == grid
+
+
+@given(st.integers(2, 40), st.integers(2, 40))
+def test_positions_are_in_units_of_the_diagonal(height, width):
+    places = token_grid(height * width, (height, width)).positions()
+    step = (height**2 + width**2) ** -0.5
+    assert (places[1] - places[0]).norm().item() == pytest.approx(step, rel=1e-4)
+    assert (places[width] - places[0]).norm().item() == pytest.approx(step, rel=1e-4)
+    assert places.max() < 1
+
+
+def test_no_grid_has_a_number_of_tokens_that_does_not_fit():
+    assert token_grid(17, (16, 16)) is None
