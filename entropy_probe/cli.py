@@ -51,6 +51,7 @@ QUIET = Annotated[bool, typer.Option("--quiet", help="No progress bars and no su
 
 DEFAULT_OUT = Path("entropy-run")
 GUIDANCE_SCALE = 4.0
+INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -520,14 +521,15 @@ def main() -> None:
         errors.print(f"error: {error}", markup=False)
         code = 2
     except (KeyboardInterrupt, typer.Abort):
-        errors.print("interrupted; what is sampled is kept, the same command goes on from there", markup=False)
-        code = 130
+        code = INTERRUPTED
     except Exception as error:
         # Typer carries a private copy of click: its usage errors are known by what they can do.
         if not hasattr(error, "format_message"):
             raise
         errors.print(f"error: {error.format_message()}", markup=False)
         code = 2
+    if code == INTERRUPTED:
+        errors.print("interrupted; what is sampled is kept, the same command goes on from there", markup=False)
     sys.exit(code or 0)
 
 

@@ -144,7 +144,10 @@ def test_layers_are_chosen_by_glob(tiny_pipeline, sample):
     with capture(tiny_pipeline, layers=["mid*attn1", "down_blocks.0*"]) as captured:
         sample(steps=1)
     assert all(n.startswith(("mid", "down_blocks.0")) for n in captured.frame()["layer"])
-    with pytest.raises(InputError, match=r"'nothing\*'; there are: down_blocks"), capture(tiny_pipeline, layers="nothing*"):
+    with (
+        pytest.raises(InputError, match=r"'nothing\*'; there are: down_blocks"),
+        capture(tiny_pipeline, layers="nothing*"),
+    ):
         pass
 
 

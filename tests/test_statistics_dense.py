@@ -12,8 +12,7 @@ from entropy_probe.statistics import dense
 
 def rows(logits, **options):
     """Statistics of given logits: the query is the identity, so that query @ key^T = logits."""
-    queries, keys = logits.shape
-    return dense(torch.eye(queries)[None, None], logits.T[None, None], scale=1.0, **options)
+    return dense(torch.eye(len(logits))[None, None], logits.T[None, None], scale=1.0, **options)
 
 
 def test_uniform_attention_has_entropy_ln_n():

@@ -6,12 +6,16 @@ import hashlib
 import json
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from entropy_probe.capture import find_denoiser
 from entropy_probe.errors import InputError
@@ -40,8 +44,7 @@ def load(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> Dif
     elif str(model).count("/") != 1 or str(model).startswith((".", "/", "~")):
         raise InputError(f"there is no folder {str(model)!r}, and it is no hub id (owner/name); 'reference' is bundled")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet() if model == REFERENCE else nullcontext():
             pipeline = DiffusionPipeline.from_pretrained(
                 str(folder) if folder.exists() else str(model),
                 torch_dtype=resolve_dtype(dtype, where),
@@ -97,15 +100,27 @@ def fingerprint(pipeline: Any) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What diffusers has to say of the reference is known: its autoencoder is the tiny one, and it has no filter."""
+    level = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        diffusers_logging.set_verbosity(level)
+        diffusers_logging.enable_progress_bar()
+
+
 def quiet_libraries() -> None:
     """Silence the loading bars and notices of diffusers and transformers, for the command line."""
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 

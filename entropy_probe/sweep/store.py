@@ -73,7 +73,7 @@ class RunDirectory:
             InputError: if the folder belongs to another model, other settings or another version, or cannot be written.
         """
         if self.manifest_path.exists():
-            differences = manifest.differences(self.manifest())
+            differences = self.manifest().differences(manifest)
             if differences:
                 raise InputError(
                     f"{self.path} holds another run, with {'; '.join(differences)}: choose another folder or delete it"

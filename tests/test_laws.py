@@ -1,0 +1,161 @@
+"""Scaling laws, and putting them on a model."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from entropy_probe.errors import InputError
+from entropy_probe.laws import (
+    Gaussian,
+    Kappa,
+    Log,
+    Measured,
+    Original,
+    Paper,
+    Yarn,
+    applied,
+    apply,
+    from_json,
+    remove,
+    resolve,
+    scaled,
+    to_json,
+)
+
+MEASURED = Measured({"a": ((-1.4, 0.5), (1.4, 2.0))}, {"a": 0.9}, {"a": 0.1})
+LAWS = [Original(), Paper(), Log(), Yarn(), Gaussian({"a": 3.0}), MEASURED, Kappa({"a": 0.4}), Kappa({"*": 0.4})]
+TOKENS = st.integers(2, 100_000)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
+class TestEveryLaw:
+    @given(tokens=TOKENS)
+    def test_is_one_at_the_training_size(self, law, tokens):
+        assert law.multiplier("a", tokens, tokens) == pytest.approx(1.0)
+
+    @given(trained=st.integers(16, 10_000), tokens=st.lists(TOKENS, min_size=2, max_size=2))
+    def test_does_not_fall_with_the_tokens(self, law, trained, tokens):
+        few, many = sorted(tokens)
+        assert law.multiplier("a", few, trained) <= law.multiplier("a", many, trained) + 1e-12
+
+    def test_survives_json(self, law):
+        assert from_json(to_json(law)) == law
+
+
+def test_closed_values():
+    assert Paper().multiplier("", 4096, 1024) == pytest.approx(math.sqrt(12 / 10))
+    assert Log().multiplier("", 4096, 1024) == pytest.approx(1.2)
+    assert Yarn().multiplier("", 4096, 1024) == pytest.approx((1 + 0.1 * math.log(4)) ** 2)
+    assert Yarn().multiplier("", 16, 1024) == 1.0
+    assert Gaussian({"a": 3.0}).multiplier("a", 4096, 1024) == pytest.approx(math.sqrt(1 + 2 * math.log(4) / 3))
+
+
+@given(TOKENS, st.integers(16, 10_000), st.floats(0.01, 0.1))
+def test_paper_and_gaussian_are_members_of_the_kappa_family(tokens, trained, kappa):
+    assert Paper().multiplier("", tokens, trained) == pytest.approx(
+        Kappa({"*": 1 / math.log(trained)}).multiplier("", tokens, trained)
+    )
+    assert Gaussian({"a": 2 / kappa}).multiplier("a", tokens, trained) == pytest.approx(
+        Kappa({"a": kappa}).multiplier("a", tokens, trained)
+    )
+
+
+def test_measured_goes_through_its_points_and_on_beyond_them():
+    at = {x: MEASURED.multiplier("a", round(1e6 * math.exp(x)), 10**6) for x in (-2.8, -1.4, 0, 0.7, 1.4, 2.8)}
+    assert list(at.values()) == pytest.approx([0.25, 0.5, 1.0, 2**0.5, 2.0, 4.0], rel=1e-3)
+
+
+def test_a_law_of_another_model_is_refused():
+    with pytest.raises(InputError, match="knows no layer 'b'"):
+        MEASURED.multiplier("b", 2, 1)
+
+
+def test_laws_are_resolved_from_names_and_files(tmp_path):
+    path = tmp_path / "law.json"
+    path.write_text(to_json(MEASURED))
+    assert resolve("paper") == Paper()
+    assert resolve(path) == MEASURED
+    assert resolve(str(path)) == MEASURED
+    assert resolve(MEASURED) is MEASURED
+    with pytest.raises(InputError, match="unknown law 'nothing': give original, paper"):
+        resolve("nothing")
+    with pytest.raises(InputError, match="derive it first"):
+        resolve("measured")
+    path.write_text('{"law": "measured"}')
+    with pytest.raises(InputError, match="no scaling law"):
+        resolve(path)
+
+
+def test_a_law_leaves_no_trace(tiny_pipeline, sample):
+    before = sample()
+    with scaled(tiny_pipeline, "paper") as law:
+        assert applied(tiny_pipeline) == law == Paper()
+        changed = sample((96, 96))
+    assert applied(tiny_pipeline) is None
+    assert all(np.array_equal(a, b) for a, b in zip(before, sample(), strict=True))
+    assert not np.array_equal(changed[0], sample((96, 96))[0])
+
+
+def test_a_law_is_off_after_an_error(tiny_pipeline):
+    with pytest.raises(KeyError), scaled(tiny_pipeline, "paper"):
+        raise KeyError
+    assert applied(tiny_pipeline) is None
+
+
+def test_at_the_training_size_every_law_draws_the_same_image(tiny_pipeline, sample):
+    with scaled(tiny_pipeline, "paper"):
+        assert np.array_equal(sample()[0], sample()[0])
+        under = sample()
+    assert np.array_equal(under[0], sample()[0])
+
+
+def test_only_visual_attention_is_scaled_and_by_g(tiny_pipeline, sample):
+    """The same image as with processors that multiply the scale by hand."""
+    with scaled(tiny_pipeline, "log"):
+        expected = sample((96, 96), steps=1)
+
+    class Scaled:
+        def __call__(self, attn, hidden_states, encoder_hidden_states=None, **_):
+            context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+            pairs = ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
+            query, key, value = (layer(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for layer, x in pairs)
+            tokens = query.shape[2]
+            trained = {576: 256, 144: 64}[tokens]
+            g = math.log(tokens) / math.log(trained) if encoder_hidden_states is None else 1.0
+            scale = g / query.shape[-1] ** 0.5
+            out = nn.functional.scaled_dot_product_attention(query, key, value, scale=scale)
+            return attn.to_out[0](out.transpose(1, 2).flatten(2))
+
+    originals = dict(tiny_pipeline.unet.attn_processors)
+    tiny_pipeline.unet.set_attn_processor(Scaled())
+    by_hand = sample((96, 96), steps=1)
+    tiny_pipeline.unet.set_attn_processor(originals)
+    assert np.abs(np.asarray(expected[0], int) - np.asarray(by_hand[0], int)).max() <= 1
+
+
+def test_two_laws_at_once_are_refused(tiny_pipeline):
+    apply(tiny_pipeline, "paper")
+    with pytest.raises(InputError, match="paper law is applied"):
+        apply(tiny_pipeline, "log")
+    remove(tiny_pipeline)
+    remove(tiny_pipeline)
+    assert applied(tiny_pipeline) is None
+
+
+class Bare(nn.Module):
+    def forward(self, x):
+        return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+def test_a_bare_module_is_told_its_training_tokens():
+    module, x = Bare(), torch.randn(1, 2, 16, 8)
+    with pytest.raises(InputError, match="training_tokens="), scaled(module, "log"):
+        module(x)
+    with scaled(module, "log", training_tokens={"": 4}):
+        under = module(x)
+    assert torch.allclose(under, nn.functional.scaled_dot_product_attention(x, x, x, scale=2 / 8**0.5))

@@ -1,0 +1,98 @@
+"""Loading, sizes and token grids."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from entropy_probe.capture import capture
+from entropy_probe.errors import InputError
+from entropy_probe.pipelines import (
+    check_size,
+    draw,
+    fingerprint,
+    format_size,
+    layers,
+    load,
+    parse_size,
+    training_size,
+    training_tokens,
+)
+
+
+def test_a_saved_folder_is_loaded(tiny_folder, tiny_pipeline):
+    again = load(tiny_folder, device="cpu", dtype="float32")
+    assert type(again).__name__ == "StableDiffusionPipeline"
+    assert fingerprint(again) == fingerprint(tiny_pipeline)
+    assert load(tiny_folder, dtype="bfloat16", device="cpu").unet.dtype == torch.bfloat16
+
+
+def test_other_weights_have_another_fingerprint(tiny_folder, tiny_pipeline):
+    other = load(tiny_folder, device="cpu")
+    other.unet.conv_in.weight.data += 1
+    assert fingerprint(other) != fingerprint(tiny_pipeline)
+
+
+def test_bad_models_are_refused_with_cause_and_remedy(tiny_folder, tmp_path):
+    with pytest.raises(InputError, match="there is no folder"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"no model_index\.json.*save_pretrained"):
+        load(tmp_path)
+    pickled = tmp_path / "pickled"
+    shutil.copytree(tiny_folder, pickled)
+    weights = next((pickled / "unet").glob("*.safetensors"))
+    torch.save({}, weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(InputError, match=r"pickled weights.*can run code.*safe_serialization"):
+        load(pickled)
+    with pytest.raises(InputError, match="dtype must be auto, float32"):
+        load(tiny_folder, dtype="int8")
+    with pytest.raises(InputError, match="device 'tpu' is not available"):
+        load(tiny_folder, device="tpu")
+
+
+def test_training_size_and_tokens(tiny_pipeline):
+    assert training_size(tiny_pipeline) == (64, 64)
+    tokens = training_tokens(tiny_pipeline)
+    assert set(tokens.values()) == {256, 64}
+    assert all(name.endswith("attn1") for name in tokens)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (40, 72)])
+def test_layers_are_what_a_capture_sees(tiny_pipeline, sample, size):
+    with capture(tiny_pipeline) as captured:
+        sample(size, steps=1)
+    seen = captured.frame().drop_duplicates("layer")
+    found = layers(tiny_pipeline, size)
+    assert [layer.name for layer in found] == seen["layer"].tolist()
+    assert [layer.key_tokens for layer in found] == seen["key_tokens"].tolist()
+    assert [layer.grid is None for layer in found] == (seen["kind"] == "cross").tolist()
+
+
+def test_sizes_that_cannot_be_drawn_are_refused(tiny_pipeline):
+    check_size(tiny_pipeline, (64, 96))
+    with pytest.raises(InputError, match="multiples of 8 pixels, such as 64x96"):
+        check_size(tiny_pipeline, (64, 100))
+    with pytest.raises(InputError, match="must be positive"):
+        check_size(tiny_pipeline, (0, 64))
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_sizes_are_read_as_they_are_written(height, width):
+    assert parse_size(format_size((height, width))) == (height, width)
+
+
+@pytest.mark.parametrize("text", ["", "64x", "axb", "1x2x3", "-8", "0", "64x-8", "1.5"])
+def test_bad_sizes_are_refused(text):
+    with pytest.raises(InputError):
+        parse_size(text)
+
+
+def test_an_image_depends_on_its_own_seed_and_prompt(tiny_pipeline):
+    both = draw(tiny_pipeline, ["a", "b"], (64, 64), [0, 1], steps=2, guidance_scale=4.0)
+    alone = draw(tiny_pipeline, ["b"], (64, 64), [1], steps=2, guidance_scale=4.0)
+    assert np.abs(np.asarray(both[1], int) - np.asarray(alone[0], int)).max() <= 1
+    assert not np.array_equal(both[0], both[1])

@@ -1,0 +1,205 @@
+"""The grid, the run directory, and what happens when they go wrong."""
+
+import errno
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from entropy_probe.capture import capture
+from entropy_probe.errors import InputError
+from entropy_probe.laws import Kappa, Original, Paper
+from entropy_probe.sweep import Grid, RunDirectory, Sweep, extend, sweep
+from entropy_probe.sweep.grid import batches
+
+SETTINGS = dict(
+    prompts=["noto red apple", "flat pizza"], sizes=[(64, 64), (32, 48)], seeds=[0], steps=2, guidance_scale=4.0,
+    multipliers=(2.0,), progress=False,
+)  # fmt: skip
+COLUMNS = [
+    "prompt",
+    "seed",
+    "height",
+    "width",
+    "law",
+    "step",
+    "timestep",
+    "branch",
+    "layer",
+    "kind",
+    "head",
+    "query_tokens",
+    "key_tokens",
+    "training_tokens",
+    "scale",
+    "rows",
+    "entropy",
+    "entropy_std",
+    "logit_variance",
+    "attention_distance",
+]  # of the design, in its order
+
+
+@pytest.fixture
+def run(tiny_pipeline, tmp_path):
+    return sweep(tiny_pipeline, store=tmp_path / "run", **SETTINGS)
+
+
+def same(one, other):
+    """Equal up to the last digits: a cell that is done again is sampled in another batch."""
+    pd.testing.assert_frame_equal(one, other, rtol=1e-3, atol=1e-4)
+
+
+def times(path):
+    return {p.name: p.stat().st_mtime_ns for p in (path / "cells").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompts": ()}, "list of prompts is empty"),
+        ({"sizes": ()}, "list of sizes is empty"),
+        ({"seeds": (1, 1)}, "seeds holds 1 twice"),
+        ({"seeds": (-1,)}, "must not be negative, but one is -1"),
+        ({"prompts": ("a", " ")}, "blank"),
+        ({"laws": (Paper(), Paper())}, "'paper' twice"),
+    ],
+)
+def test_bad_grids_are_refused(change, message):
+    good = {"prompts": ("a",), "sizes": ((64, 64),), "seeds": (0,), "laws": (Original(),)}
+    with pytest.raises(InputError, match=message):
+        Grid(**{**good, **change})
+
+
+def test_a_grid_survives_json_and_names_its_cells_apart():
+    laws = (Original(), Kappa({"*": 0.1}), Kappa({"*": 0.2}))
+    grid = Grid(("a", "b"), ((64, 64), (32, 48)), (0, 1), laws)
+    assert Grid.from_json(grid.to_json()) == grid
+    assert len({cell.name for cell in grid.cells()}) == len(grid) == 24
+
+
+@given(st.integers(1, 9), st.integers(1, 9))
+def test_batches_hold_one_law_and_size_and_no_more_than_the_limit(prompts, limit):
+    grid = Grid(tuple(map(str, range(prompts))), ((64, 64), (128, 64)), (0, 1), (Original(), Paper()))
+    cells = list(grid.cells())
+    parts = list(batches(cells, limit, (64, 64)))
+    assert [cell for part in parts for cell in part] == cells
+    for part in parts:
+        assert len({(cell.law, cell.size) for cell in part}) == 1
+        assert len(part) <= max(1, limit // (part[0].size[0] * part[0].size[1] // 4096))
+
+
+def test_the_table_is_that_of_a_direct_capture(tiny_pipeline, run):
+    frame = run.frame()
+    assert [c for c in frame.columns if c in COLUMNS] == COLUMNS
+    assert set(run.frame(curves=True)["multiplier"]) == {1.0, 2.0}
+    assert set(frame["multiplier"]) == {1.0}
+    from entropy_probe.pipelines import draw
+
+    with capture(tiny_pipeline) as captured:
+        images = draw(tiny_pipeline, SETTINGS["prompts"], (32, 48), [0, 0], steps=2, guidance_scale=4.0)
+    direct = captured.frame().query("sample == 1")
+    own = frame[(frame["prompt"] == "flat pizza") & (frame["height"] == 32)]
+    assert own["entropy"].tolist() == pytest.approx(direct["entropy"].tolist())
+    assert np.array_equal(run.image("flat pizza", (32, 48), 0), images[1])
+    with pytest.raises(InputError, match="no cell 'flat pizza', 40"):
+        run.image("flat pizza", (40, 40), 0)
+
+
+def test_a_run_goes_on_where_it_stopped(tiny_pipeline, run):
+    before = times(run.run.path)
+    lost = sorted((run.run.path / "cells").iterdir())[0]
+    lost.unlink()
+    again = sweep(tiny_pipeline, store=run.run.path, **SETTINGS)
+    after = times(run.run.path)
+    assert {name for name in after if after[name] != before.get(name)} == {lost.name}
+    same(again.frame(), run.frame())
+
+
+def test_a_truncated_cell_is_done_again_and_said_so(tiny_pipeline, run):
+    whole = run.frame()
+    cell = sorted((run.run.path / "cells").iterdir())[0]
+    cell.write_bytes(cell.read_bytes()[:500])
+    with pytest.warns(UserWarning, match=f"{cell.name} is damaged and will be sampled again"):
+        again = sweep(tiny_pipeline, store=run.run.path, **SETTINGS)
+    same(again.frame(), whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"steps": 3}, "steps 2 instead of 3"), ({"multipliers": ()}, "multipliers")]
+)
+def test_another_run_is_not_mixed_in(tiny_pipeline, run, change, message):
+    before = times(run.run.path)
+    with pytest.raises(InputError, match=message):
+        sweep(tiny_pipeline, store=run.run.path, **{**SETTINGS, **change})
+    assert times(run.run.path) == before
+
+
+def test_another_model_version_or_folder_is_refused(tiny_pipeline, tiny_folder, run, tmp_path):
+    from entropy_probe.pipelines import load
+
+    other = load(tiny_folder, device="cpu")
+    other.unet.conv_in.weight.data += 1
+    with pytest.raises(InputError, match="fingerprint"):
+        sweep(other, store=run.run.path, **SETTINGS)
+    with pytest.raises(InputError, match="another model"):
+        Sweep.open(run.run.path, other)
+    manifest = json.loads(run.run.manifest_path.read_text())
+    run.run.manifest_path.write_text(json.dumps({**manifest, "format": 99}))
+    with pytest.raises(InputError, match="layout 99"):
+        Sweep.open(run.run.path)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="neither empty nor a run"):
+        sweep(tiny_pipeline, store=foreign, **SETTINGS)
+    assert [p.name for p in foreign.iterdir()] == ["thesis.txt"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tiny_pipeline, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write .*Not a directory"):
+        sweep(tiny_pipeline, store=tmp_path / "file" / "run", **SETTINGS)
+
+
+def test_a_full_disk_leaves_nothing_half_written(run):
+    class Full:
+        def save(self, file, format):
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    cell = next(iter(Grid(("new",), ((64, 64),), (0,), (Original(),)).cells()))
+    with pytest.raises(InputError, match="the disk is full"):
+        run.run.save(cell, run.frame(), Full())
+    assert not run.run.finished(cell)
+    assert not [p for p in run.run.path.rglob("*") if p.suffix == ".part"]
+
+
+def test_a_run_is_opened_again_and_extended(tiny_pipeline, run):
+    opened = Sweep.open(run.run.path)
+    assert opened.frame().equals(run.frame())
+    with pytest.raises(InputError, match="needs the model"):
+        extend(opened, laws=["paper"])
+    more = extend(Sweep.open(run.run.path, tiny_pipeline), laws=["original", "paper"], progress=False)
+    assert set(more.frame()["law"]) == {"original", "paper"}
+    assert len(Sweep.open(run.run.path).frame()) == len(run.frame())
+    sorted((run.run.path / "cells").glob("original*"))[0].unlink()
+    with pytest.raises(InputError, match="1 of the 4 cells"):
+        Sweep.open(run.run.path)
+
+
+def test_a_folder_without_manifest_is_no_run(tmp_path):
+    with pytest.raises(InputError, match=r"no manifest\.json"):
+        RunDirectory(tmp_path).manifest()
+
+
+def test_without_a_store_the_run_lives_as_long_as_the_sweep(tiny_pipeline):
+    made = sweep(tiny_pipeline, **{**SETTINGS, "sizes": [(32, 32)], "steps": 1})
+    path = made.run.path
+    assert isinstance(made.image("flat pizza", (32, 32), 0), Image.Image)
+    del made
+    assert not path.exists()
