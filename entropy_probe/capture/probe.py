@@ -138,7 +138,7 @@ def _statistics(call: AttentionCall, multiplier: float, index: Tensor | None, di
 
 
 def _record(call: AttentionCall, multiplier: float, statistics: RowStatistics, keeping: bool) -> Record:
-    counted = statistics.counted
+    counted = None if call.mask is None else statistics.counted
     entropy, spread = mean_over_rows(statistics.entropy, counted)
     distance = None
     if statistics.attention_distance is not None:
@@ -152,7 +152,7 @@ def _record(call: AttentionCall, multiplier: float, statistics: RowStatistics, k
         training_tokens=call.training_tokens if call.kind == "self" else None,
         scale=call.scale,
         multiplier=multiplier,
-        rows=counted.shape[-1],
+        rows=statistics.entropy.shape[-1],
         entropy=entropy,
         entropy_std=spread,
         logit_variance=mean_over_rows(statistics.logit_variance, counted)[0],

@@ -47,7 +47,7 @@ def load(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> Dif
         with _quiet() if model == REFERENCE else nullcontext():
             pipeline = DiffusionPipeline.from_pretrained(
                 str(folder) if folder.exists() else str(model),
-                torch_dtype=resolve_dtype(dtype, where),
+                dtype=resolve_dtype(dtype, where),
                 use_safetensors=True,
             )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -45,7 +45,7 @@ class Recipe:
     autoencoder_batch: int = 32
     autoencoder_rate: float = 2e-3
     latent_noise: float = 0.05
-    steps: int = 5_500
+    steps: int = 6_000
     batch: int = 48
     rate: float = 8e-4
     warmup: int = 300

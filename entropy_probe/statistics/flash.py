@@ -73,65 +73,94 @@ def _fused(
     positions: tuple[Float[Tensor, "queries 2"], Float[Tensor, "keys 2"]] | None,
 ) -> tuple[RowStatistics, float]:
     """The statistics, and the largest log-sum-exp of a row: a measure of the digits that the difference has lost."""
-    allowed, bias = _key_bias(mask, query, key)
-    weight = allowed.to(query.dtype)
-    count = weight.sum(-1, keepdim=True).clamp_min(1)
-    weight = (weight / count).unsqueeze(-1)
-    key = key - (weight * key).sum(-2, keepdim=True)
-    value = key
-    if bias is not None:
-        bias = (bias - (weight.squeeze(-1) * bias).sum(-1, keepdim=True)).unsqueeze(-1).expand(*key.shape[:-1], 1)
-        query = torch.cat([query, torch.full_like(query[..., :1], 1 / scale)], -1)
-        value = torch.cat([key, bias], -1)
-        key = torch.cat([key, bias.masked_fill(~allowed.unsqueeze(-1), MASKED)], -1)
-
-    width = query.shape[-1]
-    covariance = (weight * value).transpose(-1, -2) @ value
-    variance = scale**2 * ((query @ covariance) * query).sum(-1)
-
-    places = None
-    if positions is not None:
-        places = torch.cat([positions[1], positions[1].square().sum(-1, keepdim=True)], -1).to(query.dtype)
-        value = torch.cat([value, places.expand(*key.shape[:-1], 3)], -1)
-    padding = -value.shape[-1] % 8
-    out, log_sum = _KERNELS[query.device.type](
-        F.pad(query, (0, value.shape[-1] + padding - width)),
-        F.pad(key, (0, value.shape[-1] + padding - width)),
-        F.pad(value, (0, padding)),
-        scale,
-    )
-    entropy = log_sum - scale * (query * out[..., :width]).sum(-1)
-
-    distance = None
-    if positions is not None:
-        here = positions[0].to(query.dtype)
-        x, y, square = out[..., width : width + 3].unbind(-1)
-        squared = square - 2 * (x * here[:, 0] + y * here[:, 1]) + here.square().sum(-1)
-        distance = squared.clamp_min(0).sqrt()
+    if mask is None:
+        return _unmasked(query, key, scale, positions)
+    allowed, bias = _key_bias(mask, key)
+    count = allowed.sum(-1, keepdim=True).clamp_min(1)
+    weight = (allowed / count).to(query.dtype).unsqueeze(-1)
+    value = torch.cat([key, bias.unsqueeze(-1)], -1)
+    value = value - (weight * value).sum(-2, keepdim=True)
+    query = torch.cat([query, torch.full_like(query[..., :1], 1 / scale)], -1)
+    barred = torch.cat([value[..., :-1], value[..., -1:].masked_fill(~allowed.unsqueeze(-1), MASKED)], -1)
+    variance = _logit_variance(query, (weight * value).mT @ value, scale)
+    entropy, distance, log_sum = _attend(query, barred, value, scale, positions)
     counted = allowed.any(-1, keepdim=True).expand_as(entropy)
-    bound = count.log()
-    result = RowStatistics(
-        entropy=entropy.clamp_min(0).minimum(bound).masked_fill(~counted, 0.0),
-        logit_variance=variance.clamp_min(0).masked_fill(~counted, 0.0),
+    statistics = RowStatistics(
+        entropy=entropy.clamp_min(0).minimum(count.log()).masked_fill(~counted, 0.0),
+        logit_variance=variance.masked_fill(~counted, 0.0),
         attention_distance=distance,
         counted=counted,
     )
-    return result, log_sum.masked_fill(~counted, 0.0).max().item()
+    return statistics, log_sum.masked_fill(~counted, 0.0).max().item()
+
+
+def _unmasked(
+    query: Float[Tensor, "batch heads queries width"],
+    key: Float[Tensor, "batch heads keys width"],
+    scale: float,
+    positions: tuple[Float[Tensor, "queries 2"], Float[Tensor, "keys 2"]] | None,
+) -> tuple[RowStatistics, float]:
+    """As `_fused`, for the common case, in as few operations as it takes."""
+    keys = key.shape[-2]
+    key = key - key.mean(-2, keepdim=True)
+    entropy, distance, log_sum = _attend(query, key, key, scale, positions)
+    statistics = RowStatistics(
+        entropy=entropy.clamp_(0, math.log(keys)),
+        logit_variance=_logit_variance(query, key.mT @ key / keys, scale),
+        attention_distance=distance,
+        counted=torch.ones((), dtype=torch.bool, device=key.device).expand_as(entropy),
+    )
+    return statistics, log_sum.max().item()
+
+
+def _attend(
+    query: Float[Tensor, "batch heads queries width"],
+    key: Float[Tensor, "batch heads keys width"],
+    value: Float[Tensor, "batch heads keys width"],
+    scale: float,
+    positions: tuple[Float[Tensor, "queries 2"], Float[Tensor, "keys 2"]] | None,
+) -> tuple[
+    Float[Tensor, "batch heads queries"], Float[Tensor, "batch heads queries"] | None, Float[Tensor, "batch heads queries"]
+]:
+    """Entropy, attention distance and log-sum-exp of every row, from one fused call; `value` is the key, unbarred."""
+    width = query.shape[-1]
+    extra = 0 if positions is None else 3
+    if positions is not None:
+        places = torch.cat([positions[1], positions[1].square().sum(-1, keepdim=True)], -1).to(query.dtype)
+        value = torch.cat([value, places.expand(*value.shape[:-1], 3)], -1)
+    padding = -(width + extra) % 8
+    out, log_sum = _KERNELS[query.device.type](
+        _pad(query, extra + padding), _pad(key, extra + padding), _pad(value, padding), scale
+    )
+    entropy = log_sum - scale * torch.linalg.vecdot(query, out[..., :width])
+    if positions is None:
+        return entropy, None, log_sum
+    here = positions[0].to(query.dtype)
+    x, y, square = out[..., width : width + 3].unbind(-1)
+    squared = square - 2 * (x * here[:, 0] + y * here[:, 1]) + here.square().sum(-1)
+    return entropy, squared.clamp_min(0).sqrt(), log_sum
+
+
+def _pad(tensor: Shaped[Tensor, "*batch width"], columns: int) -> Shaped[Tensor, "*batch padded"]:
+    return F.pad(tensor, (0, columns)) if columns else tensor
+
+
+def _logit_variance(
+    query: Float[Tensor, "batch heads queries width"], covariance: Float[Tensor, "batch heads width width"], scale: float
+) -> Float[Tensor, "batch heads queries"]:
+    """Variance over the keys of scale * <q, k>: a quadratic form in the keys' covariance."""
+    return (scale**2 * torch.linalg.vecdot(query @ covariance, query)).clamp_min(0)
 
 
 def _key_bias(
-    mask: Shaped[Tensor, "*#mask"] | None,
-    query: Float[Tensor, "batch heads queries width"],
-    key: Float[Tensor, "batch heads keys width"],
-) -> tuple[Bool[Tensor, "batch heads keys"], Float[Tensor, "batch heads keys"] | None]:
+    mask: Shaped[Tensor, "*#mask"], key: Float[Tensor, "batch heads keys width"]
+) -> tuple[Bool[Tensor, "batch heads keys"], Float[Tensor, "batch heads keys"]]:
     """Which keys may be attended, and what a mask that is the same for every query adds to their logits."""
-    shape = key.shape[:-1]
-    if mask is None:
-        return torch.ones(shape, dtype=torch.bool, device=key.device), None
     row = mask.squeeze(-2) if mask.ndim > 1 else mask
     if mask.dtype == torch.bool:
-        return row.expand(shape), torch.zeros(shape, dtype=query.dtype, device=key.device)
-    row = row.to(query.dtype).expand(shape)
+        allowed = row.expand(key.shape[:-1])
+        return allowed, torch.zeros_like(key[..., 0])
+    row = row.to(key.dtype).expand(key.shape[:-1])
     allowed = row != -math.inf
     return allowed, row.masked_fill(~allowed, 0.0)
 

@@ -28,9 +28,12 @@ class RowStatistics:
 
 
 def mean_over_rows(
-    values: Float[Tensor, "batch heads queries"], counted: Bool[Tensor, "batch heads queries"]
+    values: Float[Tensor, "batch heads queries"], counted: Bool[Tensor, "batch heads queries"] | None = None
 ) -> tuple[Float[Tensor, "batch heads"], Float[Tensor, "batch heads"]]:
-    """Mean and standard deviation over the counted rows; NaN where none is counted."""
+    """Mean and standard deviation over the counted rows (all, without `counted`); NaN where none is counted."""
+    if counted is None:
+        variance, mean = torch.var_mean(values, -1, correction=0)
+        return mean, variance.sqrt()
     weight = counted.to(values.dtype)
     count = weight.sum(-1)
     mean = (values * weight).sum(-1) / count
