@@ -1,115 +1,267 @@
-"""The page and the files beside it."""
+"""The page and the files beside it, from a run that no model was needed for."""
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from entropy_probe.errors import InputError
-from entropy_probe.fitting import derive_measured, fit
-from entropy_probe.report import entropy_maps, report
-from entropy_probe.sweep import sweep
-from entropy_probe.validation import validate_sweep
+from entropy_probe.fitting import Derivation, fit
+from entropy_probe.fitting.derive import Round
+from entropy_probe.laws import Kappa, Measured, Paper, resolve
+from entropy_probe.report import EntropyMap, entropy_maps, figures, report
+from entropy_probe.sweep import Grid, Manifest, RunDirectory, Sweep, sweep
+from entropy_probe.validation import judge
 
 HOSTILE = "<script>alert(1)</script>"
+SIZES = ((32, 48), (64, 64), (128, 128))
 
 
 class Page(HTMLParser):
-    """Collects ids, tags, and everything that would be fetched."""
+    """Collects ids, tags, and everything that would be fetched; complains of tags that are not closed."""
+
+    VOID = {"meta", "link", "br", "img", "hr", "input"}  # noqa: RUF012
 
     def __init__(self, text):
         super().__init__()
-        self.ids, self.tags, self.links = [], [], []
+        self.ids, self.tags, self.links, self.open, self.used = [], [], [], [], []
         self.feed(text)
+        self.close()
+        assert self.open == []
 
     def handle_starttag(self, tag, attrs):
+        self.handle_startendtag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
         self.tags.append(tag)
         for name, value in attrs:
             if name == "id":
                 self.ids.append(value)
-            if name in ("src", "href", "xlink:href", "srcset", "data"):
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
                 self.links.append(value)
+            self.used += re.findall(r"url\(([^)]*)\)", value or "")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
 
 
-@pytest.fixture(scope="module")
-def sampled(tiny_pipeline, tmp_path_factory):
-    return sweep(
-        tiny_pipeline, prompts=[HOSTILE, "flat pizza"], sizes=[(64, 64), (32, 48), (96, 96)], seeds=[0], steps=2,
-        guidance_scale=4.0, store=tmp_path_factory.mktemp("runs") / "run", progress=False,
+def synthetic(path, *, layers=3, prompts=(HOSTILE, "flat pizza"), sizes=SIZES, seeds=(0,), laws=("original",)):
+    """A run on disk whose layers have H = 0.4 + b ln N, moved by a law as ln g moves it."""
+    laws = [resolve(law) for law in laws]
+    generator = np.random.default_rng(0)
+    run = RunDirectory(path)
+    manifest = Manifest(
+        model="synthetic & <b>bold</b>", fingerprint="0" * 16, pipeline="StableDiffusionPipeline", dtype="float32",
+        training_size=(64, 64), steps=2, guidance_scale=4.0, rows="all", multipliers=(2.0,),
+        versions={"entropy-probe": "0", "torch": "2"},
     )  # fmt: skip
+    run.create(manifest)
+    grid = Grid(tuple(prompts), tuple(sizes), tuple(seeds), tuple(laws))
+    run.write("grid.json", grid.to_json())
+    named = {law.name: law for law in laws}
+    for cell in grid.cells():
+        rows = []
+        for number in range(layers):
+            name = f"down_blocks.{number}.attentions.0.transformer_blocks.0.attn1"
+            stride = 4 * (1 + number % 2)
+            tokens, trained = (h * w // stride**2 for h, w in (cell.size, (64, 64)))
+            g = named[cell.law].multiplier(name, tokens, trained)
+            for step, timestep in enumerate((900.0, 400.0)):
+                for head in range(2 + number % 2):
+                    for m in (1.0, 2.0):
+                        h = 0.4 + 0.8 * np.log(tokens) - 1.2 * np.log(g * m) + generator.normal(0, 0.05)
+                        rows.append({
+                            "step": step, "timestep": timestep, "branch": "cond", "layer": name, "kind": "self",
+                            "head": head, "query_tokens": tokens, "key_tokens": tokens, "training_tokens": trained,
+                            "scale": 0.2, "multiplier": m, "rows": tokens, "entropy": h, "entropy_std": 0.3,
+                            "logit_variance": 1.5, "attention_distance": 0.2,
+                        })  # fmt: skip
+        where = {"prompt": cell.prompt, "seed": cell.seed, "height": cell.size[0], "width": cell.size[1]}
+        frame = pd.DataFrame(rows).assign(**where, law=cell.law)
+        run.save(cell, frame, Image.new("RGB", cell.size[::-1], (200, 40, 40)))
+    return Sweep(grid, run, manifest)
+
+
+def derived(base, bounds=()):
+    points = {
+        name: ((-0.98, 0.4), (1.39, 1.9)) for name in dict.fromkeys(base.frame()["layer"])
+    }  # ln(N/T) of the two other sizes
+    table = pd.DataFrame(
+        [
+            {"layer": n, "kappa": 1.1 + i / 9, "kappa_se": 0.1, "low": 0.9 + i / 9, "high": 1.3 + i / 9, "paper": 0.18}
+            for i, n in enumerate(points)
+        ]
+    )
+    law = Measured(points, dict.fromkeys(points, 1.1), dict.fromkeys(points, 0.1))
+    rounds = (Round(0, 0.9, 0.02), Round(1, 0.05, 0.02))
+    return Derivation(law, table, rounds, pd.DataFrame(bounds, columns=["layer", "tokens", "g"]))
 
 
 @pytest.fixture(scope="module")
-def full(sampled):
-    derivation = derive_measured(sampled, rounds=1, progress=False)
-    outcome = validate_sweep(sampled, ["paper", derivation.law], progress=False)
-    maps = entropy_maps(sampled, derivation.law)
-    return report(sampled, None, derivation.law, outcome, derivation=derivation, entropy_maps=maps, command="test --x")
+def base(tmp_path_factory):
+    return synthetic(tmp_path_factory.mktemp("runs") / "run")
 
 
-def test_the_page_is_whole_and_asks_nothing_of_the_outside(full):
-    page = Page(full.html())
-    assert page.tags.count("svg") == 8
-    assert len(page.ids) == len(set(page.ids))
-    assert all(link.startswith(("#", "data:")) for link in page.links)
-    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
-    assert not re.search(r"@import|url\((?!#)", full.html())
+@pytest.fixture(scope="module")
+def full(base, tmp_path_factory):
+    derivation = derived(base, [(base.frame()["layer"][0], 96, 0.2)])
+    laws = ("original", "paper", derivation.law)
+    outcome = judge(synthetic(tmp_path_factory.mktemp("runs") / "all", laws=laws))
+    values = np.linspace(2, 5, 256).reshape(16, 16)
+    one = EntropyMap(Image.new("RGB", (64, 64)), values, (64, 64), "down_blocks.0.attn1", 1, "original")
+    maps = [one, replace(one, law="measured", size=(64, 96), image=Image.new("RGB", (96, 64)))]
+    return report(base, None, None, outcome, derivation=derivation, entropy_maps=maps, command="test --x '<i>'")
 
 
-def test_hostile_prompts_are_shown_not_run(full):
-    assert HOSTILE not in full.html()
-    assert "&lt;script&gt;alert(1)" in full.html()
+@pytest.fixture(scope="module")
+def page(full):
+    return full.html()
 
 
-def test_numbers_on_the_page_are_those_of_the_tables(full):
-    text = full.html()
+def test_the_page_is_whole_and_asks_nothing_of_the_outside(page):
+    seen = Page(page)
+    assert seen.tags.count("svg") == 9
+    assert len(seen.ids) == len(set(seen.ids))
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in seen.links)
+    inside = {link[1:] for link in [*seen.links, *seen.used] if link.startswith("#")}
+    assert inside <= set(seen.ids)
+    assert not {"script", "link", "iframe", "object", "embed", "base"} & set(seen.tags)
+    assert not re.search(r"https?:|//[a-z]|@import", re.sub(r'xmlns(:\w+)?="[^"]*"|base64,[^"]*', "", page))
+    assert len(page) < 8e6
+
+
+def test_the_page_is_the_same_each_time(full, page):
+    kept = [np.zeros(n) for n in range(100)]  # other addresses in memory: matplotlib makes ids of some
+    assert full.html() == page
+    del kept
+
+
+def test_hostile_texts_are_shown_not_run(page):
+    assert HOSTILE not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<b>bold" not in page
+    assert "<i>" not in page
+
+
+def test_numbers_on_the_page_are_those_of_the_tables(full, page):
     for law in full.fit.layers:
-        assert f"{law.slope:.3f} ± {law.slope_se:.3f}" in text
+        assert f"<td>{law.slope:.3f} ± {law.slope_se:.3f}</td>" in page
     for drift in full.outcome.drifts:
-        assert f"{drift.drift:.3f} [{drift.low:.3f}, {drift.high:.3f}]" in text
-    assert "test --x" in text
+        assert f"<td>{drift.drift:.3f} [{drift.low:.3f}, {drift.high:.3f}]</td>" in page
+    for row in full.derivation.kappa.itertuples():
+        assert f"<td>{row.kappa:.3f} ± {row.kappa_se:.3f}</td>" in page
+    assert "test --x &#39;&lt;i&gt;&#39;" in page
 
 
-def test_the_files_agree(full, tmp_path):
+def test_the_verdict_has_its_numbers(full):
+    text = " ".join(full.verdict())
+    assert f"{full.fit.pooled.slope:.3f} nats for every e-fold" in text
+    assert "outside that interval" in text
+    assert "kappa between 1.10 (down.0.0.0.attn1) and 1.32 (down.2.0.0.attn1)" in text
+    assert "one more sampling: 0.900 nats of drift before, 0.050 ± 0.020 after" in text
+    assert "In 1 of 6 pairs of layer and size g ran into its bounds" in text
+    assert "The measured law removes drift at every size" in text
+
+
+def test_the_files_agree(full, page, tmp_path):
     path = full.save(tmp_path / "report.html")
-    assert path.read_text() == full.html()
+    assert path.read_text() == page
     records = pd.read_parquet(tmp_path / "records.parquet")
     pd.testing.assert_frame_equal(records, full.outcome.sweep.frame())
+    assert set(records["multiplier"]) == {1.0}
+    keys = ["law", "height", "width", "layer"]
+    means = records.groupby(keys)["entropy"].mean()
     summary = pd.read_csv(tmp_path / "summary.csv")
-    one = summary.iloc[0]
-    own = records[
-        (records[["law", "height", "width", "layer"]] == one[["law", "height", "width", "layer"]]).all(axis=1)
-    ]
-    assert own["entropy"].mean() == pytest.approx(one["entropy"], rel=1e-5)
+    pd.testing.assert_series_equal(summary.set_index(keys)["entropy"].sort_index(), means.sort_index())
     facts = json.loads((tmp_path / "report.json").read_text())
     assert facts["verdict"] == full.verdict()
     assert facts["fit"]["layers"][0]["slope"] == full.fit.layers[0].slope
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "records.parquet",
-        "report.html",
-        "report.json",
-        "summary.csv",
-    ]
+    assert facts["settings"]["seeds"] == [0]
+    assert facts["settings"]["command"] == "test --x '<i>'"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "records.parquet", "report.html", "report.json", "summary.csv",
+    }  # fmt: skip
 
 
-def test_what_was_not_run_is_left_out_and_said(sampled):
-    alone = report(sampled)
-    assert "no law was sampled" in alone.html()
-    assert len(alone.verdict()) < 5
-    assert alone.html() == report(sampled, fit(sampled)).html()
+def test_what_was_not_run_is_left_out_and_said(base):
+    alone = report(base)
+    text = alone.html()
+    assert "no law was sampled" in text
+    assert "no scaling law was derived" in text
+    assert Page(text).tags.count("svg") == 6
+    assert text == report(base, fit(base)).html()
 
 
-def test_a_folder_that_cannot_be_written_is_refused(sampled, tmp_path):
+def test_a_law_without_its_derivation_still_tells_kappa(base):
+    shown = report(base, law=derived(base).law)
+    assert "no scaling law was derived" not in shown.html()
+    assert Page(shown.html()).tags.count("svg") == 7
+    assert any("kappa between 1.10" in sentence for sentence in shown.verdict())
+    everywhere = report(base, law=Kappa({"*": 0.5}))
+    assert "interval" not in everywhere.verdict()[-1]
+    assert "<td>0.500</td>" in everywhere.html()
+
+
+@pytest.mark.parametrize("sizes", [[(64, 64)], [(32, 32)]])
+def test_one_size_has_no_law_and_says_so(tmp_path, sizes):
+    shown = report(synthetic(tmp_path / "run", sizes=sizes))
+    assert "no law was fitted" in shown.html()
+    assert shown.verdict() == []
+
+
+def test_one_prompt_has_no_errors_and_json_has_no_nan(tmp_path):
+    shown = report(synthetic(tmp_path / "run", prompts=["red"]))
+    shown.save(tmp_path / "report.html")
+    assert "nan" not in re.sub(r"<svg.*?</svg>", "", (tmp_path / "report.html").read_text(), flags=re.DOTALL).lower()
+    facts = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+    assert facts["fit"]["layers"][0]["slope_se"] is None
+
+
+def test_a_big_model_stays_within_bounds(tmp_path):
+    big = synthetic(tmp_path / "run", layers=70, sizes=[(64, 64), (1024, 1024)])
+    generator = np.random.default_rng(0)
+    for cell in big.grid.cells():
+        noise = generator.integers(0, 255, (*cell.size, 3), dtype=np.uint8)  # the heaviest picture there is
+        Image.fromarray(noise).save(big.run.image_path(cell))
+    text = report(big, law=derived(big).law).html()
+    assert len(text) < 8e6
+    assert "<summary>Layer by layer</summary>" in text
+
+
+def test_a_folder_that_cannot_be_written_is_refused(base, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write"):
-        report(sampled).save(tmp_path / "file" / "report.html")
+    for target in (tmp_path / "file" / "report.html", tmp_path / "none" / "report.html"):
+        with pytest.raises(InputError, match="cannot write"):
+            report(base).save(target)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_entropy_maps_lie_on_the_image(full, sampled):
-    assert [(m.size, m.law) for m in full.entropy_maps] == [
-        ((64, 64), "original"), ((96, 96), "original"), ((96, 96), "measured"),
-    ]  # fmt: skip
-    assert full.entropy_maps[1].values.shape == (24, 24)
+def test_a_figure_that_fails_leaves_nothing_behind(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "layers_and_heads", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        report(base).save(tmp_path / "report.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_notebook_shows_the_page_in_a_frame(base):
+    shown = report(base)._repr_html_()
+    assert shown.startswith("<iframe srcdoc=")
+    assert "<script" not in shown
+
+
+def test_entropy_maps_lie_on_the_image(tiny_pipeline, tmp_path):
+    sampled = sweep(
+        tiny_pipeline, prompts=["flat pizza"], sizes=[(64, 64), (64, 96)], seeds=[0], steps=2, guidance_scale=4.0,
+        multipliers=(), store=tmp_path / "run", progress=False,
+    )  # fmt: skip
+    maps = entropy_maps(sampled, Paper())
+    assert [(m.size, m.law) for m in maps] == [((64, 64), "original"), ((64, 96), "original"), ((64, 96), "paper")]
+    assert maps[1].values.shape == (16, 24)
+    assert entropy_maps(Sweep.open(tmp_path / "run")) == ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -12,14 +13,23 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
-from entropy_probe.fitting import Fit
+from entropy_probe.fitting import POOLED, Fit
+from entropy_probe.fitting.fit import FORMS
+from entropy_probe.laws import Measured, ScalingLaw
 from entropy_probe.pipelines import Size, format_size, short_name
 from entropy_probe.report.maps import EntropyMap
 from entropy_probe.sweep import Sweep
 from entropy_probe.validation import Outcome
 
 PALETTE = "colorblind"
+
+GRID_PIXELS = 500_000
+"""Pixels that one image grid may embed; larger pictures are shrunk, or a page of 1024 px images would weigh 100 MB."""
+
+INTERVAL = 1.96
+"""Standard errors on either side of a mean, for 95 %."""
 
 
 @contextmanager
@@ -28,6 +38,75 @@ def theme() -> Iterator[None]:
     style = {**sns.axes_style("whitegrid"), **sns.plotting_context("notebook", font_scale=0.85)}
     with mpl.rc_context({**style, "svg.hashsalt": "entropy-probe", "svg.fonttype": "none"}):
         yield
+
+
+def entropy_over_layers(fit: Fit) -> Figure:
+    """Left, every layer's mean entropy against ln N, coloured by depth; right, their mean and the rival forms."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _layers_by_depth(figure, left, fit)
+    _pooled(right, fit)
+    return figure
+
+
+def _layers_by_depth(figure: Figure, axes: Axes, fit: Fit) -> None:
+    names = [law.layer for law in fit.layers[:-1]]
+    colours = mpl.colormaps["viridis"].resampled(256)
+    scale = mpl.colors.Normalize(1, max(2, len(names)))
+    means = fit.points.groupby(["layer", "tokens"], sort=True)["entropy"].mean()
+    for number, name in enumerate(names, 1):
+        own = means.loc[name]
+        x = np.log(own.index.to_numpy(float))
+        axes.plot(x, own, color=colours(scale(number)), marker="o", markersize=3.5, linewidth=1, alpha=0.85)
+    ends = np.log([fit.points["tokens"].min(), fit.points["tokens"].max()])
+    axes.plot(ends, ends, color="0.5", linestyle=":", label="bound, H = ln N")
+    axes.set_xlabel("ln N  (N tokens of the layer)")
+    axes.set_ylabel("mean entropy, nats")
+    axes.set_title("every layer", fontsize=9)
+    axes.legend(loc="upper left", edgecolor="none")
+    bar = figure.colorbar(mpl.cm.ScalarMappable(scale, colours), ax=axes, label="layer, in network order")
+    bar.ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(6, integer=True))
+    bar.ax.invert_yaxis()
+
+
+def _pooled(axes: Axes, fit: Fit) -> None:
+    """Means over the layers at each size; every form is fitted to each layer, then averaged like the data."""
+    points = fit.points.assign(x=np.log(fit.points["tokens"]))
+    points["gaussian"] = (points["x"] - points["logit_variance"] / 2).clip(lower=0)
+    by_prompt = points.groupby(["height", "width", "prompt"])[["x", "entropy", "gaussian"]].mean()
+    by_size = by_prompt.groupby(["height", "width"])
+    means = by_size.mean().assign(error=by_size["entropy"].sem().fillna(0.0)).sort_values("x")
+    fine = np.linspace(means["x"].min(), means["x"].max(), 60)
+    middle_x, middle_y = float(points["x"].mean()), float(points["entropy"].mean())
+    errors = fit.rivals[fit.rivals["layer"] == POOLED].set_index("form")["error"]
+    colours = sns.color_palette(PALETTE)
+
+    def label(form: str, formula: str) -> str:
+        return formula + ("" if math.isnan(errors[form]) else f"  (off by {errors[form]:.2f} nats)")
+
+    law = fit.pooled
+    if not math.isnan(law.slope_low):
+        fan = [middle_y + slope * (fine - middle_x) for slope in (law.slope_low, law.slope_high)]
+        axes.fill_between(fine, np.minimum(*fan), np.maximum(*fan), color=colours[3], alpha=0.2, linewidth=0)
+    line = law.intercept + law.slope * fine
+    axes.plot(fine, line, color=colours[3], label=label("log", f"a + b ln N, b = {law.slope:.3f}"))
+    styles = {"power": (colours[0], "--", "c N^p"), "linear": (colours[2], "-.", "a + b N")}
+    for form, (colour, style, formula) in styles.items():
+        predicted = []
+        for _, own in points.groupby("layer", sort=False):
+            places = own.groupby(["height", "width"])["x"].first().reindex(means.index)
+            tokens = np.exp(np.interp(fine, means["x"], places))
+            n, h = (own[column].to_numpy(float) for column in ("tokens", "entropy"))
+            predicted.append(FORMS[form](n, h, tokens))
+        axes.plot(fine, np.mean(predicted, axis=0), color=colour, linestyle=style, label=label(form, formula))
+    gaussian = label("gaussian", "ln N − σ²/2")
+    axes.plot(means["x"], means["gaussian"], color=colours[4], linestyle=":", marker="s", markersize=4, label=gaussian)
+    bars: dict[str, Any] = {"fmt": "o", "color": "black", "markersize": 5, "capsize": 3}
+    axes.errorbar(means["x"], means["entropy"], yerr=INTERVAL * means["error"], label="measured", zorder=4, **bars)
+    axes.set_xlabel("ln N, mean over the layers")
+    axes.set_ylabel("mean entropy over the layers, nats")
+    axes.set_title("all layers together", fontsize=9)
+    axes.legend(fontsize=7.5, edgecolor="none")
 
 
 def entropy_against_tokens(fit: Fit) -> Figure:
@@ -52,7 +131,7 @@ def entropy_against_tokens(fit: Fit) -> Figure:
     figure.supxlabel("ln N  (tokens of the layer)")
     figure.supylabel("entropy, nats")
     handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
@@ -60,34 +139,41 @@ def entropy_against_timestep(frame: pd.DataFrame, training_size: Size) -> Figure
     """A panel per law: mean entropy over the visual layers against the timestep, a line and a band per size."""
     visual = frame[frame["kind"] != "cross"]
     keys = ["law", "height", "width", "prompt", "timestep"]
-    means = visual.groupby(keys, sort=False)["entropy"].mean().reset_index()
+    by_layer = visual.groupby([*keys, "layer"], sort=False)["entropy"].mean()  # a layer counts once, however many heads
+    means = by_layer.groupby(keys, sort=False).mean().reset_index()
     laws = list(dict.fromkeys(means["law"]))
-    figure = Figure(figsize=(4.2 * len(laws), 3.6), layout="constrained")
-    grid = figure.subplots(1, len(laws), squeeze=False, sharey=True)
+    columns = min(3, len(laws))
+    rows = math.ceil(len(laws) / columns)
+    figure = Figure(figsize=(max(5.5, 3.3 * columns), 3.3 * rows + 0.4), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     sizes = _sizes(means)
     colours = dict(zip(sizes, sns.color_palette("viridis", len(sizes)), strict=True))
-    trained = means[
-        (means["law"] == "original") & (means["height"] == training_size[0]) & (means["width"] == training_size[1])
-    ]
-    for axes, law in zip(grid.flat, laws, strict=True):
+    trained = _of_size(means[means["law"] == "original"], training_size)
+    for axes, law in zip(grid.flat, laws, strict=False):
         for size in sizes:
-            own = means[(means["law"] == law) & (means["height"] == size[0]) & (means["width"] == size[1])]
+            own = _of_size(means[means["law"] == law], size)
             if own.empty:
                 continue
             by_step = own.groupby("timestep")["entropy"]
             middle, error = by_step.mean(), by_step.sem().fillna(0.0)
             x = middle.index.to_numpy(float)
             axes.plot(x, middle, color=colours[size], label=format_size(size), linewidth=1.5)
-            band = (middle - 1.96 * error, middle + 1.96 * error)
+            band = (middle - INTERVAL * error, middle + INTERVAL * error)
             axes.fill_between(x, *band, color=colours[size], alpha=0.2, linewidth=0)
-        reference = trained.groupby("timestep")["entropy"].mean()
-        axes.plot(reference.index, reference, color="black", linestyle="--", linewidth=1, label="trained, original")
+        if not trained.empty:
+            aim = trained.groupby("timestep")["entropy"].mean()
+            axes.plot(aim.index, aim, color="black", linestyle="--", linewidth=1, label="aim: original, trained size")
         axes.invert_xaxis()
         axes.set_title(law)
         axes.set_xlabel("timestep (noise to image)")
-    grid.flat[0].set_ylabel("entropy, nats (mean over layers)")
-    handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, title="size, pixels")
+    for axes in grid.flat[len(laws) :]:
+        axes.axis("off")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("entropy, nats (mean over layers)")
+    shown = dict(pair[::-1] for axes in grid.flat for pair in zip(*axes.get_legend_handles_labels(), strict=True))
+    order = [name for name in (*map(format_size, sizes), "aim: original, trained size") if name in shown]
+    handles = [shown[name] for name in order]
+    figure.legend(handles, order, loc="outside upper center", ncols=6, frameon=False, title="size, pixels")
     return figure
 
 
@@ -95,64 +181,87 @@ def layers_and_heads(frame: pd.DataFrame, training_size: Size) -> Figure:
     """Heat maps layer x head: entropy at the training size, and its drift at the largest size, original model."""
     visual = frame[(frame["kind"] != "cross") & (frame["law"] == "original")]
     table = visual.groupby(["height", "width", "layer", "head"], sort=False)["entropy"].mean()
-    sizes = _sizes(visual)
-    trained = table.loc[training_size].unstack("head")
-    names = [short_name(str(name)) for name in trained.index]
-    others = [size for size in sizes if size != training_size]
-    figure = Figure(figsize=(9, 0.27 * len(names) + 1.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    labels = {"xticklabels": True, "yticklabels": names}
-    sns.heatmap(trained, ax=left, cmap="viridis", cbar_kws={"label": "entropy, nats"}, **labels)
-    left.set_title(f"at the training size, {format_size(training_size)}")
+    trained = table.loc[training_size].unstack("head").sort_index(axis=1)
+    trained = trained.loc[list(dict.fromkeys(visual["layer"]))]
+    others = [size for size in _sizes(visual) if size != training_size]
+    height, font = _row(len(trained))
+    figure = Figure(figsize=(9 if others else 5.5, height * len(trained) + 1.6), layout="constrained")
+    panels = figure.subplots(1, 2 if others else 1, sharey=True, squeeze=False)[0]
+    labels = {
+        "xticklabels": True if trained.shape[1] <= 12 else 5,
+        "yticklabels": [short_name(str(name)) for name in trained.index],
+        "linewidths": 0.4,
+    }
+    sns.heatmap(trained, ax=panels[0], cmap="viridis", cbar_kws={"label": "entropy, nats"}, **labels)
+    panels[0].set_title(f"entropy at the training size, {format_size(training_size)}", fontsize=9)
     if others:
-        drift = table.loc[others[-1]].unstack("head").loc[trained.index] - trained
+        drift = table.loc[others[-1]].unstack("head").reindex_like(trained) - trained
         limit = float(np.nanmax(np.abs(drift.to_numpy())))
         bar = {"label": "H(N) − H(T), nats"}
-        sns.heatmap(drift, ax=right, cmap="vlag", vmin=-limit, vmax=limit, cbar_kws=bar, **labels)
-        right.set_title(f"drift at {format_size(others[-1])}")
-    for axes in (left, right):
+        sns.heatmap(drift, ax=panels[1], cmap="vlag", vmin=-limit, vmax=limit, cbar_kws=bar, **labels)
+        panels[1].set_title(f"its drift at {format_size(others[-1])}", fontsize=9)
+    for axes in panels:
+        axes.grid(visible=False)  # else it shows where a layer has fewer heads
+        axes.set_facecolor("0.95")
         axes.set_ylabel("")
         axes.set_xlabel("head")
-        axes.tick_params(axis="y", labelrotation=0, labelsize=7)
+        axes.tick_params(axis="y", labelrotation=0, labelsize=font)
+        axes.tick_params(axis="x", labelrotation=0)
     return figure
 
 
 def entropy_maps(maps: Sequence[EntropyMap]) -> Figure:
-    """Generated images, and the entropy of each token's row laid over them."""
-    figure = Figure(figsize=(2.3 * len(maps), 4.6), layout="constrained")
-    grid = figure.subplots(2, len(maps), squeeze=False)
+    """Generated images, and the entropy of each token's row laid over a grey copy of them, on one colour scale."""
+    widths = [one.size[1] / one.size[0] for one in maps]
+    figure = Figure(figsize=(2.6 * sum(widths) + 0.8, 5.6), layout="constrained")
+    grid = figure.subplots(2, len(maps), squeeze=False, width_ratios=widths)
     low = min(float(m.values.min()) for m in maps)
     high = max(float(m.values.max()) for m in maps)
     for column, one in enumerate(maps):
         height, width = one.size
         extent = (0, width, height, 0)
-        grid[0, column].imshow(one.image, extent=extent, interpolation="nearest")
+        picture = _shrunk(one.image, GRID_PIXELS / len(maps))
+        grid[0, column].imshow(picture, extent=extent, interpolation="none")
         grid[0, column].set_title(f"{one.law}, {format_size(one.size)}", fontsize=9)
-        grid[1, column].imshow(one.image, extent=extent, interpolation="nearest")
+        # A pale grey copy: colours of the picture would be taken for entropies.
+        grey = 0.4 + 0.6 * np.asarray(picture.convert("L"), dtype=float) / 255
+        grid[1, column].imshow(grey, extent=extent, cmap="gray", vmin=0, vmax=1, interpolation="none")
         shown = grid[1, column].imshow(
-            one.values, extent=extent, cmap="magma", alpha=0.7, vmin=low, vmax=high, interpolation="nearest"
+            one.values, extent=extent, cmap="viridis", alpha=0.7, vmin=low, vmax=high, interpolation="none"
         )
+        grid[1, column].set_title(f"mean {float(np.mean(one.values)):.2f} nats", fontsize=9)
         for axes in grid[:, column]:
-            axes.axis("off")
-    figure.colorbar(shown, ax=grid[1, :].tolist(), label="entropy, nats", shrink=0.8)
+            _frame_only(axes)
+    figure.colorbar(shown, ax=grid[1, :].tolist(), label="entropy, nats", shrink=0.85, pad=0.02)
     return figure
 
 
-def kappa_by_layer(kappa: pd.DataFrame) -> Figure:
-    """kappa of every layer with its 95 % interval, in network order, and the paper's 1/ln T beside it."""
+def kappa_by_layer(kappa: pd.DataFrame, law: ScalingLaw | None = None) -> Figure:
+    """kappa of every layer with its 95 % interval, in network order, and the paper's 1/ln T beside it.
+
+    Of a measured law also the kappa that each size asks for by itself: one number may be too few for a layer.
+    """
     names = [short_name(name) for name in kappa["layer"]]
-    figure = Figure(figsize=(8, 0.27 * len(names) + 1.2), layout="constrained")
+    height, font = _row(len(names))
+    figure = Figure(figsize=(8, height * len(names) + 1.4), layout="constrained")
     axes = figure.subplots()
     y = np.arange(len(names))
     colours = sns.color_palette(PALETTE)
-    errors = np.abs(np.stack([kappa["kappa"] - kappa["low"], kappa["high"] - kappa["kappa"]]))
-    axes.errorbar(kappa["kappa"], y, xerr=np.nan_to_num(errors), fmt="o", color=colours[0], capsize=3, label="measured")
-    axes.plot(kappa["paper"], y, color=colours[3], marker="|", markersize=10, linestyle="-", label="paper, 1/ln T")
+    bars = np.nan_to_num(np.clip([kappa["kappa"] - kappa["low"], kappa["high"] - kappa["kappa"]], 0, None))
     axes.axvline(0, color="0.5", linewidth=0.8)
-    axes.set_yticks(y, names, fontsize=7)
-    axes.invert_yaxis()
-    axes.set_xlabel("κ in g² = 1 + κ ln(N/T)")
-    axes.legend(frameon=False)
+    if isinstance(law, Measured):
+        own = [(x, g, at) for at, name in enumerate(kappa["layer"]) for x, g in law.points.get(name, ()) if x]
+        x, g, at = np.array(own, dtype=float).reshape(-1, 3).T
+        shades = axes.scatter((g**2 - 1) / x, at, c=x, cmap="vlag", s=26, edgecolors="0.35", linewidths=0.6, zorder=3)
+        figure.colorbar(shades, ax=axes, label="one size by itself: its ln(N/T)", shrink=0.6)
+        limit = np.abs(x).max(initial=0.1)
+        shades.set_clim(-limit, limit)
+    axes.errorbar(kappa["kappa"], y, xerr=bars, fmt="o", color="black", capsize=3, label="all sizes, 95 % interval")
+    axes.plot(kappa["paper"], y, "D", color=colours[3], markersize=5, label="paper, 1/ln T")
+    axes.set_yticks(y, names, fontsize=font)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlabel("κ in g² = 1 + κ ln(N/T); κ = 0 leaves the layer alone")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
@@ -160,62 +269,93 @@ def drift_by_law(outcome: Outcome, level: str = "layer") -> Figure:
     """Drift that each law leaves at each size, nats, and the fraction of the original drift that is gone."""
     table = outcome.table(level)
     sizes, laws = list(dict.fromkeys(table["size"])), list(dict.fromkeys(table["law"]))
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    others = [law for law in laws if law != "original"]
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    colours = sns.color_palette(PALETTE, len(laws))
-    for number, law in enumerate(laws):
+    colours = dict(zip(laws, sns.color_palette(PALETTE, len(laws)), strict=True))
+    for law in laws:
         own = table[table["law"] == law].set_index("size").reindex(sizes)
-        x = np.arange(len(sizes)) + 0.8 * (number - (len(laws) - 1) / 2) / len(laws)
-        _bars(left, x, own["drift"], own["low"], own["high"], 0.8 / len(laws), colours[number], law)
-        if law != "original":
-            middle, low, high = (100 * own[name] for name in ("removed", "removed_low", "removed_high"))
-            _bars(right, x, middle, low, high, 0.8 / len(laws), colours[number], law)
-    left.set_ylabel("|H(N) − H(T)|, nats")
-    right.set_ylabel("drift removed, %")
+        _bars(left, laws.index(law), len(laws), own[["drift", "low", "high"]], colours[law], law)
+        if law in others:
+            removed = 100 * own[["removed", "removed_low", "removed_high"]]
+            _bars(right, others.index(law), len(others), removed, colours[law])
+    left.set_ylabel("drift |H(N) − H(T)|, nats")
+    right.set_ylabel("drift removed, % of original")
     right.axhline(0, color="0.3", linewidth=0.8)
+    right.axhline(100, color="0.3", linewidth=0.8, linestyle=":")
     for axes in (left, right):
         axes.set_xticks(np.arange(len(sizes)), sizes)
         axes.set_xlabel("size, pixels")
         axes.grid(visible=False, axis="x")
-    left.legend(frameon=False)
+    figure.legend(loc="outside upper center", ncols=len(laws), frameon=False)
     return figure
 
 
-def image_grid(sweep: Sweep, prompt: str) -> Figure:
-    """The same prompt and seed: rows are laws, columns sizes, pictures at their true relative sizes."""
+def image_grid(sweep: Sweep, prompt: str, pixels: float = GRID_PIXELS) -> Figure:
+    """One prompt and seed: rows are laws, columns sizes, pictures at their true relative sizes.
+
+    Args:
+        sweep: the sampled grid.
+        prompt: one of its prompts.
+        pixels: how many the figure may hold; larger pictures are shrunk.
+    """
     sizes = sorted(sweep.grid.sizes, key=lambda s: s[0] * s[1])
     laws = [law.name for law in sweep.grid.laws]
     widest, highest = sum(w for _, w in sizes), max(h for h, _ in sizes)
-    unit = 9.0 / widest
-    figure = Figure(figsize=(9.6, len(laws) * (unit * highest + 0.25)), layout="constrained")
+    share = pixels / (len(laws) * sum(h * w for h, w in sizes))
+    unit = min(8.0 / widest, 2.6 / highest)
+    figure = Figure(figsize=(unit * widest + 0.9, len(laws) * (unit * highest + 0.15) + 0.3), layout="constrained")
     grid = figure.subplots(len(laws), len(sizes), squeeze=False, width_ratios=[w for _, w in sizes])
     for row, law in enumerate(laws):
-        for column, size in enumerate(sizes):
+        for column, (height, width) in enumerate(sizes):
             axes = grid[row, column]
-            axes.imshow(sweep.image(prompt, size, sweep.grid.seeds[0], law), interpolation="nearest")
-            axes.set_ylim(size[0] - 0.5, size[0] - 0.5 - highest)
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.grid(visible=False)
+            image = sweep.image(prompt, (height, width), sweep.grid.seeds[0], law)
+            picture = _shrunk(image, share * height * width)
+            axes.imshow(picture, extent=(0, width, height, 0), interpolation="none")
+            axes.plot([0, width, width, 0, 0], [0, 0, height, height, 0], color="0.75", linewidth=0.8, clip_on=False)
+            axes.set_xlim(0, width)
+            axes.set_ylim(height, height - highest)  # all stand on one line
+            _frame_only(axes)
             sns.despine(ax=axes, left=True, bottom=True)
             if row == 0:
-                axes.set_title(format_size(size), fontsize=9)
+                axes.text(width / 2, -0.02 * highest, format_size((height, width)), ha="center", fontsize=9)
         grid[row, 0].set_ylabel(law, fontsize=9)
     return figure
 
 
-def _bars(
-    axes: Axes,
-    x: np.ndarray,
-    middle: pd.Series,
-    low: pd.Series,
-    high: pd.Series,
-    width: float,
-    colour: tuple[float, float, float],
-    label: str,
-) -> None:
-    errors = np.clip(np.stack([middle - low, high - middle]), 0, None)
-    axes.bar(x, middle, width, color=colour, label=label, yerr=errors, capsize=2, error_kw={"linewidth": 1})
+def _shrunk(image: Image.Image, pixels: float) -> Image.Image:
+    """The image, scaled down to at most so many pixels."""
+    factor = math.sqrt(pixels / (image.width * image.height))
+    if factor >= 1:
+        return image
+    return image.resize((max(1, int(factor * image.width)), max(1, int(factor * image.height))), Image.Resampling.BOX)
+
+
+def _frame_only(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(visible=False)
+
+
+def _row(count: int) -> tuple[float, float]:
+    """Height (inches) and label size (points) of a row: a big model has 70 layers."""
+    return (0.27, 7.5) if count <= 30 else (0.16, 6.0)
+
+
+def _bars(axes: Axes, number: int, count: int, table: pd.DataFrame, colour: Any, label: str | None = None) -> None:
+    """Bars of one of `count` laws, side by side at each size; the columns are the value and its interval."""
+    width = 0.8 / count
+    x = np.arange(len(table)) + width * (number - (count - 1) / 2)
+    middle, low, high = (table[name] for name in table)
+    axes.bar(x, middle, width, color=colour, label=label)
+    # Not yerr: the bootstrap of an absolute value may lie wholly above its estimate, and must then be drawn there.
+    axes.vlines(x, low, high, color="0.15", linewidth=1.2)
+    for end in (low, high):
+        axes.hlines(end, x - width / 6, x + width / 6, color="0.15", linewidth=1.2)
+
+
+def _of_size(frame: pd.DataFrame, size: Size) -> pd.DataFrame:
+    return frame[(frame["height"] == size[0]) & (frame["width"] == size[1])]
 
 
 def _sizes(frame: pd.DataFrame) -> list[Size]:

@@ -5,32 +5,59 @@ from __future__ import annotations
 import html
 import io
 import json
+import math
 import os
 import platform
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
-from functools import partial
+from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
+from typing import IO, Any
 
 import jinja2
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from entropy_probe.errors import InputError
 from entropy_probe.fitting import POOLED, Derivation, Fit
 from entropy_probe.fitting import fit as fit_laws
-from entropy_probe.laws import ScalingLaw
-from entropy_probe.pipelines import format_size
+from entropy_probe.laws import Kappa, Measured, ScalingLaw
+from entropy_probe.pipelines import format_size, short_name
 from entropy_probe.report import figures
 from entropy_probe.report.maps import EntropyMap
-from entropy_probe.report.tables import drift_table, fit_table, kappa_table, summary
+from entropy_probe.report.tables import (
+    drift_table,
+    entropy_table,
+    fit_table,
+    kappa_of,
+    kappa_table,
+    rival_table,
+    rounds_table,
+    summary,
+)
 from entropy_probe.sweep import Sweep, write_atomically
 from entropy_probe.validation import Outcome
 
 PROMPTS_SHOWN = 4
+"""Prompts whose pictures are on the page."""
+
+PANELS_SHOWN = 20
+"""Layers up to which the panel of each is shown; the panels of a bigger model are folded away."""
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A figure of the page: where it belongs, what to look for in it, and how it is drawn."""
+
+    section: str
+    caption: str
+    draw: Callable[[], Figure]
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,7 +66,7 @@ class Report:
 
     Attributes:
         sweep: the sampled grid of the original model.
-        fit: the law of its entropy.
+        fit: the law of its entropy; None where the sweep has too few sizes for one.
         law: the scaling law that was derived, if any.
         outcome: what the laws did, if they were sampled.
         derivation: how the law was derived, if that is known.
@@ -48,7 +75,7 @@ class Report:
     """
 
     sweep: Sweep
-    fit: Fit
+    fit: Fit | None = None
     law: ScalingLaw | None = None
     outcome: Outcome | None = None
     derivation: Derivation | None = None
@@ -57,16 +84,21 @@ class Report:
 
     def verdict(self) -> list[str]:
         """What was found, in sentences with their numbers."""
-        return [*_law_sentences(self.fit), *_kappa_sentences(self.derivation), *_drift_sentences(self.outcome)]
+        return [
+            *(_law_sentences(self.fit) if self.fit else []),
+            *(_kappa_sentences(self._kappa) if self._kappa is not None else []),
+            *(_round_sentences(self.derivation) if self.derivation else []),
+            *(self.outcome.verdict() if self.outcome else []),
+        ]
 
     def html(self) -> str:
         """The page: self-contained, no outside request."""
-        loader = jinja2.FunctionLoader(lambda name: (files("entropy_probe.report") / name).read_text())
+        loader = jinja2.FunctionLoader(lambda name: (files("entropy_probe.report") / name).read_text("utf-8"))
         page = jinja2.Environment(loader=loader, autoescape=True).get_template("page.html")
         return page.render(
             model=self.sweep.manifest.model,
             verdict=self.verdict(),
-            figures=[(n, title, caption, svg) for n, (title, caption, svg) in enumerate(self._figures(), 1)],
+            sections=self._sections(),
             tables=self._tables(),
             facts=self._facts(),
             absent=self._absent(),
@@ -83,116 +115,175 @@ class Report:
             InputError: if the folder cannot be written.
         """
         target = Path(path)
-        records = self._frame()
-        facts = {
+        records = io.BytesIO()
+        self._frame.to_parquet(records, index=False, compression="zstd")
+        made = {  # all of it before the first is written: a figure that fails leaves no half of a report
+            target.with_name("records.parquet"): records.getvalue(),
+            target.with_name("summary.csv"): summary(self._frame).to_csv(index=False).encode(),
+            target.with_name("report.json"): self.to_json().encode(),
+            target: self.html().encode(),
+        }
+        for place, content in made.items():
+            write_atomically(place, partial(_write, content))
+        return target
+
+    def to_json(self) -> str:
+        """Verdict, settings and all numbers, for programs; what is not known is null."""
+        fields = {
             "verdict": self.verdict(),
-            "facts": self._facts(),
-            "fit": json.loads(self.fit.to_json()),
+            "settings": self._settings(),
+            "fit": json.loads(self.fit.to_json()) if self.fit else None,
+            "kappa": None if self._kappa is None else self._kappa.to_dict("records"),
             "derivation": json.loads(self.derivation.to_json()) if self.derivation else None,
             "outcome": json.loads(self.outcome.to_json()) if self.outcome else None,
         }
-        write_atomically(
-            target.with_name("records.parquet"), lambda file: records.to_parquet(file, index=False, compression="zstd")
-        )
-        write_atomically(target.with_name("summary.csv"), lambda file: summary(records).to_csv(file, index=False))
-        write_atomically(
-            target.with_name("report.json"), lambda file: file.write((json.dumps(facts, indent=2) + "\n").encode())
-        )
-        page = self.html().encode()
-        write_atomically(target, lambda file: file.write(page))
-        return target
+        return json.dumps(_without_nan(fields), indent=2, allow_nan=False) + "\n"
 
+    @cached_property
     def _frame(self) -> pd.DataFrame:
         return self.outcome.sweep.frame() if self.outcome else self.sweep.frame()
 
-    def _figures(self) -> list[tuple[str, str, str]]:
-        frame, trained = self._frame(), self.sweep.manifest.training_size
-        sampled = self.outcome.sweep if self.outcome else self.sweep
-        drawn: list[tuple[str, str, Callable[[], Figure]]] = [
-            (
+    @cached_property
+    def _kappa(self) -> pd.DataFrame | None:
+        if self.derivation:
+            return self.derivation.kappa
+        return kappa_of(self.law, self._frame) if isinstance(self.law, Measured | Kappa) else None
+
+    def _sections(self) -> list[tuple[str, list[tuple[str, str, bool]]]]:
+        """The figures by section: its title, and for each figure its caption, its SVG and whether it is folded."""
+        sections: dict[str, list[tuple[str, str, bool]]] = {}
+        with figures.theme():
+            for number, shown in enumerate(self._shown(), 1):
+                svg = _svg(shown.draw(), f"f{number}-", f"{shown.section}: {shown.caption}")
+                sections.setdefault(shown.section, []).append((shown.caption, svg, shown.folded))
+        return list(sections.items())
+
+    def _shown(self) -> Iterator[_Shown]:
+        frame, trained = self._frame, self.sweep.manifest.training_size
+        if self.fit:
+            yield _Shown(
                 "Entropy against the number of tokens",
-                "A dot is the mean of one image; a layer whose attention keeps its shape climbs with slope 1.",
-                lambda: figures.entropy_against_tokens(self.fit),
-            ),
-            (
-                "Entropy over the sampling",
-                "Under a law that works, every size follows the dashed line of the training size. Bands: 95 %.",
-                lambda: figures.entropy_against_timestep(frame, trained),
-            ),
-            (
+                "Right: the form on which the black dots lie is the law of this model; dots are means over prompts "
+                "with 95 % intervals, errors are those on a size left out of the fit (σ² is measured, not fitted). "
+                "Left: layers by depth, beneath the most entropy that N tokens can have.",
+                partial(figures.entropy_over_layers, self.fit),
+            )
+            yield _Shown(
+                "Entropy against the number of tokens",
+                "Layer by layer: a dot is the mean of one image; logits whose variance does not change with N climb "
+                "with slope b = 1, beside the dotted bound.",
+                partial(figures.entropy_against_tokens, self.fit),
+                folded=len(self.fit.layers) - 1 > PANELS_SHOWN,
+            )
+        yield _Shown(
+            "Entropy over the sampling",
+            "Under a law that works, every size follows the dashed line of the training size. Bands: 95 % intervals "
+            "over prompts.",
+            partial(figures.entropy_against_timestep, frame, trained),
+        )
+        original = frame[frame["law"] == "original"]
+        if ((original["height"] == trained[0]) & (original["width"] == trained[1])).any():
+            yield _Shown(
                 "Layers and heads",
-                "Which heads attend widely at the training size, and which move most at the largest.",
-                lambda: figures.layers_and_heads(frame, trained),
-            ),
-        ]
+                "Which heads attend widely at the training size, and which move most at the largest; layers from the "
+                "input (top) to the output.",
+                partial(figures.layers_and_heads, frame, trained),
+            )
         if self.entropy_maps:
             one = self.entropy_maps[0]
-            drawn.append(
-                (
-                    "Where attention is wide",
-                    f"Entropy of each token in layer {one.layer} at step {one.step}, mean over heads.",
-                    lambda: figures.entropy_maps(self.entropy_maps),
-                )
+            yield _Shown(
+                "Where attention is wide",
+                f"Entropy of each token in layer {short_name(one.layer)} at step {one.step}, mean over heads, laid "
+                "over a grey copy of the picture: under a law that works, the colours are those of the training size.",
+                partial(figures.entropy_maps, self.entropy_maps),
             )
-        if self.derivation:
-            kappa = self.derivation.kappa
-            drawn.append(
-                (
-                    "The scaling factor",
-                    "The one number per layer that keeps its entropy, with 95 % intervals, beside the paper's.",
-                    lambda: figures.kappa_by_layer(kappa),
-                )
+        if self._kappa is not None:
+            yield _Shown(
+                "The scaling factor",
+                "The one number per layer that comes closest to keeping its entropy at all sizes (black), beside the "
+                "paper's (diamond). The interval is over prompts only: where the sizes by themselves (small dots) lie "
+                "far apart, one number does not fit them all, and the measured law keeps a factor for each.",
+                partial(figures.kappa_by_layer, self._kappa, self.law),
             )
         if self.outcome:
-            outcome = self.outcome
-            drawn.append(
-                (
-                    "Drift",
-                    "How far the entropy of a layer is from that at the training size, before and under each law; "
-                    "95 % bootstrap intervals over prompts and seeds.",
-                    lambda: figures.drift_by_law(outcome),
-                )
+            yield _Shown(
+                "Drift",
+                "How far the mean entropy of a layer is from that at the training size, and how much of that is gone "
+                "under each law; 95 % bootstrap intervals over prompts and seeds.",
+                partial(figures.drift_by_law, self.outcome),
             )
-        caption = "The same prompt and seed everywhere; rows are laws, columns sizes in pixels."
-        shown = sampled.grid.prompts[:PROMPTS_SHOWN]
-        drawn += [(f"Pictures: {prompt}", caption, partial(figures.image_grid, sampled, prompt)) for prompt in shown]
-        result = []
-        with figures.theme():
-            for number, (title, caption, draw) in enumerate(drawn):
-                result.append((title, caption, _svg(draw(), f"f{number}-")))
-        return result
+        sampled = self.outcome.sweep if self.outcome else self.sweep
+        for prompt in sampled.grid.prompts[:PROMPTS_SHOWN]:
+            yield _Shown(
+                "Pictures",
+                f"“{prompt}”, seed {sampled.grid.seeds[0]}: rows are laws, columns sizes in pixels, at their true "
+                "relative sizes. Look for cut-off shapes in the small and repeated ones in the large.",
+                partial(figures.image_grid, sampled, prompt),
+            )
 
     def _tables(self) -> list[tuple[str, str]]:
-        tables = [("Fitted laws", fit_table(self.fit))]
+        tables = []
+        if self.fit:
+            tables += [("Law H = a + b ln N of every layer", fit_table(self.fit))]
+            tables += [("Rival forms: error in nats on a size left out of the fit", rival_table(self.fit))]
+        tables.append(("Mean entropy ± standard error over prompts, nats; original model", entropy_table(self._frame)))
+        if self._kappa is not None:
+            tables.append(("Scaling factor of every layer", kappa_table(self._kappa, self.law)))
         if self.derivation:
-            tables.append(("Scaling factor per layer", kappa_table(self.derivation)))
+            tables.append(("Rounds of the refinement", rounds_table(self.derivation)))
         if self.outcome:
-            tables.append(("Drift", drift_table(self.outcome)))
-        return [(title, table.to_html(index=False, border=0, escape=True)) for title, table in tables]
+            tables.append(("Drift, with 95 % intervals", drift_table(self.outcome)))
+        return [(title, table.to_html(index=False, border=0, escape=True)) for title, table in tables if len(table)]
+
+    def _settings(self) -> dict[str, Any]:
+        manifest, sampled = self.sweep.manifest, self.outcome.sweep if self.outcome else self.sweep
+        return {
+            "command": self.command,
+            "model": manifest.model,
+            "pipeline": manifest.pipeline,
+            "fingerprint": manifest.fingerprint,
+            "training_size": manifest.training_size,
+            "sizes": sampled.grid.sizes,
+            "laws": [law.name for law in sampled.grid.laws],
+            "prompts": sampled.grid.prompts,
+            "seeds": sampled.grid.seeds,
+            "steps": manifest.steps,
+            "guidance_scale": manifest.guidance_scale,
+            "rows": manifest.rows,
+            "dtype": manifest.dtype,
+            "versions": manifest.versions,
+            "hardware": hardware(),
+        }
 
     def _facts(self) -> dict[str, str]:
-        manifest, grid = self.sweep.manifest, self.sweep.grid
+        """The settings as the page words them."""
+        known = self._settings()
         return {
-            "command": self.command or "called from Python",
-            "model": f"{manifest.model} ({manifest.pipeline}, weights {manifest.fingerprint})",
-            "training size": format_size(manifest.training_size),
-            "sizes": ", ".join(format_size(size) for size in grid.sizes),
-            "prompts": "; ".join(grid.prompts),
-            "seeds": ", ".join(map(str, grid.seeds)),
-            "steps": str(manifest.steps),
-            "guidance scale": str(manifest.guidance_scale),
-            "attention rows": str(manifest.rows),
-            "dtype": manifest.dtype,
-            "versions": ", ".join(f"{name} {number}" for name, number in manifest.versions.items()),
-            "hardware": hardware(),
+            "command": known["command"] or "called from Python",
+            "model": f"{known['model']} ({known['pipeline']}, weights {known['fingerprint']})",
+            "training size": f"{format_size(known['training_size'])} pixels",
+            "sizes": ", ".join(map(format_size, known["sizes"])) + " pixels (height x width)",
+            "laws": ", ".join(known["laws"]),
+            "prompts": "; ".join(known["prompts"]),
+            "seeds": ", ".join(map(str, known["seeds"])),
+            "steps": str(known["steps"]),
+            "guidance scale": str(known["guidance_scale"]),
+            "attention rows": str(known["rows"]),
+            "dtype": known["dtype"],
+            "versions": ", ".join(f"{name} {number}" for name, number in known["versions"].items()),
+            "hardware": known["hardware"],
         }
 
     def _absent(self) -> list[str]:
         absent = []
-        if self.derivation is None:
+        if self.fit is None:
+            absent.append("no law was fitted (that takes two sizes)")
+        if self.law is None and self.derivation is None:
             absent.append("no scaling law was derived (entropy-probe derive)")
         if self.outcome is None:
             absent.append("no law was sampled (entropy-probe validate)")
+        if not self.entropy_maps:
+            absent.append("no entropy maps were drawn")
         return absent
 
 
@@ -210,18 +301,23 @@ def report(
 
     Args:
         sweep: of the original model.
-        fit: fitted anew if none is given.
-        law: the derived law.
+        fit: fitted anew if none is given and the sweep has sizes enough.
+        law: the derived law; that of `derivation` if none is given.
         outcome: of `validate`.
-        derivation: of `fitting.derive_measured`; tells kappa and its intervals.
+        derivation: of `fitting.derive_measured`; tells kappa, its intervals and the rounds.
         entropy_maps: of `report.entropy_maps`.
         command: the command line to quote.
     """
-    return Report(sweep, fit or fit_laws(sweep), law, outcome, derivation, tuple(entropy_maps), command)
+    if fit is None and len(sweep.grid.sizes) > 1:
+        with suppress(InputError):  # two sizes of one token count: the page says that nothing was fitted
+            fit = fit_laws(sweep)
+    if law is None and derivation is not None:
+        law = derivation.law
+    return Report(sweep, fit, law, outcome, derivation, tuple(entropy_maps), command)
 
 
 def hardware() -> str:
-    """The device that the figures were made on."""
+    """The device of this machine, which made the report."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
@@ -230,56 +326,89 @@ def hardware() -> str:
 def _law_sentences(fit: Fit) -> list[str]:
     pooled = fit.pooled
     interval = f" (95 % interval {pooled.slope_low:.3f} to {pooled.slope_high:.3f}, {pooled.prompts} prompts)"
-    known = pooled.slope_low == pooled.slope_low
+    known = not math.isnan(pooled.slope_low)
     sentences = [
         f"Attention entropy grows by {pooled.slope:.3f} nats for every e-fold of tokens"
         + (interval if known else " (one prompt: no interval)")
-        + f"; ln N explains {100 * pooled.r_squared:.1f} % of its variance."
+        + f"; ln N and the layer explain {100 * pooled.r_squared:.1f} % of its variance."
     ]
     if known:
         inside = pooled.slope_low <= 1 <= pooled.slope_high
         sentences.append(
-            "A slope of 1, as for logits whose variance does not change with N, is "
+            "A slope of 1, as Gaussian theory expects of logits whose variance does not change with N, is "
             f"{'inside' if inside else 'outside'} that interval."
         )
     ranked = fit.rivals[fit.rivals["layer"] == POOLED].dropna().sort_values("error")
     if len(ranked) > 1:
         errors = ", ".join(f"{row.form} {row.error:.3f}" for row in ranked.itertuples())
-        sentences.append(f"Error on a size left out of the fit, nats: {errors}.")
-    return sentences
-
-
-def _kappa_sentences(derivation: Derivation | None) -> list[str]:
-    if derivation is None:
-        return []
-    kappa = derivation.kappa
-    outside = int(((kappa["paper"] < kappa["low"]) | (kappa["paper"] > kappa["high"])).sum())
-    first, last = derivation.rounds[0], min(derivation.rounds, key=lambda r: r.drift)
-    sentences = [
-        f"Keeping the entropy asks for kappa between {kappa['kappa'].min():.2f} and {kappa['kappa'].max():.2f} "
-        f"(median {kappa['kappa'].median():.2f}) where the paper's is {kappa['paper'].min():.2f} to "
-        f"{kappa['paper'].max():.2f}; in {outside} of {len(kappa)} layers the paper's lies outside the 95 % interval.",
-        f"Refinement took {len(derivation.rounds) - 1} samplings: {first.drift:.3f} nats of drift before, "
-        f"{last.drift:.3f} ± {last.drift_se:.3f} after.",
-    ]
-    if len(derivation.unreachable):
         sentences.append(
-            f"{len(derivation.unreachable)} of the layer and size pairs ran into the bounds of g: there the entropy at "
-            "the training size cannot be reached with so many tokens."
+            f"Of the forms tried, {ranked.iloc[0]['form']} predicts a size left out of its fit best; errors in nats: "
+            f"{errors}."
         )
     return sentences
 
 
-def _drift_sentences(outcome: Outcome | None) -> list[str]:
-    return outcome.verdict() if outcome else []
+def _kappa_sentences(kappa: pd.DataFrame) -> list[str]:
+    least, most = kappa.loc[kappa["kappa"].idxmin()], kappa.loc[kappa["kappa"].idxmax()]
+    sentence = (
+        f"Keeping the entropy asks for kappa between {least['kappa']:.2f} ({short_name(least['layer'])}) and "
+        f"{most['kappa']:.2f} ({short_name(most['layer'])}), median {kappa['kappa'].median():.2f}, where the paper's "
+        f"is {kappa['paper'].min():.2f} to {kappa['paper'].max():.2f}"
+    )
+    bounded = kappa.dropna(subset=["low", "high", "paper"])
+    if len(bounded):
+        outside = int(((bounded["paper"] < bounded["low"]) | (bounded["paper"] > bounded["high"])).sum())
+        sentence += f"; in {outside} of {len(bounded)} layers the paper's lies outside the 95 % interval"
+    return [sentence + "."]
 
 
-def _svg(figure: Figure, prefix: str) -> str:
+def _round_sentences(derivation: Derivation) -> list[str]:
+    first, last = derivation.rounds[0], min(derivation.rounds, key=lambda r: r.drift)
+    count = len(derivation.rounds) - 1
+    if count:
+        error = "" if math.isnan(last.drift_se) else f" ± {last.drift_se:.3f}"
+        times = "one more sampling" if count == 1 else f"{count} more samplings"
+        sentences = [f"Refinement took {times}: {first.drift:.3f} nats of drift before, {last.drift:.3f}{error} after."]
+    else:
+        sentences = [f"The law was not refined by sampling again; before it, {first.drift:.3f} nats of drift."]
+    bound = derivation.unreachable
+    if len(bound):
+        names = list(dict.fromkeys(map(short_name, bound["layer"])))
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        sentences.append(
+            f"In {len(bound)} of {sum(map(len, derivation.law.points.values()))} pairs of layer and size g ran into "
+            "its bounds, and the entropy of the training size cannot be reached with so many tokens: "
+            f"{', '.join(names[:4])}{more}."
+        )
+    return sentences
+
+
+def _svg(figure: Figure, prefix: str, description: str) -> str:
     """A figure as inline SVG whose ids are its own, so that several stand on one page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
     text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r'\bid="', f'id="{prefix}', text)
-    text = re.sub(r"url\(#", f"url(#{prefix}", text)
-    return re.sub(r'href="#', f'href="#{prefix}', text)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    # Nothing refers to the ids of images, which are the same for the same picture: under every law at the trained size.
+    text = re.sub(r'(<image\b[^>]*?)\sid="[^"]*"', r"\1", text)
+    # Numbered as they appear: some of matplotlib's own ids come from addresses in memory and differ from run to run.
+    numbers: dict[str, int] = {}
+    text = re.sub(
+        r'(\sid="|url\(#|href="#)([^")]+)',
+        lambda found: f"{found[1]}{prefix}{numbers.setdefault(found[2], len(numbers))}",
+        text,
+    )
+    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(description)}" ', 1)
+
+
+def _write(content: bytes, file: IO[bytes]) -> None:
+    file.write(content)
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN, which JSON does not know, as null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

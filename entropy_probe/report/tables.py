@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pandas as pd
 
 from entropy_probe.fitting import Derivation, Fit
+from entropy_probe.laws import Kappa, Measured, ScalingLaw
 from entropy_probe.pipelines import format_size, short_name
 from entropy_probe.validation import Outcome
+
+UNKNOWN = "–"
+"""Stands where one prompt, or one size, is too little to tell."""
 
 
 def fit_table(fit: Fit) -> pd.DataFrame:
@@ -14,31 +21,75 @@ def fit_table(fit: Fit) -> pd.DataFrame:
     rows = [
         {
             "layer": short_name(law.layer),
-            "slope b": f"{law.slope:.3f} ± {law.slope_se:.3f}",
-            "95 % interval": f"{law.slope_low:.3f} to {law.slope_high:.3f}",
-            "intercept a, nats": f"{law.intercept:.3f}",
+            "slope b": _with_error(law.slope, law.slope_se),
+            "95 % interval": _between(law.slope_low, law.slope_high),
+            "intercept a, nats": _with_error(law.intercept, law.intercept_se),
             "R²": f"{law.r_squared:.4f}",
-            "best form": str(fit.rivals[fit.rivals["layer"] == law.layer].iloc[0]["form"]),
         }
         for law in fit.layers
     ]
     return pd.DataFrame(rows)
 
 
-def kappa_table(derivation: Derivation) -> pd.DataFrame:
-    """kappa per layer, and g at every measured ln(N/T)."""
+def rival_table(fit: Fit) -> pd.DataFrame:
+    """Error of every form, nats, a row per layer; best form named."""
     rows = []
-    for row in derivation.kappa.itertuples():
-        points = derivation.law.points[row.layer]
-        rows.append(
-            {
-                "layer": short_name(row.layer),
-                "κ": f"{row.kappa:.3f} ± {row.kappa_se:.3f}",
-                "95 % interval": f"{row.low:.3f} to {row.high:.3f}",
-                "paper's κ": f"{row.paper:.3f}",
-                "g at ln(N/T)": ", ".join(f"{g:.2f} at {x:+.2f}" for x, g in points),
-            }
-        )
+    for law in fit.layers:
+        own = fit.rivals[fit.rivals["layer"] == law.layer].sort_values("error")
+        errors = dict(zip(own["form"], own["error"], strict=True))
+        shown = {form: _number(errors[form]) for form in ("log", "power", "linear", "gaussian")}
+        known = own["error"].notna().sum() > 1
+        rows.append({"layer": short_name(law.layer), **shown, "best": str(own.iloc[0]["form"]) if known else UNKNOWN})
+    return pd.DataFrame(rows)
+
+
+def entropy_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean entropy of the original model, nats, with its standard error; rows are layers, columns sizes."""
+    table = summary(frame[(frame["law"] == "original") & (frame["kind"] != "cross")])
+    table["entropy, nats"] = [_with_error(h, se) for h, se in zip(table["entropy"], table["entropy_se"], strict=True)]
+    table["pixels"] = [format_size((int(h), int(w))) for h, w in zip(table["height"], table["width"], strict=True)]
+    order = table.assign(area=table["height"] * table["width"]).sort_values("area")["pixels"].drop_duplicates()
+    wide = table.pivot(index="layer", columns="pixels", values="entropy, nats")
+    wide = wide.reindex(index=table["layer"].drop_duplicates(), columns=order).fillna(UNKNOWN)
+    wide.index = wide.index.map(short_name)
+    return wide.rename(columns=lambda size: f"at {size}").rename_axis(index="layer", columns=None).reset_index()
+
+
+def kappa_of(law: Measured | Kappa, frame: pd.DataFrame) -> pd.DataFrame | None:
+    """kappa of the layers of a law as `Derivation.kappa` has it, the interval from its standard error."""
+    trained = frame[frame["kind"] != "cross"].groupby("layer", sort=False)["training_tokens"].first()
+    errors = law.kappa_se if isinstance(law, Measured) else {}
+    rows = []
+    for layer, tokens in trained.items():
+        kappa = law.kappa.get(str(layer), law.kappa.get("*"))
+        if kappa is not None:
+            error = errors.get(str(layer), math.nan)
+            ends = {"low": kappa - 1.96 * error, "high": kappa + 1.96 * error}
+            paper = 1 / np.log(tokens) if tokens > 1 else math.nan
+            rows.append({"layer": layer, "kappa": kappa, "kappa_se": error, **ends, "paper": float(paper)})
+    return pd.DataFrame(rows) if rows else None
+
+
+def kappa_table(kappa: pd.DataFrame, law: ScalingLaw | None = None) -> pd.DataFrame:
+    """kappa per layer and, for a measured law, g at every measured ln(N/T)."""
+    rows = []
+    for row in kappa.to_dict("records"):
+        shown = {
+            "layer": short_name(row["layer"]),
+            "κ": _with_error(row["kappa"], row["kappa_se"]),
+            "95 % interval": _between(row["low"], row["high"]),
+            "paper's κ": _number(row["paper"]),
+        }
+        if isinstance(law, Measured):
+            points = law.points.get(row["layer"], ())
+            shown["g at ln(N/T)"] = ", ".join(f"{g:.2f} at {x:+.2f}" for x, g in points)
+        rows.append(shown)
+    return pd.DataFrame(rows)
+
+
+def rounds_table(derivation: Derivation) -> pd.DataFrame:
+    """Drift that remained after every sampling of the refinement; round 0 is the original model."""
+    rows = [{"round": r.number, "drift, nats": _with_error(r.drift, r.drift_se)} for r in derivation.rounds]
     return pd.DataFrame(rows)
 
 
@@ -48,9 +99,11 @@ def drift_table(outcome: Outcome) -> pd.DataFrame:
         {
             "level": drift.level,
             "law": drift.law,
-            "size": format_size(drift.size),
+            "size, pixels": format_size(drift.size),
             "drift, nats": f"{drift.drift:.3f} [{drift.low:.3f}, {drift.high:.3f}]",
-            "removed, %": "{:.0f} [{:.0f}, {:.0f}]".format(
+            "removed, %": UNKNOWN
+            if drift.law == "original"
+            else "{:.0f} [{:.0f}, {:.0f}]".format(
                 *(100 * value for value in (drift.removed, drift.removed_low, drift.removed_high))
             ),
         }
@@ -67,3 +120,15 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     table = by_prompt.mean()
     table.insert(1, "entropy_se", by_prompt["entropy"].sem())
     return table.assign(prompts=by_prompt.size()).reset_index()
+
+
+def _number(value: float) -> str:
+    return UNKNOWN if math.isnan(value) else f"{value:.3f}"
+
+
+def _with_error(value: float, error: float) -> str:
+    return _number(value) if math.isnan(error) else f"{value:.3f} ± {error:.3f}"
+
+
+def _between(low: float, high: float) -> str:
+    return UNKNOWN if math.isnan(low) else f"{low:.3f} to {high:.3f}"

@@ -149,7 +149,8 @@ def _logit_variance(
     query: Float[Tensor, "batch heads queries width"], covariance: Float[Tensor, "batch heads width width"], scale: float
 ) -> Float[Tensor, "batch heads queries"]:
     """Variance over the keys of scale * <q, k>: a quadratic form in the keys' covariance."""
-    return (scale**2 * torch.linalg.vecdot(query @ covariance, query)).clamp_min(0)
+    variance: Tensor = scale**2 * torch.linalg.vecdot(query @ covariance, query)
+    return variance.clamp_min(0)
 
 
 def _key_bias(
