@@ -73,5 +73,5 @@ def test_an_outcome_survives_json_and_says_its_numbers(tiny_pipeline, tmp_path):
     assert again.sweep.grid == outcome.sweep.grid
     (sentence,) = outcome.verdict()
     paper = next(d for d in outcome.drifts if d.law == "paper" and d.level == "layer")
-    assert f"{100 * paper.removed:.0f} % [" in sentence
+    assert f"{round(100 * paper.removed)} % [" in sentence
     assert "at 96" in sentence

@@ -6,8 +6,6 @@ import html
 import io
 import json
 import math
-import os
-import platform
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -20,7 +18,6 @@ from typing import IO, Any
 
 import jinja2
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
 from entropy_probe.errors import InputError
@@ -252,7 +249,7 @@ class Report:
             "rows": manifest.rows,
             "dtype": manifest.dtype,
             "versions": manifest.versions,
-            "hardware": hardware(),
+            "hardware": manifest.hardware,
         }
 
     def _facts(self) -> dict[str, str]:
@@ -314,13 +311,6 @@ def report(
     if law is None and derivation is not None:
         law = derivation.law
     return Report(sweep, fit, law, outcome, derivation, tuple(entropy_maps), command)
-
-
-def hardware() -> str:
-    """The device of this machine, which made the report."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 def _law_sentences(fit: Fit) -> list[str]:

@@ -120,7 +120,9 @@ def _attend(
     scale: float,
     positions: tuple[Float[Tensor, "queries 2"], Float[Tensor, "keys 2"]] | None,
 ) -> tuple[
-    Float[Tensor, "batch heads queries"], Float[Tensor, "batch heads queries"] | None, Float[Tensor, "batch heads queries"]
+    Float[Tensor, "batch heads queries"],
+    Float[Tensor, "batch heads queries"] | None,
+    Float[Tensor, "batch heads queries"],
 ]:
     """Entropy, attention distance and log-sum-exp of every row, from one fused call; `value` is the key, unbarred."""
     width = query.shape[-1]
@@ -146,7 +148,9 @@ def _pad(tensor: Shaped[Tensor, "*batch width"], columns: int) -> Shaped[Tensor,
 
 
 def _logit_variance(
-    query: Float[Tensor, "batch heads queries width"], covariance: Float[Tensor, "batch heads width width"], scale: float
+    query: Float[Tensor, "batch heads queries width"],
+    covariance: Float[Tensor, "batch heads width width"],
+    scale: float,
 ) -> Float[Tensor, "batch heads queries"]:
     """Variance over the keys of scale * <q, k>: a quadratic form in the keys' covariance."""
     variance: Tensor = scale**2 * torch.linalg.vecdot(query @ covariance, query)

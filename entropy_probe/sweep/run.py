@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -24,7 +26,7 @@ from entropy_probe.sweep.grid import Cell, Grid, batches, law_id
 from entropy_probe.sweep.store import Manifest, RunDirectory
 from entropy_probe.version import __version__
 
-CURVE = (0.5, 0.71, 1.41, 2.0, 2.83)
+CURVE = (0.2, 0.4, 0.65, 1.5, 2.3, 4.0)
 """Values of g, besides 1, at which the curve H(g) of every visual attention layer is measured."""
 
 
@@ -145,6 +147,7 @@ def sweep(
         rows=rows,
         multipliers=tuple(multipliers),
         versions=versions(),
+        hardware=hardware(),
     )
     keep = None
     if store is None:
@@ -250,6 +253,13 @@ def versions() -> dict[str, str]:
     """Versions of what the figures depend on."""
     libraries = {name: version(name) for name in ("torch", "diffusers", "transformers")}
     return {"entropy-probe": __version__, "python": platform.python_version(), **libraries}
+
+
+def hardware() -> str:
+    """The device that samples."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 @contextmanager

@@ -37,6 +37,7 @@ class Manifest:
     rows: int | str
     multipliers: tuple[float, ...]
     versions: dict[str, str]
+    hardware: str
     format: int = FORMAT
 
     _IDENTITY = ("format", "fingerprint", "dtype", "steps", "guidance_scale", "rows", "multipliers")

@@ -60,14 +60,18 @@ class Outcome:
             if law == "original":
                 continue
             parts = ", ".join(
-                f"{100 * d.removed:.0f} % [{100 * d.removed_low:.0f}, {100 * d.removed_high:.0f}] "
+                f"{_percent(d.removed)} % [{_percent(d.removed_low)}, {_percent(d.removed_high)}] "
                 f"at {format_size(d.size)}"
                 for d in own
             )
-            every = min(own, key=lambda d: d.removed).removed_low > 0
-            judged = "removes" if every else "does not remove"
-            sentences.append(f"The {law} law {judged} drift at every size: {parts}.")
+            fails = [format_size(d.size) for d in own if d.removed_low <= 0]
+            judged = f"does not at {', '.join(fails)}" if fails else "does so at every size"
+            sentences.append(f"Drift that the {law} law removes, which it {judged}: {parts}.")
         return sentences
+
+
+def _percent(fraction: float) -> int:
+    return round(100 * fraction)
 
 
 def validate(
