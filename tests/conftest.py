@@ -4,8 +4,10 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-with install_import_hook(["entropy_probe.statistics", "entropy_probe.capture"], "beartype.beartype"):
+CHECKED = ["entropy_probe.statistics", "entropy_probe.capture", "entropy_probe.laws"]
+with install_import_hook(CHECKED, "beartype.beartype"):
     import entropy_probe.capture
+    import entropy_probe.laws
     import entropy_probe.statistics  # noqa: F401
 
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -13,6 +15,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from entropy_probe.pipelines import draw
 from entropy_probe.reference.train import build_tokenizer
+
+torch.set_num_threads(min(2, torch.get_num_threads()))  # the tensors are small: more threads only wait for each other
 
 
 @pytest.fixture(scope="session")

@@ -28,3 +28,13 @@ def test_positions_are_in_units_of_the_diagonal(height, width):
 
 def test_no_grid_has_a_number_of_tokens_that_does_not_fit():
     assert token_grid(17, (16, 16)) is None
+
+
+@given(SIDES, SIDES, st.sampled_from([1, 2, 4]))
+def test_positions_span_the_image_whatever_the_stride(height, width, stride):
+    grid = token_grid(-(-height // stride) * -(-width // stride), (height, width))
+    places, diagonal = grid.positions(), (height**2 + width**2) ** 0.5
+    assert places.shape == (grid.tokens, 2)
+    assert places.mean(0).tolist() == pytest.approx([width / diagonal / 2, height / diagonal / 2], rel=1e-3)
+    across = [(grid.width - 1) / grid.width * width / diagonal, (grid.height - 1) / grid.height * height / diagonal]
+    assert (places[-1] - places[0]).tolist() == pytest.approx(across, abs=1e-5)

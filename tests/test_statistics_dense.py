@@ -63,6 +63,14 @@ def test_fully_masked_rows_have_entropy_zero_and_are_not_counted():
     assert torch.equal(rows(torch.zeros(2, 3), mask=additive).counted, result.counted)
 
 
+def test_additive_masks_add_to_the_logits():
+    torch.manual_seed(3)
+    logits, mask = torch.randn(4, 6), torch.randn(4, 6)
+    added, plain = rows(logits, mask=mask), rows(logits + mask)
+    assert torch.allclose(added.entropy, plain.entropy, atol=1e-6)
+    assert torch.allclose(added.logit_variance, plain.logit_variance, atol=1e-6)
+
+
 def test_causal_rows_see_what_came_before():
     assert rows(torch.zeros(4, 4), is_causal=True).entropy.flatten().exp().tolist() == pytest.approx([1, 2, 3, 4])
 

@@ -24,6 +24,19 @@ def test_every_row_is_drawn_equally_often():
     assert torch.bincount(draws, minlength=10) / 5000 == pytest.approx(torch.full((10,), 0.4), abs=0.03)
 
 
+@given(st.integers(1, 60), st.data())
+def test_every_row_has_exactly_the_same_chance(total, data):
+    """All of the randomness, enumerated: `total` equally spaced offsets within a stratum draw each row `chosen` times."""
+    chosen = data.draw(st.integers(1, total))
+    counts = torch.zeros(total, dtype=torch.long)
+    with pytest.MonkeyPatch.context() as patch:
+        for j in range(total):
+            offset = torch.full((chosen,), (j + 0.5) / total, dtype=torch.float64)
+            patch.setattr(torch, "rand", lambda *_, offset=offset, **__: offset)
+            counts += torch.bincount(stratified_rows(total, chosen), minlength=total)
+    assert counts.tolist() == [chosen] * total
+
+
 @pytest.mark.parametrize("chosen", [0, -1, 11])
 def test_too_few_or_too_many_rows_are_refused(chosen):
     with pytest.raises(ValueError, match=f"10 rows there are, not {chosen}"):
@@ -34,3 +47,12 @@ def test_uncounted_rows_are_left_out_of_means():
     values, counted = torch.tensor([[[1.0, 3.0, 100.0]]]), torch.tensor([[[True, True, False]]])
     mean, spread = mean_over_rows(values, counted)
     assert (mean.item(), spread.item()) == (2.0, 1.0)
+
+
+def test_without_counts_all_rows_are_counted_and_with_none_the_mean_is_nan():
+    torch.manual_seed(0)
+    values = torch.randn(2, 3, 7)
+    everything = mean_over_rows(values, torch.ones_like(values, dtype=torch.bool))
+    for part, whole in zip(mean_over_rows(values), everything, strict=True):
+        assert torch.allclose(part, whole, atol=1e-6)
+    assert mean_over_rows(values, torch.zeros_like(values, dtype=torch.bool))[0].isnan().all()

@@ -126,25 +126,25 @@ def _attend(
 ]:
     """Entropy, attention distance and log-sum-exp of every row, from one fused call; `value` is the key, unbarred."""
     width = query.shape[-1]
-    extra = 0 if positions is None else 3
-    if positions is not None:
-        places = torch.cat([positions[1], positions[1].square().sum(-1, keepdim=True)], -1).to(query.dtype)
-        value = torch.cat([value, places.expand(*value.shape[:-1], 3)], -1)
-    padding = -(width + extra) % 8
-    out, log_sum = _KERNELS[query.device.type](
-        _pad(query, extra + padding), _pad(key, extra + padding), _pad(value, padding), scale
-    )
+    places = 0 if positions is None else 3
+    seen, columns = query, places + -(width + places) % 4
+    if columns:
+        extra = query.new_zeros(key.shape[-2], columns)
+        if positions is not None:
+            extra[:, :2] = positions[1]
+            extra[:, 2] = positions[1].square().sum(-1)
+        # The query is zero in the columns where the places stand, so the keys may carry them too.
+        extended = torch.cat([value, extra.expand(*value.shape[:-1], columns)], -1)
+        key = extended if key is value else F.pad(key, (0, columns))
+        value, seen = extended, F.pad(query, (0, columns))
+    out, log_sum = _KERNELS[query.device.type](seen, key, value, scale)
     entropy = log_sum - scale * torch.linalg.vecdot(query, out[..., :width])
     if positions is None:
         return entropy, None, log_sum
     here = positions[0].to(query.dtype)
-    x, y, square = out[..., width : width + 3].unbind(-1)
-    squared = square - 2 * (x * here[:, 0] + y * here[:, 1]) + here.square().sum(-1)
+    form = torch.cat([-2 * here, torch.ones_like(here[:, :1])], -1)
+    squared = torch.linalg.vecdot(out[..., width : width + 3], form) + here.square().sum(-1)
     return entropy, squared.clamp_min(0).sqrt(), log_sum
-
-
-def _pad(tensor: Shaped[Tensor, "*batch width"], columns: int) -> Shaped[Tensor, "*batch padded"]:
-    return F.pad(tensor, (0, columns)) if columns else tensor
 
 
 def _logit_variance(

@@ -1,0 +1,95 @@
+"""The bundled model and the parts of its recipe that need no download."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import entropy_probe as ep
+from entropy_probe.pipelines import draw, training_size, training_tokens
+from entropy_probe.reference.emoji import _kept
+from entropy_probe.reference.emoji import draw as draw_svg
+from entropy_probe.reference.train import Recipe, batch, rate_at, velocity
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return ep.reference.load(device="cpu")
+
+
+def test_the_checkpoint_is_small_and_holds_no_pickle():
+    found = [p for p in Path(str(files("entropy_probe.data") / "reference")).rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in found) < 30e6
+    assert {p.suffix for p in found} <= {".json", ".safetensors", ".txt", ".md", ".png"}
+
+
+def test_it_is_a_stable_diffusion_pipeline_trained_at_64_pixels(pipeline):
+    assert type(pipeline).__name__ == "StableDiffusionPipeline"
+    assert pipeline.safety_checker is None
+    assert training_size(pipeline) == (64, 64)
+    assert set(training_tokens(pipeline).values()) == {256, 64}
+
+
+def test_the_caption_decides_what_is_drawn(pipeline):
+    captions = ["noto red apple", "flat eggplant", "noto carrot", "flat broccoli"]
+    images = draw(pipeline, captions, (64, 64), [0] * 4, steps=12, guidance_scale=4.0)
+    colours = []
+    for image in images:
+        pixels = np.asarray(image, dtype=float).reshape(-1, 3)
+        colours.append(pixels[pixels.min(1) < 200].mean(0))
+    (red, green, blue), eggplant, carrot, broccoli = colours
+    assert red > 1.5 * max(green, blue)
+    assert eggplant[2] > 1.2 * eggplant[1]
+    assert carrot[0] > 1.2 * carrot[2]
+    assert broccoli[1] > max(broccoli[0], broccoli[2])
+
+
+def test_bundled_prompts_are_captions():
+    prompts = ep.reference.prompts()
+    assert len(prompts) == len(set(prompts)) == 64
+    assert all(prompt.split()[0] in ("noto", "flat") for prompt in prompts)
+
+
+def test_vectors_are_drawn_at_any_size_and_centred():
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 2 2"><rect width="2" height="2" fill="#f00"/></svg>'
+    wide = draw_svg(svg, 20, 40)
+    assert wide.shape == (20, 40, 3)
+    assert (wide[:, 10:30] == (255, 0, 0)).all()
+    assert (wide[:, :10] == 255).all()
+    assert (wide[:, 30:] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("red-apple", True), ("black-medium-square", True), ("light-bulb", True), ("person-surfing", True),
+        ("man-surfing", False), ("waving-hand-medium-dark", False), ("keycap-5", False), ("two-oclock", False),
+        ("letter-a", False), ("family-man-boy", False),
+    ],
+)  # fmt: skip
+def test_variants_are_left_out_of_the_training_set(name, kept):
+    names = {"red-apple", "black-medium-square", "light-bulb", "person-surfing", "waving-hand"}
+    assert _kept(name, names) is kept
+
+
+def test_an_epoch_shows_every_picture_once_and_is_the_same_when_resumed():
+    chosen = torch.arange(100, 112)
+    epoch = torch.cat([batch(chosen, 4, step, 0) for step in range(3)])
+    assert sorted(epoch.tolist()) == chosen.tolist()
+    assert not torch.equal(epoch, torch.cat([batch(chosen, 4, step, 0) for step in range(3, 6)]))
+    assert torch.equal(batch(chosen, 4, 5, 0), batch(chosen, 4, 5, 0))
+
+
+def test_the_velocity_gives_picture_and_noise_back():
+    latents, noise = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
+    alpha = torch.tensor(0.3).expand(2, 1, 1, 1)
+    noisy, target = velocity(latents, noise, alpha)
+    assert torch.allclose(alpha.sqrt() * noisy - (1 - alpha).sqrt() * target, latents, atol=1e-6)
+    assert torch.allclose((1 - alpha).sqrt() * noisy + alpha.sqrt() * target, noise, atol=1e-6)
+
+
+def test_the_rate_warms_up_holds_and_falls_to_zero():
+    recipe = Recipe(steps=1000, warmup=100, decay=0.2, rate=1.0)
+    assert [rate_at(step, recipe) for step in (0, 99, 500, 900, 1000)] == pytest.approx([0.01, 1, 1, 0.5, 0])
