@@ -4,8 +4,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-CHECKED = ["entropy_probe.statistics", "entropy_probe.capture", "entropy_probe.laws"]
-with install_import_hook(CHECKED, "beartype.beartype"):
+with install_import_hook([f"entropy_probe.{p}" for p in ("statistics", "capture", "laws")], "beartype.beartype"):
     import entropy_probe.capture
     import entropy_probe.laws
     import entropy_probe.statistics  # noqa: F401

@@ -26,7 +26,7 @@ def test_every_row_is_drawn_equally_often():
 
 @given(st.integers(1, 60), st.data())
 def test_every_row_has_exactly_the_same_chance(total, data):
-    """All of the randomness, enumerated: `total` equally spaced offsets within a stratum draw each row `chosen` times."""
+    """All of the randomness, enumerated: `total` evenly spaced offsets draw each row `chosen` times."""
     chosen = data.draw(st.integers(1, total))
     counts = torch.zeros(total, dtype=torch.long)
     with pytest.MonkeyPatch.context() as patch:
