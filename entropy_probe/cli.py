@@ -62,7 +62,7 @@ class _Plan:
     rounds: int
 
 
-_FULL = _Plan(prompts=8, seeds=(0, 1), steps=12, rounds=3)
+_FULL = _Plan(prompts=8, seeds=(0, 1), steps=10, rounds=2)
 _QUICK = _Plan(prompts=4, seeds=(0,), steps=8, rounds=1)
 
 
@@ -367,9 +367,9 @@ def _sweep(
 
 
 def default_sizes(trained: Size, quick: bool = False) -> list[Size]:
-    """Half to three times the training size, one of them not square; `quick` stops at twice."""
+    """Half the training size to twice, and three times its width; `quick` takes fewer."""
     height, width = trained
-    factors = [(0.5, 0.5), (1, 1), (1, 1.5), (2, 2)] + ([] if quick else [(3, 3)])
+    factors = [(0.5, 0.5), (1, 1), (1, 1.5), (2, 2)] if quick else [(0.5, 0.5), (1, 1), (1.5, 1.5), (2, 2), (1, 3)]
     return [(int(height * a) // 8 * 8, int(width * b) // 8 * 8) for a, b in factors]
 
 
