@@ -73,7 +73,6 @@ def test_nothing_is_left_when_sampling_fails(tiny_pipeline, sample):
     sample()
 
 
-@pytest.mark.xfail(strict=True, reason="torch runs no always_call hook on KeyboardInterrupt: the mode stays entered")
 def test_nothing_is_left_when_sampling_is_interrupted(tiny_pipeline, sample):
     before, left = hooks(tiny_pipeline.unet), []
 
@@ -133,7 +132,6 @@ def test_steps_and_timesteps_are_the_schedulers(tiny_pipeline, sample):
     assert frame.groupby("sampling")["sample"].nunique().tolist() == [2, 1]
 
 
-@pytest.mark.xfail(strict=True, reason="a timestep that does not fall is taken for the same step")
 def test_samplings_of_one_step_are_told_apart(tiny_pipeline, sample):
     with capture(tiny_pipeline) as captured:
         sample(steps=1)

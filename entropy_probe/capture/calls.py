@@ -119,6 +119,7 @@ class AttentionHooks:
         """Take every hook off the model."""
         while self._handles:
             self._handles.pop().remove()
+        self._leave_modes()
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = self._signature.bind_partial(*args, **kwargs).arguments
@@ -133,12 +134,17 @@ class AttentionHooks:
         )
         self._forwards += 1
         self._stack.clear()
+        self._leave_modes()
         mode = _CallMode(self._intercept)
         mode.__enter__()  # type: ignore[no-untyped-call]
         self._modes.append(mode)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._modes:
+        self._leave_modes()
+
+    def _leave_modes(self) -> None:
+        # Also called where a forward was left without its hooks: torch runs none of them on a KeyboardInterrupt.
+        while self._modes:
             self._modes.pop().__exit__(None, None, None)
 
     def _enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -94,7 +94,7 @@ def capture(
     captured = Captured()
 
     def measure(call: AttentionCall) -> None:
-        captured.enter(call.forward, _guided(model))
+        captured.enter(call.forward, _guided(model), _schedule(model))
         if measured is not None and call.layer not in measured:
             return
         keeping = call.layer in kept and call.kind == "self" and (steps is None or captured.step in steps)
@@ -165,6 +165,11 @@ def _record(call: AttentionCall, multiplier: float, statistics: RowStatistics, k
 def _guided(model: Any) -> bool:
     """Whether the running pipeline puts an unconditional half in front of each batch."""
     return bool(getattr(model, "do_classifier_free_guidance", False)) if not isinstance(model, nn.Module) else False
+
+
+def _schedule(model: Any) -> object:
+    """The timesteps of the running pipeline: every sampling sets them anew."""
+    return getattr(getattr(model, "scheduler", None), "timesteps", None)
 
 
 def _report_unseen(unseen: list[str], missing: Literal["error", "warn"]) -> None:

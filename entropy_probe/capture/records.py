@@ -54,23 +54,25 @@ class Captured:
     records: list[Record] = field(default_factory=list)
     _moments: dict[int, _Moment] = field(default_factory=dict)
     _last: _Moment | None = None
+    _schedule: object = None
 
     @property
     def step(self) -> int:
         """Number of the sampling step that is running."""
         return self._last.step if self._last else 0
 
-    def enter(self, forward: Forward, guided: bool) -> None:
-        """Note a forward of the denoiser; a timestep that rises again begins a new sampling."""
+    def enter(self, forward: Forward, guided: bool, schedule: object = None) -> None:
+        """Note a forward of the denoiser; a new schedule, or a timestep that rises again, begins a new sampling."""
         if forward.number in self._moments:
             return
         timestep = _to_float(forward.timestep)
         last = self._last
-        if last is None or timestep > last.timestep:
+        if last is None or schedule is not self._schedule or timestep > last.timestep:
             moment = _Moment(last.sampling + 1 if last else 0, 0, timestep, guided)
         else:
             moment = _Moment(last.sampling, last.step + (timestep < last.timestep), timestep, guided)
         self._moments[forward.number] = self._last = moment
+        self._schedule = schedule
 
     def add(self, record: Record) -> None:
         """Note a measured call."""

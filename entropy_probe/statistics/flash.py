@@ -20,10 +20,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from entropy_probe.statistics.dense import dense
-from entropy_probe.statistics.rows import RowStatistics, default_scale, precise_dtype
-
-MASKED = -1e30
-"""Bias of a key that may not be attended: its weight underflows to zero, and no sum of it overflows float32."""
+from entropy_probe.statistics.rows import MASKED, RowStatistics, default_scale, precise_dtype
 
 LARGE_LOGIT = 16.0
 """Where the log-sum-exp of centred logits exceeds this many nats, float32 no longer holds 1e-5 in its difference."""
@@ -166,7 +163,7 @@ def _key_bias(
         allowed = row.expand(key.shape[:-1])
         return allowed, torch.zeros_like(key[..., 0])
     row = row.to(key.dtype).expand(key.shape[:-1])
-    allowed = row != -math.inf
+    allowed = row > MASKED
     return allowed, row.masked_fill(~allowed, 0.0)
 
 

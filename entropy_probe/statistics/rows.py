@@ -57,6 +57,10 @@ def stratified_rows(total: int, chosen: int, seed: int = 0) -> Int[Tensor, " cho
     return ((torch.arange(chosen) + offset) * total / chosen).long().clamp_max(total - 1)
 
 
+MASKED = -1e30
+"""A bias at or below this bars its key, as -inf does; no sum of such numbers overflows float32."""
+
+
 def default_scale(query: Float[Tensor, "batch heads queries width"]) -> float:
     """1/sqrt(width), the softmax scale of `scaled_dot_product_attention` when none is given."""
     return 1 / math.sqrt(query.shape[-1])
