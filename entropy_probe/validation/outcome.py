@@ -65,8 +65,8 @@ class Outcome:
                 for d in own
             )
             fails = [format_size(d.size) for d in own if d.removed_low <= 0]
-            judged = f"does not at {', '.join(fails)}" if fails else "does so at every size"
-            sentences.append(f"Drift that the {law} law removes, which it {judged}: {parts}.")
+            judged = f"not at {', '.join(fails)}" if fails else "at every size"
+            sentences.append(f"Drift that the {law} law removes ({judged}): {parts}.")
         return sentences
 
 
