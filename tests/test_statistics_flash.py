@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entropy_probe.statistics import dense, flash
+from entropy_probe.statistics.flash import _fused
 
 LIMIT = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
 KINDS = ["none", "keys", "rows", "additive keys", "additive rows", "some rows empty", "all keys masked", "causal"]
@@ -17,7 +18,7 @@ KINDS += ["bias on keys", "bias on rows", "lowered keys"]  # additive masks that
 
 
 @st.composite
-def calls(draw):
+def calls(draw, kinds=KINDS):
     """An attention call: any shape, any peakedness, any kind of mask."""
     batch, groups, kv_heads = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
     queries, keys, width = draw(st.integers(1, 40)), draw(st.integers(1, 70)), draw(st.integers(1, 130))
@@ -27,7 +28,7 @@ def calls(draw):
     query = (peak * torch.randn(batch, groups * kv_heads, queries, width, generator=generator)).to(dtype)
     shift = draw(st.sampled_from([0.0, 3.0]))
     key = (torch.randn(batch, kv_heads, keys, width, generator=generator) + shift).to(dtype)
-    kind = draw(st.sampled_from(KINDS))
+    kind = draw(st.sampled_from(kinds))
     keep = torch.rand(batch, 1, queries, keys, generator=generator) > 0.4
     bias = torch.randn(batch, 1, queries, keys, generator=generator)
     mask = {
@@ -60,6 +61,22 @@ def test_flash_is_the_definition(call):
     assert torch.allclose(
         exact.attention_distance[counted], fast.attention_distance.double()[counted], atol=2e-3, rtol=1e-3
     )
+
+
+@settings(max_examples=60, deadline=None)
+@given(calls(["none", "keys", "additive keys", "all keys masked", "bias on keys", "lowered keys"]))
+def test_the_fused_call_is_the_definition(call):
+    query, key, options = call
+    query, key = query.double(), key.double().repeat_interleave(query.shape[1] // key.shape[1], 1)
+    scale = query.shape[-1] ** -0.5 if options["scale"] is None else options["scale"]
+    places = torch.rand(query.shape[2], 2).double(), torch.rand(key.shape[2], 2).double()
+    exact = dense(query, key, options["mask"], scale=scale, positions=places)
+    fused, _ = _fused(query, key, options["mask"], scale, places)
+    assert torch.equal(exact.counted, fused.counted)
+    assert (exact.entropy - fused.entropy).abs().max() <= 1e-8
+    assert torch.allclose(exact.logit_variance, fused.logit_variance, rtol=1e-8, atol=1e-8)
+    counted = exact.counted
+    assert torch.allclose(exact.attention_distance[counted], fused.attention_distance[counted], atol=1e-6)
 
 
 @settings(max_examples=60, deadline=None)

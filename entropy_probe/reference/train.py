@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 import typer
@@ -45,13 +47,15 @@ class Recipe:
     autoencoder_batch: int = 32
     autoencoder_rate: float = 2e-3
     latent_noise: float = 0.05
-    steps: int = 6_000
+    cycles: tuple[int, ...] = (6_000, 4_000)
     batch: int = 48
     rate: float = 8e-4
     warmup: int = 300
     decay: float = 0.3
     wake_at: int = 1_870
     wake_variance: float = 4.0
+    sharpen_at: int = 6_000
+    sharpen_to: float = 0.5
     broad_steps: int = 2_600
     focus: tuple[str, ...] = ("Animals & Nature", "Food & Drink")
     caption_dropout: float = 0.1
@@ -154,9 +158,12 @@ def velocity(
 
 
 def rate_at(step: int, recipe: Recipe) -> float:
-    """Warm up, hold, then fall linearly to zero over the last `decay` share of the steps."""
-    left = (recipe.steps - step) / (recipe.decay * recipe.steps)
-    return recipe.rate * min(1.0, (step + 1) / recipe.warmup, max(left, 0.0))
+    """In every cycle: warm up, hold, then fall linearly to zero over the last `decay` share of its steps."""
+    for cycle in recipe.cycles:
+        if step < cycle:
+            return recipe.rate * min(1.0, (step + 1) / recipe.warmup, (cycle - step) / (recipe.decay * cycle))
+        step -= cycle
+    return 0.0
 
 
 def batch(chosen: Tensor, size: int, step: int, seed: int) -> Tensor:
@@ -249,9 +256,10 @@ def train_denoiser(
     empty = tokenize(tokenizer, [""])
     alphas = build_scheduler().alphas_cumprod
     saved = time.monotonic()
-    curve = _Curve(work / "denoiser.csv", "denoiser", recipe.steps, start)
+    steps = sum(recipe.cycles)
+    curve = _Curve(work / "denoiser.csv", "denoiser", steps, start)
     with curve:
-        for step in range(start, recipe.steps):
+        for step in range(start, steps):
             index = batch(everything if step < recipe.broad_steps else focus, recipe.batch, step, recipe.seed)
             generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
             for group in optimizer.param_groups:
@@ -262,8 +270,11 @@ def train_denoiser(
             noisy, target = velocity(latents[index], noise, alphas[timesteps].view(-1, 1, 1, 1))
             dropped = torch.rand(len(index), 1, generator=generator) < recipe.caption_dropout
             prompt = torch.where(dropped, empty, tokens[index])
-            if step == recipe.wake_at:
-                _wake(model, average, noisy, timesteps, prompt, recipe.wake_variance)
+            if step in (recipe.wake_at, recipe.sharpen_at):
+                frame = _measure(model, noisy, timesteps, prompt)
+                gains = _waking(frame, recipe) if step == recipe.wake_at else _sharpening(frame, recipe)
+                for network in (model, average):
+                    _scale_logits(network["unet"], gains)
             with torch.autocast("cpu", torch.bfloat16), _FloatAttention():
                 context = model["text"](prompt).last_hidden_state
                 predicted = denoise(noisy, timesteps, context).sample
@@ -275,7 +286,7 @@ def train_denoiser(
             keep = min(recipe.ema, (1 + step) / (10 + step))
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
             curve.add(step, loss.item())
-            if time.monotonic() - saved > 300 or step + 1 == recipe.steps:
+            if time.monotonic() - saved > 300 or step + 1 == steps:
                 _save(checkpoint, step + 1, model, average, optimizer)
                 saved = time.monotonic()
     return average["text"].eval(), average["unet"].eval()
@@ -314,25 +325,50 @@ def export(
     (folder / "vae" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
+SHARPER = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+
+
 @torch.no_grad()
-def _wake(
-    model: nn.ModuleDict, average: nn.ModuleDict, noisy: Tensor, timesteps: Tensor, prompt: Tensor, least: float
-) -> None:
-    """Give the logits of every self-attention layer a variance of at least `least`, by its query and key projections.
+def _measure(model: nn.ModuleDict, noisy: Tensor, timesteps: Tensor, prompt: Tensor) -> pd.DataFrame:
+    """Mean entropy, logit variance and tokens of every self-attention layer (rows) at the gains `SHARPER`."""
+    with capture(model["unet"], distance=False, multipliers=SHARPER[1:]) as captured:
+        model["unet"](noisy, timesteps, model["text"](prompt).last_hidden_state)
+    frame = captured.frame()
+    means = frame[frame["kind"] == "self"].groupby(["layer", "multiplier"])
+    return means[["entropy", "logit_variance", "key_tokens"]].mean()
+
+
+def _waking(means: pd.DataFrame, recipe: Recipe) -> dict[str, float]:
+    """By what to multiply the logits of each layer so that their variance is at least `wake_variance`.
 
     A layer that attends uniformly learns where to look very slowly, and the coarse level had stayed uniform: its
     residual blocks see the whole picture anyhow. Scaled up once, it has something to unlearn or to use.
     """
-    with capture(model["unet"], distance=False) as captured:
-        model["unet"](noisy, timesteps, model["text"](prompt).last_hidden_state)
-    frame = captured.frame()
-    variance = frame[frame["kind"] == "self"].groupby("layer")["logit_variance"].mean()
-    for layer, value in variance[variance < least].items():
-        gain = (least / value) ** 0.25
-        for network in (model, average):
-            attention: Any = network["unet"].get_submodule(layer)
-            attention.to_q.weight.mul_(gain)
-            attention.to_k.weight.mul_(gain)
+    variance = means.xs(1.0, level="multiplier")["logit_variance"]
+    return {layer: math.sqrt(recipe.wake_variance / v) for layer, v in variance.items() if v < recipe.wake_variance}
+
+
+def _sharpening(means: pd.DataFrame, recipe: Recipe) -> dict[str, float]:
+    """By what to multiply the logits of each layer so that its entropy is at most `sharpen_to` of the greatest, ln T.
+
+    No scaling factor gives N tokens more entropy than ln N. Layers nearer to uniform than that at the training size
+    leave nothing to restore at half of it, where ln N = ln T - 1.39.
+    """
+    gains = {}
+    for layer, curve in means.groupby(level="layer"):
+        target = recipe.sharpen_to * math.log(curve["key_tokens"].iloc[0])
+        entropy = curve["entropy"].to_numpy()
+        if entropy[0] > target:
+            gains[layer] = math.exp(np.interp(-target, -entropy, np.log(SHARPER)))
+    return gains
+
+
+@torch.no_grad()
+def _scale_logits(denoiser: nn.Module, gains: dict[str, float]) -> None:
+    for layer, gain in gains.items():
+        attention: Any = denoiser.get_submodule(layer)
+        attention.to_q.weight.mul_(math.sqrt(gain))
+        attention.to_k.weight.mul_(math.sqrt(gain))
 
 
 class _FloatAttention(TorchFunctionMode):
@@ -390,10 +426,9 @@ def _save(path: Path, step: int, model: nn.Module, average: nn.Module, optimizer
 def main(
     work: Annotated[Path, typer.Option(help="Folder for downloads, checkpoints and curves.")] = Path("reference-work"),
     out: Annotated[Path, typer.Option(help="Where the finished pipeline is saved.")] = Path("data/reference"),
-    steps: Annotated[int, typer.Option(help="Steps of the denoiser.")] = Recipe.steps,
 ) -> None:
     """Train the reference pipeline from nothing; restarted, it goes on from the last checkpoint."""
-    recipe = Recipe(steps=steps)
+    recipe = Recipe()
     emoji_data.fetch(work)
     emoji = emoji_data.load(work)
     captions = [e.caption for e in emoji]

@@ -42,9 +42,6 @@ def dense(
     Raises:
         ValueError: for a mask together with `is_causal`.
 
-    Raises:
-        ValueError: for a mask together with `is_causal`.
-
     Source: Jin et al. 2023 (arXiv 2306.08645) for the entropy.
     """
     precise = precise_dtype(query.device)

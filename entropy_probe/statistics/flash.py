@@ -1,32 +1,34 @@
 """Exact statistics of every attention row in O(N) memory: no attention map is ever built.
 
-With s_ij = scale * <q_i, k_j> and A = softmax(s), the sum over the keys in
+With s_ij = scale * <q_i, k_j> and A = softmax(s),
 
     H_i = logsumexp_j(s_ij) - sum_j A_ij s_ij
 
-is itself an attention with the keys as values: sum_j A_ij s_ij = scale * <q_i, sum_j A_ij k_j>. One fused attention
-call therefore gives both terms. A bias m_j on the keys rides along as one more coordinate (1/scale on the query, m_j on
-the key), and the positions of the keys as more values.
+On CUDA the second term is itself an attention with the keys as values, scale * <q_i, sum_j A_ij k_j>, so one fused
+attention call gives both. A bias m_j on the keys rides along as one more coordinate (1/scale on the query, m_j on the
+key), and the positions of the keys as more values. Elsewhere, and for masks that differ between queries, blocks of rows
+small enough to stay in cache are written out: that spares the second matrix product.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from entropy_probe.statistics.dense import dense
 from entropy_probe.statistics.rows import MASKED, RowStatistics, default_scale, precise_dtype
 
-LARGE_LOGIT = 16.0
-"""Where the log-sum-exp of centred logits exceeds this many nats, float32 no longer holds 1e-5 in its difference."""
+LARGE_LOGIT = 40.0
+"""Where the log-sum-exp of centred logits exceeds this many nats, the rounding of float32 logits moves H by 1e-5."""
 
-BLOCK_LOGITS = 2**20
-"""Logits held at once where no fused kernel serves (8 MiB in float64)."""
+LARGE_DIFFERENCE = 16.0
+"""The same for the fused call, whose entropy is a difference of two numbers of this size."""
+
+BLOCK_LOGITS = 2**19
+"""Logits held at once where no fused kernel serves: 2 MiB in float32, so that a block and its softmax stay in cache."""
 
 
 def flash(
@@ -40,8 +42,8 @@ def flash(
 ) -> RowStatistics:
     """Statistics of every attention row, equal to `dense`, in memory linear in the number of tokens.
 
-    Arguments and meaning are those of `dense`; half precision is computed in float32. No mask, or one that is the same
-    for every query, takes one fused attention call. Causal and per-query masks go by blocks of rows.
+    Arguments and meaning are those of `dense`; half precision is computed in float32, and what float32 cannot hold to
+    1e-5 nats in float64.
 
     Raises:
         ValueError: for a mask together with `is_causal`.
@@ -51,15 +53,19 @@ def flash(
         raise ValueError("give a mask or is_causal, not both: scaled_dot_product_attention takes one of them")
     if enable_gqa:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    if is_causal or not _same_for_all_queries(mask) or query.device.type not in _KERNELS:
-        return _by_blocks(query, key, mask, is_causal, scale, positions)
     dtype = torch.promote_types(query.dtype, torch.float32)
-    result, largest = _fused(query.to(dtype), key.to(dtype), mask, scale, positions)
-    if dtype == torch.float64 or largest <= LARGE_LOGIT:
+    precise = precise_dtype(query.device)
+    if query.device.type != "cuda":
+        result, largest = _by_blocks(query.to(dtype), key.to(dtype), mask, is_causal, scale, positions)
+        exact = dtype == precise or largest <= LARGE_LOGIT
+    elif not is_causal and _same_for_all_queries(mask):
+        result, largest = _fused(query.to(dtype), key.to(dtype), mask, scale, positions)
+        exact = dtype == precise or largest <= LARGE_DIFFERENCE
+    else:
+        exact = False  # float32 products may be rounded to TF32 there
+    if exact:
         return result
-    if query.device.type == "cpu":
-        return _fused(query.double(), key.double(), mask, scale, positions)[0]
-    return _by_blocks(query, key, mask, is_causal, scale, positions)
+    return _by_blocks(query.to(precise), key.to(precise), mask, is_causal, scale, positions)[0]
 
 
 def _fused(
@@ -69,12 +75,12 @@ def _fused(
     scale: float,
     positions: tuple[Float[Tensor, "queries 2"], Float[Tensor, "keys 2"]] | None,
 ) -> tuple[RowStatistics, float]:
-    """The statistics, and the largest log-sum-exp of a row: a measure of the digits that the difference has lost."""
+    """The statistics, and the largest log-sum-exp of a row: a measure of the digits that rounding has taken."""
     if mask is None:
         return _unmasked(query, key, scale, positions)
     allowed, bias = _key_bias(mask, key)
     count = allowed.sum(-1, keepdim=True).clamp_min(1)
-    weight = (allowed / count).to(query.dtype).unsqueeze(-1)
+    weight = (allowed.to(query.dtype) / count).unsqueeze(-1)
     value = torch.cat([key, bias.unsqueeze(-1)], -1)
     value = value - (weight * value).sum(-2, keepdim=True)
     query = torch.cat([query, torch.full_like(query[..., :1], 1 / scale)], -1)
@@ -128,27 +134,23 @@ def _attend(
     if columns:
         extra = query.new_zeros(key.shape[-2], columns)
         if positions is not None:
-            extra[:, :2] = positions[1]
-            extra[:, 2] = positions[1].square().sum(-1)
+            extra[:, :3] = _places(positions[1].to(query.dtype))
         # The query is zero in the columns where the places stand, so the keys may carry them too.
         extended = torch.cat([value, extra.expand(*value.shape[:-1], columns)], -1)
         key = extended if key is value else F.pad(key, (0, columns))
         value, seen = extended, F.pad(query, (0, columns))
-    out, log_sum = _KERNELS[query.device.type](seen, key, value, scale)
+    out, log_sum = _kernel(seen, key, value, scale)
     entropy = log_sum - scale * torch.linalg.vecdot(query, out[..., :width])
     if positions is None:
         return entropy, None, log_sum
-    here = positions[0].to(query.dtype)
-    form = torch.cat([-2 * here, torch.ones_like(here[:, :1])], -1)
-    squared = torch.linalg.vecdot(out[..., width : width + 3], form) + here.square().sum(-1)
-    return entropy, squared.clamp_min(0).sqrt(), log_sum
+    return entropy, _distance(positions[0].to(query.dtype), out[..., width : width + 3]), log_sum
 
 
 def _logit_variance(
-    query: Float[Tensor, "batch heads queries width"],
-    covariance: Float[Tensor, "batch heads width width"],
+    query: Float[Tensor, "*maps queries width"],
+    covariance: Float[Tensor, "*maps width width"],
     scale: float,
-) -> Float[Tensor, "batch heads queries"]:
+) -> Float[Tensor, "*maps queries"]:
     """Variance over the keys of scale * <q, k>: a quadratic form in the keys' covariance."""
     variance: Tensor = scale**2 * torch.linalg.vecdot(query @ covariance, query)
     return variance.clamp_min(0)
@@ -171,6 +173,11 @@ def _same_for_all_queries(mask: Shaped[Tensor, "*#mask"] | None) -> bool:
     return mask is None or mask.ndim < 2 or mask.shape[-2] == 1
 
 
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+"""Whether torch carries oneDNN's matrix product, which for float32 can be twice as fast as its BLAS."""
+
+
+@torch.no_grad()
 def _by_blocks(
     query: Float[Tensor, "batch heads queries width"],
     key: Float[Tensor, "batch heads keys width"],
@@ -178,48 +185,111 @@ def _by_blocks(
     is_causal: bool,
     scale: float,
     positions: tuple[Float[Tensor, "queries 2"], Float[Tensor, "keys 2"]] | None,
-) -> RowStatistics:
-    """The definition, on blocks of query rows that hold `BLOCK_LOGITS` logits at once."""
-    batch, heads, queries, _ = query.shape
+) -> tuple[RowStatistics, float]:
+    """As `_fused`, by blocks of at most `BLOCK_LOGITS` logits (one row's, if it has more)."""
+    batch, heads, queries, width = query.shape
     keys = key.shape[2]
-    if is_causal:
-        below = torch.arange(keys, device=key.device)
-    key = key.to(precise_dtype(key.device))
-    rows = max(1, BLOCK_LOGITS // max(1, batch * heads * keys))
-    parts = []
-    for start in range(0, queries, rows):
-        stop = min(start + rows, queries)
-        part = mask if _same_for_all_queries(mask) else mask[..., start:stop, :]  # type: ignore[index]
-        if is_causal:
-            part = below <= torch.arange(start, stop, device=key.device)[:, None]
-        here = None if positions is None else (positions[0][start:stop], positions[1])
-        parts.append(dense(query[:, :, start:stop], key, part, scale=scale, positions=here))
-    return RowStatistics(
-        entropy=torch.cat([p.entropy for p in parts], -1),
-        logit_variance=torch.cat([p.logit_variance for p in parts], -1),
-        attention_distance=(
-            None
-            if positions is None
-            else torch.cat([p.attention_distance for p in parts if p.attention_distance is not None], -1)
-        ),
-        counted=torch.cat([p.counted for p in parts], -1),
+    rows = max(1, min(queries, BLOCK_LOGITS // keys))
+    one_by_one = is_causal or not _same_for_all_queries(mask)
+    maps = 1 if one_by_one or rows < queries else max(1, BLOCK_LOGITS // (rows * keys))
+    if mask is not None:
+        mask = mask.expand(batch, heads, queries if one_by_one else 1, keys)
+        mask = mask if one_by_one else mask.reshape(batch * heads, 1, keys)
+
+    query = query.reshape(batch * heads, queries, width)
+    key = (key - key.mean(-2, keepdim=True)).mul_(scale).reshape(batch * heads, keys, width)
+    buffers = query.new_empty(2, maps * rows * keys)
+    entropy, log_sum = query.new_empty(2, batch * heads, queries)
+    places = None if positions is None else _places(positions[1].to(query.dtype)).mT.contiguous()
+    means = None if places is None else query.new_empty(batch * heads, queries, 3)
+    plain = mask is None and not is_causal
+    variance = _logit_variance(query, key.mT @ key / keys, 1.0) if plain else torch.empty_like(entropy)
+    allowed_keys = torch.full_like(entropy, keys)
+
+    for first in range(0, batch * heads, maps):
+        for start in range(0, queries, rows):
+            block = slice(first, first + maps), slice(start, start + rows)
+            part = query[block]
+            shape = (*part.shape[:2], keys)
+            logits, weights = (buffer[: math.prod(shape)].view(shape) for buffer in buffers)
+            if maps == 1 and _ONEDNN and query.dtype == torch.float32 and query.device.type == "cpu":
+                logits = torch.ops.mkldnn._linear_pointwise(part[0], key[first], None, "none", [], "")[None]
+            else:
+                torch.bmm(part, key[block[0]].mT, out=logits)
+            barred = None
+            if not plain:
+                if is_causal:
+                    reach = torch.arange(start, start + shape[1], device=query.device)
+                    now = torch.arange(keys, device=query.device) <= reach[:, None]
+                elif one_by_one:
+                    now = mask[divmod(first, heads)][None, block[1]]  # type: ignore[index]
+                else:
+                    now = mask[block[0]]  # type: ignore[index]
+                barred, variance[block], allowed_keys[block] = _bar(logits, now)
+            torch.softmax(logits, -1, out=weights)
+            highest = logits.amax(-1, keepdim=True)
+            above = -weights.amax(-1).log()
+            log_sum[block] = highest.squeeze(-1) + above
+            if means is not None:
+                means[block] = F.linear(weights, places)  # type: ignore[arg-type]
+            logits -= highest
+            if barred is not None:
+                logits.masked_fill_(barred, 0.0)
+            entropy[block] = above - weights.mul_(logits).sum(-1)
+
+    counted = allowed_keys > 0
+    empty = ~counted
+    distance = None
+    if positions is not None and means is not None:
+        distance = _distance(positions[0].to(query.dtype), means).masked_fill_(empty, 0.0)
+    bounded = entropy.clamp_min_(0).minimum(allowed_keys.log()).masked_fill_(empty, 0.0)
+    statistics = RowStatistics(
+        entropy=bounded.view(batch, heads, queries),
+        logit_variance=variance.view(batch, heads, queries),
+        attention_distance=None if distance is None else distance.view(batch, heads, queries),
+        counted=counted.view(batch, heads, queries),
     )
+    return statistics, log_sum.masked_fill_(empty, 0.0).abs().max().item()
 
 
-def _cpu_kernel(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=scale)
-    return out, log_sum
+def _bar(
+    logits: Float[Tensor, "maps rows keys"], mask: Shaped[Tensor, "*#mask"]
+) -> tuple[Bool[Tensor, "maps rows keys"], Float[Tensor, "maps rows"], Float[Tensor, "maps rows"]]:
+    """Lay a mask on logits, in place; returns the barred keys, the variance over the others, and their number."""
+    if mask.dtype == torch.bool:
+        barred = (~mask).expand_as(logits)
+    else:
+        bias = mask.to(logits.dtype)
+        barred = (bias <= MASKED).expand_as(logits)
+        logits += bias
+    logits.masked_fill_(barred, 0.0)
+    number = (~barred).sum(-1).to(logits.dtype)
+    mean = logits.sum(-1) / number.clamp_min(1)
+    variance = (logits - mean[..., None]).masked_fill_(barred, 0.0).square_().sum(-1) / number.clamp_min(1)
+    logits.masked_fill_(barred, -math.inf)
+    return barred, variance, number
 
 
-def _cuda_kernel(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _places(positions: Float[Tensor, "tokens 2"]) -> Float[Tensor, "tokens 3"]:
+    """x, y and x^2 + y^2: their means under the attention give the mean squared distance."""
+    return torch.cat([positions, positions.square().sum(-1, keepdim=True)], -1)
+
+
+def _distance(
+    here: Float[Tensor, "queries 2"], means: Float[Tensor, "*maps queries 3"]
+) -> Float[Tensor, "*maps queries"]:
+    """Root mean square distance from a query to what it attends to, by the means of `_places` over the keys."""
+    form = torch.cat([-2 * here, torch.ones_like(here[:, :1])], -1)
+    squared: Tensor = torch.linalg.vecdot(means, form) + here.square().sum(-1)
+    return squared.clamp_min(0).sqrt()
+
+
+def _kernel(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Fused attention that returns its output and the log-sum-exp of every row, in float32."""
+    if query.device.type == "cpu":
+        out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=scale)
+        return out, log_sum
     out, log_sum, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
         query, key, value, None, compute_log_sumexp=True, scale=scale
     )
     return out, log_sum[..., : query.shape[2]]  # the kernel pads the rows to a multiple of 32
-
-
-_KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]] = {
-    "cpu": _cpu_kernel,
-    "cuda": _cuda_kernel,
-}
-"""By device type: fused attention that returns its output and the log-sum-exp of every row, in float32."""
