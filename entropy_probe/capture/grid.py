@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -30,10 +31,7 @@ class TokenGrid:
 
     def positions(self) -> Float[Tensor, "tokens 2"]:
         """Token centres, (x, y), in units of the image diagonal."""
-        diagonal = math.hypot(self.aspect, 1.0)
-        y = (torch.arange(self.height) + 0.5) / self.height * self.aspect / diagonal
-        x = (torch.arange(self.width) + 0.5) / self.width / diagonal
-        return torch.stack([x.repeat(self.height), y.repeat_interleave(self.width)], -1)
+        return _centres(self.height, self.width, self.aspect)
 
 
 def token_grid(tokens: int, latent_size: tuple[int, int]) -> TokenGrid | None:
@@ -50,3 +48,11 @@ def token_grid(tokens: int, latent_size: tuple[int, int]) -> TokenGrid | None:
 def _grid(stride: int, latent_size: tuple[int, int]) -> TokenGrid:
     height, width = latent_size
     return TokenGrid(-(-height // stride), -(-width // stride), stride, height / width)
+
+
+@functools.lru_cache(maxsize=64)  # every call of every layer asks for one of few
+def _centres(height: int, width: int, aspect: float) -> Float[Tensor, "tokens 2"]:
+    diagonal = math.hypot(aspect, 1.0)
+    y = (torch.arange(height) + 0.5) / height * aspect / diagonal
+    x = (torch.arange(width) + 0.5) / width / diagonal
+    return torch.stack([x.repeat(height), y.repeat_interleave(width)], -1)

@@ -12,6 +12,7 @@ small enough to stay in cache are written out: that spares the second matrix pro
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -173,10 +174,6 @@ def _same_for_all_queries(mask: Shaped[Tensor, "*#mask"] | None) -> bool:
     return mask is None or mask.ndim < 2 or mask.shape[-2] == 1
 
 
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-"""Whether torch carries oneDNN's matrix product, which for float32 can be twice as fast as its BLAS."""
-
-
 @torch.no_grad()
 def _by_blocks(
     query: Float[Tensor, "batch heads queries width"],
@@ -188,68 +185,86 @@ def _by_blocks(
 ) -> tuple[RowStatistics, float]:
     """As `_fused`, by blocks of at most `BLOCK_LOGITS` logits (one row's, if it has more)."""
     batch, heads, queries, width = query.shape
-    keys = key.shape[2]
-    rows = max(1, min(queries, BLOCK_LOGITS // keys))
-    one_by_one = is_causal or not _same_for_all_queries(mask)
-    maps = 1 if one_by_one or rows < queries else max(1, BLOCK_LOGITS // (rows * keys))
-    if mask is not None:
-        mask = mask.expand(batch, heads, queries if one_by_one else 1, keys)
-        mask = mask if one_by_one else mask.reshape(batch * heads, 1, keys)
-
-    query = query.reshape(batch * heads, queries, width)
-    key = (key - key.mean(-2, keepdim=True)).mul_(scale).reshape(batch * heads, keys, width)
-    buffers = query.new_empty(2, maps * rows * keys)
-    entropy, log_sum = query.new_empty(2, batch * heads, queries)
-    places = None if positions is None else _places(positions[1].to(query.dtype)).mT.contiguous()
-    means = None if places is None else query.new_empty(batch * heads, queries, 3)
+    maps, keys = batch * heads, key.shape[2]
     plain = mask is None and not is_causal
+    if mask is not None:
+        mask = mask.expand(batch, heads, queries, keys)
+    rows = max(1, min(queries, BLOCK_LOGITS // keys))
+    together = max(1, BLOCK_LOGITS // (rows * keys)) if rows == queries else 1
+
+    query = query.reshape(maps, queries, width)
+    key = (key - key.mean(-2, keepdim=True)).mul_(scale).reshape(maps, keys, width)
+    buffers = query.new_empty(2, together * rows * keys)
+    entropy, log_sum = query.new_empty(2, maps, queries)
     variance = _logit_variance(query, key.mT @ key / keys, 1.0) if plain else torch.empty_like(entropy)
-    allowed_keys = torch.full_like(entropy, keys)
+    number = torch.full_like(entropy, keys)
+    places = None if positions is None else _places(positions[1].to(query.dtype)).mT.contiguous()
+    means = None if places is None else query.new_empty(maps, queries, 3)
 
-    for first in range(0, batch * heads, maps):
-        for start in range(0, queries, rows):
-            block = slice(first, first + maps), slice(start, start + rows)
-            part = query[block]
-            shape = (*part.shape[:2], keys)
-            logits, weights = (buffer[: math.prod(shape)].view(shape) for buffer in buffers)
-            if maps == 1 and _ONEDNN and query.dtype == torch.float32 and query.device.type == "cpu":
-                logits = torch.ops.mkldnn._linear_pointwise(part[0], key[first], None, "none", [], "")[None]
+    for first, start in itertools.product(range(0, maps, together), range(0, queries, rows)):
+        block = slice(first, first + together), slice(start, start + rows)
+        part = query[block]
+        shape = (*part.shape[:2], keys)
+        logits, weights = (buffer[: math.prod(shape)].view(shape) for buffer in buffers)
+        logits = _product(part, key[block[0]], logits)
+        barred = None
+        if not plain:
+            if mask is None:
+                allowed = _causal(start, shape[1], keys, query.device)
             else:
-                torch.bmm(part, key[block[0]].mT, out=logits)
-            barred = None
-            if not plain:
-                if is_causal:
-                    reach = torch.arange(start, start + shape[1], device=query.device)
-                    now = torch.arange(keys, device=query.device) <= reach[:, None]
-                elif one_by_one:
-                    now = mask[divmod(first, heads)][None, block[1]]  # type: ignore[index]
-                else:
-                    now = mask[block[0]]  # type: ignore[index]
-                barred, variance[block], allowed_keys[block] = _bar(logits, now)
-            torch.softmax(logits, -1, out=weights)
-            highest = logits.amax(-1, keepdim=True)
-            above = -weights.amax(-1).log()
-            log_sum[block] = highest.squeeze(-1) + above
-            if means is not None:
-                means[block] = F.linear(weights, places)  # type: ignore[arg-type]
-            logits -= highest
-            if barred is not None:
-                logits.masked_fill_(barred, 0.0)
-            entropy[block] = above - weights.mul_(logits).sum(-1)
+                at = torch.arange(first, first + shape[0], device=query.device)
+                allowed = mask[at // heads, at % heads, block[1]]
+            barred, variance[block], number[block] = _bar(logits, allowed)
+        torch.softmax(logits, -1, out=weights)
+        highest = logits.amax(-1, keepdim=True)
+        above = -weights.amax(-1).log()
+        log_sum[block] = highest.squeeze(-1) + above
+        if means is not None and places is not None:
+            means[block] = F.linear(weights, places)
+        logits -= highest
+        if barred is not None:
+            logits.masked_fill_(barred, 0.0)
+        entropy[block] = above - weights.mul_(logits).sum(-1)
 
-    counted = allowed_keys > 0
-    empty = ~counted
     distance = None
     if positions is not None and means is not None:
-        distance = _distance(positions[0].to(query.dtype), means).masked_fill_(empty, 0.0)
-    bounded = entropy.clamp_min_(0).minimum(allowed_keys.log()).masked_fill_(empty, 0.0)
+        distance = _distance(positions[0].to(query.dtype), means)
+    if plain:
+        entropy.clamp_(0, math.log(keys))
+        counted = torch.ones((), dtype=torch.bool, device=key.device).expand_as(entropy)
+    else:
+        counted = number > 0
+        entropy = entropy.clamp_min_(0).minimum(number.log()).masked_fill_(~counted, 0.0)
+        log_sum.masked_fill_(~counted, 0.0)
+        distance = None if distance is None else distance.masked_fill_(~counted, 0.0)
     statistics = RowStatistics(
-        entropy=bounded.view(batch, heads, queries),
+        entropy=entropy.view(batch, heads, queries),
         logit_variance=variance.view(batch, heads, queries),
         attention_distance=None if distance is None else distance.view(batch, heads, queries),
         counted=counted.view(batch, heads, queries),
     )
-    return statistics, log_sum.masked_fill_(empty, 0.0).abs().max().item()
+    return statistics, log_sum.abs().max().item()
+
+
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+"""Whether torch carries oneDNN's matrix product, which for float32 can be twice as fast as its BLAS."""
+
+
+def _product(
+    query: Float[Tensor, "maps rows width"],
+    key: Float[Tensor, "maps keys width"],
+    out: Float[Tensor, "maps rows keys"],
+) -> Float[Tensor, "maps rows keys"]:
+    """query @ key^T, into `out` where that is not slower."""
+    if len(query) == 1 and _ONEDNN and query.dtype == torch.float32 and query.device.type == "cpu":
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(query[0], key[0], None, "none", [], "")
+        return product[None]
+    return torch.bmm(query, key.mT, out=out)
+
+
+def _causal(start: int, rows: int, keys: int, device: torch.device) -> Bool[Tensor, "rows keys"]:
+    """Row i, counted from `start`, may attend to the keys j <= i."""
+    return torch.arange(keys, device=device) <= torch.arange(start, start + rows, device=device)[:, None]
 
 
 def _bar(
