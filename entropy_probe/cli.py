@@ -62,7 +62,7 @@ class _Plan:
     rounds: int
 
 
-_FULL = _Plan(prompts=8, seeds=(0, 1), steps=8, rounds=2)
+_FULL = _Plan(prompts=8, seeds=(0, 1), steps=8, rounds=3)
 _QUICK = _Plan(prompts=4, seeds=(0,), steps=8, rounds=1)
 
 

@@ -1,9 +1,11 @@
 """The bundled model and the parts of its recipe that need no download."""
 
+import math
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ import entropy_probe as ep
 from entropy_probe.pipelines import draw, training_size, training_tokens
 from entropy_probe.reference.emoji import _kept
 from entropy_probe.reference.emoji import draw as draw_svg
-from entropy_probe.reference.train import Recipe, batch, rate_at, velocity
+from entropy_probe.reference.train import SHARPER, Recipe, _sharpening, batch, rate_at, train_tokenizer, velocity
 
 
 @pytest.fixture(scope="module")
@@ -91,5 +93,20 @@ def test_the_velocity_gives_picture_and_noise_back():
 
 
 def test_the_rate_warms_up_holds_and_falls_to_zero():
-    recipe = Recipe(steps=1000, warmup=100, decay=0.2, rate=1.0)
-    assert [rate_at(step, recipe) for step in (0, 99, 500, 900, 1000)] == pytest.approx([0.01, 1, 1, 0.5, 0])
+    recipe = Recipe(cycles=(1000, 500), warmup=100, decay=0.2, rate=1.0)
+    assert [rate_at(step, recipe) for step in (0, 99, 500, 900)] == pytest.approx([0.01, 1, 1, 0.5])
+    assert [rate_at(step, recipe) for step in (1000, 1300, 1450, 1500)] == pytest.approx([0.01, 1, 0.5, 0])
+
+
+def test_a_resumed_training_keeps_its_tokenizer(tmp_path):
+    first = train_tokenizer(tmp_path, ["noto red apple", "flat pizza"], Recipe())
+    again = train_tokenizer(tmp_path, ["quite other captions"], Recipe())
+    assert first("flat red apple").input_ids == again("flat red apple").input_ids
+
+
+def test_layers_are_sharpened_to_half_of_the_greatest_entropy():
+    entropy = {"diffuse": [4.0, 3.0, 2.0, 1.0, 0.5, 0.2, 0.1], "sharp": [1.0] * 7}
+    rows = [(layer, g, h, math.exp(4)) for layer, hs in entropy.items() for g, h in zip(SHARPER, hs, strict=True)]
+    means = pd.DataFrame(rows, columns=["layer", "multiplier", "entropy", "key_tokens"])
+    gains = _sharpening(means.set_index(["layer", "multiplier"]), Recipe(sharpen_to=0.5))
+    assert gains == pytest.approx({"diffuse": 2.0})

@@ -87,6 +87,16 @@ def build_tokenizer(captions: list[str], vocabulary: int) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=learnt["vocab"], merges=merges, model_max_length=TEXT_LENGTH)
 
 
+def train_tokenizer(work: Path, captions: list[str], recipe: Recipe) -> CLIPTokenizer:
+    """Learn the tokenizer, or load the one learnt before: tokens of equal rank are numbered anew in every process."""
+    finished = work / "tokenizer"
+    if finished.exists():
+        return CLIPTokenizer.from_pretrained(finished)
+    tokenizer = build_tokenizer(captions, recipe.vocabulary)
+    tokenizer.save_pretrained(finished)
+    return tokenizer
+
+
 def build_autoencoder() -> AutoencoderTiny:
     """Four latent channels at a quarter of the height and width."""
     return AutoencoderTiny(
@@ -433,7 +443,7 @@ def main(
     emoji = emoji_data.load(work)
     captions = [e.caption for e in emoji]
     pixels = torch.from_numpy(emoji_data.pictures(emoji, SIZE, cache=work))
-    tokenizer = build_tokenizer(captions, recipe.vocabulary)
+    tokenizer = train_tokenizer(work, captions, recipe)
     autoencoder = train_autoencoder(work, pixels, recipe)
     focus = torch.tensor([i for i, e in enumerate(emoji) if e.category in recipe.focus])
     latents = encode(autoencoder, pixels)
