@@ -13,7 +13,8 @@ import entropy_probe as ep
 from entropy_probe.pipelines import draw, training_size, training_tokens
 from entropy_probe.reference.emoji import _kept
 from entropy_probe.reference.emoji import draw as draw_svg
-from entropy_probe.reference.train import SHARPER, Recipe, _sharpening, batch, rate_at, train_tokenizer, velocity
+from entropy_probe.reference.loop import batch, rate_at
+from entropy_probe.reference.train import SHARPER, Recipe, _sharpening, train_tokenizer, velocity
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +94,11 @@ def test_the_velocity_gives_picture_and_noise_back():
 
 
 def test_the_rate_warms_up_holds_and_falls_to_zero():
-    recipe = Recipe(cycles=(1000, 500), warmup=100, decay=0.2, rate=1.0)
-    assert [rate_at(step, recipe) for step in (0, 99, 500, 900)] == pytest.approx([0.01, 1, 1, 0.5])
-    assert [rate_at(step, recipe) for step in (1000, 1300, 1450, 1500)] == pytest.approx([0.01, 1, 0.5, 0])
+    def rates(*steps):
+        return [rate_at(step, cycles=(1000, 500), warmup=100, decay=0.2) for step in steps]
+
+    assert rates(0, 99, 500, 900) == pytest.approx([0.01, 1, 1, 0.5])
+    assert rates(1000, 1300, 1450, 1500) == pytest.approx([0.01, 1, 0.5, 0])
 
 
 def test_a_resumed_training_keeps_its_tokenizer(tmp_path):

@@ -3,6 +3,8 @@
 from entropy_probe.laws.laws import (
     LAWS,
     NEEDS_NOTHING,
+    Calibrated,
+    Constant,
     Gaussian,
     Kappa,
     Log,
@@ -20,6 +22,8 @@ from entropy_probe.laws.scaling import applied, apply, remove, scaled
 __all__ = [
     "LAWS",
     "NEEDS_NOTHING",
+    "Calibrated",
+    "Constant",
     "Gaussian",
     "Kappa",
     "Log",

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -120,6 +121,36 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Calibrated(Measured):
+    """g at which the denoising loss on real pictures is lowest, interpolated as `Measured` does.
+
+    Attributes:
+        points: per layer, or for all layers under the key `*`, pairs (ln(N/T), g) in ascending order.
+        kappa: per layer or under `*`, the fitted kappa.
+        kappa_se: its standard error.
+    """
+
+    name: ClassVar[str] = "calibrated"
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One g whatever the size, for curves of something against g: an instrument, no law (g is not 1 at N = T).
+
+    Attributes:
+        value: g of the layers that a glob matches.
+        layers: globs of layer names; the others keep g = 1.
+    """
+
+    value: float
+    layers: tuple[str, ...] = ("*",)
+    name: ClassVar[str] = "constant"
+
+    def multiplier(self, layer: str, tokens: int, training_tokens: int) -> float:
+        return self.value if any(fnmatch(layer, glob) for glob in self.layers) else 1.0
+
+
+@dataclass(frozen=True)
 class Kappa:
     """g^2 = 1 + kappa ln(N/T) with one kappa per layer, or one for all layers under the key `*`.
 
@@ -133,11 +164,11 @@ class Kappa:
     name: ClassVar[str] = "kappa"
 
     def multiplier(self, layer: str, tokens: int, training_tokens: int) -> float:
-        kappa = self.kappa["*"] if "*" in self.kappa else _of_layer(self.kappa, layer, self.name)
-        return _from_kappa(kappa, tokens, training_tokens, self.floor)
+        return _from_kappa(_of_layer(self.kappa, layer, self.name), tokens, training_tokens, self.floor)
 
 
-LAWS: dict[str, type[Any]] = {law.name: law for law in (Original, Paper, Log, Yarn, Gaussian, Measured, Kappa)}
+_ALL = (Original, Paper, Log, Yarn, Gaussian, Measured, Calibrated, Constant, Kappa)
+LAWS: dict[str, type[Any]] = {law.name: law for law in _ALL}
 """Every law by its name."""
 
 NEEDS_NOTHING = tuple(name for name, law in LAWS.items() if not dataclasses.fields(law))
@@ -161,6 +192,8 @@ def from_json(text: str) -> ScalingLaw:
         law = LAWS[fields.pop("law")]
         if "points" in fields:
             fields["points"] = {k: tuple((float(x), float(g)) for x, g in v) for k, v in fields["points"].items()}
+        if "layers" in fields:
+            fields["layers"] = tuple(fields["layers"])
         made: ScalingLaw = law(**fields)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"this is no scaling law as entropy-probe writes them: {error!r}") from error
@@ -195,6 +228,8 @@ def _from_kappa(kappa: float, tokens: int, training_tokens: int, floor: float) -
 
 
 def _of_layer(values: dict[str, Any], layer: str, law: str) -> Any:
+    if "*" in values:
+        return values["*"]
     try:
         return values[layer]
     except KeyError:

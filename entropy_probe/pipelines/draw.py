@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from entropy_probe.pipelines.sizes import Size
+from entropy_probe.pipelines.sizes import Size, at_exact_size
 
 
 def draw(
@@ -31,5 +31,6 @@ def draw(
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        **at_exact_size(pipeline),
     ).images
     return images

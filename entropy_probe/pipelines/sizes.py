@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +73,12 @@ def check_size(pipeline: Any, size: Size) -> None:
         )
 
 
+def at_exact_size(pipeline: Any) -> dict[str, Any]:
+    """What a call must say so that the asked size is the one that is sampled: PixArt's would sample the nearest bin."""
+    known = inspect.signature(type(pipeline).__call__).parameters
+    return {"use_resolution_binning": False} if "use_resolution_binning" in known else {}
+
+
 def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
     """The attention layers in the order in which they run, with their token grids at a size (default: as trained).
 
@@ -86,7 +93,15 @@ def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
         found.setdefault(call.layer, Layer(call.layer, call.kind, heads, head_width, call.key.shape[2], grid))
 
     with attention_calls(find_denoiser(pipeline), note), torch.no_grad():
-        pipeline(prompt="", height=height, width=width, num_inference_steps=1, guidance_scale=1.0, output_type="latent")
+        pipeline(
+            prompt="",
+            height=height,
+            width=width,
+            num_inference_steps=1,
+            guidance_scale=1.0,
+            output_type="latent",
+            **at_exact_size(pipeline),
+        )
     return list(found.values())
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import platform
 import time
 from dataclasses import asdict, dataclass
@@ -22,14 +21,15 @@ import torch
 import torch.nn.functional as F
 import typer
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from jaxtyping import Float, UInt8
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from entropy_probe.capture import capture
+from entropy_probe.pipelines import encode_with
 from entropy_probe.reference import emoji as emoji_data
+from entropy_probe.reference.loop import CHECKPOINT_SECONDS, Curve, average_into, batch, rate_at, save_checkpoint
 
 SIZE = 64
 """Height and width, in pixels, of every picture that any part of the reference is trained on."""
@@ -167,20 +167,14 @@ def velocity(
     return signal * latents + sigma * noise, signal * noise - sigma * latents
 
 
-def rate_at(step: int, recipe: Recipe) -> float:
-    """In every cycle: warm up, hold, then fall linearly to zero over the last `decay` share of its steps."""
-    for cycle in recipe.cycles:
-        if step < cycle:
-            return recipe.rate * min(1.0, (step + 1) / recipe.warmup, (cycle - step) / (recipe.decay * cycle))
-        step -= cycle
-    return 0.0
-
-
-def batch(chosen: Tensor, size: int, step: int, seed: int) -> Tensor:
-    """The indices of a step: each epoch is a seeded permutation of the chosen ones, the same in a resumed run."""
-    epoch, position = divmod(step, len(chosen) // size)
-    order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
-    return chosen[order[position * size : (position + 1) * size]]
+def noised(
+    latents: Float[Tensor, "batch 4 h w"], alphas: Float[Tensor, " timesteps"], generator: torch.Generator
+) -> tuple[Float[Tensor, "batch 4 h w"], Float[Tensor, "batch 4 h w"], Int[Tensor, " batch"]]:
+    """Noised latents, targets and timesteps, the latter spread evenly over the schedule."""
+    noise = torch.randn(latents.shape, generator=generator)
+    spread = (torch.arange(len(latents)) + torch.rand(len(latents), generator=generator)) / len(latents)
+    timesteps = (spread * len(alphas)).long()
+    return *velocity(latents, noise, alphas[timesteps].view(-1, 1, 1, 1)), timesteps
 
 
 def to_unit(pixels: UInt8[Tensor, "batch h w 3"]) -> Float[Tensor, "batch 3 h w"]:
@@ -199,7 +193,7 @@ def train_autoencoder(work: Path, pixels: UInt8[Tensor, "count h w 3"], recipe: 
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=recipe.autoencoder_rate, total_steps=recipe.autoencoder_steps, pct_start=0.05
     )
-    curve = _Curve(work / "autoencoder.csv", "autoencoder", recipe.autoencoder_steps)
+    curve = Curve(work / "autoencoder.csv", "autoencoder", recipe.autoencoder_steps)
     with curve:
         everything = torch.arange(len(pixels))
         for step in range(recipe.autoencoder_steps):
@@ -221,18 +215,17 @@ def train_autoencoder(work: Path, pixels: UInt8[Tensor, "count h w 3"], recipe: 
             schedule.step()
             curve.add(step, mse.item())
     autoencoder.eval()
-    autoencoder.register_to_config(scaling_factor=1 / encode(autoencoder, pixels, scaled=False).std().item())
+    autoencoder.register_to_config(scaling_factor=1 / encode(autoencoder, pixels).std().item())
     autoencoder.save_pretrained(finished)
     return autoencoder
 
 
 @torch.no_grad()
 def encode(
-    autoencoder: AutoencoderTiny, pixels: UInt8[Tensor, "count h w 3"], scaled: bool = True
+    autoencoder: AutoencoderTiny, pixels: UInt8[Tensor, "count h w 3"]
 ) -> Float[Tensor, "count 4 h_latent w_latent"]:
-    """Latents of all pictures, of unit variance if `scaled`."""
-    latents = torch.cat([autoencoder.encode(to_unit(part)).latents for part in pixels.split(64)])
-    return latents * autoencoder.config.scaling_factor if scaled else latents
+    """Latents of all pictures; of unit variance once the autoencoder knows its scaling factor."""
+    return torch.cat([encode_with(autoencoder, to_unit(part)) for part in pixels.split(64)])
 
 
 def train_denoiser(
@@ -267,17 +260,14 @@ def train_denoiser(
     alphas = build_scheduler().alphas_cumprod
     saved = time.monotonic()
     steps = sum(recipe.cycles)
-    curve = _Curve(work / "denoiser.csv", "denoiser", steps, start)
+    curve = Curve(work / "denoiser.csv", "denoiser", steps, start)
     with curve:
         for step in range(start, steps):
             index = batch(everything if step < recipe.broad_steps else focus, recipe.batch, step, recipe.seed)
             generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
             for group in optimizer.param_groups:
-                group["lr"] = rate_at(step, recipe)
-            noise = torch.randn(latents[index].shape, generator=generator)
-            spread = (torch.arange(len(index)) + torch.rand(len(index), generator=generator)) / len(index)
-            timesteps = (spread * len(alphas)).long()
-            noisy, target = velocity(latents[index], noise, alphas[timesteps].view(-1, 1, 1, 1))
+                group["lr"] = recipe.rate * rate_at(step, recipe.cycles, recipe.warmup, recipe.decay)
+            noisy, target, timesteps = noised(latents[index], alphas, generator)
             dropped = torch.rand(len(index), 1, generator=generator) < recipe.caption_dropout
             prompt = torch.where(dropped, empty, tokens[index])
             if step in (recipe.wake_at, recipe.sharpen_at):
@@ -293,11 +283,10 @@ def train_denoiser(
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            keep = min(recipe.ema, (1 + step) / (10 + step))
-            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
+            average_into(average, model, min(recipe.ema, (1 + step) / (10 + step)))
             curve.add(step, loss.item())
-            if time.monotonic() - saved > 300 or step + 1 == steps:
-                _save(checkpoint, step + 1, model, average, optimizer)
+            if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == steps:
+                save_checkpoint(checkpoint, step + 1, model=model, average=average, optimizer=optimizer)
                 saved = time.monotonic()
     return average["text"].eval(), average["unet"].eval()
 
@@ -390,47 +379,6 @@ class _FloatAttention(TorchFunctionMode):
                 wide: list[Any] = [a.float() if isinstance(a, Tensor) else a for a in args]
                 return func(*wide, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
-
-
-class _Curve:
-    """A progress bar, and the training curve as a CSV of (step, seconds, mean loss of the last 50 steps)."""
-
-    def __init__(self, path: Path, name: str, total: int, start: int = 0) -> None:
-        self.path, self.start = path, start
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}"))
-        self.task = self.progress.add_task(name, total=total, completed=start, loss=math.nan)
-        self.recent: list[float] = []
-
-    def __enter__(self) -> None:
-        self.began = time.monotonic()
-        self.progress.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def add(self, step: int, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss of step {step} is {loss}: lower the learning rate")
-        self.recent.append(loss)
-        if len(self.recent) == 50:
-            mean = sum(self.recent) / 50
-            with self.path.open("a") as file:
-                file.write(f"{step + 1},{time.monotonic() - self.began:.0f},{mean:.5f}\n")
-            self.progress.update(self.task, loss=mean)
-            self.recent.clear()
-        self.progress.update(self.task, completed=step + 1)
-
-
-def _save(path: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    state: dict[str, Any] = {
-        "step": step,
-        "model": model.state_dict(),
-        "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
-    torch.save(state, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
 
 
 def main(

@@ -1,0 +1,224 @@
+"""The calibrated scaling law: the g at which the denoising loss on real pictures of the new size is lowest.
+
+The loss is differentiable in g, and there is one g per layer (or one for all), so a few gradient steps on a handful of
+numbers find the minimum while the model stays as it is. Two halves of the pictures are calibrated apart, and each is
+judged on the other: what is gained there is not fitted noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from rich.console import Console
+from rich.progress import track
+from scipy import stats
+from torch import Tensor
+
+from entropy_probe.capture import AttentionCall, attention_calls, find_denoiser
+from entropy_probe.errors import InputError
+from entropy_probe.laws import Calibrated
+from entropy_probe.pipelines import Objective, Pictures, Size, format_size, objective, training_size
+
+ALL = "*"
+"""Stands for every layer where one g serves all."""
+
+LEAST_PICTURES = 8
+JUDGED_AT_ONCE = 32
+
+JUDGED_AT = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Timesteps, as shares of the schedule, at which a g is judged."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Relative change of the held-out denoising loss at one size, with its 95 % interval over the pictures."""
+
+    size: Size
+    change: float
+    low: float
+    high: float
+    pictures: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A calibrated law, and what it changes on pictures that it was not fitted to.
+
+    Attributes:
+        law: to apply.
+        points: `layer`, `size`, `ratio` (ln(N/T)), `g`, `g_first`, `g_second` (the two halves).
+        changes: one for each size.
+    """
+
+    law: Calibrated
+    points: pd.DataFrame
+    changes: tuple[Change, ...]
+
+    def table(self) -> pd.DataFrame:
+        """The changes, a row per size."""
+        return pd.DataFrame([{**asdict(c), "size": format_size(c.size)} for c in self.changes])
+
+
+def calibrate(
+    pipeline: Any,
+    pictures: Pictures,
+    sizes: Sequence[Size],
+    *,
+    per_layer: bool = True,
+    steps: int = 60,
+    batch: int = 16,
+    rate: float = 0.05,
+    seed: int = 0,
+    progress: bool = True,
+) -> Calibration:
+    """Find the g of least denoising loss at every size.
+
+    Args:
+        pipeline: see `pipelines.objective`.
+        pictures: captioned; two halves of them are calibrated apart and judge each other.
+        sizes: (height, width) in pixels; at the training size g = 1 is what should come out, and it is left out of
+            the law.
+        per_layer: one g for each layer of visual attention, or one for all.
+        steps: of Adam, for each size and half; the last half of them is averaged.
+        batch: pictures a step.
+        rate: learning rate of ln g.
+        seed: of the halves, the batches and the noise.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: for too few pictures, or see `pipelines.objective`.
+    """
+    count = len(pictures.captions)
+    if count < LEAST_PICTURES:
+        raise InputError(f"calibration needs at least {LEAST_PICTURES} pictures, not {count}: half of them judge")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    halves = order[: count // 2], order[count // 2 :]
+    rows, changes = [], []
+    jobs = track(sizes, "calibrating", console=Console(stderr=True), disable=not progress)
+    for size in jobs:
+        asked = objective(pipeline, pictures.at(size), pictures.captions)
+        found = [_fit(asked, half, per_layer, steps, batch, rate, seed) for half in halves]
+        changes.append(_judge(asked, size, [(found[0], halves[1]), (found[1], halves[0])], seed))
+        ratios = _ratios(asked, halves[0][:1])
+        for layer in [ALL] if ALL in found[0] else ratios:
+            first, second = (float(f[layer].exp()) for f in found)
+            ratio = float(np.mean(list(ratios.values()))) if layer == ALL else ratios[layer]
+            g = (first * second) ** 0.5
+            rows.append({"layer": layer, "size": size, "ratio": ratio, "g": g, "g_first": first, "g_second": second})
+    points = pd.DataFrame(rows)
+    return Calibration(_law(points, training_size(pipeline)), points, tuple(changes))
+
+
+def _fit(
+    asked: Objective, pictures: Tensor, per_layer: bool, steps: int, batch: int, rate: float, seed: int
+) -> dict[str, Float[Tensor, ""]]:
+    """ln g of every layer, or of all under `ALL`, that the pictures of these numbers ask for."""
+    denoiser = find_denoiser(asked.pipeline)
+    names = list(_ratios(asked, pictures[:1])) if per_layer else [ALL]
+    log_g = {name: torch.zeros((), device=asked.latents.device, requires_grad=True) for name in names}
+    frozen = [p for p in denoiser.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(log_g.values(), lr=rate, betas=(0.9, 0.99))
+    sums = {name: 0.0 for name in names}
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        for step in range(steps):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+            index = pictures[torch.randperm(len(pictures), generator=generator)[:batch]]
+            with torch.enable_grad(), _multiplied(denoiser, log_g):
+                loss = asked.training_losses(index, generator).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if step >= steps // 2:
+                for name in names:
+                    sums[name] += log_g[name].item()
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+    return {name: torch.tensor(total / (steps - steps // 2)) for name, total in sums.items()}
+
+
+def _multiplied(denoiser: Any, log_g: dict[str, Float[Tensor, ""]]) -> Any:
+    """Scale visual attention by these g, so that gradients reach them."""
+
+    def multiplier(call: AttentionCall) -> Any:
+        if call.kind == "cross":
+            return None
+        return log_g[ALL if ALL in log_g else call.layer].exp().expand(call.query.shape[1])
+
+    return attention_calls(denoiser, multiplier)
+
+
+@torch.no_grad()
+def _judge(asked: Objective, size: Size, folds: list[tuple[dict[str, Float[Tensor, ""]], Tensor]], seed: int) -> Change:
+    """What g changes on pictures it was not fitted to: same pictures, noise and timesteps with and without."""
+    denoiser = find_denoiser(asked.pipeline)
+    before, after = [], []
+    for log_g, pictures in folds:
+        for index in pictures.split(JUDGED_AT_ONCE):
+            before.append(judged_losses(asked, index, seed))
+            with _multiplied(denoiser, log_g):
+                after.append(judged_losses(asked, index, seed))
+    return Change(size, *relative_change(np.concatenate(before), np.concatenate(after)), len(asked.latents))
+
+
+def judged_losses(asked: Objective, pictures: Tensor, seed: int) -> Float[np.ndarray, " pictures"]:
+    """Mean loss of each picture over the timesteps `JUDGED_AT`."""
+    losses = [asked.losses_at(pictures, int(share * asked.timesteps), seed) for share in JUDGED_AT]
+    return torch.stack(losses).mean(0).double().cpu().numpy()
+
+
+def relative_change(
+    before: Float[np.ndarray, " pictures"], after: Float[np.ndarray, " pictures"]
+) -> tuple[float, float, float]:
+    """Change of the mean loss, relative to `before`, with its 95 % bootstrap interval over the pictures."""
+
+    def change(b: Any, a: Any, axis: int = -1) -> Any:
+        return a.mean(axis) / b.mean(axis) - 1
+
+    interval = stats.bootstrap(
+        (before, after), change, paired=True, vectorized=True, method="percentile", n_resamples=2000, rng=0
+    ).confidence_interval
+    return float(change(before, after)), float(interval.low), float(interval.high)
+
+
+@torch.no_grad()
+def _ratios(asked: Objective, pictures: Tensor) -> dict[str, float]:
+    """ln(N/T) of every layer of visual attention at this size.
+
+    Raises:
+        InputError: where T is not known.
+    """
+    found: dict[str, float] = {}
+
+    def note(call: AttentionCall) -> None:
+        if call.kind != "cross":
+            if call.training_tokens is None:
+                raise InputError(f"the tokens of layer {call.layer!r} at the training size are not known")
+            found.setdefault(call.layer, float(np.log(call.query.shape[2] / call.training_tokens)))
+
+    with attention_calls(find_denoiser(asked.pipeline), note):
+        zero = torch.zeros(len(pictures), dtype=torch.long)
+        asked.losses(pictures, zero, torch.zeros_like(asked.latents[pictures]))
+    return found
+
+
+def _law(points: pd.DataFrame, trained: Size) -> Calibrated:
+    """The law through the points; where two sizes have one N, the geometric mean of their g counts."""
+    elsewhere = points[points["size"] != trained]
+    knots: dict[str, tuple[tuple[float, float], ...]] = {}
+    kappa: dict[str, float] = {}
+    for layer, own in elsewhere.groupby("layer", sort=False):
+        means = np.exp(np.log(own["g"]).groupby(own["ratio"]).mean())
+        means = means[means.index != 0]
+        knots[str(layer)] = tuple((float(x), float(g)) for x, g in means.items())
+        x = means.index.to_numpy(float)
+        kappa[str(layer)] = float(x @ (means.to_numpy() ** 2 - 1) / (x @ x)) if len(x) else 0.0
+    return Calibrated(knots, kappa)
