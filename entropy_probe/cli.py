@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from entropy_probe.laws import ScalingLaw
-    from entropy_probe.pipelines import Size
+    from entropy_probe.pipelines import Pictures, Size
     from entropy_probe.sweep import Sweep
+    from entropy_probe.validation import Judge
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,11 +47,25 @@ ROWS = Annotated[str, typer.Option(help="Attention rows measured per call: all, 
 DEVICE = Annotated[str, typer.Option(help="auto takes cuda, else mps, else cpu.")]
 DTYPE = Annotated[str, typer.Option(help="float32, bfloat16, float16; auto is float32 on the CPU, else float16.")]
 QUICK = Annotated[bool, typer.Option("--quick", help="A small grid, for a first look.")]
+METRICS = Annotated[
+    str,
+    typer.Option(
+        help="What judges the pictures: critic (knows the bundled models' drawings), the hub id or folder of a CLIP, "
+        "none, or auto: the critic for a bundled model."
+    ),
+]
+IMAGES = Annotated[
+    Path | None,
+    typer.Option(help="Folder of true pictures; the caption of x.png is the text of x.txt, or else its name."),
+]
 JSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 QUIET = Annotated[bool, typer.Option("--quiet", help="No progress bars and no summary.")]
 
 DEFAULT_OUT = Path("entropy-run")
 GUIDANCE_SCALE = 4.0
+CALIBRATED_ON = 6
+"""Every how-manieth of the bundled drawings serves for calibration."""
+
 INTERRUPTED = 130
 
 
@@ -76,6 +91,8 @@ def run(
     steps: STEPS = None,
     guidance_scale: GUIDANCE = GUIDANCE_SCALE,
     laws: LAWS = "original,paper,measured",
+    metrics: METRICS = "auto",
+    images: IMAGES = None,
     rows: ROWS = "all",
     device: DEVICE = "auto",
     dtype: DTYPE = "auto",
@@ -93,6 +110,7 @@ def run(
     plan = _QUICK if quick else _FULL
     _check_laws(laws)
     say = _Say(quiet or as_json)
+    judge = _judge(metrics, images, model)
     made = _sweep(model, out, sizes, prompts, seeds, steps, guidance_scale, rows, device, dtype, plan, quick, say)
     fitted = fit_laws(made)
     made.run.write("fit.json", fitted.to_json())
@@ -106,7 +124,7 @@ def run(
             on_round=lambda r: say(f"round {r.number}: {r.drift:.3f} +- {r.drift_se:.3f} nats of drift remain"),
         )
         _keep_law(made, derivation)
-    outcome = validate_sweep(made, _resolve_laws(made, laws), progress=say.progress)
+    outcome = validate_sweep(made, _resolve_laws(made, laws), judge=judge, progress=say.progress)
     made.run.write("outcome.json", outcome.to_json())
     law = derivation.law if derivation else None
     maps = entropy_maps(made, law)
@@ -160,16 +178,25 @@ def fit(out: OUT = DEFAULT_OUT, as_json: JSON = False, quiet: QUIET = False) -> 
 def derive(
     out: OUT = DEFAULT_OUT,
     model: STAGE_MODEL = None,
+    method: Annotated[
+        str, typer.Option(help="measured keeps the entropy; calibrated lowers the denoising loss on true pictures.")
+    ] = "measured",
     rounds: Annotated[int, typer.Option(min=0, help="Most samplings of the refinement.")] = 3,
+    images: IMAGES = None,
     device: DEVICE = "auto",
     as_json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
-    """Derive the measured scaling law of a sweep, sampling again to refine it; writes law.json."""
+    """Derive a scaling law from a sweep: measured, which samples again (law.json), or calibrated (calibrated.json)."""
     from entropy_probe.fitting import derive_measured
 
+    if method not in ("measured", "calibrated"):
+        raise InputError(f"method must be measured or calibrated, not {method!r}")
     say = _Say(quiet or as_json)
     made = _open(out, model, device)
+    if method == "calibrated":
+        _derive_calibrated(made, images, as_json, say)
+        return
     derivation = derive_measured(
         made,
         rounds=rounds,
@@ -183,22 +210,37 @@ def derive(
     say(f"law written to {path}")
 
 
+def _derive_calibrated(made: Sweep, images: Path | None, as_json: bool, say: _Say) -> None:
+    from entropy_probe.fitting import calibrate
+    from entropy_probe.laws import to_json
+
+    calibration = calibrate(made.pipeline, _pictures(made, images), made.grid.sizes, progress=say.progress)
+    path = made.run.write("calibrated.json", to_json(calibration.law))
+    if as_json:
+        sys.stdout.write(path.read_text())
+    say(_table([{**row, "change": f"{row['change']:+.2%}"} for row in calibration.table().to_dict("records")]))
+    say(f"law written to {path}")
+
+
 @app.command()
 def validate(
     out: OUT = DEFAULT_OUT,
     laws: LAWS = "original,paper,measured",
+    metrics: METRICS = "auto",
+    images: IMAGES = None,
     model: STAGE_MODEL = None,
     device: DEVICE = "auto",
     as_json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
-    """Sample a sweep's grid under other laws and say how much of the entropy drift each removes."""
+    """Sample a sweep's grid under other laws: how much of the drift each removes, and what becomes of the pictures."""
     from entropy_probe.validation import validate_sweep
 
     _check_laws(laws)
     say = _Say(quiet or as_json)
     made = _open(out, model, device)
-    outcome = validate_sweep(made, _resolve_laws(made, laws), progress=say.progress)
+    judge = _judge(metrics, images, made.manifest.model)
+    outcome = validate_sweep(made, _resolve_laws(made, laws), judge=judge, progress=say.progress)
     made.run.write("outcome.json", outcome.to_json())
     if as_json:
         sys.stdout.write(outcome.to_json())
@@ -388,6 +430,30 @@ def _load(model: str, device: str, dtype: str) -> Any:
     return load(model, device=device, dtype=dtype)
 
 
+def _judge(metrics: str, images: Path | None, model: str) -> Judge | None:
+    """What `--metrics` asks for."""
+    from entropy_probe.pipelines import REFERENCES
+    from entropy_probe.validation import CRITIC, judge_for
+
+    known = CRITIC if model in REFERENCES else "none"
+    chosen = known if metrics == "auto" else metrics
+    if chosen == CRITIC and known != CRITIC and images is None:
+        raise InputError("the critic knows the drawings of the bundled models only: give --images, or a CLIP model")
+    return None if chosen == "none" else judge_for(chosen, images)
+
+
+def _pictures(made: Sweep, images: Path | None) -> Pictures:
+    """The captioned pictures that the denoising loss is measured on."""
+    from entropy_probe.pipelines import REFERENCES, PictureFolder
+    from entropy_probe.reference import pictures
+
+    if images is not None:
+        return PictureFolder.open(images)
+    if made.manifest.model in REFERENCES:
+        return pictures()[::CALIBRATED_ON]
+    raise InputError("the calibrated law needs true pictures with captions: give a folder of them with --images")
+
+
 def _keep_law(made: Sweep, derivation: Any) -> Path:
     return made.run.write("law.json", derivation.to_json())
 
@@ -404,12 +470,12 @@ def _check_laws(laws: str) -> None:
     if not names:
         raise InputError("the list of laws is empty: give at least one, such as original,paper")
     for name in names:
-        if name not in ("measured", "gaussian"):
+        if name not in ("measured", "gaussian", "calibrated"):
             resolve(name)
 
 
 def _resolve_laws(made: Sweep, laws: str) -> list[ScalingLaw]:
-    """The laws by name; `measured` is the run's own law.json, `gaussian` comes from the run's logit variance."""
+    """The laws by name; `measured` and `calibrated` are the run's own, `gaussian` comes from its logit variance."""
     from entropy_probe.fitting import derive_gaussian
     from entropy_probe.laws import from_json, resolve
 
@@ -417,6 +483,8 @@ def _resolve_laws(made: Sweep, laws: str) -> list[ScalingLaw]:
     for name in _names(laws):
         if name == "measured":
             found.append(from_json(made.run.read_text("law.json")))
+        elif name == "calibrated":
+            found.append(from_json(made.run.read_text("calibrated.json")))
         elif name == "gaussian":
             found.append(derive_gaussian(made))
         else:

@@ -16,7 +16,7 @@ from entropy_probe.fitting.derive import Round
 from entropy_probe.laws import Kappa, Measured, Paper, resolve
 from entropy_probe.report import EntropyMap, entropy_maps, figures, report
 from entropy_probe.sweep import Grid, Manifest, RunDirectory, Sweep, sweep
-from entropy_probe.validation import judge
+from entropy_probe.validation import outcome_of
 
 HOSTILE = "<script>alert(1)</script>"
 SIZES = ((32, 48), (64, 64), (128, 128))
@@ -113,7 +113,7 @@ def base(tmp_path_factory):
 def full(base, tmp_path_factory):
     derivation = derived(base, [(base.frame()["layer"][0], 96, 0.2)])
     laws = ("original", "paper", derivation.law)
-    outcome = judge(synthetic(tmp_path_factory.mktemp("runs") / "all", laws=laws))
+    outcome = outcome_of(synthetic(tmp_path_factory.mktemp("runs") / "all", laws=laws))
     values = np.linspace(2, 5, 256).reshape(16, 16)
     one = EntropyMap(Image.new("RGB", (64, 64)), values, (64, 64), "down_blocks.0.attn1", 1, "original")
     maps = [one, replace(one, law="measured", size=(64, 96), image=Image.new("RGB", (96, 64)))]

@@ -1,14 +1,17 @@
 """Fitting H(N) to a sweep, and deriving the scaling factor that the model needs."""
 
+from entropy_probe.fitting.calibrate import Calibration, calibrate
 from entropy_probe.fitting.derive import Derivation, Round, derive, derive_gaussian, derive_measured
 from entropy_probe.fitting.fit import POOLED, Fit, LogLaw, fit, layer_means
 
 __all__ = [
     "POOLED",
+    "Calibration",
     "Derivation",
     "Fit",
     "LogLaw",
     "Round",
+    "calibrate",
     "derive",
     "derive_gaussian",
     "derive_measured",

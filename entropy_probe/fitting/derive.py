@@ -19,8 +19,10 @@ import pandas as pd
 from jaxtyping import Float
 
 from entropy_probe.errors import InputError
+from entropy_probe.fitting.calibrate import calibrate
 from entropy_probe.fitting.fit import layer_means
 from entropy_probe.laws import Gaussian, Measured, ScalingLaw, from_json, to_json
+from entropy_probe.pipelines import Pictures
 from entropy_probe.sweep import Sweep, extend
 
 LEAST, MOST = 0.2, 6.0
@@ -81,21 +83,34 @@ class Derivation:
 
 
 def derive(
-    sweep: Sweep, method: Literal["measured", "gaussian"] = "measured", *, rounds: int = 3, progress: bool = True
+    sweep: Sweep,
+    method: Literal["measured", "gaussian", "calibrated"] = "measured",
+    *,
+    rounds: int = 3,
+    pictures: Pictures | None = None,
+    progress: bool = True,
 ) -> ScalingLaw:
     """The scaling law that a sweep asks for.
 
     Args:
         sweep: sampled under `original`, at the training size and at others.
-        method: `measured` samples again to refine; `gaussian` takes the logit variance of the training size.
-        rounds: most samplings of the refinement; 0 keeps the first estimate.
+        method: `measured` samples again to refine; `gaussian` takes the logit variance of the training size;
+            `calibrated` lowers the denoising loss of `pictures` at the sizes of the sweep.
+        rounds: most samplings of the refinement of `measured`; 0 keeps the first estimate.
+        pictures: captioned, for `calibrated`; see `pipelines.PictureFolder` and `reference.pictures`.
         progress: show progress bars.
 
     Raises:
-        InputError: if the sweep lacks the training size or another one, or has no pipeline to sample again.
+        InputError: if the sweep lacks the training size or another one, has no pipeline to sample again, or
+            `calibrated` has no pictures.
     """
     if method == "gaussian":
         return derive_gaussian(sweep)
+    if method == "calibrated":
+        if pictures is None or sweep.pipeline is None:
+            raise InputError("the calibrated law needs captioned pictures, and a sweep with its pipeline")
+        _check_sizes(sweep)
+        return calibrate(sweep.pipeline, pictures, sweep.grid.sizes, progress=progress).law
     return derive_measured(sweep, rounds=rounds, progress=progress).law
 
 

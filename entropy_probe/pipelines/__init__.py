@@ -1,7 +1,7 @@
 """Loading a diffusers pipeline, its sizes and token grids, sampling it, and its denoising loss."""
 
 from entropy_probe.pipelines.draw import draw
-from entropy_probe.pipelines.load import REFERENCE, fingerprint, load, quiet_libraries
+from entropy_probe.pipelines.load import REFERENCE, REFERENCES, fingerprint, load, quiet_libraries
 from entropy_probe.pipelines.objective import Objective, encode, encode_with, objective
 from entropy_probe.pipelines.pictures import PictureFolder, Pictures, to_tensor
 from entropy_probe.pipelines.sizes import (
@@ -19,6 +19,7 @@ from entropy_probe.pipelines.sizes import (
 
 __all__ = [
     "REFERENCE",
+    "REFERENCES",
     "Layer",
     "Objective",
     "PictureFolder",

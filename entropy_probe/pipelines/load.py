@@ -21,16 +21,17 @@ from entropy_probe.capture import find_denoiser
 from entropy_probe.errors import InputError
 
 REFERENCE = "reference"
-"""The name of the bundled model wherever a model is asked for."""
+REFERENCES = (REFERENCE, "reference-dit")
+"""The names of the bundled models wherever a model is asked for: a UNet, and a transformer."""
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 def load(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> DiffusionPipeline:
-    """Load a pipeline by hub id or local folder, or the bundled `reference`, ready to sample.
+    """Load a pipeline by hub id or local folder, or a bundled one, ready to sample.
 
     Args:
-        model: hub id, folder saved by `save_pretrained`, or `reference`.
+        model: hub id, folder saved by `save_pretrained`, `reference` or `reference-dit`.
         device: `auto` takes cuda, else mps, else cpu.
         dtype: `float32`, `float16`, `bfloat16`; `auto` is float32 on the CPU and float16 elsewhere.
 
@@ -38,13 +39,16 @@ def load(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> Dif
         InputError: for an unknown model, a folder that is no pipeline, pickled weights, a device that is not there.
     """
     where = resolve_device(device)
-    folder = Path(str(files("entropy_probe.data") / REFERENCE)) if model == REFERENCE else Path(model)
+    folder = Path(str(files("entropy_probe.data") / str(model))) if model in REFERENCES else Path(model)
     if folder.exists():
         _check_folder(folder)
     elif str(model).count("/") != 1 or str(model).startswith((".", "/", "~")):
-        raise InputError(f"there is no folder {str(model)!r}, and it is no hub id (owner/name); 'reference' is bundled")
+        raise InputError(
+            f"there is no folder {str(model)!r}, and it is no hub id (owner/name); "
+            f"{' and '.join(map(repr, REFERENCES))} are bundled"
+        )
     try:
-        with _quiet() if model == REFERENCE else nullcontext():
+        with _quiet() if model in REFERENCES else nullcontext():
             pipeline = DiffusionPipeline.from_pretrained(
                 str(folder) if folder.exists() else str(model),
                 dtype=resolve_dtype(dtype, where),

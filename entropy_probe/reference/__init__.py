@@ -1,22 +1,30 @@
-"""The bundled reference pipeline: loading it, and the recipe that trained it."""
+"""The bundled reference pipelines and the drawings that they learnt, and the recipes that trained them."""
 
 from __future__ import annotations
 
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from entropy_probe.pipelines import REFERENCE
 from entropy_probe.pipelines import load as load_pipeline
+from entropy_probe.reference.emoji import Drawings
 
 
-def load(*, device: str = "auto", dtype: str = "auto") -> Any:
-    """The bundled `StableDiffusionPipeline`, trained at 64 x 64 pixels on captioned emoji.
+def load(name: str = REFERENCE, *, device: str = "auto", dtype: str = "auto") -> Any:
+    """A bundled pipeline, trained at 64 x 64 pixels on captioned emoji.
 
     Args:
+        name: `reference`, with a UNet, or `reference-dit`, with a transformer.
         device: see `pipelines.load`.
         dtype: see `pipelines.load`.
     """
-    return load_pipeline(REFERENCE, device=device, dtype=dtype)
+    return load_pipeline(name, device=device, dtype=dtype)
+
+
+def pictures() -> Drawings:
+    """The drawings that the bundled pipelines learnt at 64 x 64 pixels, to be drawn at any size."""
+    return Drawings.open(Path(str(files("entropy_probe.data") / REFERENCE / "drawings.json.gz")))
 
 
 def prompts() -> list[str]:

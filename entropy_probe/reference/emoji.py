@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import re
 import subprocess
 import tarfile
-from collections.abc import Set
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from PIL import Image
 from rich.progress import track
+from torch import Tensor
+
+from entropy_probe.pipelines import Size
 
 PACKAGES = {
     "noto": "@iconify-json/noto@1.2.9",
     "flat": "@iconify-json/fluent-emoji-flat@1.2.6",
 }
 """Style name -> npm package: Noto (Apache-2.0) and Fluent Emoji Flat (MIT)."""
+
+UNSEEN = {"twemoji": "@iconify-json/twemoji@1.2.5"}
+"""A style that nothing here is trained on (CC-BY-4.0), to see how the critic does on one."""
 
 _SKIN_TONE = re.compile(r"-(medium-)?(light|dark|medium)(-skin-tone)?(-|$)")
 _LEFT_OUT = re.compile(
@@ -49,6 +57,35 @@ class Emoji:
         return draw(self.svg, height, width)
 
 
+@dataclass(frozen=True)
+class Drawings:
+    """Captioned vectors, which can be had at any size: see `pipelines.Pictures`."""
+
+    emoji: tuple[Emoji, ...]
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """Style and name of each."""
+        return tuple(e.caption for e in self.emoji)
+
+    def at(self, size: Size) -> UInt8[Tensor, "count 3 height width"]:
+        """All of them, drawn at (height, width)."""
+        return torch.from_numpy(np.stack([e.draw(*size) for e in self.emoji])).permute(0, 3, 1, 2).contiguous()
+
+    def __getitem__(self, chosen: slice) -> Drawings:
+        return Drawings(self.emoji[chosen])
+
+    def save(self, path: Path) -> None:
+        """Write them as compressed JSON, the same bytes every time."""
+        text = json.dumps([asdict(e) for e in self.emoji], indent=0)
+        path.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+    @classmethod
+    def open(cls, path: Path) -> Drawings:
+        """What `save` wrote."""
+        return cls(tuple(Emoji(**fields) for fields in json.loads(gzip.decompress(path.read_bytes()))))
+
+
 def draw(svg: str, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
     """Rasterise an SVG document, centred on a white canvas of `height` x `width` pixels."""
     import resvg_py
@@ -61,14 +98,14 @@ def draw(svg: str, height: int, width: int) -> UInt8[np.ndarray, "height width 3
     return np.asarray(canvas)
 
 
-def fetch(folder: Path) -> None:
+def fetch(folder: Path, packages: Mapping[str, str] = PACKAGES) -> None:
     """Download the pinned icon packages into `folder` with the npm client.
 
     Raises:
         RuntimeError: if npm is missing or cannot get a package.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for style, package in PACKAGES.items():
+    for style, package in packages.items():
         if (folder / style / "package" / "icons.json").exists():
             continue
         try:
@@ -82,10 +119,10 @@ def fetch(folder: Path) -> None:
             archive.extractall(folder / style, filter="data")
 
 
-def load(folder: Path) -> list[Emoji]:
+def load(folder: Path, packages: Mapping[str, str] = PACKAGES) -> list[Emoji]:
     """The selection: no skin-tone variants, flags, keycaps, clocks, letters or gendered doubles."""
     chosen = []
-    for style in PACKAGES:
+    for style in packages:
         package = folder / style / "package"
         icons = json.loads((package / "icons.json").read_text())
         categories = json.loads((package / "metadata.json").read_text())["categories"]

@@ -20,8 +20,9 @@ from entropy_probe.fitting.fit import FORMS
 from entropy_probe.laws import Measured, ScalingLaw
 from entropy_probe.pipelines import Size, format_size, short_name
 from entropy_probe.report.maps import EntropyMap
+from entropy_probe.report.tables import METRICS
 from entropy_probe.sweep import Sweep
-from entropy_probe.validation import Outcome
+from entropy_probe.validation import HIGHER_IS_BETTER, Outcome, Quality
 
 PALETTE = "colorblind"
 
@@ -288,6 +289,38 @@ def drift_by_law(outcome: Outcome, level: str = "layer") -> Figure:
         axes.set_xlabel("size, pixels")
         axes.grid(visible=False, axis="x")
     figure.legend(loc="outside upper center", ncols=len(laws), frameon=False)
+    return figure
+
+
+def quality_by_law(quality: Quality) -> Figure:
+    """Every metric against the size: the original model as a dashed line, each law with its 95 % interval."""
+    table = quality.table()
+    metrics, laws = list(dict.fromkeys(table["metric"])), list(dict.fromkeys(table["law"]))
+    sizes = list(dict.fromkeys(quality.original["size"]))
+    places = {format_size(size): place for place, size in enumerate(sizes)}
+    columns = 3
+    rows = -(-len(metrics) // columns)
+    figure = Figure(figsize=(10, 2.9 * rows + 0.4), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    colours = dict(zip(["original", *laws], sns.color_palette(PALETTE, len(laws) + 1), strict=True))
+    for axes, metric in zip(panels, metrics, strict=False):
+        before = quality.original[quality.original["metric"] == metric].set_index("size")["value"].reindex(sizes)
+        axes.plot(range(len(sizes)), before, "o--", color=colours["original"], label="original")
+        for number, law in enumerate(laws, 1):
+            own = table[(table["law"] == law) & (table["metric"] == metric)]
+            x = np.array([places[size] for size in own["size"]]) + 0.12 * number
+            value = own["value"].to_numpy()
+            change = own["difference"].to_numpy()
+            bars = np.abs(np.stack([change - own["low"], own["high"] - change]))
+            axes.errorbar(x, value, yerr=bars, fmt="o", color=colours[law], label=law)
+        better = "higher" if HIGHER_IS_BETTER[metric] else "lower"
+        axes.set_title(f"{METRICS[metric]} ({better} is better)", fontsize=9)
+        axes.set_xticks(range(len(sizes)), places)
+        axes.set_xlabel("size, pixels")
+    for axes in panels:
+        axes.set_visible(False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     return figure
 
 

@@ -33,6 +33,7 @@ from entropy_probe.report.tables import (
     fit_table,
     kappa_of,
     kappa_table,
+    quality_table,
     rival_table,
     rounds_table,
     summary,
@@ -209,6 +210,13 @@ class Report:
                 "under each law; 95 % bootstrap intervals over prompts and seeds.",
                 partial(figures.drift_by_law, self.outcome),
             )
+        if self.outcome and self.outcome.quality:
+            yield _Shown(
+                "Quality, alignment and defects",
+                "Pictures under each law and of the original model (dashed), same prompts and seeds. Bars are 95 % "
+                "intervals of the difference from it: one that reaches the dashed line shows none.",
+                partial(figures.quality_by_law, self.outcome.quality),
+            )
         sampled = self.outcome.sweep if self.outcome else self.sweep
         for prompt in sampled.grid.prompts[:PROMPTS_SHOWN]:
             yield _Shown(
@@ -230,6 +238,9 @@ class Report:
             tables.append(("Rounds of the refinement", rounds_table(self.derivation)))
         if self.outcome:
             tables.append(("Drift, with 95 % intervals", drift_table(self.outcome)))
+            if self.outcome.quality:
+                title = "Pictures under each law against the original, in pairs, with 95 % intervals"
+                tables.append((title, quality_table(self.outcome.quality)))
         return [(title, table.to_html(index=False, border=0, escape=True)) for title, table in tables if len(table)]
 
     def _settings(self) -> dict[str, Any]:
@@ -279,6 +290,8 @@ class Report:
             absent.append("no scaling law was derived (entropy-probe derive)")
         if self.outcome is None:
             absent.append("no law was sampled (entropy-probe validate)")
+        elif self.outcome.quality is None:
+            absent.append("the pictures were not judged (--metrics)")
         if not self.entropy_maps:
             absent.append("no entropy maps were drawn")
         return absent

@@ -10,7 +10,17 @@ import pandas as pd
 from entropy_probe.fitting import Derivation, Fit
 from entropy_probe.laws import Kappa, Measured, ScalingLaw
 from entropy_probe.pipelines import format_size, short_name
-from entropy_probe.validation import Outcome
+from entropy_probe.validation import HIGHER_IS_BETTER, Outcome, Quality
+
+METRICS = {
+    "text_score": "text score",
+    "caption_found": "caption retrieved",
+    "incompleteness": "incompleteness",
+    "repetition": "repetition",
+    "kernel_distance": "kernel distance",
+    "frechet_distance": "Fréchet distance",
+}
+"""The metrics as the page names them."""
 
 UNKNOWN = "–"
 """Stands where one prompt, or one size, is too little to tell."""
@@ -108,6 +118,25 @@ def drift_table(outcome: Outcome) -> pd.DataFrame:
             ),
         }
         for drift in outcome.drifts
+    ]
+    return pd.DataFrame(rows)
+
+
+def quality_table(quality: Quality) -> pd.DataFrame:
+    """Every law against the original by every metric, with the verdict."""
+    rows = [
+        {
+            "law": c.law,
+            "size, pixels": format_size(c.size),
+            "metric": f"{METRICS[c.metric]} ({'higher' if HIGHER_IS_BETTER[c.metric] else 'lower'} is better)",
+            "value": f"{c.value:.4g}",
+            "difference": f"{c.difference:+.3g} [{c.low:+.3g}, {c.high:+.3g}]",
+            "p (Holm)": f"{c.p:.2g}",
+            "verdict": c.verdict,
+            "pictures": str(c.pictures),
+            "would show it": UNKNOWN if c.needed is None else f"{c.needed:,.0f}",
+        }
+        for c in quality.comparisons
     ]
     return pd.DataFrame(rows)
 

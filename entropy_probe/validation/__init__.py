@@ -1,6 +1,26 @@
-"""Did it help? Entropy drift under every law, with error bars."""
+"""Did it help? Entropy drift, picture quality, text alignment and the two defects under every law, with error bars."""
 
+from entropy_probe.validation.defects import WHITE, Defects, defects
 from entropy_probe.validation.drift import Drift, entropy_drift
-from entropy_probe.validation.outcome import Outcome, judge, validate, validate_sweep
+from entropy_probe.validation.networks import CRITIC, Judge, judge_for
+from entropy_probe.validation.outcome import Outcome, outcome_of, validate, validate_sweep
+from entropy_probe.validation.quality import HIGHER_IS_BETTER, Comparison, Quality, quality
 
-__all__ = ["Drift", "Outcome", "entropy_drift", "judge", "validate", "validate_sweep"]
+__all__ = [
+    "CRITIC",
+    "HIGHER_IS_BETTER",
+    "WHITE",
+    "Comparison",
+    "Defects",
+    "Drift",
+    "Judge",
+    "Outcome",
+    "Quality",
+    "defects",
+    "entropy_drift",
+    "judge_for",
+    "outcome_of",
+    "quality",
+    "validate",
+    "validate_sweep",
+]

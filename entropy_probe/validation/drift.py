@@ -69,7 +69,7 @@ def entropy_drift(
         trained = table.loc[("original", *training_size)]
     except KeyError:
         raise InputError("drift needs the original model at the training size: sample it too") from None
-    weights = _resamples(table.columns)
+    weights = resamples(table.columns)
     sizes = sorted({(h, w) for _, h, w, *_ in table.index} - {training_size}, key=lambda s: s[0] * s[1])
     results = []
     for size in sizes:
@@ -95,7 +95,7 @@ def _drifts(
     return np.asarray(np.abs(difference @ weights.T).mean(axis=0))
 
 
-def _resamples(columns: pd.MultiIndex) -> Float[np.ndarray, "resamples images"]:
+def resamples(columns: pd.MultiIndex) -> Float[np.ndarray, "resamples images"]:
     """Weights of the images: all alike first, then prompts and seeds drawn with replacement."""
     generator = np.random.default_rng(0)
     images = len(columns)

@@ -15,6 +15,8 @@ from entropy_probe.laws import ScalingLaw, resolve
 from entropy_probe.pipelines import Size, format_size, training_size
 from entropy_probe.sweep import Grid, Sweep, extend, sweep
 from entropy_probe.validation.drift import LEVELS, Drift, entropy_drift
+from entropy_probe.validation.networks import Judge
+from entropy_probe.validation.quality import Quality, quality
 
 
 @dataclass(frozen=True)
@@ -24,19 +26,25 @@ class Outcome:
     Attributes:
         sweep: the sampled grid; its `image` gives the pictures.
         drifts: for every law, size and level (see `validation.drift.LEVELS`).
+        quality: what the laws did to the pictures, if they were judged.
     """
 
     sweep: Sweep
     drifts: tuple[Drift, ...]
+    quality: Quality | None = None
 
     def table(self, level: str = "layer") -> pd.DataFrame:
         """A row per law and size; nats, and the removed fraction of the drift of `original`."""
         return pd.DataFrame([{**asdict(d), "size": format_size(d.size)} for d in self.drifts if d.level == level])
 
     def to_json(self) -> str:
-        """The drifts, and the grid that they were measured on."""
-        drifts = [asdict(d) for d in self.drifts]
-        return json.dumps({"grid": json.loads(self.sweep.grid.to_json()), "drifts": drifts}, indent=2) + "\n"
+        """The drifts and the quality, and the grid that they were measured on."""
+        fields = {
+            "grid": json.loads(self.sweep.grid.to_json()),
+            "drifts": [asdict(d) for d in self.drifts],
+            "quality": self.quality.to_json() if self.quality else None,
+        }
+        return json.dumps(fields, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, base: Sweep, text: str) -> Outcome:
@@ -48,7 +56,8 @@ class Outcome:
         try:
             fields = json.loads(text)
             drifts = tuple(Drift(**{**d, "size": tuple(d["size"])}) for d in fields["drifts"])
-            return cls(replace(base, grid=Grid.from_json(json.dumps(fields["grid"]))), drifts)
+            judged = Quality.from_json(fields["quality"]) if fields.get("quality") else None
+            return cls(replace(base, grid=Grid.from_json(json.dumps(fields["grid"]))), drifts, judged)
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"this is no outcome as entropy-probe writes them: {error!r}") from error
 
@@ -67,7 +76,7 @@ class Outcome:
             fails = [format_size(d.size) for d in own if d.removed_low <= 0]
             judged = f"not at {', '.join(fails)}" if fails else "at every size"
             sentences.append(f"Drift that the {law} law removes ({judged}): {parts}.")
-        return sentences
+        return sentences + (self.quality.verdict() if self.quality else [])
 
 
 def _percent(fraction: float) -> int:
@@ -81,6 +90,7 @@ def validate(
     prompts: Sequence[str],
     sizes: Sequence[Size],
     seeds: Sequence[int] = (0,),
+    judge: Judge | None = None,
     **settings: Any,
 ) -> Outcome:
     """Sample a grid under several laws and measure the entropy drift that each leaves.
@@ -93,6 +103,7 @@ def validate(
         prompts: texts.
         sizes: (height, width) in pixels.
         seeds: one image each.
+        judge: judges the pictures too; see `judge_for`.
         settings: as `sweep` takes them (steps, guidance_scale, store, ...).
 
     Raises:
@@ -104,20 +115,23 @@ def validate(
     trained = training_size(pipeline)
     everywhere = sizes if trained in sizes else [trained, *sizes]
     made = sweep(pipeline, prompts=prompts, sizes=everywhere, seeds=seeds, laws=named, multipliers=(), **settings)
-    return judge(made)
+    return outcome_of(made, judge, progress=settings.get("progress", True))
 
 
-def validate_sweep(base: Sweep, laws: Sequence[ScalingLaw | str | Path], *, progress: bool = True) -> Outcome:
+def validate_sweep(
+    base: Sweep, laws: Sequence[ScalingLaw | str | Path], *, judge: Judge | None = None, progress: bool = True
+) -> Outcome:
     """As `validate`, on the prompts, sizes and seeds of a sweep of the original model, into its run directory."""
     named = [resolve(law) for law in laws]
     if "original" not in [law.name for law in named]:
         named.insert(0, resolve("original"))
-    return judge(extend(base, laws=named, progress=progress))
+    return outcome_of(extend(base, laws=named, progress=progress), judge, progress=progress)
 
 
-def judge(sampled: Sweep) -> Outcome:
-    """The drift in a sweep over several laws."""
+def outcome_of(sampled: Sweep, judge: Judge | None = None, *, progress: bool = False) -> Outcome:
+    """The drift in a sweep over several laws and, with a judge, the quality of its pictures."""
     frame = sampled.frame()
     size = sampled.manifest.training_size
     drifts = [drift for level in LEVELS for drift in entropy_drift(frame, size, level)]  # type: ignore[arg-type]
-    return Outcome(sampled, tuple(drifts))
+    judged = quality(sampled, judge, progress=progress) if judge else None
+    return Outcome(sampled, tuple(drifts), judged)

@@ -1,0 +1,122 @@
+"""Fréchet and kernel distance between drawn and true pictures, and how well pictures go with their captions.
+
+torchmetrics computes the distances; the network that looks at the pictures is the critic, or any module that returns an
+embedding for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from entropy_probe.errors import InputError
+
+LOOKED_AT_ONCE = 64
+SUBSETS = 50
+
+
+class Embedder(Protocol):
+    """A network in the place of CLIP: `critic.Critic` is one."""
+
+    num_features: int
+
+    def __call__(self, pictures: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
+        """Embeddings of pictures."""
+        ...
+
+    def embed_captions(self, captions: Sequence[str]) -> Float[Tensor, "batch features"]:
+        """Embeddings of captions, in the same space."""
+        ...
+
+
+@torch.no_grad()
+def features(
+    network: Any, pictures: UInt8[Tensor, "count 3 height width"] | Sequence[UInt8[Tensor, "3 height width"]]
+) -> Float[Tensor, "count features"]:
+    """Embeddings of all pictures.
+
+    Raises:
+        InputError: for no pictures, or pictures of mixed sizes.
+    """
+    sizes = {tuple(picture.shape[-2:]) for picture in pictures}
+    if not sizes:
+        raise InputError("there are no pictures to compare")
+    if len(sizes) > 1:
+        named = ", ".join(f"{h}x{w}" for h, w in sorted(sizes))
+        raise InputError(f"the pictures are of mixed sizes ({named}): a distance compares pictures of one size")
+    together = pictures if isinstance(pictures, Tensor) else torch.stack(list(pictures))
+    return torch.cat([network(part).float() for part in together.split(LOOKED_AT_ONCE)])
+
+
+def frechet_distance(real: Float[Tensor, "count features"], drawn: Float[Tensor, "count features"]) -> float:
+    """Fréchet distance of Heusel et al. (2017, arXiv 1706.08500) between two sets of embeddings.
+
+    Raises:
+        InputError: for fewer pictures than features: their covariance would be singular.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    least = real.shape[1] + 1
+    if min(len(real), len(drawn)) < least:
+        raise InputError(
+            f"the Fréchet distance on {real.shape[1]} features needs at least {least} pictures of either kind, "
+            f"not {min(len(real), len(drawn))}: draw more, or take the kernel distance"
+        )
+    metric = FrechetInceptionDistance(feature=_Embedded(real.shape[1])).set_dtype(torch.float64)
+    metric.update(real, real=True)
+    metric.update(drawn, real=False)
+    return float(metric.compute())
+
+
+def kernel_distance(real: Float[Tensor, "count features"], drawn: Float[Tensor, "count features"]) -> float:
+    """Kernel distance of Binkowski et al. (2018, arXiv 1801.01401): unbiased for few pictures too, may be negative.
+
+    Mean over `SUBSETS` random subsets as large as the smaller set; cubic polynomial kernel.
+
+    Raises:
+        InputError: for fewer than two pictures of either kind.
+    """
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    size = min(len(real), len(drawn))
+    if size < 2:
+        raise InputError(f"the kernel distance needs at least 2 pictures of either kind, not {size}")
+    metric = KernelInceptionDistance(feature=_Embedded(real.shape[1]), subsets=SUBSETS, subset_size=size)
+    metric.update(real, real=True)
+    metric.update(drawn, real=False)
+    with torch.random.fork_rng(devices=[]):  # torchmetrics draws its subsets from the global generator
+        torch.manual_seed(0)
+        mean, _ = metric.compute()
+    return float(mean)
+
+
+def text_score(
+    pictures: Float[Tensor, "count features"], captions: Float[Tensor, "count features"]
+) -> Float[Tensor, " count"]:
+    """100 max(cos, 0) of each picture and its caption: CLIPScore, Hessel et al. (2021, arXiv 2104.08718)."""
+    return 100 * torch.cosine_similarity(pictures, captions, dim=-1).clamp_min(0)
+
+
+def rank_of_caption(
+    pictures: Float[Tensor, "count features"],
+    captions: Float[Tensor, "candidates features"],
+    own: Int[Tensor, " count"],
+) -> Int[Tensor, " count"]:
+    """Place of each picture's own caption among the candidates by nearness, 0 for the nearest: retrieval."""
+    scores = torch.nn.functional.normalize(pictures, dim=-1) @ torch.nn.functional.normalize(captions, dim=-1).T
+    return (scores > scores.gather(1, own[:, None])).sum(-1)
+
+
+class _Embedded(nn.Module):
+    """In place of a network in torchmetrics, where the embeddings are at hand."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return embeddings

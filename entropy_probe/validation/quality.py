@@ -1,0 +1,243 @@
+"""Are the pictures better? Quality, alignment and the two defects under every law, compared in pairs.
+
+A pair is the same prompt, seed and size under a law and under `original`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from rich.console import Console
+from rich.progress import track
+from scipy import stats
+from torch import Tensor
+
+from entropy_probe.errors import InputError
+from entropy_probe.pipelines import Size, format_size, to_tensor
+from entropy_probe.sweep import Sweep
+from entropy_probe.validation.defects import defects
+from entropy_probe.validation.drift import resamples
+from entropy_probe.validation.fidelity import (
+    features,
+    frechet_distance,
+    kernel_distance,
+    rank_of_caption,
+    text_score,
+)
+from entropy_probe.validation.networks import Judge
+
+HIGHER_IS_BETTER = {
+    "text_score": True,
+    "caption_found": True,
+    "incompleteness": False,
+    "repetition": False,
+    "kernel_distance": False,
+    "frechet_distance": False,
+}
+"""The metrics, and which way is better."""
+
+DISTANCE_RESAMPLES = 200
+"""Bootstrap resamples of a distance, each of which is a distance of its own."""
+
+LEVEL, POWER = 0.05, 0.8
+"""Of the tests after Holm's correction, and of the sample size that the table asks for."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A law against `original` at one size by one metric.
+
+    Attributes:
+        value: mean of the metric, or the distance, under the law.
+        difference: from `original`; `low` and `high` are its 95 % bootstrap interval over prompts and seeds.
+        p: two-sided, of Student's t with the standard error of the resamples and one degree of freedom fewer than there
+            are prompts, after Holm's correction over all comparisons of the run.
+        verdict: `better`, `worse` or `no difference shown`.
+        pictures: under the law at this size.
+        needed: pictures that would show a difference of this size with a power of 80 %; None if there is none.
+    """
+
+    law: str
+    size: Size
+    metric: str
+    value: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    verdict: str
+    pictures: int
+    needed: float | None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What the laws did to the pictures.
+
+    Attributes:
+        pictures: a row per picture: `law height width prompt seed`, and the metrics that a picture has by itself.
+        original: a row per size and metric: what the original model has.
+        comparisons: every law, size and metric against it.
+    """
+
+    pictures: pd.DataFrame
+    original: pd.DataFrame
+    comparisons: tuple[Comparison, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "pictures": self.pictures.to_dict("records"),
+            "original": self.original.to_dict("records"),
+            "comparisons": [asdict(c) for c in self.comparisons],
+        }
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Quality:
+        """What `to_json` gave."""
+        original = pd.DataFrame(fields["original"])
+        original["size"] = original["size"].map(tuple)
+        compared = tuple(Comparison(**{**c, "size": tuple(c["size"])}) for c in fields["comparisons"])
+        return cls(pd.DataFrame(fields["pictures"]), original, compared)
+
+    def table(self) -> pd.DataFrame:
+        """The comparisons, a row each."""
+        return pd.DataFrame([{**asdict(c), "size": format_size(c.size)} for c in self.comparisons])
+
+    def verdict(self) -> list[str]:
+        """A sentence for each law: where it is better, where worse."""
+        sentences = []
+        for law in dict.fromkeys(c.law for c in self.comparisons):
+            own = [c for c in self.comparisons if c.law == law]
+            parts = []
+            for word in ("better", "worse"):
+                shown = [f"{c.metric} at {format_size(c.size)}" for c in own if c.verdict == word]
+                parts.append(f"{word} in {', '.join(shown)}" if shown else f"{word} in nothing")
+            rest = sum(c.verdict not in ("better", "worse") for c in own)
+            sentences.append(
+                f"Pictures under the {law} law against the original, {own[0].pictures} pairs a size, Holm-corrected: "
+                f"{'; '.join(parts)}; no difference shown in {rest} of {len(own)} comparisons."
+            )
+        return sentences
+
+
+def quality(sampled: Sweep, judge: Judge, *, progress: bool = True) -> Quality:
+    """Measure the pictures of a sweep over several laws, `original` among them.
+
+    Args:
+        sampled: the sweep.
+        judge: the network and the true pictures.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: if `original` was not sampled.
+    """
+    network, real = judge.network, judge.real
+    laws = [law.name for law in sampled.grid.laws]
+    if "original" not in laws:
+        raise InputError("quality is compared with the original model: sample it too")
+    candidates = list(dict.fromkeys([*sampled.grid.prompts, *real.captions]))
+    with torch.no_grad():
+        embedded = network.embed_captions(candidates)
+    pairs = pd.MultiIndex.from_product([sampled.grid.prompts, sampled.grid.seeds], names=["prompt", "seed"])
+    own = torch.tensor([candidates.index(prompt) for prompt, _ in pairs])
+    weights = resamples(pairs)
+    frames, before, compared = [], [], []
+    sizes = track(sampled.grid.sizes, "judging", console=Console(stderr=True), disable=not progress)
+    for size in sizes:
+        true = features(network, real.at(size))
+        alone, seen = {}, {}
+        for law in dict.fromkeys(laws):
+            drawn = torch.stack([to_tensor(sampled.image(p, size, s, law)) for p, s in pairs])
+            seen[law] = features(network, drawn)
+            found = defects(drawn, judge.background)
+            alone[law] = pd.DataFrame(
+                {
+                    "text_score": text_score(seen[law], embedded[own]).numpy(),
+                    "caption_found": (rank_of_caption(seen[law], embedded, own) == 0).double().numpy(),
+                    "incompleteness": found.incompleteness,
+                    "repetition": found.repetition,
+                },
+                index=pairs,
+            )
+            frames.append(alone[law].reset_index().assign(law=law, height=size[0], width=size[1]))
+        values = {metric: {law: float(alone[law][metric].mean()) for law in alone} for metric in alone["original"]}
+        drawn_again = {metric: {law: weights[1:] @ alone[law][metric].to_numpy() for law in alone} for metric in values}
+        for name, distance in _distances(true, len(pairs)).items():
+            values[name] = {law: distance(true, seen[law]) for law in seen}
+            drawn_again[name] = _resampled_distance(distance, true, seen, weights)
+        for metric, value in values.items():
+            before.append({"size": size, "metric": metric, "value": value["original"]})
+            if size == sampled.manifest.training_size:
+                continue  # every law is g = 1 there
+            for law in [law for law in value if law != "original"]:
+                differences = drawn_again[metric][law] - drawn_again[metric]["original"]
+                change = value[law] - value["original"]
+                counts = len(pairs), len(sampled.grid.prompts)
+                compared.append(_compare(law, size, metric, value[law], change, differences, *counts))
+    return Quality(pd.concat(frames, ignore_index=True), pd.DataFrame(before), _corrected(compared))
+
+
+Distance = Callable[[Tensor, Tensor], float]
+
+
+def _distances(true: Float[Tensor, "count features"], drawn: int) -> dict[str, Distance]:
+    """The distances for which there are pictures enough."""
+    known: dict[str, Distance] = {"kernel_distance": kernel_distance} if drawn > 1 else {}
+    if min(drawn, len(true)) > true.shape[1]:
+        known["frechet_distance"] = frechet_distance
+    return known
+
+
+def _resampled_distance(
+    distance: Distance,
+    true: Float[Tensor, "count features"],
+    seen: dict[str, Float[Tensor, "pictures features"]],
+    weights: Float[np.ndarray, "resamples pictures"],
+) -> dict[str, Float[np.ndarray, " resamples"]]:
+    """The distance of each law for pictures drawn again by the weights, the same for every law."""
+    generator = np.random.default_rng(0)
+    chosen = [torch.from_numpy(generator.choice(len(w), size=len(w), p=w)) for w in weights[1 : DISTANCE_RESAMPLES + 1]]
+    return {law: np.array([distance(true, own[index]) for index in chosen]) for law, own in seen.items()}
+
+
+def _compare(
+    law: str,
+    size: Size,
+    metric: str,
+    value: float,
+    difference: float,
+    resampled: Float[np.ndarray, " resamples"],
+    pictures: int,
+    prompts: int,
+) -> Comparison:
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    error = resampled.std(ddof=1)
+    p = 2 * stats.t.sf(abs(difference) / error, df=max(1, prompts - 1)) if error else float(difference == 0)
+    wanted = stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)
+    needed = float(np.ceil(pictures * (wanted * error / difference) ** 2)) if difference else None
+    return Comparison(law, size, metric, value, difference, float(low), float(high), float(p), "", pictures, needed)
+
+
+def _corrected(compared: list[Comparison]) -> tuple[Comparison, ...]:
+    """With p after Holm's correction, and the verdict."""
+    from statsmodels.stats.multitest import multipletests
+
+    if not compared:
+        return ()
+    _, corrected, _, _ = multipletests([c.p for c in compared], alpha=LEVEL, method="holm")
+    return tuple(_judged(c, float(p)) for c, p in zip(compared, corrected, strict=True))
+
+
+def _judged(comparison: Comparison, p: float) -> Comparison:
+    fields: dict[str, Any] = {**asdict(comparison), "p": p, "verdict": "no difference shown"}
+    if p < LEVEL and comparison.difference:
+        improved = (comparison.difference > 0) == HIGHER_IS_BETTER[comparison.metric]
+        fields["verdict"] = "better" if improved else "worse"
+    return Comparison(**fields)
