@@ -28,12 +28,14 @@ TEXT = """# The two defects as numbers
 
 Written by `python benchmarks/defect_curves.py`; the formulas are in `entropy_probe/validation/defects.py`.
 
-- **Incompleteness**: the share of an object's outline that the frame draws (`cut_off`) and, where whole objects are known to lie
-  centred on a plain ground, how far the centroid is from the centre (`lopsided`): 1 − (1 − cut_off)(1 − lopsided).
+- **Incompleteness**: the share of an object's outline that the frame draws (`cut_off`) and, where whole objects are
+  known to lie centred on a plain ground, how far the centroid is from the centre (`lopsided`):
+  1 − (1 − cut_off)(1 − lopsided).
 - **Repetition**: the highest peak of the picture's autocorrelation away from the origin, above the valley between.
 
-Both work from the picture alone. Below, {count} drawings of the training styles and {unseen} of a style that nothing here was
-made on (Twemoji) were drawn at {side} pixels and spoilt by a known amount; bars are 95 % intervals of the mean over the drawings.
+Both work from the picture alone. Below, {count} drawings of the training styles and {unseen} of a style that nothing
+here was made on (Twemoji) were drawn at {side} pixels and spoilt by a known amount; bars are 95 % intervals of the mean
+over the drawings.
 
 ![Scores against what was done](defects.png)
 
@@ -42,9 +44,11 @@ made on (Twemoji) were drawn at {side} pixels and spoilt by a known amount; bars
 ## What they do not see
 
 - A part that is missing on both sides of the centre alike moves neither the outline at the frame nor the centroid.
-- Without a known background, an object that fills the frame is taken for the ground once it covers more than half of the frame's
-  border, and then counts as whole again; crops beyond 30 % show it.
-- Objects that repeat parts by nature (grapes, a string of pearls) have some repetition of their own: the row of 0 % tells how much.
+- Without a known background, an object that covers more than half of the frame's border is itself taken for the ground.
+- An object that touches the frame without being cut, as many of Twemoji do, has a part of its outline there: the fewer
+  the pixels, the longer that part. The training styles keep a margin, and have no trend in size.
+- Objects that repeat parts by nature (grapes, a string of pearls) have some repetition of their own, which the rows of
+  whole drawings show.
 - Texture without a period, and disorder, are neither defect.
 """
 

@@ -39,6 +39,10 @@ class Recipe:
         sides: sizes, in pixels, at which the vectors are drawn.
         shapes: canvases that a batch is laid on, as multiples (height, width) of the shorter side.
         square: share of the batches that stay square.
+        settle: steps after the first `steps`, at most `settle_rate` of the learning rate, for which batch normalisation
+            keeps its statistics. A batch has one shape, so the statistics it is trained with are those of its shape,
+            and wide canvases were lost on statistics that come from squares.
+        settle_square: share of the batches that stay square then.
         styleless: share of the captions that do not name the style.
         rotation, zoom, shift, tint: greatest changes of a picture: degrees, and fractions of the size or of a colour.
     """
@@ -52,6 +56,9 @@ class Recipe:
     sides: tuple[int, ...] = (24, 32, 48, 64, 96, 128, 192, 256)
     shapes: tuple[tuple[float, float], ...] = ((1, 2), (2, 1), (1, 3), (4 / 3, 1), (1, 16 / 9))
     square: float = 0.7
+    settle: int = 600
+    settle_rate: float = 0.3
+    settle_square: float = 0.4
     styleless: float = 0.5
     rotation: float = 12.0
     zoom: float = 0.2
@@ -101,9 +108,9 @@ def as_seen(pictures: UInt8[np.ndarray, "count side side 3"]) -> UInt8[Tensor, "
 
 
 def vary(
-    pictures: UInt8[Tensor, "batch 3 side side"], recipe: Recipe, generator: torch.Generator
+    pictures: UInt8[Tensor, "batch 3 side side"], recipe: Recipe, square: float, generator: torch.Generator
 ) -> Float[Tensor, "batch 3 height width"]:
-    """Turn, zoom, shift and tint every picture, and lay the batch on a white canvas of one of the shapes."""
+    """Turn, zoom, shift and tint every picture; but for the share `square`, lay the batch on a wider white canvas."""
 
     def uniform(low: float, high: float) -> Float[Tensor, " batch"]:
         return low + (high - low) * torch.rand(len(pictures), generator=generator)
@@ -117,7 +124,7 @@ def vary(
     grid = F.affine_grid(affine, list(pictures.shape), align_corners=False)
     darkness = F.grid_sample(darkness, grid, align_corners=False)
     darkness = darkness * (1 + torch.stack([uniform(-recipe.tint, recipe.tint) for _ in range(3)], -1))[..., None, None]
-    if torch.rand((), generator=generator) >= recipe.square:
+    if torch.rand((), generator=generator) >= square:
         tall, wide = recipe.shapes[int(torch.randint(len(recipe.shapes), (), generator=generator))]
         side = pictures.shape[-1]
         more_h, more_w = round(side * tall) - side, round(side * wide) - side
@@ -138,11 +145,13 @@ def contrastive_loss(
 
 
 def rate_at(step: int, recipe: Recipe) -> float:
-    """Warm up linearly, then fall to zero along a half cosine."""
+    """Warm up linearly, then fall to zero along a half cosine; once more, lower, while it settles."""
     if step < recipe.warmup:
         return recipe.rate * (step + 1) / recipe.warmup
-    done = (step - recipe.warmup) / (recipe.steps - recipe.warmup)
-    return recipe.rate * (1 + math.cos(math.pi * done)) / 2
+    first, length, top = recipe.warmup, recipe.steps - recipe.warmup, recipe.rate
+    if step >= recipe.steps:
+        first, length, top = recipe.steps, recipe.settle, recipe.settle_rate * recipe.rate
+    return top * (1 + math.cos(math.pi * (step - first) / length)) / 2
 
 
 def train(work: Path, emoji: list[emoji_data.Emoji], recipe: Recipe) -> Critic:
@@ -170,13 +179,18 @@ def train(work: Path, emoji: list[emoji_data.Emoji], recipe: Recipe) -> Critic:
     drawn = {side: as_seen(emoji_data.pictures(emoji, side, cache=work)) for side in recipe.sides}
     everything = torch.arange(len(emoji))
     critic.train()
-    curve = Curve(work / "critic.csv", "critic", recipe.steps, start)
-    with curve:
-        for step in range(start, recipe.steps):
+    steps = recipe.steps + recipe.settle
+    with Curve(work / "critic.csv", "critic", steps, start) as curve:
+        for step in range(start, steps):
+            settling = step >= recipe.steps
+            if settling:
+                _keep_statistics(critic)
             generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
             index = batch(everything, recipe.batch, step, recipe.seed)
             side = recipe.sides[int(torch.randint(len(recipe.sides), (), generator=generator))]
-            pixels = vary(drawn[side][index], recipe, generator).to(memory_format=torch.channels_last)
+            pixels = vary(
+                drawn[side][index], recipe, recipe.settle_square if settling else recipe.square, generator
+            ).to(memory_format=torch.channels_last)
             nameless = torch.rand(len(index), 1, generator=generator) < recipe.styleless
             caption = torch.where(nameless, plain[index], styled[index])
             same = (caption[:, None] == caption[None]).all(-1)
@@ -189,9 +203,15 @@ def train(work: Path, emoji: list[emoji_data.Emoji], recipe: Recipe) -> Critic:
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             curve.add(step, loss.item())
-            if (step + 1) % CHECKPOINT_STEPS == 0:
+            if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == steps:
                 save_checkpoint(checkpoint, step + 1, critic=critic, temperature=temperature, optimizer=optimizer)
     return critic.eval()
+
+
+def _keep_statistics(critic: Critic) -> None:
+    for module in critic.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
 
 
 def export(critic: Critic, folder: Path) -> None:

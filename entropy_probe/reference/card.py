@@ -10,52 +10,15 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
-import torch.nn.functional as F
 import typer
-from jaxtyping import Float
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from entropy_probe.capture import attention_calls
 from entropy_probe.pipelines import draw, load
-from entropy_probe.reference import emoji as emoji_data
-from entropy_probe.reference import prompts
-from entropy_probe.reference.train import SIZE, encode, tokenize, velocity
+from entropy_probe.reference import pictures, prompts
+from entropy_probe.reference.train import SIZE
+from entropy_probe.validation.loss import loss_against_g
 
 MULTIPLIERS = (0.0, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4, 2.0)
-TIMESTEPS = (100, 300, 500, 700, 900)
-
-
-@torch.no_grad()
-def loss_response(
-    pipeline: Any, latents: Float[Tensor, "count 4 h w"], captions: list[str]
-) -> dict[float, tuple[float, float]]:
-    """For every g: the v-prediction loss relative to g = 1, and the standard error of that ratio over the pictures.
-
-    Pictures, noise and timesteps are the same for every g, so the comparison is paired.
-    """
-    context = pipeline.text_encoder(tokenize(pipeline.tokenizer, captions)).last_hidden_state
-    alphas = pipeline.scheduler.alphas_cumprod
-
-    def losses(g: float) -> Float[Tensor, " count"]:
-        total = torch.zeros(len(latents))
-        with attention_calls(pipeline.unet, lambda call: g if call.kind == "self" else None):
-            for timestep in TIMESTEPS:
-                noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(timestep))
-                noisy, target = velocity(latents, noise, alphas[timestep].view(1, 1, 1, 1))
-                predicted = pipeline.unet(noisy, timestep, context).sample
-                total += F.mse_loss(predicted, target, reduction="none").mean((1, 2, 3)) / len(TIMESTEPS)
-        return total
-
-    base = losses(1.0)
-    response = {}
-    for g in MULTIPLIERS:
-        change = losses(g)
-        ratio = change.mean() / base.mean()
-        spread = (change - ratio * base).std() / base.mean() / len(base) ** 0.5
-        response[g] = (float(ratio), float(spread))
-    return response
 
 
 def sample_grid(pipeline: Any, captions: list[str], path: Path, steps: int = 20) -> None:
@@ -70,7 +33,6 @@ def sample_grid(pipeline: Any, captions: list[str], path: Path, steps: int = 20)
 
 
 def main(
-    work: Annotated[Path, typer.Option(help="Folder with the downloads of the recipe.")] = Path("reference-work"),
     model: Annotated[str, typer.Option(help="The trained pipeline.")] = "reference",
     out: Annotated[Path, typer.Option(help="Where samples.png and response.json are written.")] = Path(
         "data/reference"
@@ -79,13 +41,12 @@ def main(
     """Write samples.png and response.json."""
     pipeline = load(model, device="cpu")
     sample_grid(pipeline, prompts()[:64], out / "samples.png")
-    emoji_data.fetch(work)
-    known = json.loads((out / "training.json").read_text())["recipe"]["focus"]
-    emoji = [e for e in emoji_data.load(work) if e.category in known][::6]
-    pixels = torch.from_numpy(emoji_data.pictures(emoji, SIZE))
-    response = loss_response(pipeline, encode(pipeline.vae, pixels), [e.caption for e in emoji])
-    rows = [{"g": g, "loss": ratio, "loss_se": error} for g, (ratio, error) in response.items()]
-    (out / "response.json").write_text(json.dumps({"pictures": len(emoji), "response": rows}, indent=2) + "\n")
+    drawings = pictures()[::6]
+    curve = loss_against_g(pipeline, drawings, [(SIZE, SIZE)], MULTIPLIERS)
+    rows = curve.table().drop(columns="size").to_dict("records")
+    (out / "response.json").write_text(
+        json.dumps({"pictures": len(drawings.captions), "response": rows}, indent=2) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class Recipe:
     """Hyperparameters."""
 
     seed: int = 0
-    cycles: tuple[int, ...] = (8_000,)
+    cycles: tuple[int, ...] = (5_000,)
     batch: int = 48
     rate: float = 1e-3
     warmup: int = 300

@@ -159,7 +159,7 @@ def quality(sampled: Sweep, judge: Judge, *, progress: bool = True) -> Quality:
             found = defects(drawn, judge.background)
             alone[law] = pd.DataFrame(
                 {
-                    "text_score": text_score(seen[law], embedded[own]).numpy(),
+                    "text_score": text_score(seen[law], embedded[own]).double().numpy(),
                     "caption_found": (rank_of_caption(seen[law], embedded, own) == 0).double().numpy(),
                     "incompleteness": found.incompleteness,
                     "repetition": found.repetition,

@@ -1,0 +1,293 @@
+"""The study: `python -m benchmarks.study` writes docs/results.md and its figures from what it measures.
+
+Every stage keeps what it found in the study's folder, so that a study that was stopped goes on; nothing in the page is
+typed by hand but the explanations. Hours on two cores at full size; `--prompts` and `--seeds` make it smaller.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import typer
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from entropy_probe.fitting import calibrate, derive_gaussian, derive_measured, fit
+from entropy_probe.laws import ScalingLaw, from_json, resolve, to_json
+from entropy_probe.pipelines import Pictures, Size, format_size, load, quiet_libraries
+from entropy_probe.reference import pictures, prompts
+from entropy_probe.report import figures
+from entropy_probe.report.tables import quality_table
+from entropy_probe.sweep import Sweep, extend, sweep, write_atomically
+from entropy_probe.validation import judge_for, outcome_of
+from entropy_probe.validation.loss import LossCurve, loss_against_g, loss_against_kappa
+
+SIZES: list[Size] = [(32, 32), (64, 64), (96, 96), (128, 128), (64, 128)]
+LEVELS = {
+    "fine (16 x 16 latents)": ("down_blocks.0*", "up_blocks.1*"),
+    "coarse (8 x 8 latents)": ("down_blocks.1*", "up_blocks.0*"),
+    "middle": ("mid_block*",),
+}
+"""The levels of the UNet reference."""
+
+MULTIPLIERS = (0.5, 0.7, 0.85, 1.0, 1.15, 1.35, 1.6, 2.0)
+ROWS = 64
+"""Attention rows measured per call while the pictures are drawn: drift is a mean over them."""
+
+say = Console(stderr=True, highlight=False).print
+
+
+def kept(path: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """A table, made once."""
+    if not path.exists():
+        table = make()
+        write_atomically(path, lambda file: file.write(table.to_json(orient="records", indent=1).encode()))
+    return pd.DataFrame(json.loads(path.read_text()))
+
+
+def kept_law(path: Path, make: Callable[[], ScalingLaw]) -> ScalingLaw:
+    """A law, derived once."""
+    if not path.exists():
+        text = to_json(make())
+        write_atomically(path, lambda file: file.write(text.encode()))
+    return from_json(path.read_text())
+
+
+def curve(out: Path, name: str, make: Callable[[], LossCurve]) -> dict[str, pd.DataFrame]:
+    """A loss curve: its table, where it is least, and the table by timestep."""
+    made: list[LossCurve] = []
+
+    def once() -> LossCurve:
+        if not made:
+            say(f"loss: {name}")
+            made.append(make())
+        return made[0]
+
+    return {
+        "table": kept(out / f"{name}.json", lambda: once().table()),
+        "best": kept(out / f"{name}-best.json", lambda: once().best()),
+        "by_timestep": kept(out / f"{name}-timesteps.json", lambda: once().table(by_timestep=True)),
+    }
+
+
+def measure_losses(pipeline: Any, true: Pictures, out: Path) -> dict[str, dict[str, pd.DataFrame]]:
+    """Loss against g, globally and by level, and against one kappa."""
+    ends = [SIZES[0], SIZES[3]]
+    found = {
+        "g": curve(out, "loss-g", lambda: loss_against_g(pipeline, true, SIZES, MULTIPLIERS)),
+        "kappa": curve(out, "loss-kappa", lambda: loss_against_kappa(pipeline, true, ends)),
+    }
+    for name, layers in LEVELS.items():
+        word = name.split()[0]
+        found[name] = curve(
+            out,
+            f"loss-g-{word}",
+            lambda layers=layers: loss_against_g(pipeline, true, ends, MULTIPLIERS, layers=layers),  # type: ignore[misc]
+        )
+    return found
+
+
+def calibrated(pipeline: Any, true: Pictures, out: Path, *, per_layer: bool) -> tuple[ScalingLaw, pd.DataFrame]:
+    """The calibrated law, and what it changes on held-out pictures."""
+    name = "calibrated" if per_layer else "calibrated-one"
+    law_path, changes_path = out / f"{name}.json", out / f"{name}-changes.json"
+    if not (law_path.exists() and changes_path.exists()):
+        say(name)
+        calibration = calibrate(pipeline, true, SIZES, per_layer=per_layer, steps=40, batch=12)
+        points = calibration.points.assign(size=calibration.points["size"].map(format_size))
+        kept(out / f"{name}-points.json", lambda: points)
+        kept(changes_path, calibration.table)
+        kept_law(law_path, lambda: calibration.law)
+    return from_json(law_path.read_text()), pd.DataFrame(json.loads(changes_path.read_text()))
+
+
+def draw_losses(found: dict[str, dict[str, pd.DataFrame]]) -> Figure:
+    """Loss against g at every size, and by level at the smallest and the largest."""
+    figure = Figure(figsize=(11, 6.4), layout="constrained")
+    panels = figure.subplots(2, 3)
+    _curves(panels[0, 0], found["g"]["table"], "g", "all self-attention")
+    _curves(panels[0, 1], found["kappa"]["table"], "kappa", "all, g² = 1 + κ ln(N/T)")
+    by_time = found["g"]["by_timestep"]
+    _curves(panels[0, 2], by_time[by_time["size"] == format_size(SIZES[3])], "g", "128 px, by timestep", "timestep")
+    for axes, name in zip(panels[1], LEVELS, strict=True):
+        _curves(axes, found[name]["table"], "g", f"only {name}")
+    return figure
+
+
+def _curves(axes: Axes, table: pd.DataFrame, x: str, title: str, hue: str = "size") -> None:
+    values = list(dict.fromkeys(table[hue]))
+    for value, colour in zip(values, sns.color_palette("viridis", len(values)), strict=True):
+        own = table[table[hue] == value]
+        label = f"{value} px" if hue == "size" else f"t = {value}"
+        axes.plot(own[x], 100 * own["change"], "o-", color=colour, label=label, markersize=3)
+        axes.fill_between(own[x], 100 * own["low"], 100 * own["high"], color=colour, alpha=0.25, linewidth=0)
+    axes.axhline(0, color="0.3", linewidth=0.8)
+    axes.set_ylim(-4, 8)
+    axes.set(title=title, xlabel=x, ylabel="change of the loss, %")
+    axes.legend(frameon=False, fontsize=7)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table as Markdown."""
+    lines = ["| " + " | ".join(map(str, table.columns)) + " |", "|" + "---|" * len(table.columns)]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in table.itertuples(index=False)]
+    return "\n".join(lines)
+
+
+def best_table(found: dict[str, dict[str, pd.DataFrame]]) -> pd.DataFrame:
+    """The g of least loss with its interval, beside the paper's and full invariance's at the finest level."""
+    best = found["g"]["best"]
+    trained = next(size for size in SIZES if size == (64, 64))
+    rows = []
+    for row, size in zip(best.itertuples(), SIZES, strict=True):
+        own = found["g"]["table"]
+        lowest = own[own["size"] == row.size].sort_values("change").iloc[0]
+        ratio = size[0] * size[1] / (trained[0] * trained[1])
+        tokens = 256
+        rows.append(
+            {
+                "size, px": row.size,
+                "N/T": f"{ratio:.3g}",
+                "g of least loss": f"{row.g:.2f} [{row.low:.2f}, {row.high:.2f}]",
+                "change at the best g tried": f"{lowest.change:+.2%} [{lowest.low:+.2%}, {lowest.high:+.2%}]",
+                "paper's g": f"{np.sqrt(np.log(ratio * tokens) / np.log(tokens)):.2f}",
+                "`log`'s g": f"{np.log(ratio * tokens) / np.log(tokens):.2f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def changes_table(changes: pd.DataFrame) -> pd.DataFrame:
+    """Held-out change of a calibrated law."""
+    return pd.DataFrame(
+        {
+            "size, px": changes["size"],
+            "held-out change of the loss": [
+                f"{c:+.2%} [{low:+.2%}, {high:+.2%}]"
+                for c, low, high in zip(changes["change"], changes["low"], changes["high"], strict=True)
+            ],
+            "pictures": changes["pictures"],
+        }
+    )
+
+
+def drift_summary(outcome: Any) -> pd.DataFrame:
+    """Share of the drift removed, per law and size."""
+    table = outcome.table("layer")
+    table = table[table["law"] != "original"]
+    text = [
+        f"{100 * r:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+        for r, low, high in zip(table["removed"], table["removed_low"], table["removed_high"], strict=True)
+    ]
+    wide = table.assign(text=text).pivot(index="law", columns="size", values="text")
+    return wide[list(dict.fromkeys(table["size"]))].reset_index()
+
+
+PAGE = """# Results
+
+Written by `python -m benchmarks.study`: every number and figure on this page was measured by it, on the bundled model
+`{model}` (weights {fingerprint}). Intervals are 95 %. {count} pictures for the losses; {drawn} pictures for every law and
+size, the same prompts and seeds for all.
+
+## Does entropy follow ln N?
+
+{law}
+
+## Which g does the model's own loss ask for?
+
+The denoising loss on true drawings of each size, relative to g = 1; same pictures, noise and timesteps for every g.
+
+![Loss against g](results-loss.png)
+
+{best}
+
+One g for every layer, by gradient, judged on pictures it was not fitted to. At 64 px, where the model was trained,
+nothing should be gained:
+
+{one}
+
+One g for each layer:
+
+{layers}
+
+## Which law keeps the entropy?
+
+Share of the drift that is gone, `layer` level:
+
+{drift}
+
+## Are the pictures better?
+
+{verdict}
+
+![Quality against size](results-quality.png)
+
+{quality}
+"""
+
+
+def main(
+    model: Annotated[str, typer.Option(help="A bundled model.")] = "reference",
+    out: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("study-run"),
+    docs: Annotated[Path, typer.Option(help="Where results.md is written.")] = Path("docs"),
+    count: Annotated[int, typer.Option(help="Prompts whose pictures are drawn, at most those bundled.")] = 64,
+    seeds: Annotated[int, typer.Option(help="Pictures of each prompt, law and size.")] = 4,
+    true: Annotated[int, typer.Option(help="True pictures for the losses.")] = 48,
+    laws: Annotated[str, typer.Option(help="Laws whose pictures are drawn.")] = (
+        "original,paper,log,yarn,gaussian,measured,calibrated"
+    ),
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 8,
+) -> None:
+    """Measure what is missing, and write the page."""
+    quiet_libraries()
+    out.mkdir(parents=True, exist_ok=True)
+    pipeline = load(model, device="auto")
+    everything = pictures()
+    drawings = everything[:: max(1, len(everything.captions) // true)]
+    losses = measure_losses(pipeline, drawings, out)
+    _, changes_one = calibrated(pipeline, drawings, out, per_layer=False)
+    by_loss, changes_layers = calibrated(pipeline, drawings, out, per_layer=True)
+
+    settings: dict[str, Any] = {"steps": steps, "guidance_scale": 4.0, "model": model}
+    first = sweep(pipeline, prompts=prompts()[:8], sizes=SIZES, seeds=[0, 1], store=out / "law", **settings)
+    known = {
+        "measured": lambda: kept_law(out / "measured.json", lambda: derive_measured(first).law),
+        "gaussian": lambda: kept_law(out / "gaussian.json", lambda: derive_gaussian(first)),
+        "calibrated": lambda: by_loss,
+    }
+    chosen = [known[name]() if name in known else resolve(name) for name in laws.split(",")]
+    drawn: Sweep = sweep(
+        pipeline, prompts=prompts()[:count], sizes=SIZES, seeds=list(range(seeds)), laws=["original"],
+        store=out / "pictures", rows=ROWS, multipliers=(), **settings,
+    )  # fmt: skip
+    outcome = outcome_of(extend(drawn, laws=chosen), judge_for("critic"), progress=True)
+    assert outcome.quality is not None
+    write_atomically(out / "outcome.json", lambda file: file.write(outcome.to_json().encode()))
+
+    with figures.theme():
+        draw_losses(losses).savefig(docs / "results-loss.png", dpi=80)
+        figures.quality_by_law(outcome.quality).savefig(docs / "results-quality.png", dpi=80)
+    page = PAGE.format(
+        model=model,
+        fingerprint=first.manifest.fingerprint,
+        count=len(drawings.captions),
+        drawn=count * seeds,
+        law=str(fit(first)),
+        best=markdown(best_table(losses)),
+        one=markdown(changes_table(changes_one)),
+        layers=markdown(changes_table(changes_layers)),
+        drift=markdown(drift_summary(outcome)),
+        verdict="\n".join(f"- {sentence}" for sentence in outcome.quality.verdict()),
+        quality=markdown(quality_table(outcome.quality)),
+    )
+    (docs / "results.md").write_text(page)
+    say(f"written to {docs / 'results.md'}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,104 @@
+"""Paired comparisons: what is made worse on purpose is found worse, what is left alone is not."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import entropy_probe as ep
+from entropy_probe.errors import InputError
+from entropy_probe.laws import Constant
+from entropy_probe.pipelines import to_tensor
+from entropy_probe.validation import WHITE, Judge, Outcome, quality, validate
+from entropy_probe.validation.quality import Comparison, _compare, _corrected
+
+PROMPTS = ["noto red apple", "flat pizza", "noto frog"]
+
+
+class Colours(torch.nn.Module):
+    """Sees the mean colour of a picture, and reads any caption as the same one."""
+
+    num_features = 3
+
+    def forward(self, pictures):
+        return pictures.float().mean((2, 3)) / 255 + 0.01
+
+    def embed_captions(self, captions):
+        return torch.eye(3)[torch.arange(len(captions)) % 3]
+
+
+@pytest.fixture(scope="module")
+def judged(tiny_pipeline):
+    judge = Judge(Colours(), ep.reference.pictures()[::60], WHITE)
+    return validate(
+        tiny_pipeline, laws=["paper", Constant(3.0)], prompts=PROMPTS, sizes=[(32, 32), (64, 64)], seeds=[0, 1],
+        steps=2, judge=judge, progress=False,
+    )  # fmt: skip
+
+
+def test_every_law_is_compared_at_every_other_size(judged):
+    table = judged.quality.table()
+    assert set(table["law"]) == {"paper", "constant"}
+    assert set(table["size"]) == {"32"}
+    assert {"text_score", "caption_found", "incompleteness", "repetition", "kernel_distance"} <= set(table["metric"])
+    assert (table["pictures"] == 6).all()
+    assert ((table["p"] >= 0) & (table["p"] <= 1)).all()
+
+
+def test_a_picture_is_judged_by_its_own_pixels(judged):
+    network = Colours()
+    row = judged.quality.pictures.query(
+        "law == 'paper' and prompt == 'flat pizza' and seed == 1 and height == 32"
+    ).iloc[0]
+    picture = to_tensor(judged.sweep.image("flat pizza", (32, 32), 1, "paper"))
+    expected = 100 * torch.cosine_similarity(network(picture[None])[0], torch.eye(3)[1], dim=0)
+    assert row["text_score"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_frechet_distance_appears_where_there_are_pictures_enough(judged):
+    assert "frechet_distance" in set(judged.quality.table()["metric"])  # 6 pictures, 3 features
+
+
+def test_an_outcome_with_quality_survives_json(judged):
+    again = Outcome.from_json(judged.sweep, judged.to_json())
+    assert again.quality.comparisons == judged.quality.comparisons
+    assert again.quality.pictures.equals(judged.quality.pictures)
+    assert json.loads(again.to_json()) == json.loads(judged.to_json())
+
+
+def test_the_original_must_be_there(judged):
+    from dataclasses import replace
+
+    alone = replace(judged.sweep, grid=replace(judged.sweep.grid, laws=judged.sweep.grid.laws[1:]))
+    with pytest.raises(InputError, match="original"):
+        quality(alone, Judge(Colours(), ep.reference.pictures()[::60]), progress=False)
+
+
+def test_a_shown_difference_is_named_by_the_way_that_is_better():
+    noise = np.random.default_rng(0).normal(0, 0.01, 1000)
+
+    def compared(metric, difference):
+        return _compare("paper", (32, 32), metric, 1.0, difference, difference + noise, pictures=64, prompts=32)
+
+    found = _corrected(
+        [
+            compared("text_score", 0.2),
+            compared("repetition", 0.2),
+            compared("repetition", -0.2),
+            compared("repetition", 0.001),
+        ]
+    )
+    assert [c.verdict for c in found] == ["better", "worse", "better", "no difference shown"]
+    assert found[3].needed == pytest.approx(64 * (2.8016 * 0.01 / 0.001) ** 2, rel=0.1)
+
+
+def test_holm_is_the_definition():
+    made = [Comparison("paper", (32, 32), "text_score", 1, 1, 0, 2, p, "", 10, None) for p in (0.04, 0.01, 0.03, 0.005)]
+    assert [c.p for c in _corrected(made)] == pytest.approx([0.06, 0.03, 0.06, 0.02])
+
+
+def test_equal_pictures_show_no_difference():
+    same = _compare("paper", (32, 32), "repetition", 0.1, 0.0, np.zeros(1000), pictures=16, prompts=8)
+    assert same.p == 1
+    assert same.needed is None
