@@ -191,8 +191,8 @@ def drift_summary(outcome: Any) -> pd.DataFrame:
 PAGE = """# Results
 
 Written by `python -m benchmarks.study`: every number and figure on this page was measured by it, on the bundled model
-`{model}` (weights {fingerprint}). Intervals are 95 %. {count} pictures for the losses; {drawn} pictures for every law and
-size, the same prompts and seeds for all.
+`{model}` (weights {fingerprint}). Intervals are 95 %. {count} pictures for the losses; {drawn} pictures for every law
+and size, the same prompts and seeds for all.
 
 ## Does entropy follow ln N?
 
