@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
+import entropy_probe as ep
 from entropy_probe import cli
 
 GRID = ["--sizes", "64,32x48", "--seeds", "0", "--steps", "2", "--guidance-scale", "4", "--device", "cpu"]
@@ -50,6 +52,9 @@ BAD = {
     "rows zero": (["--rows", "0"], "rows must be all, auto"),
     "unknown device": (["--device", "tpu"], "device 'tpu' is not available"),
     "unknown dtype": (["--dtype", "int8"], "dtype must be"),
+    "the critic on a foreign model": (["--metrics", "critic"], "knows the drawings of the bundled models only"),
+    "a judge without pictures": (["--metrics", "some/clip"], "give a folder of them with --images"),
+    "no folder of pictures": (["--metrics", "critic", "--images", "/nowhere"], "no folder of pictures '/nowhere'"),
     "unknown option": (["--colour", "red"], "No such option"),
 }
 
@@ -104,6 +109,36 @@ def test_the_stages_make_a_report(call, tiny_folder, tmp_path, prompts):
     assert code == 0
     assert "the measured law" in err.replace("\n", " ")
     assert {"report.html", "report.json", "records.parquet", "summary.csv", "law.json"} <= set(os.listdir(out))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    drawings = ep.reference.pictures()[:8]
+    for caption, picture in zip(drawings.captions, drawings.at((64, 64)), strict=True):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{caption.replace(' ', '-')}.png")
+    return folder
+
+
+def test_a_law_is_calibrated_on_a_folder_of_pictures_and_validated(call, tiny_folder, tmp_path, prompts, pictures):
+    out = tmp_path / "run"
+    assert call("sweep", "--model", tiny_folder, "--out", out, "--prompts", prompts, *GRID)[0] == 0
+    code, _, err = call("derive", "--out", out, "--method", "calibrated", "--device", "cpu")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--images" in err
+    code, text, _ = call(
+        "derive", "--out", out, "--method", "calibrated", "--images", pictures, "--json", "--device", "cpu"
+    )
+    assert code == 0
+    assert json.loads(text)["law"] == "calibrated"
+    judged = ("--metrics", "critic", "--images", pictures)
+    code, text, _ = call("validate", "--out", out, "--laws", "calibrated", "--json", "--device", "cpu", *judged)
+    assert code == 0
+    assert {c["metric"] for c in json.loads(text)["quality"]["comparisons"]} >= {"text_score", "repetition"}
+    assert call("report", "--out", out, "--device", "cpu")[0] == 0
+    assert "Quality, alignment and defects" in (out / "report.html").read_text()
+    assert call("derive", "--out", out, "--method", "magic")[0] == 2
 
 
 def test_run_does_it_all_and_a_second_run_samples_nothing(call, tiny_folder, tmp_path, prompts):

@@ -16,7 +16,7 @@ from entropy_probe.fitting.derive import Round
 from entropy_probe.laws import Kappa, Measured, Paper, resolve
 from entropy_probe.report import EntropyMap, entropy_maps, figures, report
 from entropy_probe.sweep import Grid, Manifest, RunDirectory, Sweep, sweep
-from entropy_probe.validation import outcome_of
+from entropy_probe.validation import Comparison, Quality, outcome_of
 
 HOSTILE = "<script>alert(1)</script>"
 SIZES = ((32, 48), (64, 64), (128, 128))
@@ -135,6 +135,34 @@ def test_the_page_is_whole_and_asks_nothing_of_the_outside(page):
     assert not {"script", "link", "iframe", "object", "embed", "base"} & set(seen.tags)
     assert not re.search(r"https?:|//[a-z]|@import", re.sub(r'xmlns(:\w+)?="[^"]*"|base64,[^"]*', "", page))
     assert len(page) < 8e6
+
+
+def test_the_quality_of_the_pictures_is_drawn_and_told(full):
+    def compared(law, metric, difference, verdict, needed):
+        interval = (difference - 0.01, difference + 0.01)
+        return Comparison(law, (32, 32), metric, 0.5, difference, *interval, 0.01, verdict, 16, needed)
+
+    rows = [
+        {"size": size, "metric": m, "value": 0.4} for size in [(32, 32), (64, 64)] for m in ("text_score", "repetition")
+    ]
+    found = Quality(
+        pd.DataFrame(),
+        pd.DataFrame(rows),
+        (
+            compared("paper", "text_score", 0.1, "better", 3.0),
+            compared("paper", "repetition", 0.0, "no difference shown", None),
+            compared("measured", "text_score", -0.1, "worse", 4.0),
+            compared("measured", "repetition", 0.001, "no difference shown", 12345.0),
+        ),
+    )
+    judged = replace(full, outcome=replace(full.outcome, quality=found))
+    assert "better in text_score at 32; worse in nothing" in " ".join(judged.verdict())
+    page = judged.html()
+    assert "Quality, alignment and defects" in page
+    assert Page(page).tags.count("svg") == 10
+    assert "12,345" in page
+    assert "the pictures were not judged" not in page
+    assert "the pictures were not judged" in full.html()
 
 
 def test_the_page_is_the_same_each_time(full, page):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entropy_probe.statistics import mean_over_rows, stratified_rows
+from entropy_probe.statistics import mean_over_rows, std_over_rows, stratified_rows
 
 
 @given(st.integers(1, 500), st.data())
@@ -45,14 +45,17 @@ def test_too_few_or_too_many_rows_are_refused(chosen):
 
 def test_uncounted_rows_are_left_out_of_means():
     values, counted = torch.tensor([[[1.0, 3.0, 100.0]]]), torch.tensor([[[True, True, False]]])
-    mean, spread = mean_over_rows(values, counted)
-    assert (mean.item(), spread.item()) == (2.0, 1.0)
+    mean = mean_over_rows(values, counted)
+    assert (mean.item(), std_over_rows(values, mean, counted).item()) == (2.0, 1.0)
 
 
 def test_without_counts_all_rows_are_counted_and_with_none_the_mean_is_nan():
     torch.manual_seed(0)
     values = torch.randn(2, 3, 7)
-    everything = mean_over_rows(values, torch.ones_like(values, dtype=torch.bool))
-    for part, whole in zip(mean_over_rows(values), everything, strict=True):
-        assert torch.allclose(part, whole, atol=1e-6)
-    assert mean_over_rows(values, torch.zeros_like(values, dtype=torch.bool))[0].isnan().all()
+    every = torch.ones_like(values, dtype=torch.bool)
+    mean = mean_over_rows(values)
+    assert torch.allclose(mean, mean_over_rows(values, every), atol=1e-6)
+    assert torch.allclose(mean, values.mean(-1), atol=1e-6)
+    for counted in (None, every):
+        assert torch.allclose(std_over_rows(values, mean, counted), values.std(-1, correction=0), atol=1e-6)
+    assert mean_over_rows(values, ~every).isnan().all()

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ class AttentionCall:
     scale: float
     enable_gqa: bool
 
-    @property
+    @cached_property
     def grid(self) -> TokenGrid | None:
         """How the queries of a visual attention lie on the image; None where that cannot be told."""
         if self.forward.latent_size is None:
@@ -98,6 +98,7 @@ class AttentionHooks:
         self.ran: set[str] = set()
         self.seen: set[str] = set()
         self._on_call = on_call
+        self._attention = frozenset(attention_layers(denoiser))
         self._signature = inspect.signature(denoiser.forward)
         self._training_size = _latent_training_size(denoiser)
         self._stack: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
@@ -155,45 +156,57 @@ class AttentionHooks:
         if self._stack:
             self._stack.pop()
 
-    def _intercept(self, func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        bound = _SDPA.bind(*args, **kwargs)
-        bound.apply_defaults()
-        given = bound.arguments
-        query, key = given["query"], given["key"]
-        layer, layer_args, layer_kwargs = self._stack[-1] if self._stack else ("", (), {})
+    def _calling(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        """The attention layer that is running: a processor inside it may be a module of its own."""
+        inner = self._stack[-1] if self._stack else ("", (), {})
+        return next((entry for entry in reversed(self._stack) if entry[0] in self._attention), inner)
+
+    def _intercept(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        *,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """Stands for `scaled_dot_product_attention`, whose parameters these are."""
+        layer, layer_args, layer_kwargs = self._calling()
         self.seen.add(layer)
-        scale = given["scale"] if given["scale"] is not None else default_scale(query)
-        multiplier = self._on_call(
-            AttentionCall(
-                forward=self._forward,
-                layer=layer,
-                kind=_kind(query, key, layer_args, layer_kwargs),
-                query=query,
-                key=key,
-                mask=given["attn_mask"],
-                is_causal=given["is_causal"],
-                scale=scale,
-                enable_gqa=given["enable_gqa"],
-            )
+        asked = default_scale(query) if scale is None else scale
+        call = AttentionCall(
+            forward=self._forward,
+            layer=layer,
+            kind=_kind(query, key, layer_args, layer_kwargs),
+            query=query,
+            key=key,
+            mask=attn_mask,
+            is_causal=is_causal,
+            scale=asked,
+            enable_gqa=enable_gqa,
         )
-        if multiplier is None:
-            return func(*args, **kwargs)
+        multiplier = self._on_call(call)
         if isinstance(multiplier, Tensor):
-            given["query"] = query * multiplier.to(query).view(1, -1, 1, 1)
-        else:
-            given["scale"] = scale * multiplier
-        return func(*bound.args, **bound.kwargs)
+            query = query * multiplier.to(query).view(1, -1, 1, 1)
+        elif multiplier is not None:
+            scale = asked * multiplier
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
 
 
 class _CallMode(TorchFunctionMode):
-    def __init__(self, intercept: Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor]) -> None:
+    def __init__(self, intercept: Callable[..., Tensor]) -> None:
         super().__init__()
         self._intercept = intercept
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
-            return self._intercept(func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
+            func = self._intercept
+        return func(*args, **kwargs) if kwargs else func(*args)
 
 
 def attention_layers(denoiser: nn.Module) -> list[str]:
@@ -218,20 +231,3 @@ def _latent_training_size(denoiser: nn.Module) -> tuple[int, int] | None:
     if size is None:
         return None
     return (size, size) if isinstance(size, int) else (int(size[-2]), int(size[-1]))
-
-
-def _sdpa_signature(
-    query: Any,
-    key: Any,
-    value: Any,
-    attn_mask: Any = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> None:
-    """The parameters of `scaled_dot_product_attention`, which as a builtin has no signature to inspect."""
-
-
-_SDPA = inspect.signature(_sdpa_signature)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from entropy_probe.capture.calls import AttentionCall, attention_calls, attention_layers
 from entropy_probe.capture.records import Captured, Record
 from entropy_probe.errors import CaptureError, InputError
-from entropy_probe.statistics import RowStatistics, flash, mean_over_rows, stratified_rows
+from entropy_probe.statistics import RowStatistics, flash, mean_over_rows, std_over_rows, stratified_rows
 
 
 def find_denoiser(model: Any) -> nn.Module:
@@ -103,7 +103,8 @@ def capture(
         plan = [(1.0, base, keeping)]
         if call.kind != "cross":
             plan += [(g, min(multiplier_rows, base), False) for g in multipliers]
-        with torch.no_grad():
+        # Under the caller's autocast our own products would be rounded to half precision.
+        with torch.no_grad(), torch.autocast(call.query.device.type, enabled=False):
             for multiplier, count, whole in plan:
                 index = None if count == tokens else stratified_rows(tokens, count, seed).to(call.query.device)
                 statistics = _statistics(call, multiplier, index, distance and multiplier == 1.0)
@@ -139,10 +140,7 @@ def _statistics(call: AttentionCall, multiplier: float, index: Tensor | None, di
 
 def _record(call: AttentionCall, multiplier: float, statistics: RowStatistics, keeping: bool) -> Record:
     counted = None if call.mask is None else statistics.counted
-    entropy, spread = mean_over_rows(statistics.entropy, counted)
-    distance = None
-    if statistics.attention_distance is not None:
-        distance = mean_over_rows(statistics.attention_distance, counted)[0]
+    entropy, distance = mean_over_rows(statistics.entropy, counted), statistics.attention_distance
     return Record(
         forward=call.forward,
         layer=call.layer,
@@ -154,9 +152,9 @@ def _record(call: AttentionCall, multiplier: float, statistics: RowStatistics, k
         multiplier=multiplier,
         rows=statistics.entropy.shape[-1],
         entropy=entropy,
-        entropy_std=spread,
-        logit_variance=mean_over_rows(statistics.logit_variance, counted)[0],
-        attention_distance=distance,
+        entropy_std=std_over_rows(statistics.entropy, entropy, counted),
+        logit_variance=mean_over_rows(statistics.logit_variance, counted),
+        attention_distance=None if distance is None else mean_over_rows(distance, counted),
         grid=call.grid,
         entropy_rows=statistics.entropy.float().cpu() if keeping else None,
     )

@@ -62,15 +62,18 @@ class Captured:
         return self._last.step if self._last else 0
 
     def enter(self, forward: Forward, guided: bool, schedule: object = None) -> None:
-        """Note a forward of the denoiser; a new schedule, or a timestep that rises again, begins a new sampling."""
+        """Note a forward of the denoiser.
+
+        A new schedule begins a new sampling; without one, a timestep that rises does.
+        """
         if forward.number in self._moments:
             return
         timestep = _to_float(forward.timestep)
         last = self._last
-        if last is None or schedule is not self._schedule or timestep > last.timestep:
+        if last is None or schedule is not self._schedule or (schedule is None and timestep > last.timestep):
             moment = _Moment(last.sampling + 1 if last else 0, 0, timestep, guided)
         else:
-            moment = _Moment(last.sampling, last.step + (timestep < last.timestep), timestep, guided)
+            moment = _Moment(last.sampling, last.step + (timestep != last.timestep), timestep, guided)
         self._moments[forward.number] = self._last = moment
         self._schedule = schedule
 
@@ -123,7 +126,10 @@ class Captured:
 
     def summary(self) -> pd.DataFrame:
         """Mean entropy of every layer, nats, with the standard error over the images (NaN for a single image)."""
+        if not self.records:
+            return pd.DataFrame(columns=["layer", "kind", "entropy", "entropy_se", "images"])
         frame = self.frame()
+        frame = frame[frame["multiplier"] == 1.0]  # not the curves H(g)
         per_image = frame.groupby(["layer", "kind", "sampling", "sample"], sort=False)["entropy"].mean()
         by_layer = per_image.groupby(["layer", "kind"], sort=False)
         return pd.DataFrame(

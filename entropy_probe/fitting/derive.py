@@ -22,7 +22,8 @@ from entropy_probe.errors import InputError
 from entropy_probe.fitting.calibrate import calibrate
 from entropy_probe.fitting.fit import layer_means
 from entropy_probe.laws import Gaussian, Measured, ScalingLaw, from_json, to_json
-from entropy_probe.pipelines import Pictures
+from entropy_probe.pipelines import Pictures, Size
+from entropy_probe.strict_json import nan_for_null, to_strict_json
 from entropy_probe.sweep import Sweep, extend
 
 LEAST, MOST = 0.2, 6.0
@@ -64,7 +65,7 @@ class Derivation:
             "rounds": [asdict(r) for r in self.rounds],
             "unreachable": self.unreachable.to_dict("records"),
         }
-        return json.dumps({**json.loads(to_json(self.law)), "derivation": way}, indent=2) + "\n"
+        return to_strict_json({**json.loads(to_json(self.law)), "derivation": way})
 
     @classmethod
     def from_json(cls, text: str) -> Derivation:
@@ -79,7 +80,7 @@ class Derivation:
             raise InputError("this law does not tell how it was derived")
         kappa = pd.DataFrame(way["kappa"]).astype({"kappa": float, "kappa_se": float, "low": float, "high": float})
         unreachable = pd.DataFrame(way["unreachable"], columns=["layer", "tokens", "g"])
-        return cls(law, kappa, tuple(Round(**r) for r in way["rounds"]), unreachable)
+        return cls(law, kappa, tuple(Round(**nan_for_null(r)) for r in way["rounds"]), unreachable)
 
 
 def derive(
@@ -140,7 +141,7 @@ def derive_measured(
         on_round: told of every sampling as it ends.
     """
     _check_sizes(sweep)
-    sizes = [size for size in sweep.grid.sizes if size != sweep.manifest.training_size]
+    sizes = _other_sizes(sweep)
     seeds = sweep.grid.seeds[: (len(sweep.grid.seeds) + 1) // 2]
     curves = _curves(sweep, "original", seeds)
     trained = curves.index.get_level_values("tokens") == curves.index.get_level_values("training_tokens")
@@ -149,7 +150,9 @@ def derive_measured(
 
     tried = [_Try(g, curves[~trained], target)]
     history = [tried[0].remaining(0)]
-    while len(history) <= rounds and (len(history) == 1 or history[-1].drift > history[-1].drift_se):
+    while len(history) <= rounds and not (
+        len(history) > 1 and history[-1].drift <= history[-1].drift_se  # one prompt has no error to stop at
+    ):
         g = tried[-1].next()
         law = Measured(_points(g))
         again = extend(sweep, laws=[law], sizes=sizes, seeds=seeds, progress=progress)
@@ -254,7 +257,9 @@ def _root(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"], aim:
 
 def _curves(sweep: Sweep, law: str, seeds: tuple[int, ...]) -> pd.DataFrame:
     frame = sweep.frame(curves=True)
+    sizes = [sweep.manifest.training_size, *_other_sizes(sweep)]
     own = frame[(frame["law"] == law) & (frame["kind"] != "cross") & frame["seed"].isin(seeds)]
+    own = own[pd.MultiIndex.from_frame(own[["height", "width"]]).isin(sizes)]
     keys = ["layer", "query_tokens", "training_tokens", "multiplier", "prompt"]
     means = own.groupby(keys, sort=False)["entropy"].mean().unstack("prompt")
     return means.rename_axis(index={"query_tokens": "tokens"})
@@ -267,9 +272,17 @@ def _points(g: pd.Series) -> dict[str, tuple[tuple[float, float], ...]]:
     return {layer: tuple(sorted(pairs)) for layer, pairs in points.items()}
 
 
+def _other_sizes(sweep: Sweep) -> list[Size]:
+    """The sizes with another number of tokens than the training size: the others have nothing to say of a law in N."""
+    height, width = sweep.manifest.training_size
+    return [size for size in sweep.grid.sizes if size[0] * size[1] != height * width]
+
+
 def _check_sizes(sweep: Sweep) -> None:
     trained = sweep.manifest.training_size
     if trained not in sweep.grid.sizes:
         raise InputError(f"the sweep lacks the training size, {trained[0]}x{trained[1]}: sample it too")
-    if len(sweep.grid.sizes) < 2:
-        raise InputError("only the training size was sampled: a law in N needs at least one other size")
+    if not _other_sizes(sweep):
+        raise InputError(
+            "no size with another number of tokens than the training size was sampled: a law in N needs at least one"
+        )

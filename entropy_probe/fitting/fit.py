@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import statsmodels.api as sm
 from jaxtyping import Float
 
 from entropy_probe.errors import InputError
+from entropy_probe.strict_json import to_strict_json
 from entropy_probe.sweep import Sweep
 
 POOLED = "(pooled)"
@@ -69,7 +69,7 @@ class Fit:
     def to_json(self) -> str:
         """The laws and the ranking of their rivals."""
         fields = {"layers": [asdict(law) for law in self.layers], "rivals": self.rivals.to_dict("records")}
-        return json.dumps(fields, indent=2) + "\n"
+        return to_strict_json(fields)
 
     def __str__(self) -> str:
         best = self.rivals[self.rivals["layer"] == POOLED].dropna()

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 from entropy_probe.errors import InputError
+from entropy_probe.strict_json import nan_for_null, to_strict_json
 
 
 @runtime_checkable
@@ -161,14 +162,18 @@ class Kappa:
 
     kappa: dict[str, float]
     floor: float = 0.1
-    name: ClassVar[str] = "kappa"
+
+    @property
+    def name(self) -> str:
+        """`kappa`, or with its value where one serves all layers: a grid may hold several."""
+        return f"kappa={self.kappa['*']:g}" if "*" in self.kappa else "kappa"
 
     def multiplier(self, layer: str, tokens: int, training_tokens: int) -> float:
         return _from_kappa(_of_layer(self.kappa, layer, self.name), tokens, training_tokens, self.floor)
 
 
-_ALL = (Original, Paper, Log, Yarn, Gaussian, Measured, Calibrated, Constant, Kappa)
-LAWS: dict[str, type[Any]] = {law.name: law for law in _ALL}
+_NAMED = (Original, Paper, Log, Yarn, Gaussian, Measured, Calibrated, Constant)
+LAWS: dict[str, type[Any]] = {**{law.name: law for law in _NAMED}, "kappa": Kappa}
 """Every law by its name."""
 
 NEEDS_NOTHING = tuple(name for name, law in LAWS.items() if not dataclasses.fields(law))
@@ -177,7 +182,8 @@ NEEDS_NOTHING = tuple(name for name, law in LAWS.items() if not dataclasses.fiel
 
 def to_json(law: ScalingLaw) -> str:
     """A law as JSON text, which `from_json` reads back to an equal law."""
-    return json.dumps({"law": law.name, **dataclasses.asdict(law)}, indent=2) + "\n"  # type: ignore[call-overload]
+    name = next(name for name, made in LAWS.items() if made is type(law))
+    return to_strict_json({"law": name, **dataclasses.asdict(law)})  # type: ignore[call-overload]
 
 
 def from_json(text: str) -> ScalingLaw:
@@ -191,6 +197,7 @@ def from_json(text: str) -> ScalingLaw:
         fields.pop("derivation", None)  # how a measured law was found may stand beside it
         law = LAWS[fields.pop("law")]
         if "points" in fields:
+            fields["kappa_se"] = nan_for_null(fields["kappa_se"])
             fields["points"] = {k: tuple((float(x), float(g)) for x, g in v) for k, v in fields["points"].items()}
         if "layers" in fields:
             fields["layers"] = tuple(fields["layers"])

@@ -14,7 +14,7 @@ from torch import nn
 
 from entropy_probe.capture import AttentionCall, AttentionHooks, find_denoiser
 from entropy_probe.errors import InputError
-from entropy_probe.laws.laws import ScalingLaw, resolve
+from entropy_probe.laws.laws import Original, ScalingLaw, resolve
 
 
 class ScalingHooks(AttentionHooks):
@@ -26,7 +26,7 @@ class ScalingHooks(AttentionHooks):
         super().__init__(denoiser, self._multiplier)
 
     def _multiplier(self, call: AttentionCall) -> float | None:
-        if call.kind == "cross":
+        if call.kind == "cross" or isinstance(self.law, Original):
             return None
         trained = self._training_tokens[call.layer] if self._training_tokens else call.training_tokens
         if trained is None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from entropy_probe.capture import find_denoiser
@@ -93,14 +94,18 @@ def resolve_dtype(dtype: str, device: str) -> torch.dtype:
 
 
 def fingerprint(pipeline: Any) -> str:
-    """A short hash of the denoiser's configuration and weights: which model a run directory belongs to."""
-    denoiser = find_denoiser(pipeline)
+    """A short hash of the configuration and weights of every part: which model a run directory belongs to."""
     digest = hashlib.blake2b(digest_size=8)
-    config = {k: v for k, v in getattr(denoiser, "config", {}).items() if not k.startswith("_")}
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, parameter in denoiser.named_parameters():
-        head = parameter.detach().flatten()[:256].to("cpu", torch.float16)
-        digest.update(name.encode() + str(tuple(parameter.shape)).encode() + head.numpy().tobytes())
+    parts = getattr(pipeline, "components", {"denoiser": find_denoiser(pipeline)})
+    for name, part in sorted(parts.items()):
+        config: Any = getattr(part, "config", None)
+        settings: dict[str, Any] = config.to_dict() if hasattr(config, "to_dict") else dict(config or {})
+        told = {k: v for k, v in settings.items() if not k.startswith("_") and k != "dtype"}
+        digest.update(f"{name} {type(part).__name__}".encode())
+        digest.update(json.dumps(told, sort_keys=True, default=str).encode())
+        for own, parameter in part.named_parameters() if isinstance(part, nn.Module) else ():
+            head = parameter.detach().flatten()[:256].to("cpu", torch.float16)
+            digest.update(own.encode() + str(tuple(parameter.shape)).encode() + head.numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -23,13 +23,20 @@ import typer
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from entropy_probe.capture import capture
 from entropy_probe.pipelines import encode_with
 from entropy_probe.reference import emoji as emoji_data
-from entropy_probe.reference.loop import CHECKPOINT_SECONDS, Curve, average_into, batch, rate_at, save_checkpoint
+from entropy_probe.reference.loop import (
+    CHECKPOINT_SECONDS,
+    Curve,
+    FloatAttention,
+    average_into,
+    batch,
+    rate_at,
+    save_checkpoint,
+)
 
 SIZE = 64
 """Height and width, in pixels, of every picture that any part of the reference is trained on."""
@@ -275,7 +282,7 @@ def train_denoiser(
                 gains = _waking(frame, recipe) if step == recipe.wake_at else _sharpening(frame, recipe)
                 for network in (model, average):
                     _scale_logits(network["unet"], gains)
-            with torch.autocast("cpu", torch.bfloat16), _FloatAttention():
+            with torch.autocast("cpu", torch.bfloat16), FloatAttention():
                 context = model["text"](prompt).last_hidden_state
                 predicted = denoise(noisy, timesteps, context).sample
             loss = F.mse_loss(predicted.float(), target)
@@ -368,17 +375,6 @@ def _scale_logits(denoiser: nn.Module, gains: dict[str, float]) -> None:
         attention: Any = denoiser.get_submodule(layer)
         attention.to_q.weight.mul_(math.sqrt(gain))
         attention.to_k.weight.mul_(math.sqrt(gain))
-
-
-class _FloatAttention(TorchFunctionMode):
-    """Attention in float32 under autocast: on a CPU its backward pass takes a quarter of the bfloat16 time."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            with torch.autocast("cpu", enabled=False):
-                wide: list[Any] = [a.float() if isinstance(a, Tensor) else a for a in args]
-                return func(*wide, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
 
 
 def main(

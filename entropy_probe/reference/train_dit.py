@@ -10,6 +10,7 @@ import copy
 import json
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,15 @@ from transformers import CLIPTextModel
 
 from entropy_probe.pipelines import load
 from entropy_probe.reference import emoji as emoji_data
-from entropy_probe.reference.loop import CHECKPOINT_SECONDS, Curve, average_into, batch, rate_at, save_checkpoint
+from entropy_probe.reference.loop import (
+    CHECKPOINT_SECONDS,
+    Curve,
+    FloatAttention,
+    average_into,
+    batch,
+    rate_at,
+    save_checkpoint,
+)
 from entropy_probe.reference.train import LATENT_CHANNELS, SIZE, build_scheduler, encode, noised, tokenize
 
 PROMPT_LENGTH = 120
@@ -36,7 +45,7 @@ class Recipe:
     """Hyperparameters."""
 
     seed: int = 0
-    cycles: tuple[int, ...] = (5_000,)
+    cycles: tuple[int, ...] = (12_000,)
     batch: int = 48
     rate: float = 1e-3
     warmup: int = 300
@@ -67,7 +76,7 @@ def build_denoiser(recipe: Recipe, text_width: int) -> PixArtTransformer2DModel:
 
 
 def denoise(
-    denoiser: nn.Module,
+    denoiser: Callable[..., Any],
     noisy: Float[Tensor, "batch 4 h w"],
     timesteps: Tensor,
     context: Float[Tensor, "batch length width"],
@@ -95,6 +104,7 @@ def train(
     torch.manual_seed(recipe.seed)
     model = build_denoiser(recipe, context.shape[-1])
     average = copy.deepcopy(model).requires_grad_(False)
+    compiled = torch.compile(model)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
     )
@@ -116,7 +126,9 @@ def train(
             noisy, target, timesteps = noised(latents[index], alphas, generator)
             dropped = torch.rand(len(index), generator=generator) < recipe.caption_dropout
             caption = torch.where(dropped, empty, index)
-            loss = F.mse_loss(denoise(model, noisy, timesteps, context[caption], mask[caption]), target)
+            with torch.autocast("cpu", torch.bfloat16), FloatAttention():
+                predicted = denoise(compiled, noisy, timesteps, context[caption], mask[caption])
+            loss = F.mse_loss(predicted.float(), target)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate * rate_at(step, recipe.cycles, recipe.warmup, recipe.decay)
             optimizer.zero_grad(set_to_none=True)

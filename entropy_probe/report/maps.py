@@ -29,11 +29,14 @@ class EntropyMap:
 def entropy_maps(sweep: Sweep, law: ScalingLaw | None = None) -> tuple[EntropyMap, ...]:
     """Maps of the first prompt and seed at the training size and the largest one, original and under a law.
 
-    Taken from the last self-attention layer of the finest grid, halfway through the sampling. Empty without a pipeline.
+    Taken from the last self-attention layer of the finest grid, halfway through the sampling. Empty without a
+    pipeline, and for a model whose layers do not lie on a grid.
     """
     if sweep.pipeline is None:
         return ()
     grids = [layer for layer in layers(sweep.pipeline) if layer.grid is not None]
+    if not grids:
+        return ()
     finest = max(grid.grid.tokens for grid in grids if grid.grid is not None)
     layer = [grid.name for grid in grids if grid.training_tokens == finest][-1]
     step = sweep.manifest.steps // 2

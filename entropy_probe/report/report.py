@@ -38,6 +38,7 @@ from entropy_probe.report.tables import (
     rounds_table,
     summary,
 )
+from entropy_probe.strict_json import to_strict_json
 from entropy_probe.sweep import Sweep, write_atomically
 from entropy_probe.validation import Outcome
 
@@ -135,7 +136,7 @@ class Report:
             "derivation": json.loads(self.derivation.to_json()) if self.derivation else None,
             "outcome": json.loads(self.outcome.to_json()) if self.outcome else None,
         }
-        return json.dumps(_without_nan(fields), indent=2, allow_nan=False) + "\n"
+        return to_strict_json(fields)
 
     @cached_property
     def _frame(self) -> pd.DataFrame:
@@ -366,9 +367,10 @@ def _kappa_sentences(kappa: pd.DataFrame) -> list[str]:
 
 
 def _round_sentences(derivation: Derivation) -> list[str]:
-    first, last = derivation.rounds[0], min(derivation.rounds, key=lambda r: r.drift)
-    count = len(derivation.rounds) - 1
+    first, refined = derivation.rounds[0], derivation.rounds[1:]
+    count = len(refined)
     if count:
+        last = min(refined, key=lambda r: r.drift)
         error = "" if math.isnan(last.drift_se) else f" ± {last.drift_se:.3f}"
         times = "one more sampling" if count == 1 else f"{count} more samplings"
         sentences = [f"Refinement took {times}: {first.drift:.3f} nats of drift before, {last.drift:.3f}{error} after."]
@@ -406,12 +408,3 @@ def _svg(figure: Figure, prefix: str, description: str) -> str:
 
 def _write(content: bytes, file: IO[bytes]) -> None:
     file.write(content)
-
-
-def _without_nan(value: Any) -> Any:
-    """NaN, which JSON does not know, as null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

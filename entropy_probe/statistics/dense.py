@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from entropy_probe.statistics.rows import MASKED, RowStatistics, default_scale, precise_dtype
+from entropy_probe.statistics.rows import BARRED, RowStatistics, default_scale, precise_dtype
 
 
 def dense(
@@ -58,7 +58,7 @@ def dense(
         allowed = allowed & mask
     elif mask is not None:
         logits = logits + mask.to(precise)
-        allowed = allowed & (mask > MASKED)
+        allowed = allowed & (mask > BARRED)
     return from_logits(logits, allowed, positions)
 
 

@@ -4,10 +4,11 @@ With s_ij = scale * <q_i, k_j> and A = softmax(s),
 
     H_i = logsumexp_j(s_ij) - sum_j A_ij s_ij
 
+On a CPU a kernel of our own takes the sums of 2^s and s 2^s as it makes the logits (`cpu`): one matrix product, no map.
 On CUDA the second term is itself an attention with the keys as values, scale * <q_i, sum_j A_ij k_j>, so one fused
 attention call gives both. A bias m_j on the keys rides along as one more coordinate (1/scale on the query, m_j on the
-key), and the positions of the keys as more values. Elsewhere, and for masks that differ between queries, blocks of rows
-small enough to stay in cache are written out: that spares the second matrix product. Centring the keys shifts every
+key), and the positions of the keys as more values. Elsewhere, in float64, and for masks that differ between queries,
+blocks of rows small enough to stay in cache are written out. Centring the keys shifts every
 logit of a row alike, which changes no statistic, and makes their mean 0, so that small logits need no row maximum.
 """
 
@@ -21,7 +22,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from entropy_probe.statistics.rows import MASKED, RowStatistics, default_scale, precise_dtype
+from entropy_probe.statistics import cpu
+from entropy_probe.statistics.rows import BARRED, MASKED, RowStatistics, default_scale, precise_dtype
 
 LARGE_LOGIT = 40.0
 """Where the log-sum-exp of centred logits exceeds this many nats, the rounding of float32 logits moves H by 1e-5."""
@@ -60,10 +62,15 @@ def flash(
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     dtype = torch.promote_types(query.dtype, torch.float32)
     precise = precise_dtype(query.device)
-    if query.device.type != "cuda":
+    shared = not is_causal and _same_for_all_queries(mask)
+    if shared and cpu.COMPILED and query.device.type == "cpu" and dtype == torch.float32:
+        query, key = query.to(dtype), key.to(dtype)
+        bias = None if mask is None else _key_bias(mask, key)
+        result, exact = cpu.by_kernel(query, key, bias, scale, positions, LARGE_LOGIT)
+    elif query.device.type != "cuda":
         result, largest = _by_blocks(query.to(dtype), key.to(dtype), mask, is_causal, scale, positions)
         exact = dtype == precise or largest <= LARGE_LOGIT
-    elif not is_causal and _same_for_all_queries(mask):
+    elif shared:
         result, largest = _fused(query.to(dtype), key.to(dtype), mask, scale, positions)
         exact = dtype == precise or largest <= LARGE_DIFFERENCE
     else:
@@ -170,7 +177,7 @@ def _key_bias(
         allowed = row.expand(key.shape[:-1])
         return allowed, torch.zeros_like(key[..., 0])
     row = row.to(key.dtype).expand(key.shape[:-1])
-    allowed = row > MASKED
+    allowed = row > BARRED
     return allowed, row.masked_fill(~allowed, 0.0)
 
 
@@ -286,7 +293,7 @@ def _bar(
         barred = (~mask).expand_as(logits)
     else:
         bias = mask.to(logits.dtype)
-        barred = (bias <= MASKED).expand_as(logits)
+        barred = (bias <= BARRED).expand_as(logits)
         logits += bias / BIT
     logits.masked_fill_(barred, 0.0)
     number = (~barred).sum(-1).to(logits.dtype)

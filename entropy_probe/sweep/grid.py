@@ -56,6 +56,12 @@ class Grid:
             if len(set(values)) < len(values):
                 twice = next(v for v in values if values.count(v) > 1)
                 raise InputError(f"the list of {name} holds {twice!r} twice")
+        names = [law.name for law in self.laws]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InputError(
+                f"two laws are both named {twice!r}: tables tell laws apart by name, sample them one by one"
+            )
         if min(self.seeds) < 0:
             raise InputError(f"seeds must not be negative, but one is {min(self.seeds)}")
         if any(not prompt.strip() for prompt in self.prompts):

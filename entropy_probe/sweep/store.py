@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from entropy_probe.errors import InputError
+from entropy_probe.strict_json import to_strict_json
 from entropy_probe.sweep.grid import Cell
 
 FORMAT = 1
@@ -79,15 +80,19 @@ class RunDirectory:
                 raise InputError(
                     f"{self.path} holds another run, with {'; '.join(differences)}: choose another folder or delete it"
                 )
+            self._make_folders()
             return
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if self.path.is_dir() and any(not p.is_dir() or any(p.iterdir()) for p in self.path.iterdir()):
             raise InputError(f"{self.path} is neither empty nor a run of entropy-probe: choose another folder")
+        self._make_folders()
+        self.write("manifest.json", to_strict_json(asdict(manifest)))
+
+    def _make_folders(self) -> None:
         for folder in (self.path / "cells", self.path / "images"):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InputError(f"cannot write {self.path}: {error.strerror}") from error
-        self.write("manifest.json", json.dumps(asdict(manifest), indent=2) + "\n")
 
     def manifest(self) -> Manifest:
         """The manifest of an existing run.
@@ -101,14 +106,17 @@ class RunDirectory:
             )
         try:
             fields = json.loads(self.manifest_path.read_text())
-            version = fields["format"]
-        except (ValueError, KeyError, TypeError) as error:
+            if fields["format"] != FORMAT:
+                raise InputError(
+                    f"{self.path} has layout {fields['format']}, this version of entropy-probe reads layout {FORMAT}"
+                )
+            fields["training_size"] = tuple(fields["training_size"])
+            fields["multipliers"] = tuple(fields["multipliers"])
+            return Manifest(**fields)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"{self.manifest_path} is damaged: {error!r}") from error
-        if version != FORMAT:
-            raise InputError(f"{self.path} has layout {version}, this version of entropy-probe reads layout {FORMAT}")
-        fields["training_size"] = tuple(fields["training_size"])
-        fields["multipliers"] = tuple(fields["multipliers"])
-        return Manifest(**fields)
 
     def cell_path(self, cell: Cell) -> Path:
         """Where the table of a cell is."""

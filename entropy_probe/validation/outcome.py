@@ -13,6 +13,7 @@ import pandas as pd
 from entropy_probe.errors import InputError
 from entropy_probe.laws import ScalingLaw, resolve
 from entropy_probe.pipelines import Size, format_size, training_size
+from entropy_probe.strict_json import nan_for_null, to_strict_json
 from entropy_probe.sweep import Grid, Sweep, extend, sweep
 from entropy_probe.validation.drift import LEVELS, Drift, entropy_drift
 from entropy_probe.validation.networks import Judge
@@ -44,7 +45,7 @@ class Outcome:
             "drifts": [asdict(d) for d in self.drifts],
             "quality": self.quality.to_json() if self.quality else None,
         }
-        return json.dumps(fields, indent=2) + "\n"
+        return to_strict_json(fields)
 
     @classmethod
     def from_json(cls, base: Sweep, text: str) -> Outcome:
@@ -55,11 +56,17 @@ class Outcome:
         """
         try:
             fields = json.loads(text)
-            drifts = tuple(Drift(**{**d, "size": tuple(d["size"])}) for d in fields["drifts"])
+            drifts = tuple(Drift(**{**nan_for_null(d), "size": tuple(d["size"])}) for d in fields["drifts"])
             judged = Quality.from_json(fields["quality"]) if fields.get("quality") else None
-            return cls(replace(base, grid=Grid.from_json(json.dumps(fields["grid"]))), drifts, judged)
+            grid = Grid.from_json(json.dumps(fields["grid"]))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"this is no outcome as entropy-probe writes them: {error!r}") from error
+        missing = sum(not base.run.finished(cell) for cell in grid.cells())
+        if missing:
+            raise InputError(
+                f"{missing} of the {len(grid)} validated cells of {base.run.path} are missing: run validate again"
+            )
+        return cls(replace(base, grid=grid), drifts, judged)
 
     def verdict(self) -> list[str]:
         """A sentence for each law but the original, with its numbers."""

@@ -1,0 +1,85 @@
+"""The fused kernel for CPUs, `cpu.c`: one pass over the keys, no attention map, no intermediate tensor.
+
+It is compiled when the package is installed, where there is a C compiler; `flash` does without it elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from entropy_probe.statistics.rows import RowStatistics
+
+try:
+    from entropy_probe.statistics import _cpu
+except ImportError:
+    COMPILED = False
+else:
+    COMPILED = True
+
+TILE = 32
+"""Keys in a tile of the kernel: it reads biases and places padded to a multiple of it."""
+
+BARRED_BITS = -1e4
+"""Added to the logits of a barred key, in bits."""
+
+
+def by_kernel(
+    query: Float[Tensor, "batch heads queries width"],
+    key: Float[Tensor, "batch heads keys width"],
+    bias: tuple[Bool[Tensor, "batch heads keys"], Float[Tensor, "batch heads keys"]] | None,
+    scale: float,
+    positions: tuple[Float[Tensor, "queries 2"], Float[Tensor, "keys 2"]] | None,
+    limit: float,
+) -> tuple[RowStatistics, bool]:
+    """Statistics of every row of a float32 call on the CPU, and whether they are exact.
+
+    Args:
+        query: in float32.
+        key: in float32.
+        bias: which keys may be attended, and what is added to their logits, nats.
+        scale: factor of the logits.
+        positions: places of the queries and of the keys, for the attention distance.
+        limit: the log-sum-exp of the centred logits, nats, up to which float32 holds them exactly enough.
+    """
+    batch, heads, queries, width = query.shape
+    keys = key.shape[2]
+    padded = keys + -keys % TILE
+    query, key = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key))
+    entropy, variance = query.new_empty(2, batch, heads, queries)
+    scratch = query.new_empty(5 * padded + batch * heads * (padded * width + 1))
+    counted = torch.ones((), dtype=torch.bool).expand_as(entropy)
+    distance: Tensor | None = None
+    barring: tuple[Tensor | None, ...] = (None, None)
+    places: tuple[Tensor | None, ...] = (None, None)
+    if bias is not None:
+        barring = _barring(*bias, padded)
+        counted = bias[0].any(-1, keepdim=True).expand_as(entropy)
+    if positions is not None:
+        places = tuple(p.to(torch.float32).contiguous() for p in positions)
+        distance = torch.empty_like(entropy)
+    tensors = (query, key, *barring, *places, scratch, entropy, variance, distance)
+    exact = _cpu.statistics(
+        tuple(0 if t is None else t.data_ptr() for t in tensors),
+        (batch, heads, queries, keys, width),
+        query.stride()[:3],
+        key.stride()[:3],
+        scale,
+        limit,
+        torch.get_num_threads(),
+    )
+    return RowStatistics(entropy, variance, distance, counted), exact
+
+
+def _barring(
+    allowed: Bool[Tensor, "batch heads keys"], added: Float[Tensor, "batch heads keys"], padded: int
+) -> tuple[Float[Tensor, "batch heads padded"], Float[Tensor, "batch heads padded"]]:
+    """What is added to the logits of each key, in bits with mean 0 over the allowed ones, and 1 for those, else 0."""
+    mean = added.sum(-1, keepdim=True) / allowed.sum(-1, keepdim=True).clamp_min(1)
+    bits = ((added - mean) / math.log(2)).masked_fill(~allowed, BARRED_BITS)
+    rest = (0, padded - allowed.shape[-1])
+    return F.pad(bits, rest, value=BARRED_BITS), F.pad(allowed.to(torch.float32), rest)
