@@ -409,9 +409,9 @@ def _sweep(
 
 
 def default_sizes(trained: Size, quick: bool = False) -> list[Size]:
-    """Half the training size to twice, and three times its width; `quick` takes fewer."""
+    """Half the training size to three times, one of them wide; `quick` takes fewer and smaller ones."""
     height, width = trained
-    factors = [(0.5, 0.5), (1, 1), (1, 1.5), (2, 2)] if quick else [(0.5, 0.5), (1, 1), (1.5, 1.5), (2, 2), (1, 3)]
+    factors = [(0.5, 0.5), (1, 1), (1, 1.5), (2, 2)] if quick else [(0.5, 0.5), (1, 1), (1, 2), (2, 2), (3, 3)]
     return [(int(height * a) // 8 * 8, int(width * b) // 8 * 8) for a, b in factors]
 
 
