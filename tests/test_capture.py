@@ -1,9 +1,11 @@
 """Capture against an eager attention written for these tests alone, and what it leaves behind."""
 
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 import torch
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import nn
 
 from entropy_probe.capture import attention_calls, attention_layers, capture
@@ -264,6 +266,47 @@ def test_any_module_that_runs_attention_is_measured():
         module(x)
     expected = flash(module.inner(x), x, scale=0.5).entropy.mean(-1)
     assert captured.frame()["entropy"].tolist() == pytest.approx(expected.flatten().tolist())
+
+
+class Mixed(nn.Module):
+    """A module of no library around an attention layer of diffusers: both run attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.bare = Attention(8, heads=2, dim_head=4), Bare()
+
+    def forward(self, x):
+        return self.bare(self.attention(x)[:, None])
+
+
+def test_a_call_outside_the_attention_layers_is_seen_in_every_forward():
+    torch.manual_seed(0)
+    module, sizes = Mixed(), [5, 5, 5, 7, 5]
+    with capture(module) as captured:
+        for tokens in sizes:
+            module(torch.randn(1, tokens, 8))
+    frame = captured.frame()
+    assert list(frame[frame["layer"] == "attention"]["query_tokens"]) == [n for n in sizes for _ in range(2)]
+    assert list(frame[frame["layer"] == "bare"]["query_tokens"]) == sizes
+
+
+@pytest.mark.parametrize("capture_first", [True, False])
+def test_scaling_is_seen_in_the_forwards_that_follow_the_first(tiny_pipeline, sample, capture_first):
+    with capture(tiny_pipeline, distance=False) as plain:
+        sample(steps=1)
+    with ExitStack() as stack:
+        if capture_first:
+            captured = stack.enter_context(capture(tiny_pipeline, distance=False))
+            sample(steps=1)  # from here on the capture knows where the calls are, and the scaling does not
+        stack.enter_context(attention_calls(tiny_pipeline.unet, lambda c: 0.0))
+        if not capture_first:
+            sample(steps=1)
+            captured = stack.enter_context(capture(tiny_pipeline, distance=False))
+        sample(steps=2)
+    frame = captured.frame()
+    scaled = frame[frame["sampling"] == frame["sampling"].max()]
+    assert len(scaled) == 2 * len(plain.frame())
+    assert scaled["entropy"].to_numpy() == pytest.approx(np.log(scaled["key_tokens"].to_numpy()), abs=1e-5)
 
 
 def test_a_bare_denoiser_is_measured_at_an_odd_latent_size(tiny_pipeline):

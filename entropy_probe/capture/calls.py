@@ -1,8 +1,10 @@
 """Seeing, and scaling, the attention calls of a denoiser while it runs.
 
-Forward hooks say which module is running; a `TorchFunctionMode`, active only inside the denoiser's own forward, sees
-every `torch.nn.functional.scaled_dot_product_attention` with its query and key exactly as the model computed them.
-Nothing is replaced: no processor, no method. Removing the hooks leaves the model as it was.
+Forward hooks say which module is running; a `TorchFunctionMode` sees every
+`torch.nn.functional.scaled_dot_product_attention` with its query and key exactly as the model computed them. Such a
+mode slows every torch function a little, so it is on inside the attention layers alone, and over a whole forward only
+until one of that size has shown that no other module makes such a call. Nothing is replaced: no processor, no method.
+Removing the hooks leaves the model as it was.
 """
 
 from __future__ import annotations
@@ -101,20 +103,23 @@ class AttentionHooks:
         self._attention = frozenset(attention_layers(denoiser))
         self._signature = inspect.signature(denoiser.forward)
         self._training_size = _latent_training_size(denoiser)
-        self._stack: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        self._stack: list[_Running] = []
         self._modes: list[TorchFunctionMode] = []
-        self._forwards = 0
-        self._forward = Forward(0, None, None, None)
+        self._forward = Forward(-1, None, None, None)
+        self._stray = False
+        self._known_sizes: set[tuple[int, int] | None] = set()
         # The mode that is entered first is asked last: a prepended hook sees what all others have made of a call.
         self._handles: list[RemovableHandle] = [
             denoiser.register_forward_pre_hook(self._begin, prepend=after_scaling, with_kwargs=True),
             denoiser.register_forward_hook(self._end, always_call=True),
         ]
         for name, module in denoiser.named_modules():
-            if any(True for _ in module.children()):
+            if name and any(True for _ in module.children()):
                 enter = partial(self._enter, name)
-                self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-                self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+                self._handles += [
+                    module.register_forward_pre_hook(enter, prepend=after_scaling, with_kwargs=True),
+                    module.register_forward_hook(self._leave, always_call=True),
+                ]
 
     def remove(self) -> None:
         """Take every hook off the model."""
@@ -128,20 +133,25 @@ class AttentionHooks:
             (int(a.shape[-2]), int(a.shape[-1])) for a in arguments.values() if isinstance(a, Tensor) and a.ndim == 4
         ]
         self._forward = Forward(
-            number=self._forwards,
+            number=self._forward.number + 1,
             timestep=arguments.get("timestep"),
             latent_size=sizes[0] if sizes else None,
             training_size=self._training_size,
         )
-        self._forwards += 1
         self._stack.clear()
         self._leave_modes()
-        mode = _CallMode(self._intercept)
-        mode.__enter__()  # type: ignore[no-untyped-call]
-        self._modes.append(mode)
+        if self._stray or self._forward.latent_size not in self._known_sizes:
+            self._enter_mode(self._stray_call)
+        self._enter("", module, args, kwargs)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._known_sizes.add(self._forward.latent_size)
         self._leave_modes()
+
+    def _enter_mode(self, intercept: Callable[..., Tensor]) -> None:
+        mode = _CallMode(intercept)
+        mode.__enter__()  # type: ignore[no-untyped-call]
+        self._modes.append(mode)
 
     def _leave_modes(self) -> None:
         # Also called where a forward was left without its hooks: torch runs none of them on a KeyboardInterrupt.
@@ -149,17 +159,26 @@ class AttentionHooks:
             self._modes.pop().__exit__(None, None, None)
 
     def _enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._stack.append((name, args, kwargs))
+        self._stack.append(_Running(name, name in self._attention, args, kwargs))
         self.ran.add(name)
+        if name in self._attention:
+            self._enter_mode(self._intercept)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._stack:
-            self._stack.pop()
+        if self._stack and self._stack.pop().is_attention and self._modes:
+            self._modes.pop().__exit__(None, None, None)
 
-    def _calling(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    def _stray_call(self, *args: Any, **kwargs: Any) -> Tensor:
+        """A call that the mode of the whole forward sees: one of an attention layer has been dealt with already."""
+        if any(running.is_attention for running in self._stack):
+            return F.scaled_dot_product_attention(*args, **kwargs)
+        self._stray = True
+        return self._intercept(*args, **kwargs)
+
+    def _calling(self) -> _Running:
         """The attention layer that is running: a processor inside it may be a module of its own."""
-        inner = self._stack[-1] if self._stack else ("", (), {})
-        return next((entry for entry in reversed(self._stack) if entry[0] in self._attention), inner)
+        inner = self._stack[-1] if self._stack else _Running("", False, (), {})
+        return next((running for running in reversed(self._stack) if running.is_attention), inner)
 
     def _intercept(
         self,
@@ -174,13 +193,13 @@ class AttentionHooks:
         enable_gqa: bool = False,
     ) -> Tensor:
         """Stands for `scaled_dot_product_attention`, whose parameters these are."""
-        layer, layer_args, layer_kwargs = self._calling()
-        self.seen.add(layer)
+        running = self._calling()
+        self.seen.add(running.name)
         asked = default_scale(query) if scale is None else scale
         call = AttentionCall(
             forward=self._forward,
-            layer=layer,
-            kind=_kind(query, key, layer_args, layer_kwargs),
+            layer=running.name,
+            kind=_kind(query, key, running.args, running.kwargs),
             query=query,
             key=key,
             mask=attn_mask,
@@ -196,6 +215,16 @@ class AttentionHooks:
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A module whose forward runs, and what it was given."""
+
+    name: str
+    is_attention: bool
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 class _CallMode(TorchFunctionMode):

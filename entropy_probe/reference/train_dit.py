@@ -45,7 +45,7 @@ class Recipe:
     """Hyperparameters."""
 
     seed: int = 0
-    cycles: tuple[int, ...] = (12_000,)
+    cycles: tuple[int, ...] = (9_000,)
     batch: int = 48
     rate: float = 1e-3
     warmup: int = 300

@@ -210,7 +210,10 @@ def _by_blocks(
     shifted = not plain or query.dtype == precise_dtype(query.device)
     buffers = query.new_empty(2, together * rows * keys)
     highest, expected = query.new_zeros(2, maps, queries)
-    variance = _logit_variance(query, key.mT @ key / keys, BIT) if plain else torch.empty_like(expected)
+    variance = torch.empty_like(expected)
+    if plain:  # the form cancels where a large query sees little of the keys' spread
+        precise = precise_dtype(query.device)
+        variance = _logit_variance(query.to(precise), key.mT.to(precise) @ key.to(precise) / keys, BIT).to(query.dtype)
     number = torch.full_like(expected, keys)
     ones = query.new_ones(keys, 1)
     columns = ones if positions is None else torch.cat([ones, _places(positions[1].to(query.dtype))], -1)
