@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,6 +37,23 @@ def test_every_edge_of_its_tiles(queries, keys):
     assert (found.entropy - expected.entropy).abs().max() <= 2e-6
     assert torch.allclose(found.logit_variance.double(), expected.logit_variance, rtol=1e-5, atol=1e-6)
     assert torch.allclose(found.attention_distance.double(), expected.attention_distance, atol=1e-4)
+
+
+@pytest.mark.parametrize("queries", [1, 15, 16, 100])
+def test_its_means_are_those_of_its_rows(queries):
+    torch.manual_seed(0)
+    query, key, places = (
+        torch.randn(3, 2, queries, 5),
+        torch.randn(3, 2, 20, 5),
+        (torch.rand(queries, 2), torch.rand(20, 2)),
+    )
+    allowed = torch.rand(3, 2, 20) > 0.3
+    allowed[1] = False
+    found, _ = by_kernel(query, key, (allowed, torch.zeros(3, 2, 20)), 0.5, places, 40.0)
+    expected = replace(found, reduced=None).means()
+    for name, values in vars(expected).items():
+        assert torch.allclose(vars(found.means())[name], values, atol=1e-5, equal_nan=True), name
+    assert found.means().entropy[1].isnan().all()
 
 
 def test_the_number_of_threads_changes_no_bit():

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entropy_probe.statistics import mean_over_rows, std_over_rows, stratified_rows
+from entropy_probe.statistics import RowStatistics, stratified_rows
 
 
 @given(st.integers(1, 500), st.data())
@@ -45,17 +45,17 @@ def test_too_few_or_too_many_rows_are_refused(chosen):
 
 def test_uncounted_rows_are_left_out_of_means():
     values, counted = torch.tensor([[[1.0, 3.0, 100.0]]]), torch.tensor([[[True, True, False]]])
-    mean = mean_over_rows(values, counted)
-    assert (mean.item(), std_over_rows(values, mean, counted).item()) == (2.0, 1.0)
+    means = RowStatistics(values, 2 * values, 3 * values, counted).means()
+    assert (means.entropy.item(), means.entropy_std.item()) == (2.0, 1.0)
+    assert (means.logit_variance.item(), means.attention_distance.item()) == (4.0, 6.0)
 
 
-def test_without_counts_all_rows_are_counted_and_with_none_the_mean_is_nan():
+def test_means_and_spread_are_torchs_and_without_a_counted_row_they_are_nan():
     torch.manual_seed(0)
     values = torch.randn(2, 3, 7)
     every = torch.ones_like(values, dtype=torch.bool)
-    mean = mean_over_rows(values)
-    assert torch.allclose(mean, mean_over_rows(values, every), atol=1e-6)
-    assert torch.allclose(mean, values.mean(-1), atol=1e-6)
-    for counted in (None, every):
-        assert torch.allclose(std_over_rows(values, mean, counted), values.std(-1, correction=0), atol=1e-6)
-    assert mean_over_rows(values, ~every).isnan().all()
+    means = RowStatistics(values, values, None, every).means()
+    assert torch.allclose(means.entropy, values.mean(-1), atol=1e-6)
+    assert torch.allclose(means.entropy_std, values.std(-1, correction=0), atol=1e-6)
+    assert means.attention_distance is None
+    assert RowStatistics(values, values, None, ~every).means().entropy.isnan().all()

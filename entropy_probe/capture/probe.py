@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from entropy_probe.capture.calls import AttentionCall, attention_calls, attention_layers
 from entropy_probe.capture.records import Captured, Record
 from entropy_probe.errors import CaptureError, InputError
-from entropy_probe.statistics import RowStatistics, flash, mean_over_rows, std_over_rows, stratified_rows
+from entropy_probe.statistics import RowStatistics, flash, stratified_rows
 
 
 def find_denoiser(model: Any) -> nn.Module:
@@ -108,7 +109,7 @@ def capture(
             for multiplier, count, whole in plan:
                 index = None if count == tokens else stratified_rows(tokens, count, seed).to(call.query.device)
                 statistics = _statistics(call, multiplier, index, distance and multiplier == 1.0)
-                if torch.isnan(statistics.entropy).any():
+                if math.isnan(statistics.entropy.sum().item()):
                     raise CaptureError(
                         f"the queries or keys of layer {call.layer!r} hold NaN at step {captured.step}: the model has "
                         "diverged, or its dtype overflows (try float32 or bfloat16)"
@@ -139,8 +140,6 @@ def _statistics(call: AttentionCall, multiplier: float, index: Tensor | None, di
 
 
 def _record(call: AttentionCall, multiplier: float, statistics: RowStatistics, keeping: bool) -> Record:
-    counted = None if call.mask is None else statistics.counted
-    entropy, distance = mean_over_rows(statistics.entropy, counted), statistics.attention_distance
     return Record(
         forward=call.forward,
         layer=call.layer,
@@ -151,10 +150,7 @@ def _record(call: AttentionCall, multiplier: float, statistics: RowStatistics, k
         scale=call.scale,
         multiplier=multiplier,
         rows=statistics.entropy.shape[-1],
-        entropy=entropy,
-        entropy_std=std_over_rows(statistics.entropy, entropy, counted),
-        logit_variance=mean_over_rows(statistics.logit_variance, counted),
-        attention_distance=None if distance is None else mean_over_rows(distance, counted),
+        means=statistics.means(),
         grid=call.grid,
         entropy_rows=statistics.entropy.float().cpu() if keeping else None,
     )

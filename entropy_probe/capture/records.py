@@ -14,6 +14,7 @@ from torch import Tensor
 from entropy_probe.capture.calls import Forward, Kind
 from entropy_probe.capture.grid import TokenGrid
 from entropy_probe.errors import InputError
+from entropy_probe.statistics import RowMeans
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,7 @@ class Record:
     scale: float
     multiplier: float
     rows: int
-    entropy: Float[Tensor, "batch heads"]
-    entropy_std: Float[Tensor, "batch heads"]
-    logit_variance: Float[Tensor, "batch heads"]
-    attention_distance: Float[Tensor, "batch heads"] | None
+    means: RowMeans
     grid: TokenGrid | None
     entropy_rows: Float[Tensor, "batch heads tokens"] | None
 
@@ -93,12 +91,13 @@ class Captured:
         return pd.DataFrame({name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
 
     def _columns(self, record: Record) -> dict[str, Any]:
-        batch, heads = record.entropy.shape
+        means = record.means
+        batch, heads = means.entropy.shape
         moment = self._moments[record.forward.number]
         item = np.repeat(np.arange(batch), heads)
         half = batch // 2 if moment.guided else batch
-        missing = torch.full_like(record.entropy, torch.nan)
-        distance = missing if record.attention_distance is None else record.attention_distance
+        missing = torch.full_like(means.entropy, torch.nan)
+        distance = missing if means.attention_distance is None else means.attention_distance
 
         def same(value: Any) -> Any:
             return np.full(batch * heads, value)
@@ -118,9 +117,9 @@ class Captured:
             "scale": same(record.scale),
             "multiplier": same(record.multiplier),
             "rows": same(record.rows),
-            "entropy": _numbers(record.entropy),
-            "entropy_std": _numbers(record.entropy_std),
-            "logit_variance": _numbers(record.logit_variance),
+            "entropy": _numbers(means.entropy),
+            "entropy_std": _numbers(means.entropy_std),
+            "logit_variance": _numbers(means.logit_variance),
             "attention_distance": _numbers(distance),
         }
 

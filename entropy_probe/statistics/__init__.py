@@ -2,6 +2,6 @@
 
 from entropy_probe.statistics.dense import dense
 from entropy_probe.statistics.flash import flash
-from entropy_probe.statistics.rows import RowStatistics, mean_over_rows, std_over_rows, stratified_rows
+from entropy_probe.statistics.rows import RowMeans, RowStatistics, stratified_rows
 
-__all__ = ["RowStatistics", "dense", "flash", "mean_over_rows", "std_over_rows", "stratified_rows"]
+__all__ = ["RowMeans", "RowStatistics", "dense", "flash", "stratified_rows"]

@@ -38,7 +38,7 @@ typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 
 typedef struct {
     const float *query, *key, *bias, *weight, *here, *there;
-    float *scratch, *entropy, *variance, *distance;
+    float *scratch, *entropy, *variance, *distance, *means;
     int64_t batch, heads, queries, keys, width;
     int64_t query_strides[3], key_strides[3];
     float scale, limit;
@@ -219,6 +219,35 @@ static int block(const Call *c, int64_t map, int64_t first) {
     return c->distance ? rows(c, map, first, 1) : rows(c, map, first, 0);
 }
 
+/* Mean of values - from, or of its square. */
+INLINE float mean(const float *values, int64_t count, float from, int squared) {
+    floats total = {0};
+    float rest = 0;
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        const floats v = load(values + i) - from;
+        if (squared)
+            total += v * v;
+        else
+            total += v;
+    }
+    for (; i < count; i++) rest += squared ? (values[i] - from) * (values[i] - from) : values[i] - from;
+    float four[4];
+    sum_four(total, total, total, total, four);
+    return (four[0] + rest) / (float)count;
+}
+
+/* Means over the rows of a map: entropy, its standard deviation, variance, distance; NaN where no key is allowed. */
+EVERY_MACHINE
+static void summarise(const Call *c, int64_t map) {
+    const int64_t maps = c->batch * c->heads, first = map * c->queries;
+    const float none = c->count[map] > 0 ? 0 : NAN, entropy = mean(c->entropy + first, c->queries, 0, 0);
+    c->means[map] = entropy + none;
+    c->means[maps + map] = sqrtf(mean(c->entropy + first, c->queries, entropy, 1)) + none;
+    c->means[2 * maps + map] = mean(c->variance + first, c->queries, 0, 0) + none;
+    if (c->distance) c->means[3 * maps + map] = mean(c->distance + first, c->queries, 0, 0) + none;
+}
+
 /* Shares the scratch out, and fills what all maps share: the places of the keys, and their bias where none is given. */
 static void prepare(Call *c) {
     const int64_t padded = (c->keys + TILE - 1) / TILE * TILE;
@@ -242,17 +271,17 @@ static void prepare(Call *c) {
 
 static PyObject *statistics(PyObject *Py_UNUSED(self), PyObject *args) {
     Call c;
-    unsigned long long p[10];
+    unsigned long long p[11];
     int threads;
-    if (!PyArg_ParseTuple(args, "(KKKKKKKKKK)(LLLLL)(LLL)(LLL)ffi", p, p + 1, p + 2, p + 3, p + 4, p + 5, p + 6, p + 7,
-                          p + 8, p + 9, &c.batch, &c.heads, &c.queries, &c.keys, &c.width, c.query_strides,
+    if (!PyArg_ParseTuple(args, "(KKKKKKKKKKK)(LLLLL)(LLL)(LLL)ffi", p, p + 1, p + 2, p + 3, p + 4, p + 5, p + 6, p + 7,
+                          p + 8, p + 9, p + 10, &c.batch, &c.heads, &c.queries, &c.keys, &c.width, c.query_strides,
                           c.query_strides + 1, c.query_strides + 2, c.key_strides, c.key_strides + 1,
                           c.key_strides + 2, &c.scale, &c.limit, &threads))
         return NULL;
     const float **in[] = {&c.query, &c.key, &c.bias, &c.weight, &c.here, &c.there};
-    float **out[] = {&c.scratch, &c.entropy, &c.variance, &c.distance};
+    float **out[] = {&c.scratch, &c.entropy, &c.variance, &c.distance, &c.means};
     for (int i = 0; i < 6; i++) *in[i] = (const float *)(uintptr_t)p[i];
-    for (int i = 0; i < 4; i++) *out[i] = (float *)(uintptr_t)p[6 + i];
+    for (int i = 0; i < 5; i++) *out[i] = (float *)(uintptr_t)p[6 + i];
     const int64_t maps = c.batch * c.heads, blocks = (c.queries + BLOCK - 1) / BLOCK;
     int within = 1;
     Py_BEGIN_ALLOW_THREADS
@@ -264,6 +293,8 @@ static PyObject *statistics(PyObject *Py_UNUSED(self), PyObject *args) {
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < maps * blocks; task++)
             within &= block(&c, task / blocks, task % blocks * BLOCK);
+#pragma omp for
+        for (int64_t map = 0; map < maps; map++) summarise(&c, map);
     }
     Py_END_ALLOW_THREADS
     return PyBool_FromLong(within);

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from entropy_probe.statistics.rows import RowStatistics
+from entropy_probe.statistics.rows import RowMeans, RowStatistics
 
 try:
     from entropy_probe.statistics import _cpu
@@ -51,6 +51,7 @@ def by_kernel(
     padded = keys + -keys % TILE
     query, key = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key))
     entropy, variance = query.new_empty(2, batch, heads, queries)
+    means = query.new_empty(4, batch, heads)
     scratch = query.new_empty(5 * padded + batch * heads * (padded * width + 1))
     counted = torch.ones((), dtype=torch.bool).expand_as(entropy)
     distance: Tensor | None = None
@@ -62,7 +63,7 @@ def by_kernel(
     if positions is not None:
         places = tuple(p.to(torch.float32).contiguous() for p in positions)
         distance = torch.empty_like(entropy)
-    tensors = (query, key, *barring, *places, scratch, entropy, variance, distance)
+    tensors = (query, key, *barring, *places, scratch, entropy, variance, distance, means)
     exact = _cpu.statistics(
         tuple(0 if t is None else t.data_ptr() for t in tensors),
         (batch, heads, queries, keys, width),
@@ -72,7 +73,8 @@ def by_kernel(
         limit,
         torch.get_num_threads(),
     )
-    return RowStatistics(entropy, variance, distance, counted), exact
+    reduced = RowMeans(means[0], means[1], means[2], None if distance is None else means[3])
+    return RowStatistics(entropy, variance, distance, counted, reduced), exact
 
 
 def _barring(

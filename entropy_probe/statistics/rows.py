@@ -1,4 +1,4 @@
-"""What is known of each attention row, means over rows with their spread, and the choice of rows."""
+"""What is known of each attention row, means over rows, and the choice of rows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,23 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class RowMeans:
+    """Means over the counted rows of one call; NaN where none is counted.
+
+    Attributes:
+        entropy: mean H, nats.
+        entropy_std: standard deviation of H over the rows, nats.
+        logit_variance: mean variance of the logits, nats^2.
+        attention_distance: mean distance, in the unit of the positions; None without.
+    """
+
+    entropy: Float[Tensor, "batch heads"]
+    entropy_std: Float[Tensor, "batch heads"]
+    logit_variance: Float[Tensor, "batch heads"]
+    attention_distance: Float[Tensor, "batch heads"] | None
+
+
+@dataclass(frozen=True)
 class RowStatistics:
     """Statistics of every attention row of one call.
 
@@ -19,30 +36,31 @@ class RowStatistics:
         logit_variance: variance of the logits over the allowed keys, nats^2.
         attention_distance: root mean square distance that attention spans, in the unit of the positions; None without.
         counted: false for rows that may attend to no key at all; they are left out of means.
+        reduced: the means, where the kernel that made the rows has taken them too.
     """
 
     entropy: Float[Tensor, "batch heads queries"]
     logit_variance: Float[Tensor, "batch heads queries"]
     attention_distance: Float[Tensor, "batch heads queries"] | None
     counted: Bool[Tensor, "batch heads queries"]
+    reduced: RowMeans | None = None
 
+    def means(self) -> RowMeans:
+        """Means over the counted rows."""
+        if self.reduced is not None:
+            return self.reduced
+        count = self.counted.sum(-1)
 
-def mean_over_rows(
-    values: Float[Tensor, "batch heads queries"], counted: Bool[Tensor, "batch heads queries"] | None = None
-) -> Float[Tensor, "batch heads"]:
-    """Mean over the counted rows (all, without `counted`); NaN where none is counted."""
-    if counted is None:
-        return values.mean(-1)
-    return values.masked_fill(~counted, 0.0).sum(-1) / counted.sum(-1)
+        def mean(rows: Float[Tensor, "batch heads queries"]) -> Float[Tensor, "batch heads"]:
+            return rows.masked_fill(~self.counted, 0.0).sum(-1) / count
 
-
-def std_over_rows(
-    values: Float[Tensor, "batch heads queries"],
-    mean: Float[Tensor, "batch heads"],
-    counted: Bool[Tensor, "batch heads queries"] | None = None,
-) -> Float[Tensor, "batch heads"]:
-    """Standard deviation over the counted rows, about their mean; torch's own takes several times as long."""
-    return mean_over_rows((values - mean.unsqueeze(-1)).square_(), counted).sqrt_()
+        entropy = mean(self.entropy)
+        return RowMeans(
+            entropy=entropy,
+            entropy_std=mean((self.entropy - entropy.unsqueeze(-1)).square()).sqrt(),
+            logit_variance=mean(self.logit_variance),
+            attention_distance=None if self.attention_distance is None else mean(self.attention_distance),
+        )
 
 
 def stratified_rows(total: int, chosen: int, seed: int = 0) -> Int[Tensor, " chosen"]:
