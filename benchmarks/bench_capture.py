@@ -13,14 +13,16 @@ from rich.table import Table
 
 from entropy_probe.capture import capture
 from entropy_probe.pipelines import draw, load, quiet_libraries
+from entropy_probe.reference import prompts
 
-PROMPTS = ["noto red apple", "flat pizza", "noto frog", "flat mushroom"]
+IMAGES = 8
+"""In a batch, as a sweep samples them at the training size."""
 
 
 def sample(pipeline: object, size: int, steps: int) -> float:
-    """Seconds of one sampling of four images."""
+    """Seconds of one sampling of a batch of images."""
     start = time.perf_counter()
-    draw(pipeline, PROMPTS, (size, size), [0, 1, 2, 3], steps=steps, guidance_scale=4.0)
+    draw(pipeline, prompts()[:IMAGES], (size, size), list(range(IMAGES)), steps=steps, guidance_scale=4.0)
     return time.perf_counter() - start
 
 
