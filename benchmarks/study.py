@@ -1,4 +1,4 @@
-"""The study: `python -m benchmarks.study` writes docs/results.md and its figures from what it measures.
+"""The study: `python -m benchmarks.study` writes docs/results-MODEL.md and its figures from what it measures.
 
 Every stage keeps what it found in the study's folder, so that a study that was stopped goes on; nothing in the page is
 typed by hand but the explanations. Hours on two cores at full size; `--prompts` and `--seeds` make it smaller.
@@ -19,7 +19,7 @@ from rich.console import Console
 
 from entropy_probe.fitting import calibrate, derive_gaussian, derive_measured, fit
 from entropy_probe.laws import ScalingLaw, from_json, resolve, to_json
-from entropy_probe.pipelines import Pictures, Size, format_size, load, quiet_libraries
+from entropy_probe.pipelines import Pictures, Size, format_size, load, quiet_libraries, training_tokens
 from entropy_probe.reference import pictures, prompts
 from entropy_probe.report import figures
 from entropy_probe.report.tables import quality_table
@@ -28,12 +28,11 @@ from entropy_probe.validation import judge_for, outcome_of
 from entropy_probe.validation.loss import LossCurve, loss_against_g, loss_against_kappa
 
 SIZES: list[Size] = [(32, 32), (64, 64), (96, 96), (128, 128), (64, 128)]
-LEVELS = {
+UNET_LEVELS = {
     "fine (16 x 16 latents)": ("down_blocks.0*", "up_blocks.1*"),
     "coarse (8 x 8 latents)": ("down_blocks.1*", "up_blocks.0*"),
     "middle": ("mid_block*",),
 }
-"""The levels of the UNet reference."""
 
 MULTIPLIERS = (0.5, 0.7, 0.85, 1.0, 1.15, 1.35, 1.6, 2.0)
 ROWS = 64
@@ -75,6 +74,16 @@ def curve(out: Path, name: str, make: Callable[[], LossCurve]) -> dict[str, pd.D
     }
 
 
+def levels(pipeline: Any) -> dict[str, tuple[str, ...]]:
+    """Three groups of layers, as globs: by grid in a UNet, by depth in a transformer."""
+    if hasattr(pipeline, "unet"):
+        return UNET_LEVELS
+    blocks = len(pipeline.transformer.transformer_blocks)
+    thirds = np.array_split(np.arange(blocks), 3)
+    names = ("early blocks", "middle blocks", "late blocks")
+    return {name: tuple(f"transformer_blocks.{b}.*" for b in third) for name, third in zip(names, thirds, strict=True)}
+
+
 def measure_losses(pipeline: Any, true: Pictures, out: Path) -> dict[str, dict[str, pd.DataFrame]]:
     """Loss against g, globally and by level, and against one kappa."""
     ends = [SIZES[0], SIZES[3]]
@@ -82,7 +91,7 @@ def measure_losses(pipeline: Any, true: Pictures, out: Path) -> dict[str, dict[s
         "g": curve(out, "loss-g", lambda: loss_against_g(pipeline, true, SIZES, MULTIPLIERS)),
         "kappa": curve(out, "loss-kappa", lambda: loss_against_kappa(pipeline, true, ends)),
     }
-    for name, layers in LEVELS.items():
+    for name, layers in levels(pipeline).items():
         word = name.split()[0]
         found[name] = curve(
             out,
@@ -114,7 +123,7 @@ def draw_losses(found: dict[str, dict[str, pd.DataFrame]]) -> Figure:
     _curves(panels[0, 1], found["kappa"]["table"], "kappa", "all, g² = 1 + κ ln(N/T)")
     by_time = found["g"]["by_timestep"]
     _curves(panels[0, 2], by_time[by_time["size"] == format_size(SIZES[3])], "g", "128 px, by timestep", "timestep")
-    for axes, name in zip(panels[1], LEVELS, strict=True):
+    for axes, name in zip(panels[1], [name for name in found if name not in ("g", "kappa")], strict=True):
         _curves(axes, found[name]["table"], "g", f"only {name}")
     return figure
 
@@ -139,7 +148,7 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def best_table(found: dict[str, dict[str, pd.DataFrame]]) -> pd.DataFrame:
+def best_table(found: dict[str, dict[str, pd.DataFrame]], tokens: int) -> pd.DataFrame:
     """The g of least loss with its interval, beside the paper's and full invariance's at the finest level."""
     best = found["g"]["best"]
     trained = next(size for size in SIZES if size == (64, 64))
@@ -148,7 +157,6 @@ def best_table(found: dict[str, dict[str, pd.DataFrame]]) -> pd.DataFrame:
         own = found["g"]["table"]
         lowest = own[own["size"] == row.size].sort_values("change").iloc[0]
         ratio = size[0] * size[1] / (trained[0] * trained[1])
-        tokens = 256
         rows.append(
             {
                 "size, px": row.size,
@@ -188,10 +196,10 @@ def drift_summary(outcome: Any) -> pd.DataFrame:
     return wide[list(dict.fromkeys(table["size"]))].reset_index()
 
 
-PAGE = """# Results
+PAGE = """# Results on `{model}`
 
-Written by `python -m benchmarks.study`: every number and figure on this page was measured by it, on the bundled model
-`{model}` (weights {fingerprint}). Intervals are 95 %. {count} pictures for the losses; {drawn} pictures for every law
+Written by `python -m benchmarks.study --model {model}`: every number and figure on this page was measured by it
+(weights {fingerprint}). Intervals are 95 %. {count} pictures for the losses; {drawn} pictures for every law
 and size, the same prompts and seeds for all.
 
 ## Does entropy follow ln N?
@@ -202,7 +210,7 @@ and size, the same prompts and seeds for all.
 
 The denoising loss on true drawings of each size, relative to g = 1; same pictures, noise and timesteps for every g.
 
-![Loss against g](results-loss.png)
+![Loss against g](results-{model}-loss.png)
 
 {best}
 
@@ -225,7 +233,7 @@ Share of the drift that is gone, `layer` level:
 
 {verdict}
 
-![Quality against size](results-quality.png)
+![Quality against size](results-{model}-quality.png)
 
 {quality}
 """
@@ -234,7 +242,7 @@ Share of the drift that is gone, `layer` level:
 def main(
     model: Annotated[str, typer.Option(help="A bundled model.")] = "reference",
     out: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("study-run"),
-    docs: Annotated[Path, typer.Option(help="Where results.md is written.")] = Path("docs"),
+    docs: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("docs"),
     count: Annotated[int, typer.Option(help="Prompts whose pictures are drawn, at most those bundled.")] = 64,
     seeds: Annotated[int, typer.Option(help="Pictures of each prompt, law and size.")] = 4,
     true: Annotated[int, typer.Option(help="True pictures for the losses.")] = 48,
@@ -270,23 +278,24 @@ def main(
     write_atomically(out / "outcome.json", lambda file: file.write(outcome.to_json().encode()))
 
     with figures.theme():
-        draw_losses(losses).savefig(docs / "results-loss.png", dpi=80)
-        figures.quality_by_law(outcome.quality).savefig(docs / "results-quality.png", dpi=80)
+        draw_losses(losses).savefig(docs / f"results-{model}-loss.png", dpi=80)
+        figures.quality_by_law(outcome.quality).savefig(docs / f"results-{model}-quality.png", dpi=80)
     page = PAGE.format(
         model=model,
         fingerprint=first.manifest.fingerprint,
         count=len(drawings.captions),
         drawn=count * seeds,
         law=str(fit(first)),
-        best=markdown(best_table(losses)),
+        best=markdown(best_table(losses, max(training_tokens(pipeline).values()))),
         one=markdown(changes_table(changes_one)),
         layers=markdown(changes_table(changes_layers)),
         drift=markdown(drift_summary(outcome)),
         verdict="\n".join(f"- {sentence}" for sentence in outcome.quality.verdict()),
         quality=markdown(quality_table(outcome.quality)),
     )
-    (docs / "results.md").write_text(page)
-    say(f"written to {docs / 'results.md'}")
+    path = docs / f"results-{model}.md"
+    path.write_text(page)
+    say(f"written to {path}")
 
 
 if __name__ == "__main__":

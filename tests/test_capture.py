@@ -143,6 +143,17 @@ def test_samplings_of_one_step_are_told_apart(tiny_pipeline, sample):
     assert captured.frame()["sampling"].nunique() == 2
 
 
+def test_loops_by_hand_over_one_schedule_are_told_apart(tiny_pipeline):
+    tiny_pipeline.scheduler.set_timesteps(3)
+    latents, text = torch.randn(1, 4, 16, 16), torch.randn(1, 16, 32)
+    with torch.no_grad(), capture(tiny_pipeline, distance=False) as captured:
+        for timestep in list(tiny_pipeline.scheduler.timesteps) * 2:
+            tiny_pipeline.unet(latents, timestep, text)
+    assert set(captured.frame()[["sampling", "step"]].itertuples(index=False, name=None)) == {
+        (sampling, step) for sampling in range(2) for step in range(3)
+    }
+
+
 def test_branches_of_guidance_are_told_apart(tiny_pipeline, sample):
     def entropies(branch, **options):
         with capture(tiny_pipeline, layers="*attn2") as captured:
@@ -292,6 +303,67 @@ def test_a_call_outside_the_attention_layers_is_seen_in_every_forward():
     assert list(frame[frame["layer"] == "bare"]["query_tokens"]) == sizes
 
 
+class Shared(nn.Module):
+    """Keys of one item serve the queries of all, as `scaled_dot_product_attention` allows."""
+
+    def forward(self, x):
+        key = x[:1, None]
+        return nn.functional.scaled_dot_product_attention(x[:, None], key, key)
+
+
+def test_keys_of_one_item_serve_all():
+    torch.manual_seed(0)
+    module, x = Shared(), torch.randn(3, 5, 8)
+    with capture(module) as captured:
+        module(x)
+    expected = flash(x[:, None], x[:1, None].repeat(3, 1, 1, 1)).entropy.mean((1, 2))
+    assert captured.frame()["entropy"].tolist() == pytest.approx(expected.tolist())
+
+
+def test_a_failed_forward_settles_nothing():
+    torch.manual_seed(0)
+    module = Mixed()
+    failure = module.bare.register_forward_pre_hook(lambda *_: 1 / 0)
+    with capture(module) as captured:
+        with pytest.raises(ZeroDivisionError):
+            module(torch.randn(1, 5, 8))
+        failure.remove()
+        for _ in range(2):
+            module(torch.randn(1, 5, 8))
+    assert list(captured.frame()["layer"]).count("bare") == 2
+
+
+class Nested(Attention):
+    """An attention layer of diffusers with another inside, which sees and scales a call once."""
+
+    def __init__(self):
+        super().__init__(8, heads=2, dim_head=4)
+        self.inner = Attention(8, heads=2, dim_head=4)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def test_an_attention_layer_inside_another_is_scaled_once():
+    torch.manual_seed(0)
+    module, scales = Nested(), []
+    with attention_calls(module, lambda c: scales.append(c.scale) or 2.0):
+        module(torch.randn(1, 5, 8))
+    seeing = attention_calls(module, lambda c: scales.append(c.scale), after_scaling=True)
+    with seeing, attention_calls(module, lambda c: 2.0):
+        module(torch.randn(1, 5, 8))
+    assert scales == pytest.approx([0.5, 1.0])
+
+
+def test_a_module_that_is_called_outside_a_forward_is_left_alone():
+    module, seen = Mixed(), []
+    with attention_calls(module, lambda c: seen.append(c.layer)):
+        module.attention(torch.randn(1, 5, 8))
+        assert seen == []
+        module(torch.randn(1, 5, 8))
+    assert seen == ["attention", "bare"]
+
+
 @pytest.mark.parametrize("capture_first", [True, False])
 def test_scaling_is_seen_in_the_forwards_that_follow_the_first(tiny_pipeline, sample, capture_first):
     with capture(tiny_pipeline, distance=False) as plain:
@@ -336,6 +408,9 @@ def test_curves_are_measured_beside_the_call(tiny_pipeline, sample):
     expected = flash(seen[0].query, seen[0].key, scale=2 * seen[0].scale).entropy.mean(-1)
     assert doubled["entropy"].tolist() == pytest.approx(expected.flatten().tolist(), abs=1e-5)
     assert not (frame[frame["kind"] == "cross"]["multiplier"] == 2.0).any()
+    with capture(tiny_pipeline) as plain:
+        sample(steps=1)
+    assert captured.summary()["entropy"].tolist() == pytest.approx(plain.summary()["entropy"].tolist())
 
 
 @pytest.mark.parametrize("multiplier", [0.5, torch.tensor([0.5, 0.5])])

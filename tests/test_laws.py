@@ -47,6 +47,18 @@ class TestEveryLaw:
         assert from_json(to_json(law)) == law
 
 
+def test_laws_of_one_kappa_are_named_apart_and_what_lacks_a_number_is_refused():
+    names = [law.name for law in (Kappa({"*": 0.1}), Kappa({"*": 0.25}), Kappa({"a": 0.1}))]
+    assert names == ["kappa=0.1", "kappa=0.25", "kappa"]
+    uncertain = Measured({"a": ((1.0, 2.0),)}, {"a": math.nan}, {"a": math.nan})
+    again = from_json(to_json(uncertain))
+    assert isinstance(again, Measured)
+    assert math.isnan(again.kappa["a"])
+    assert from_json('{"law": "measured", "points": {"a": [[1.0, 2.0]]}}') == Measured({"a": ((1.0, 2.0),)})
+    with pytest.raises(InputError, match="a number is missing"):
+        from_json('{"law": "kappa", "kappa": {"*": null}}')
+
+
 def test_closed_values():
     assert Paper().multiplier("", 4096, 1024) == pytest.approx(math.sqrt(12 / 10))
     assert Log().multiplier("", 4096, 1024) == pytest.approx(1.2)

@@ -36,6 +36,15 @@ def test_other_weights_have_another_fingerprint(tiny_folder, tiny_pipeline):
     assert fingerprint(other) != fingerprint(tiny_pipeline)
 
 
+def test_how_a_model_was_loaded_is_not_in_its_fingerprint(tiny_pipeline):
+    before, config = fingerprint(tiny_pipeline), tiny_pipeline.text_encoder.config
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "transformers_version", "9.9.9")
+        assert fingerprint(tiny_pipeline) == before
+        patch.setattr(config, "hidden_act", "gelu")
+        assert fingerprint(tiny_pipeline) != before
+
+
 def test_bad_models_are_refused_with_cause_and_remedy(tiny_folder, tmp_path):
     with pytest.raises(InputError, match="there is no folder"):
         load(tmp_path / "nowhere")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import entropy_probe as ep
-from entropy_probe.pipelines import draw, training_size, training_tokens
+from entropy_probe.pipelines import REFERENCES, draw, training_size, training_tokens
 from entropy_probe.reference.emoji import _kept
 from entropy_probe.reference.emoji import draw as draw_svg
 from entropy_probe.reference.loop import batch, rate_at
@@ -18,26 +18,33 @@ from entropy_probe.reference.train import SHARPER, Recipe, _sharpening, train_to
 
 
 @pytest.fixture(scope="module")
-def pipeline():
-    return ep.reference.load(device="cpu")
+def pipelines():
+    return {name: ep.reference.load(name, device="cpu") for name in REFERENCES}
 
 
-def test_the_checkpoint_is_small_and_holds_no_pickle():
-    found = [p for p in Path(str(files("entropy_probe.data") / "reference")).rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in found) < 30e6
+@pytest.mark.parametrize(("name", "most"), [("reference", 30e6), ("reference-dit", 20e6)])
+def test_the_checkpoints_are_small_and_hold_no_pickle(name, most):
+    found = [p for p in Path(str(files("entropy_probe.data") / name)).rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in found) < most
     assert {p.suffix for p in found} <= {".json", ".safetensors", ".csv", ".md", ".png", ".gz"}
 
 
-def test_it_is_a_stable_diffusion_pipeline_trained_at_64_pixels(pipeline):
-    assert type(pipeline).__name__ == "StableDiffusionPipeline"
-    assert pipeline.safety_checker is None
+@pytest.mark.parametrize(
+    ("name", "kind", "tokens"),
+    [("reference", "StableDiffusionPipeline", {256, 64}), ("reference-dit", "PixArtAlphaPipeline", {64})],
+)
+def test_they_are_pipelines_of_diffusers_trained_at_64_pixels(pipelines, name, kind, tokens):
+    pipeline = pipelines[name]
+    assert type(pipeline).__name__ == kind
+    assert getattr(pipeline, "safety_checker", None) is None
     assert training_size(pipeline) == (64, 64)
-    assert set(training_tokens(pipeline).values()) == {256, 64}
+    assert set(training_tokens(pipeline).values()) == tokens
 
 
-def test_the_caption_decides_what_is_drawn(pipeline):
+@pytest.mark.parametrize("name", REFERENCES)
+def test_the_caption_decides_what_is_drawn(pipelines, name):
     captions = ["noto red apple", "flat eggplant", "noto carrot", "flat broccoli"]
-    images = draw(pipeline, captions, (64, 64), [0] * 4, steps=12, guidance_scale=4.0)
+    images = draw(pipelines[name], captions, (64, 64), [0] * 4, steps=12, guidance_scale=4.0)
     colours = []
     for image in images:
         pixels = np.asarray(image, dtype=float).reshape(-1, 3)

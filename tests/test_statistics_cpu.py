@@ -2,21 +2,26 @@
 
 import math
 import shutil
+import sys
+import sysconfig
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from entropy_probe.statistics import cpu, dense
+from entropy_probe.statistics import cpu, dense, flash
 from entropy_probe.statistics.cpu import by_kernel
 
-pytestmark = pytest.mark.skipif(not cpu.COMPILED, reason="the kernel is compiled where there is a C compiler")
+needs_kernel = pytest.mark.skipif(not cpu.COMPILED, reason="the kernel is compiled where there is GCC")
 
 
 def test_it_is_there_where_there_is_a_compiler():
-    assert cpu.COMPILED or shutil.which("cc") is None
+    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    assert cpu.COMPILED or not (sys.platform == "linux" and shutil.which("gcc") and headers.exists())
 
 
+@needs_kernel
 def test_closed_forms():
     key = torch.zeros(1, 1, 37, 8)
     uniform, exact = by_kernel(torch.randn(1, 1, 5, 8), key, None, 1.0, None, 40.0)
@@ -25,6 +30,7 @@ def test_closed_forms():
     assert torch.equal(uniform.logit_variance, torch.zeros(1, 1, 5))
 
 
+@needs_kernel
 @pytest.mark.parametrize("keys", [1, 15, 16, 17, 511, 512, 513, 1030])
 @pytest.mark.parametrize("queries", [1, 7, 8, 9, 63, 64, 65])
 def test_every_edge_of_its_tiles(queries, keys):
@@ -39,6 +45,7 @@ def test_every_edge_of_its_tiles(queries, keys):
     assert torch.allclose(found.attention_distance.double(), expected.attention_distance, atol=1e-4)
 
 
+@needs_kernel
 @pytest.mark.parametrize("queries", [1, 15, 16, 100])
 def test_its_means_are_those_of_its_rows(queries):
     torch.manual_seed(0)
@@ -56,6 +63,7 @@ def test_its_means_are_those_of_its_rows(queries):
     assert found.means().entropy[1].isnan().all()
 
 
+@needs_kernel
 def test_the_number_of_threads_changes_no_bit():
     torch.manual_seed(0)
     query, key = torch.randn(2, 3, 150, 24), torch.randn(2, 3, 90, 24)
@@ -71,8 +79,61 @@ def test_the_number_of_threads_changes_no_bit():
     assert all(torch.equal(f.logit_variance, found[0].logit_variance) for f in found)
 
 
+@needs_kernel
 @pytest.mark.parametrize("large", [45.0, 300.0, 1e30, math.inf, math.nan])
 def test_what_float32_cannot_hold_is_said(large):
     query, key = torch.zeros(1, 1, 9, 2), torch.zeros(1, 1, 20, 2)
     query[0, 0, 4, 0], key[0, 0, 3, 0] = 1.0, large
     assert not by_kernel(query, key, None, 1.0, None, 40.0)[1]
+
+
+@needs_kernel
+@pytest.mark.parametrize("keys", [60, 64])
+def test_a_mask_may_lie_in_memory_in_any_order(keys):
+    torch.manual_seed(0)
+    query, key, allowed = torch.randn(2, 1, 9, 8), torch.randn(2, 1, keys, 8), (torch.rand(keys, 2) > 0.4).T[:, None]
+    assert not allowed.is_contiguous()
+    found, exact = by_kernel(query, key, (allowed, torch.zeros(allowed.shape)), 0.5, None, 40.0)
+    expected = dense(query, key, allowed[:, :, None], scale=0.5)
+    assert exact
+    assert (found.entropy - expected.entropy).abs().max() <= 1e-5
+    assert torch.allclose(found.logit_variance.double(), expected.logit_variance, rtol=1e-4)
+
+
+@needs_kernel
+def test_a_barred_key_weighs_nothing_however_large_its_logit():
+    query, key = torch.ones(1, 1, 3, 1), torch.zeros(1, 1, 40, 1)
+    key[0, 0, 7] = 1e5
+    allowed = torch.ones(1, 1, 40, dtype=torch.bool)
+    allowed[0, 0, 7] = False
+    found, exact = by_kernel(query, key, (allowed, torch.zeros(1, 1, 40)), 1.0, None, 40.0)
+    assert exact
+    assert found.entropy.flatten().tolist() == pytest.approx([math.log(39)] * 3)
+    assert torch.equal(found.logit_variance, torch.zeros(1, 1, 3))
+
+
+@needs_kernel
+def test_many_keys_with_much_in_common_keep_their_variance_and_entropy():
+    torch.manual_seed(0)
+    query, key = torch.ones(1, 1, 2, 1), 100.1 + 0.1 * torch.randn(1, 1, 65_536, 1)
+    found, exact = by_kernel(query, key, None, 1.0, None, 40.0)
+    expected = dense(query, key, scale=1.0)
+    assert exact
+    assert (found.entropy - expected.entropy).abs().max() <= 1e-5
+    assert torch.allclose(found.logit_variance.double(), expected.logit_variance, rtol=1e-4)
+
+
+@needs_kernel
+def test_tensors_that_do_not_fit_are_refused():
+    query, places = torch.randn(4, 2, 9, 8), (torch.rand(9, 2), torch.rand(5, 2))
+    for shape in [(1, 2, 9, 8), (4, 1, 9, 8), (4, 2, 9, 16)]:
+        with pytest.raises((ValueError, TypeError), match=r"does not fit|Type-check"):
+            by_kernel(query, torch.randn(shape), None, 1.0, None, 40.0)
+    with pytest.raises((ValueError, TypeError), match=r"give places|Type-check"):
+        by_kernel(query, torch.randn(4, 2, 9, 8), None, 1.0, places, 40.0)
+
+
+def test_empty_calls_are_no_crash():
+    uniform = flash(torch.zeros(1, 1, 3, 0), torch.zeros(1, 1, 7, 0), scale=1.0)
+    assert uniform.entropy.flatten().tolist() == pytest.approx([math.log(7)] * 3)
+    assert flash(torch.randn(1, 1, 0, 4), torch.randn(1, 1, 7, 4)).entropy.shape == (1, 1, 0)

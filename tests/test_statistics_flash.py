@@ -15,6 +15,7 @@ from entropy_probe.statistics.flash import _fused
 LIMIT = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
 KINDS = ["none", "keys", "rows", "additive keys", "additive rows", "some rows empty", "all keys masked", "causal"]
 KINDS += ["bias on keys", "bias on rows", "lowered keys"]  # additive masks that bar no key
+KINDS += ["padding"]  # as diffusers writes it
 
 
 needs_kernel = pytest.mark.skipif(not cpu.COMPILED, reason="the kernel is compiled where there is a C compiler")
@@ -44,6 +45,7 @@ def calls(draw, kinds=KINDS):
         "bias on keys": bias[:, :, :1],
         "bias on rows": bias,
         "lowered keys": torch.where(keep[:, :, :1], 0.0, -1_000.0),
+        "padding": torch.where(keep[:, :, :1], 0.0, -10_000.0),
         "some rows empty": keep & (torch.arange(queries) % 2 == 0)[:, None],
         "all keys masked": torch.zeros_like(keep[:, :, :1]),
     }[kind]

@@ -75,6 +75,11 @@ def test_bad_grids_are_refused(change, message):
         Grid(**{**good, **change})
 
 
+def test_laws_of_one_name_are_refused():
+    with pytest.raises(InputError, match="both named 'kappa'"):
+        Grid(("a",), ((64, 64),), (0,), (Kappa({"a": 0.1}), Kappa({"a": 0.2})))
+
+
 def test_a_grid_survives_json_and_names_its_cells_apart():
     laws = (Original(), Kappa({"*": 0.1}), Kappa({"*": 0.2}))
     grid = Grid(("a", "b"), ((64, 64), (32, 48)), (0, 1), laws)

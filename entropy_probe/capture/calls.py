@@ -142,10 +142,12 @@ class AttentionHooks:
         self._leave_modes()
         if self._stray or self._forward.latent_size not in self._known_sizes:
             self._enter_mode(self._stray_call)
-        self._enter("", module, args, kwargs)
+        self._push("", args, kwargs)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._known_sizes.add(self._forward.latent_size)
+        if output is not None:  # a forward that failed has not shown all of its calls
+            self._known_sizes.add(self._forward.latent_size)
+        self._stack.clear()
         self._leave_modes()
 
     def _enter_mode(self, intercept: Callable[..., Tensor]) -> None:
@@ -159,13 +161,19 @@ class AttentionHooks:
             self._modes.pop().__exit__(None, None, None)
 
     def _enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._stack.append(_Running(name, name in self._attention, args, kwargs))
+        if self._stack:  # a module may also be called by itself, outside a forward of the denoiser
+            self._push(name, args, kwargs)
+
+    def _push(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        is_attention = name in self._attention
+        opens = is_attention and not any(running.is_attention for running in self._stack)
+        self._stack.append(_Running(name, is_attention, opens, args, kwargs))
         self.ran.add(name)
-        if name in self._attention:
+        if opens:
             self._enter_mode(self._intercept)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._stack and self._stack.pop().is_attention and self._modes:
+        if self._stack and self._stack.pop().opens_mode and self._modes:
             self._modes.pop().__exit__(None, None, None)
 
     def _stray_call(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -177,7 +185,7 @@ class AttentionHooks:
 
     def _calling(self) -> _Running:
         """The attention layer that is running: a processor inside it may be a module of its own."""
-        inner = self._stack[-1] if self._stack else _Running("", False, (), {})
+        inner = self._stack[-1] if self._stack else _Running("", False, False, (), {})
         return next((running for running in reversed(self._stack) if running.is_attention), inner)
 
     def _intercept(
@@ -201,7 +209,7 @@ class AttentionHooks:
             layer=running.name,
             kind=_kind(query, key, running.args, running.kwargs),
             query=query,
-            key=key,
+            key=key if len(key) == len(query) else key.expand(len(query), *key.shape[1:]),
             mask=attn_mask,
             is_causal=is_causal,
             scale=asked,
@@ -223,6 +231,7 @@ class _Running:
 
     name: str
     is_attention: bool
+    opens_mode: bool
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 

@@ -103,7 +103,7 @@ def capture(
         base = tokens if rows == "all" or keeping else min(int(rows), tokens)
         plan = [(1.0, base, keeping)]
         if call.kind != "cross":
-            plan += [(g, min(multiplier_rows, base), False) for g in multipliers]
+            plan += [(g, min(multiplier_rows, base), False) for g in multipliers if g != 1.0]
         # Under the caller's autocast our own products would be rounded to half precision.
         with torch.no_grad(), torch.autocast(call.query.device.type, enabled=False):
             for multiplier, count, whole in plan:

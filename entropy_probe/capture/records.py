@@ -53,6 +53,7 @@ class Captured:
     _moments: dict[int, _Moment] = field(default_factory=dict)
     _last: _Moment | None = None
     _schedule: object = None
+    _first: float = 0.0
 
     @property
     def step(self) -> int:
@@ -62,14 +63,16 @@ class Captured:
     def enter(self, forward: Forward, guided: bool, schedule: object = None) -> None:
         """Note a forward of the denoiser.
 
-        A new schedule begins a new sampling; without one, a timestep that rises does.
+        A new schedule begins a new sampling, and so does a return to the first timestep of the same; without a
+        schedule, a timestep that rises does.
         """
         if forward.number in self._moments:
             return
         timestep = _to_float(forward.timestep)
         last = self._last
-        if last is None or schedule is not self._schedule or (schedule is None and timestep > last.timestep):
-            moment = _Moment(last.sampling + 1 if last else 0, 0, timestep, guided)
+        again = last is not None and timestep > last.timestep and (schedule is None or timestep == self._first)
+        if last is None or schedule is not self._schedule or again:
+            moment, self._first = _Moment(last.sampling + 1 if last else 0, 0, timestep, guided), timestep
         else:
             moment = _Moment(last.sampling, last.step + (timestep != last.timestep), timestep, guided)
         self._moments[forward.number] = self._last = moment
@@ -104,7 +107,7 @@ class Captured:
 
         return {
             "sampling": same(moment.sampling),
-            "sample": item % half,
+            "sample": item % max(1, half),
             "step": same(moment.step),
             "timestep": same(moment.timestep),
             "branch": np.where(moment.guided & (item < half), "uncond", "cond"),

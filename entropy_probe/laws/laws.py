@@ -182,7 +182,7 @@ NEEDS_NOTHING = tuple(name for name, law in LAWS.items() if not dataclasses.fiel
 
 def to_json(law: ScalingLaw) -> str:
     """A law as JSON text, which `from_json` reads back to an equal law."""
-    name = next(name for name, made in LAWS.items() if made is type(law))
+    name = next((name for name, made in LAWS.items() if made is type(law)), law.name)
     return to_strict_json({"law": name, **dataclasses.asdict(law)})  # type: ignore[call-overload]
 
 
@@ -197,10 +197,14 @@ def from_json(text: str) -> ScalingLaw:
         fields.pop("derivation", None)  # how a measured law was found may stand beside it
         law = LAWS[fields.pop("law")]
         if "points" in fields:
-            fields["kappa_se"] = nan_for_null(fields["kappa_se"])
+            for name in ("kappa", "kappa_se"):
+                fields[name] = nan_for_null(fields.get(name, {}))
             fields["points"] = {k: tuple((float(x), float(g)) for x, g in v) for k, v in fields["points"].items()}
         if "layers" in fields:
             fields["layers"] = tuple(fields["layers"])
+        for numbers in (fields.get("kappa", {}), fields.get("logit_variance", {})):
+            if any(value is None for value in numbers.values()):
+                raise ValueError("a number is missing")
         made: ScalingLaw = law(**fields)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"this is no scaling law as entropy-probe writes them: {error!r}") from error

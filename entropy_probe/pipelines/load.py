@@ -25,6 +25,9 @@ REFERENCE = "reference"
 REFERENCES = (REFERENCE, "reference-dit")
 """The names of the bundled models wherever a model is asked for: a UNet, and a transformer."""
 
+_NOT_THE_MODEL = ("dtype", "transformers_version")
+"""What a configuration says of how it was loaded or saved."""
+
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
@@ -96,11 +99,11 @@ def resolve_dtype(dtype: str, device: str) -> torch.dtype:
 def fingerprint(pipeline: Any) -> str:
     """A short hash of the configuration and weights of every part: which model a run directory belongs to."""
     digest = hashlib.blake2b(digest_size=8)
-    parts = getattr(pipeline, "components", {"denoiser": find_denoiser(pipeline)})
+    parts = getattr(pipeline, "components", None) or {"denoiser": find_denoiser(pipeline)}
     for name, part in sorted(parts.items()):
         config: Any = getattr(part, "config", None)
         settings: dict[str, Any] = config.to_dict() if hasattr(config, "to_dict") else dict(config or {})
-        told = {k: v for k, v in settings.items() if not k.startswith("_") and k != "dtype"}
+        told = {k: v for k, v in settings.items() if not k.startswith("_") and k not in _NOT_THE_MODEL}
         digest.update(f"{name} {type(part).__name__}".encode())
         digest.update(json.dumps(told, sort_keys=True, default=str).encode())
         for own, parameter in part.named_parameters() if isinstance(part, nn.Module) else ():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import platform
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -45,7 +46,7 @@ class Recipe:
     """Hyperparameters."""
 
     seed: int = 0
-    cycles: tuple[int, ...] = (9_000,)
+    cycles: tuple[int, ...] = (6_500,)
     batch: int = 48
     rate: float = 1e-3
     warmup: int = 300
@@ -186,6 +187,7 @@ def main(
     denoiser = train(work, latents, context, mask, recipe)
     export(out, base, denoiser)
     facts = {"recipe": asdict(recipe), "pictures": len(emoji), "machine": platform.processor()}
+    shutil.copy(work / "dit.csv", out / "curve.csv")
     (out / "training.json").write_text(json.dumps({**facts, "torch": torch.__version__}, indent=2) + "\n")
 
 

@@ -1,3 +1,9 @@
+TILE: int
+"""Keys in a tile: biases are padded to a multiple of it."""
+
+BARRED: float
+"""What stands for the logit of a barred key, bits."""
+
 def statistics(
     addresses: tuple[int, ...],
     sizes: tuple[int, int, int, int, int],

@@ -10,16 +10,12 @@
 #include <stdint.h>
 
 #define LANES 16 /* floats in a vector; the compiler splits it where the machine's are narrower */
-#ifndef ROWS
 #define ROWS 8 /* rows that are multiplied with a tile of keys at once: their sums fill the registers */
 #define PAIR 2   /* vectors in a tile */
-#endif
 #define TILE (PAIR * LANES)
 #define BLOCK 64 /* rows that share a strip of keys while it is in the first-level cache */
 #define STRIP 512
-#ifndef CACHED
 #define CACHED 8192 /* floats of a strip of keys: 32 KiB */
-#endif
 
 #define BIT 0.693147180559945309417 /* nats */
 #define BARRED -1e4f                /* bits: no key so low weighs anything */
@@ -42,7 +38,7 @@ typedef struct {
     int64_t batch, heads, queries, keys, width;
     int64_t query_strides[3], key_strides[3];
     float scale, limit;
-    int64_t padded, bias_stride; /* keys, rounded up to whole vectors; 0 where all maps share the bias */
+    int64_t padded, bias_stride; /* keys, rounded up to whole tiles; 0 where all maps share the bias */
     float *places, *count, *packed; /* parts of the scratch */
 } Call;
 
@@ -83,7 +79,8 @@ INLINE floats power_of_two(floats s) {
     return (floats)((ints)p + (whole << 23));
 }
 
-/* The keys of one map, centred, in bits, in tiles of `width` x LANES that the product reads in one sweep. */
+/* The keys of one map, centred, in bits, in tiles of `width` x TILE that the product reads in one sweep.
+   A barred key is 0, so that what bars it is all there is to its logit. */
 EVERY_MACHINE
 static void pack(const Call *c, int64_t map) {
     const int64_t item = map / c->heads, head = map % c->heads, padded = c->padded;
@@ -96,21 +93,27 @@ static void pack(const Call *c, int64_t map) {
     c->count[map] = count;
     for (int64_t from = 0; from < c->width; from += LANES) {
         const int64_t columns = c->width - from < LANES ? c->width - from : LANES;
-        float mean[LANES] = {0};
-        for (int64_t j = 0; j < c->keys; j++) {
-            const float *of = key + j * c->key_strides[2] + from;
-            if (columns == LANES)
-                *(floats *)mean += weight[j] * load(of);
-            else
-                for (int64_t i = 0; i < columns; i++) mean[i] += weight[j] * of[i];
+        double total[LANES] = {0};
+        for (int64_t tile = 0; tile < c->keys; tile += TILE) {
+            float part[LANES] = {0};
+            for (int64_t j = tile; j < tile + TILE && j < c->keys; j++) {
+                const float *of = key + j * c->key_strides[2] + from;
+                if (columns == LANES)
+                    *(floats *)part += weight[j] * load(of);
+                else
+                    for (int64_t i = 0; i < columns; i++) part[i] += weight[j] * of[i];
+            }
+            for (int64_t i = 0; i < columns; i++) total[i] += part[i];
         }
-        for (int64_t i = 0; i < columns; i++) mean[i] /= count > 0 ? count : 1;
+        float mean[LANES];
+        for (int64_t i = 0; i < columns; i++) mean[i] = (float)(total[i] / (count > 0 ? count : 1));
         for (int64_t tile = 0; tile < padded; tile += TILE) {
             const float *of = key + tile * c->key_strides[2] + from;
             float *to = packed + tile * c->width + from * TILE;
             const int64_t there = c->keys - tile < TILE ? c->keys - tile : TILE;
             for (int64_t i = 0; i < columns; i++) {
-                for (int64_t j = 0; j < there; j++) to[i * TILE + j] = scale * (of[j * c->key_strides[2] + i] - mean[i]);
+                for (int64_t j = 0; j < there; j++)
+                    to[i * TILE + j] = weight[tile + j] > 0 ? scale * (of[j * c->key_strides[2] + i] - mean[i]) : 0;
                 for (int64_t j = there; j < TILE; j++) to[i * TILE + j] = 0;
             }
         }
@@ -136,7 +139,7 @@ INLINE void product(const float *const query[ROWS], const float *packed, const f
 
 INLINE void accumulate(Sums *sums, const float *logits, const float *weight, const float *places, int64_t padded,
                        int64_t from, int64_t to, int weighted, int distance) {
-    Sums a = *sums;
+    Sums a = {0}; /* of this strip alone: sums of sums round less */
     for (int64_t j = from; j < to; j += LANES) {
         const floats s = load(logits + j), p = power_of_two(s);
         a.total += p;
@@ -154,7 +157,15 @@ INLINE void accumulate(Sums *sums, const float *logits, const float *weight, con
             a.norm += p * load(places + 2 * padded + j);
         }
     }
-    *sums = a;
+    sums->total += a.total;
+    sums->expected += a.expected;
+    sums->mean += a.mean;
+    sums->square += a.square;
+    if (distance) {
+        sums->x += a.x;
+        sums->y += a.y;
+        sums->norm += a.norm;
+    }
 }
 
 /* The rows `first` to `first` + BLOCK of one map; whether every log-sum-exp is within the limit. */
@@ -303,4 +314,10 @@ static PyObject *statistics(PyObject *Py_UNUSED(self), PyObject *args) {
 static PyMethodDef methods[] = {{"statistics", statistics, METH_VARARGS, "See cpu.py."}, {NULL, NULL, 0, NULL}};
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_cpu", NULL, 0, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__cpu(void) { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__cpu(void) {
+    PyObject *made = PyModule_Create(&module);
+    if (made && (PyModule_AddIntConstant(made, "TILE", TILE) ||
+                 PyModule_AddObject(made, "BARRED", PyFloat_FromDouble(BARRED))))
+        Py_CLEAR(made);
+    return made;
+}

@@ -21,12 +21,6 @@ except ImportError:
 else:
     COMPILED = True
 
-TILE = 32
-"""Keys in a tile of the kernel: it reads biases and places padded to a multiple of it."""
-
-BARRED_BITS = -1e4
-"""Added to the logits of a barred key, in bits."""
-
 
 def by_kernel(
     query: Float[Tensor, "batch heads queries width"],
@@ -36,7 +30,7 @@ def by_kernel(
     positions: tuple[Float[Tensor, "queries 2"], Float[Tensor, "keys 2"]] | None,
     limit: float,
 ) -> tuple[RowStatistics, bool]:
-    """Statistics of every row of a float32 call on the CPU, and whether they are exact.
+    """Statistics of every row of a float32 call on the CPU that is not empty, and whether they are exact.
 
     Args:
         query: in float32.
@@ -45,10 +39,17 @@ def by_kernel(
         scale: factor of the logits.
         positions: places of the queries and of the keys, for the attention distance.
         limit: the log-sum-exp of the centred logits, nats, up to which float32 holds them exactly enough.
+
+    Raises:
+        ValueError: for a key or positions that do not fit the query.
     """
     batch, heads, queries, width = query.shape
     keys = key.shape[2]
-    padded = keys + -keys % TILE
+    if key.shape != (batch, heads, keys, width):  # the kernel gets addresses, and would read what is not there
+        raise ValueError(f"a key of shape {tuple(key.shape)} does not fit a query of shape {tuple(query.shape)}")
+    if positions is not None and [len(p) for p in positions] != [queries, keys]:
+        raise ValueError(f"give places for {queries} queries and {keys} keys, not {[len(p) for p in positions]}")
+    padded = keys + -keys % _cpu.TILE
     query, key = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key))
     entropy, variance = query.new_empty(2, batch, heads, queries)
     means = query.new_empty(4, batch, heads)
@@ -82,6 +83,7 @@ def _barring(
 ) -> tuple[Float[Tensor, "batch heads padded"], Float[Tensor, "batch heads padded"]]:
     """What is added to the logits of each key, in bits with mean 0 over the allowed ones, and 1 for those, else 0."""
     mean = added.sum(-1, keepdim=True) / allowed.sum(-1, keepdim=True).clamp_min(1)
-    bits = ((added - mean) / math.log(2)).masked_fill(~allowed, BARRED_BITS)
+    bits = ((added - mean) / math.log(2)).masked_fill(~allowed, _cpu.BARRED)
     rest = (0, padded - allowed.shape[-1])
-    return F.pad(bits, rest, value=BARRED_BITS), F.pad(allowed.to(torch.float32), rest)
+    weight = F.pad(allowed.to(torch.float32), rest)
+    return F.pad(bits, rest, value=_cpu.BARRED).contiguous(), weight.contiguous()

@@ -63,7 +63,8 @@ def flash(
     dtype = torch.promote_types(query.dtype, torch.float32)
     precise = precise_dtype(query.device)
     shared = not is_causal and _same_for_all_queries(mask)
-    if shared and cpu.COMPILED and query.device.type == "cpu" and dtype == torch.float32:
+    kernel = cpu.COMPILED and query.device.type == "cpu" and dtype == torch.float32
+    if shared and kernel and query.numel() and key.numel():
         query, key = query.to(dtype), key.to(dtype)
         bias = None if mask is None else _key_bias(mask, key)
         result, exact = cpu.by_kernel(query, key, bias, scale, positions, LARGE_LOGIT)
@@ -277,7 +278,7 @@ def _product(
     out: Float[Tensor, "maps rows keys"],
 ) -> Float[Tensor, "maps rows keys"]:
     """query @ key^T, into `out` where that is not slower."""
-    if len(query) == 1 and _ONEDNN and query.dtype == torch.float32 and query.device.type == "cpu":
+    if len(query) == 1 and query.numel() and _ONEDNN and query.dtype == torch.float32 and query.device.type == "cpu":
         product: Tensor = torch.ops.mkldnn._linear_pointwise(query[0], key[0], None, "none", [], "")
         return product[None]
     return torch.bmm(query, key.mT, out=out)

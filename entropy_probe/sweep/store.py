@@ -113,9 +113,9 @@ class RunDirectory:
             fields["training_size"] = tuple(fields["training_size"])
             fields["multipliers"] = tuple(fields["multipliers"])
             return Manifest(**fields)
+        except InputError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
             raise InputError(f"{self.manifest_path} is damaged: {error!r}") from error
 
     def cell_path(self, cell: Cell) -> Path:
@@ -129,16 +129,18 @@ class RunDirectory:
     def finished(self, cell: Cell) -> bool:
         """Whether a cell is there and whole; a damaged one is deleted, with a warning, so that it is done again."""
         path = self.cell_path(cell)
-        if not path.exists():
-            return False
-        try:
-            whole = pq.ParquetFile(path).metadata.num_rows > 0 and self.image_path(cell).is_file()
-        except (pa.ArrowInvalid, OSError):
-            whole = False
-        if not whole:
+        whole = self.holds(cell)
+        if path.exists() and not whole:
             warnings.warn(f"cell {path.name} is damaged and will be sampled again", stacklevel=2)
             path.unlink()
         return whole
+
+    def holds(self, cell: Cell) -> bool:
+        """Whether a cell is there and whole."""
+        try:
+            return pq.ParquetFile(self.cell_path(cell)).metadata.num_rows > 0 and self.image_path(cell).is_file()
+        except (pa.ArrowInvalid, OSError):
+            return False
 
     def save(self, cell: Cell, frame: pd.DataFrame, image: Image.Image) -> None:
         """Write a finished cell, the picture first: a cell counts from the moment its table is there."""

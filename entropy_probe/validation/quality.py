@@ -20,6 +20,7 @@ from torch import Tensor
 
 from entropy_probe.errors import InputError
 from entropy_probe.pipelines import Size, format_size, to_tensor
+from entropy_probe.strict_json import nan_for_null
 from entropy_probe.sweep import Sweep
 from entropy_probe.validation.defects import defects
 from entropy_probe.validation.drift import resamples
@@ -103,7 +104,11 @@ class Quality:
         """What `to_json` gave."""
         original = pd.DataFrame(fields["original"])
         original["size"] = original["size"].map(tuple)
-        compared = tuple(Comparison(**{**c, "size": tuple(c["size"])}) for c in fields["comparisons"])
+        kept = ("size", "needed")  # `needed` may be None; elsewhere null stands for NaN
+        compared = tuple(
+            Comparison(size=tuple(c["size"]), needed=c["needed"], **nan_for_null({k: c[k] for k in c if k not in kept}))
+            for c in fields["comparisons"]
+        )
         return cls(pd.DataFrame(fields["pictures"]), original, compared)
 
     def table(self) -> pd.DataFrame:
