@@ -265,7 +265,7 @@ def _by_blocks(
         attention_distance=None if distance is None else distance.view(batch, heads, queries),
         counted=counted.view(batch, heads, queries),
     )
-    return statistics, log_sum.abs().max().item()
+    return statistics, log_sum.abs().max().item() if queries else 0.0
 
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
