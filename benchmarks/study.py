@@ -141,6 +141,33 @@ def _curves(axes: Axes, table: pd.DataFrame, x: str, title: str, hue: str = "siz
     axes.legend(frameon=False, fontsize=7)
 
 
+def draw_factors(best: pd.DataFrame, measured: ScalingLaw, trained: dict[str, int], model: str) -> Figure:
+    """The g that the loss asks for, the paper's, and the ones that keep each layer's entropy, against N/T."""
+    ratios = {format_size(size): size[0] * size[1] / 64**2 for size in SIZES}
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    x = np.geomspace(0.22, 4.6, 50)
+    kept = np.array([[measured.multiplier(layer, round(t * r), t) for r in x] for layer, t in trained.items()])
+    colours = sns.color_palette("deep")
+    axes.plot(
+        x, np.median(kept, 0), color=colours[1], label="keeps the entropy (`measured`): median and range of layers"
+    )
+    axes.fill_between(x, kept.min(0), kept.max(0), color=colours[1], alpha=0.15, linewidth=0)
+    finest = max(trained.values())
+    axes.plot(x, [np.sqrt(np.log(r * finest) / np.log(finest)) for r in x], "--", color="0.35", label="the paper's")
+    at = best["size"].map(ratios)
+    errors = np.stack([best["g"] - best["low"], best["high"] - best["g"]]).clip(0)
+    axes.errorbar(at, best["g"], yerr=errors, fmt="o", color=colours[0], capsize=3, label="least denoising loss, 95 %")
+    axes.axhline(1, color="0.8", linewidth=0.8, zorder=0)
+    axes.set(xscale="log", yscale="log", title=f"{model}: which factor does a size need?")
+    axes.set(xlabel="tokens relative to training, N/T", ylabel="factor g of the self-attention logits")
+    axes.set_xticks([0.25, 1, 2.25, 4], ["1/4", "1", "2.25", "4"])
+    axes.set_yticks([0.25, 0.5, 1, 2, 4], ["0.25", "0.5", "1", "2", "4"])
+    axes.minorticks_off()
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def markdown(table: pd.DataFrame) -> str:
     """A table as Markdown."""
     lines = ["| " + " | ".join(map(str, table.columns)) + " |", "|" + "---|" * len(table.columns)]
@@ -210,6 +237,8 @@ and size, the same prompts and seeds for all.
 
 The denoising loss on true drawings of each size, relative to g = 1; same pictures, noise and timesteps for every g.
 
+![The factor that each size needs](results-{model}-factors.png)
+
 ![Loss against g](results-{model}-loss.png)
 
 {best}
@@ -278,6 +307,8 @@ def main(
     write_atomically(out / "outcome.json", lambda file: file.write(outcome.to_json().encode()))
 
     with figures.theme():
+        factors = draw_factors(losses["g"]["best"], known["measured"](), training_tokens(pipeline), model)
+        factors.savefig(docs / f"results-{model}-factors.png", dpi=110)
         draw_losses(losses).savefig(docs / f"results-{model}-loss.png", dpi=80)
         figures.quality_by_law(outcome.quality).savefig(docs / f"results-{model}-quality.png", dpi=80)
     page = PAGE.format(
