@@ -30,7 +30,9 @@ app = typer.Typer(
     help="Measure a diffusion model's attention entropy, derive the scaling factor each size needs, see if it helps.",
 )
 
-MODEL = Annotated[str, typer.Option(help="Hub id, folder of a diffusers pipeline, or a bundled one: reference, reference-dit.")]
+MODEL = Annotated[
+    str, typer.Option(help="Hub id, folder of a diffusers pipeline, or a bundled one: reference, reference-dit.")
+]
 STAGE_MODEL = Annotated[str | None, typer.Option("--model", help="The model, if it is not where the run found it.")]
 OUT = Annotated[Path, typer.Option(help="The run directory.")]
 SIZES = Annotated[
