@@ -5,6 +5,8 @@ typed by hand but the explanations. Hours on two cores at full size; `--prompts`
 """
 
 import json
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,13 +103,15 @@ def measure_losses(pipeline: Any, true: Pictures, out: Path) -> dict[str, dict[s
     return found
 
 
-def calibrated(pipeline: Any, true: Pictures, out: Path, *, per_layer: bool) -> tuple[ScalingLaw, pd.DataFrame]:
+def calibrated(
+    pipeline: Any, true: Pictures, out: Path, *, per_layer: bool, steps: int, batch: int
+) -> tuple[ScalingLaw, pd.DataFrame]:
     """The calibrated law, and what it changes on held-out pictures."""
     name = "calibrated" if per_layer else "calibrated-one"
     law_path, changes_path = out / f"{name}.json", out / f"{name}-changes.json"
     if not (law_path.exists() and changes_path.exists()):
         say(name)
-        calibration = calibrate(pipeline, true, SIZES, per_layer=per_layer, steps=40, batch=12)
+        calibration = calibrate(pipeline, true, SIZES, per_layer=per_layer, steps=steps, batch=batch)
         points = calibration.points.assign(size=calibration.points["size"].map(format_size))
         kept(out / f"{name}-points.json", lambda: points)
         kept(changes_path, calibration.table)
@@ -225,7 +229,7 @@ def drift_summary(outcome: Any) -> pd.DataFrame:
 
 PAGE = """# Results on `{model}`
 
-Written by `python -m benchmarks.study --model {model}`: every number and figure on this page was measured by it
+Written by `{command}`: every number and figure on this page was measured by it
 (weights {fingerprint}). Intervals are 95 %. {count} pictures for the losses; {drawn} pictures for every law
 and size, the same prompts and seeds for all.
 
@@ -279,6 +283,8 @@ def main(
         "original,paper,log,yarn,gaussian,measured,calibrated"
     ),
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 8,
+    fit_steps: Annotated[int, typer.Option(help="Gradient steps of a calibration.")] = 40,
+    fit_batch: Annotated[int, typer.Option(help="Pictures in each.")] = 12,
 ) -> None:
     """Measure what is missing, and write the page."""
     quiet_libraries()
@@ -286,9 +292,10 @@ def main(
     pipeline = load(model, device="auto")
     everything = pictures()
     drawings = everything[:: max(1, len(everything.captions) // true)]
+    fitting = {"steps": fit_steps, "batch": fit_batch}
     losses = measure_losses(pipeline, drawings, out)
-    _, changes_one = calibrated(pipeline, drawings, out, per_layer=False)
-    by_loss, changes_layers = calibrated(pipeline, drawings, out, per_layer=True)
+    _, changes_one = calibrated(pipeline, drawings, out, per_layer=False, **fitting)
+    by_loss, changes_layers = calibrated(pipeline, drawings, out, per_layer=True, **fitting)
 
     settings: dict[str, Any] = {"steps": steps, "guidance_scale": 4.0, "model": model}
     first = sweep(pipeline, prompts=prompts()[:8], sizes=SIZES, seeds=[0, 1], store=out / "law", **settings)
@@ -313,6 +320,7 @@ def main(
         figures.quality_by_law(outcome.quality).savefig(docs / f"results-{model}-quality.png", dpi=80)
     page = PAGE.format(
         model=model,
+        command=shlex.join(["python", "-m", "benchmarks.study", *sys.argv[1:]]),
         fingerprint=first.manifest.fingerprint,
         count=len(drawings.captions),
         drawn=count * seeds,
