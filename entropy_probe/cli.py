@@ -113,7 +113,7 @@ def run(
     _check_laws(laws)
     say = _Say(quiet or as_json)
     judge = _judge(metrics, images, model)
-    made = _sweep(model, out, sizes, prompts, seeds, steps, guidance_scale, rows, device, dtype, plan, quick, say)
+    made = _sweep(model, out, sizes, prompts, seeds, steps, guidance_scale, rows, device, dtype, plan, quick, say, 2)
     fitted = fit_laws(made)
     made.run.write("fit.json", fitted.to_json())
     say(str(fitted))
@@ -290,15 +290,16 @@ def sample(
 ) -> None:
     """Draw images under a scaling law."""
     from entropy_probe.laws import resolve, scaled
-    from entropy_probe.pipelines import check_size, draw, format_size, training_size
+    from entropy_probe.pipelines import check_guidance, check_size, check_steps, draw, format_size, training_size
 
+    check_guidance(guidance_scale)
     made = resolve(law)
     drawn_seeds = _parse_seeds(seeds or "0")
     pipeline = _load(model, device, dtype)
     wanted = _parse_sizes(sizes) or [training_size(pipeline)]
     for size in wanted:
         check_size(pipeline, size)
-    _check_positive("steps", steps or 0)
+    check_steps(pipeline, steps or 0)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with scaled(pipeline, made):
@@ -379,6 +380,7 @@ def _sweep(
     plan: _Plan,
     quick: bool,
     say: _Say,
+    least_sizes: int = 1,
 ) -> Sweep:
     from entropy_probe.pipelines import training_size
     from entropy_probe.sweep import sweep as sample_grid
@@ -396,6 +398,8 @@ def _sweep(
     elif trained not in wanted:
         say(f"adding the training size, {trained[0]}x{trained[1]}: drift is measured against it")
         wanted.insert(0, trained)
+    if len(wanted) < least_sizes:
+        raise InputError(f"a law in N needs another size beside the training size, {trained[0]}x{trained[1]}: add one")
     return sample_grid(
         pipeline,
         prompts=texts,
@@ -434,9 +438,10 @@ def _load(model: str, device: str, dtype: str) -> Any:
 
 def _judge(metrics: str, images: Path | None, model: str) -> Judge | None:
     """What `--metrics` asks for."""
-    from entropy_probe.pipelines import REFERENCES
+    from entropy_probe.pipelines import REFERENCES, quiet_libraries
     from entropy_probe.validation import CRITIC, judge_for
 
+    quiet_libraries()
     known = CRITIC if model in REFERENCES else "none"
     chosen = known if metrics == "auto" else metrics
     if chosen == CRITIC and known != CRITIC and images is None:
@@ -471,9 +476,15 @@ def _check_laws(laws: str) -> None:
     names = _names(laws)
     if not names:
         raise InputError("the list of laws is empty: give at least one, such as original,paper")
+    if len(set(names)) < len(names):
+        raise InputError(f"the list of laws holds {next(n for n in names if names.count(n) > 1)!r} twice")
     for name in names:
         if name not in ("measured", "gaussian", "calibrated"):
             resolve(name)
+
+
+_DERIVED = {"measured": "law.json", "calibrated": "calibrated.json"}
+"""Where a run directory keeps the laws that were derived from it."""
 
 
 def _resolve_laws(made: Sweep, laws: str) -> list[ScalingLaw]:
@@ -483,10 +494,10 @@ def _resolve_laws(made: Sweep, laws: str) -> list[ScalingLaw]:
 
     found: list[ScalingLaw] = []
     for name in _names(laws):
-        if name == "measured":
-            found.append(from_json(made.run.read_text("law.json")))
-        elif name == "calibrated":
-            found.append(from_json(made.run.read_text("calibrated.json")))
+        if name in _DERIVED:
+            if not (made.run.path / _DERIVED[name]).exists():
+                raise InputError(f"{made.run.path} has no {name} law: run entropy-probe derive --method {name} first")
+            found.append(from_json(made.run.read_text(_DERIVED[name])))
         elif name == "gaussian":
             found.append(derive_gaussian(made))
         else:
@@ -596,7 +607,8 @@ def main() -> None:
         # Typer carries a private copy of click: its usage errors are known by what they can do.
         if not hasattr(error, "format_message"):
             raise
-        errors.print(f"error: {error.format_message()}", markup=False)
+        if error.format_message():  # without a command there is help to read, and nothing to say
+            errors.print(f"error: {error.format_message()}", markup=False)
         code = 2
     if code == INTERRUPTED:
         errors.print("interrupted; what is sampled is kept, the same command goes on from there", markup=False)

@@ -231,7 +231,10 @@ def resolve(law: ScalingLaw | str | Path) -> ScalingLaw:
         raise InputError(
             f"unknown law {str(law)!r}: give {', '.join(NEEDS_NOTHING)}, or the JSON file of a derived law"
         )
-    return from_json(path.read_text())
+    try:
+        return from_json(path.read_text())
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _from_kappa(kappa: float, tokens: int, training_tokens: int, floor: float) -> float:

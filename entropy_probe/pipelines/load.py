@@ -43,6 +43,7 @@ def load(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> Dif
         InputError: for an unknown model, a folder that is no pipeline, pickled weights, a device that is not there.
     """
     where = resolve_device(device)
+    precision = resolve_dtype(dtype, where)
     folder = Path(str(files("entropy_probe.data") / str(model))) if model in REFERENCES else Path(model)
     if folder.exists():
         _check_folder(folder)
@@ -55,11 +56,11 @@ def load(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> Dif
         with _quiet() if model in REFERENCES else nullcontext():
             pipeline = DiffusionPipeline.from_pretrained(
                 str(folder) if folder.exists() else str(model),
-                dtype=resolve_dtype(dtype, where),
+                dtype=precision,
                 use_safetensors=True,
             )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split()).split(". ")[0][:300]
         raise InputError(f"cannot load {str(model)!r} as a diffusers pipeline: {reason}") from error
     find_denoiser(pipeline)
     pipeline.set_progress_bar_config(disable=True)

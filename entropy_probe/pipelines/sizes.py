@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,27 @@ def check_size(pipeline: Any, size: Size) -> None:
         raise InputError(
             f"size {format_size(size)}: the pipeline draws multiples of {step} pixels, such as {near_text}"
         )
+
+
+def check_steps(pipeline: Any, steps: int) -> None:
+    """Refuse a number of sampling steps that the schedule does not have.
+
+    Raises:
+        InputError: naming the most there are.
+    """
+    most = getattr(getattr(getattr(pipeline, "scheduler", None), "config", None), "num_train_timesteps", None)
+    if steps < 1 or (most is not None and steps > most):
+        raise InputError(f"steps must be at least 1{'' if most is None else f' and at most {most}'}, not {steps}")
+
+
+def check_guidance(scale: float) -> None:
+    """Refuse a guidance scale that is negative or no number.
+
+    Raises:
+        InputError: naming it.
+    """
+    if not 0 <= scale < math.inf:
+        raise InputError(f"the guidance scale must be 0 or more, not {scale}")
 
 
 def at_exact_size(pipeline: Any) -> dict[str, Any]:

@@ -303,7 +303,7 @@ def quality_by_law(quality: Quality) -> Figure:
     figure = Figure(figsize=(10, 2.9 * rows + 0.4), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
     colours = dict(zip(["original", *laws], sns.color_palette(PALETTE, len(laws) + 1), strict=True))
-    for axes, metric in zip(panels, metrics, strict=False):
+    for metric, axes in zip(metrics, panels, strict=False):  # the metrics first: none takes a panel in vain
         before = quality.original[quality.original["metric"] == metric].set_index("size")["value"].reindex(sizes)
         axes.plot(range(len(sizes)), before, "o--", color=colours["original"], label="original")
         for number, law in enumerate(laws, 1):

@@ -215,7 +215,8 @@ class Report:
             yield _Shown(
                 "Quality, alignment and defects",
                 "Pictures under each law and of the original model (dashed), same prompts and seeds. Bars are 95 % "
-                "intervals of the difference from it: one that reaches the dashed line shows none.",
+                "intervals of the difference from it, each by itself; the verdicts of the table are corrected for the "
+                "number of comparisons.",
                 partial(figures.quality_by_law, self.outcome.quality),
             )
         sampled = self.outcome.sweep if self.outcome else self.sweep
@@ -382,7 +383,7 @@ def _round_sentences(derivation: Derivation) -> list[str]:
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
         sentences.append(
             f"In {len(bound)} of {sum(map(len, derivation.law.points.values()))} pairs of layer and size g ran into "
-            "its bounds, and the entropy of the training size cannot be reached with so many tokens: "
+            "its bounds, and the entropy of the training size cannot be reached with the tokens there are: "
             f"{', '.join(names[:4])}{more}."
         )
     return sentences

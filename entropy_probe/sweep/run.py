@@ -21,7 +21,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from entropy_probe.capture import capture, find_denoiser
 from entropy_probe.errors import InputError
 from entropy_probe.laws import Original, ScalingLaw, resolve, scaled
-from entropy_probe.pipelines import Size, check_size, draw, fingerprint, format_size, training_size
+from entropy_probe.pipelines import (
+    Size,
+    check_guidance,
+    check_size,
+    check_steps,
+    draw,
+    fingerprint,
+    format_size,
+    training_size,
+)
 from entropy_probe.sweep.grid import Cell, Grid, batches, law_id
 from entropy_probe.sweep.store import Manifest, RunDirectory
 from entropy_probe.version import __version__
@@ -132,10 +141,10 @@ def sweep(
             belongs to another model or other settings.
     """
     grid = Grid(tuple(prompts), tuple(sizes), tuple(seeds), tuple(resolve(law) for law in laws))
-    if steps < 1:
-        raise InputError(f"steps must be at least 1, not {steps}")
     for size in grid.sizes:
         check_size(pipeline, size)
+    check_steps(pipeline, steps)
+    check_guidance(guidance_scale)
     manifest = Manifest(
         model=model or str(getattr(pipeline, "name_or_path", "") or type(pipeline).__name__),
         fingerprint=fingerprint(pipeline),
