@@ -5,8 +5,6 @@ typed by hand but the explanations. Hours on two cores at full size; `--prompts`
 """
 
 import json
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -229,7 +227,10 @@ def drift_summary(outcome: Any) -> pd.DataFrame:
 
 PAGE = """# Results on `{model}`
 
-Written by `{command}`: every number and figure on this page was measured by it
+Every number and figure on this page was measured by this command:
+
+    {command}
+
 (weights {fingerprint}). Intervals are 95 %. {count} pictures for the losses; {drawn} pictures for every law
 and size, the same prompts and seeds for all.
 
@@ -320,7 +321,8 @@ def main(
         figures.quality_by_law(outcome.quality).savefig(docs / f"results-{model}-quality.png", dpi=80)
     page = PAGE.format(
         model=model,
-        command=shlex.join(["python", "-m", "benchmarks.study", *sys.argv[1:]]),
+        command=f"python -m benchmarks.study --model {model} --count {count} --seeds {seeds} --true {true} "
+        f"--steps {steps} --laws {laws} --fit-steps {fit_steps} --fit-batch {fit_batch}",
         fingerprint=first.manifest.fingerprint,
         count=len(drawings.captions),
         drawn=count * seeds,
