@@ -162,7 +162,7 @@ def draw_factors(best: pd.DataFrame, measured: ScalingLaw, trained: dict[str, in
     axes.errorbar(at, best["g"], yerr=errors, fmt="o", color=colours[0], capsize=3, label="least denoising loss, 95 %")
     end = best["g"] >= max(MULTIPLIERS)
     if end.any():
-        label = "the same, at the end of what was tried"
+        label = "least denoising loss, at the end of what was tried"
         axes.plot(at[end], best["g"][end], "^", color=colours[0], markersize=11, label=label)
     axes.axhline(1, color="0.8", linewidth=0.8, zorder=0)
     axes.set(xscale="log", yscale="log", title=f"{model}: which factor does a size need?")

@@ -325,10 +325,15 @@ def export(
     )
     pipeline.to(torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
-    # AutoencoderTiny derives this entry itself and warns when it finds it in the file.
-    config = json.loads((folder / "vae" / "config.json").read_text())
-    config.pop("block_out_channels")
-    (folder / "vae" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    tidy_autoencoder(folder)
+
+
+def tidy_autoencoder(folder: Path) -> None:
+    """Take out of a saved autoencoder's configuration what it derives itself, and warns of, and where it came from."""
+    path = folder / "vae" / "config.json"
+    config = json.loads(path.read_text())
+    kept = {name: value for name, value in config.items() if name not in ("block_out_channels", "_name_or_path")}
+    path.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 SHARPER = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)

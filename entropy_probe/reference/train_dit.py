@@ -35,7 +35,7 @@ from entropy_probe.reference.loop import (
     rate_at,
     save_checkpoint,
 )
-from entropy_probe.reference.train import LATENT_CHANNELS, SIZE, build_scheduler, encode, noised, tokenize
+from entropy_probe.reference.train import LATENT_CHANNELS, SIZE, build_scheduler, encode, noised, tidy_autoencoder, tokenize
 
 PROMPT_LENGTH = 120
 """Tokens to which PixArt's pipeline pads a prompt; those beyond the caption are masked."""
@@ -167,6 +167,7 @@ def export(folder: Path, base: Any, denoiser: PixArtTransformer2DModel) -> None:
     )
     pipeline.to(torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
+    tidy_autoencoder(folder)
 
 
 def main(
