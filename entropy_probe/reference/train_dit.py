@@ -35,7 +35,15 @@ from entropy_probe.reference.loop import (
     rate_at,
     save_checkpoint,
 )
-from entropy_probe.reference.train import LATENT_CHANNELS, SIZE, build_scheduler, encode, noised, tidy_autoencoder, tokenize
+from entropy_probe.reference.train import (
+    LATENT_CHANNELS,
+    SIZE,
+    build_scheduler,
+    encode,
+    noised,
+    tidy_autoencoder,
+    tokenize,
+)
 
 PROMPT_LENGTH = 120
 """Tokens to which PixArt's pipeline pads a prompt; those beyond the caption are masked."""
