@@ -18,7 +18,7 @@ KINDS += ["bias on keys", "bias on rows", "lowered keys"]  # additive masks that
 KINDS += ["padding"]  # as diffusers writes it
 
 
-needs_kernel = pytest.mark.skipif(not cpu.COMPILED, reason="the kernel is compiled where there is a C compiler")
+needs_kernel = pytest.mark.skipif(not cpu.COMPILED, reason="the kernel is compiled where there is GCC")
 
 
 @st.composite
