@@ -1,15 +1,21 @@
 """The one part of the package that setup.cfg cannot declare: its compiled kernel."""
 
+import platform
+
 from setuptools import Extension, setup
 
-setup(
-    ext_modules=[
-        Extension(
-            "entropy_probe.statistics._cpu",
-            sources=["entropy_probe/statistics/cpu.c"],
-            extra_compile_args=["-O3", "-fopenmp", "-Wno-psabi"],
-            extra_link_args=["-fopenmp"],
-            optional=True,  # without GCC the package installs all the same, and measures by torch's own operations
-        )
-    ]
-)
+
+def kernel(module: str, *options: str) -> Extension:
+    """A build of the kernel; without GCC the package installs all the same, and measures by torch's own operations."""
+    return Extension(
+        f"entropy_probe.statistics.{module}",
+        sources=["entropy_probe/statistics/cpu.c"],
+        define_macros=[("MODULE", module)],
+        extra_compile_args=["-O3", "-fno-math-errno", "-fopenmp", "-Wno-psabi", *options],
+        extra_link_args=["-fopenmp"],
+        optional=True,
+    )
+
+
+amx = platform.system() == "Linux" and platform.machine() == "x86_64"
+setup(ext_modules=[kernel("_cpu"), *([kernel("_cpu_amx", "-march=sapphirerapids")] if amx else [])])

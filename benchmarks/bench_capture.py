@@ -1,5 +1,6 @@
 """What capturing every attention layer costs while a pipeline samples: `python benchmarks/bench_capture.py`."""
 
+import os
 import resource
 import statistics
 import subprocess
@@ -15,8 +16,15 @@ from entropy_probe.capture import capture
 from entropy_probe.pipelines import draw, load, quiet_libraries
 from entropy_probe.reference import prompts
 
+STEADY = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
+"""Makes glibc keep the memory that it has: whether it gives it back after a call, to take it again in the next, depends
+on what happens to lie on top of its heap, and decides over a quarter of the time of the very same sampling."""
+
 IMAGES = 8
 """In a batch, as a sweep samples them at the training size."""
+
+ONLY_LIVE = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
+"""Makes glibc give every larger block back at once, so that the peak of a process is that of its tensors."""
 
 
 def sample(pipeline: object, size: int, steps: int) -> float:
@@ -30,7 +38,8 @@ def peak(model: str, size: int, steps: int, captured: bool) -> float:
     """Peak memory of a process that samples twice, MiB."""
     command = [sys.executable, __file__, "--model", model, "--one", str(size), "--steps", str(steps)]
     command += ["--captured"] if captured else []
-    return float(subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL))
+    env = os.environ | STEADY | ONLY_LIVE
+    return float(subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL, env=env))
 
 
 def main(
@@ -41,6 +50,8 @@ def main(
     captured: Annotated[bool, typer.Option("--captured", hidden=True)] = False,
 ) -> None:
     """Print the ratio of sampling with all layers captured exactly to plain sampling, in turns in one run."""
+    if not STEADY.keys() <= os.environ.keys():
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | STEADY)
     quiet_libraries()
     pipeline = load(model, device="cpu")
     if one:

@@ -1,10 +1,10 @@
 """Seeing, and scaling, the attention calls of a denoiser while it runs.
 
 Forward hooks say which module is running; a `TorchFunctionMode` sees every
-`torch.nn.functional.scaled_dot_product_attention` with its query and key exactly as the model computed them. Such a
-mode slows every torch function a little, so it is on inside the attention layers alone, and over a whole forward only
-until one of that size has shown that no other module makes such a call. Nothing is replaced: no processor, no method.
-Removing the hooks leaves the model as it was.
+`torch.nn.functional.scaled_dot_product_attention` with its query and key exactly as the model computed them. Hooks and
+modes slow a model a little, so they are on the attention layers alone, and on every module only until a forward of that
+size has shown that no other makes such a call. Nothing is replaced: no processor, no method. Removing the hooks leaves
+the model as it was.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
@@ -100,7 +100,13 @@ class AttentionHooks:
         self.ran: set[str] = set()
         self.seen: set[str] = set()
         self._on_call = on_call
+        self._after_scaling = after_scaling
         self._attention = frozenset(attention_layers(denoiser))
+        self._others = {
+            name: module
+            for name, module in denoiser.named_modules()
+            if name and name not in self._attention and any(True for _ in module.children())
+        }
         self._signature = inspect.signature(denoiser.forward)
         self._training_size = _latent_training_size(denoiser)
         self._stack: list[_Running] = []
@@ -113,18 +119,22 @@ class AttentionHooks:
             denoiser.register_forward_pre_hook(self._begin, prepend=after_scaling, with_kwargs=True),
             denoiser.register_forward_hook(self._end, always_call=True),
         ]
-        for name, module in denoiser.named_modules():
-            if name and any(True for _ in module.children()):
-                enter = partial(self._enter, name)
-                self._handles += [
-                    module.register_forward_pre_hook(enter, prepend=after_scaling, with_kwargs=True),
-                    module.register_forward_hook(self._leave, always_call=True),
-                ]
+        self._other_handles: list[RemovableHandle] = []
+        for name in filter(None, self._attention):
+            self._handles += self._watch(name, denoiser.get_submodule(name))
+
+    def _watch(self, name: str, module: nn.Module) -> list[RemovableHandle]:
+        enter = partial(self._enter, name)
+        return [
+            module.register_forward_pre_hook(enter, prepend=self._after_scaling, with_kwargs=True),
+            module.register_forward_hook(self._leave, always_call=True),
+        ]
 
     def remove(self) -> None:
         """Take every hook off the model."""
         while self._handles:
             self._handles.pop().remove()
+        self._leave_others()
         self._leave_modes()
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -141,14 +151,26 @@ class AttentionHooks:
         self._stack.clear()
         self._leave_modes()
         if self._stray or self._forward.latent_size not in self._known_sizes:
+            self._watch_others()
             self._enter_mode(self._stray_call)
         self._push("", args, kwargs)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         if output is not None:  # a forward that failed has not shown all of its calls
             self._known_sizes.add(self._forward.latent_size)
+            if not self._stray:
+                self._leave_others()
         self._stack.clear()
         self._leave_modes()
+
+    def _watch_others(self) -> None:
+        if not self._other_handles:
+            for name, module in self._others.items():
+                self._other_handles += self._watch(name, module)
+
+    def _leave_others(self) -> None:
+        while self._other_handles:
+            self._other_handles.pop().remove()
 
     def _enter_mode(self, intercept: Callable[..., Tensor]) -> None:
         mode = _CallMode(intercept)
@@ -225,8 +247,7 @@ class AttentionHooks:
         )
 
 
-@dataclass(frozen=True)
-class _Running:
+class _Running(NamedTuple):
     """A module whose forward runs, and what it was given."""
 
     name: str

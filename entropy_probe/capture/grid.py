@@ -34,6 +34,7 @@ class TokenGrid:
         return _centres(self.height, self.width, self.aspect)
 
 
+@functools.lru_cache(maxsize=256)  # every call of every layer asks for one of few
 def token_grid(tokens: int, latent_size: tuple[int, int]) -> TokenGrid | None:
     """The grid with that many tokens whose stride is a power of two; None where there is none."""
     stride = 1
@@ -50,7 +51,7 @@ def _grid(stride: int, latent_size: tuple[int, int]) -> TokenGrid:
     return TokenGrid(-(-height // stride), -(-width // stride), stride, height / width)
 
 
-@functools.lru_cache(maxsize=64)  # every call of every layer asks for one of few
+@functools.lru_cache(maxsize=64)
 def _centres(height: int, width: int, aspect: float) -> Float[Tensor, "tokens 2"]:
     diagonal = math.hypot(aspect, 1.0)
     y = (torch.arange(height) + 0.5) / height * aspect / diagonal

@@ -6,7 +6,7 @@ import fnmatch
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -95,7 +95,8 @@ def capture(
     captured = Captured()
 
     def measure(call: AttentionCall) -> None:
-        captured.enter(call.forward, _guided(model), _schedule(model))
+        if not captured.entered(call.forward):
+            captured.enter(call.forward, _guided(model), _schedule(model))
         if measured is not None and call.layer not in measured:
             return
         keeping = call.layer in kept and call.kind == "self" and (steps is None or captured.step in steps)
@@ -104,8 +105,7 @@ def capture(
         plan = [(1.0, base, keeping)]
         if call.kind != "cross":
             plan += [(g, min(multiplier_rows, base), False) for g in multipliers if g != 1.0]
-        # Under the caller's autocast our own products would be rounded to half precision.
-        with torch.no_grad(), torch.autocast(call.query.device.type, enabled=False):
+        with torch.no_grad(), _full_precision(call.query.device.type):
             for multiplier, count, whole in plan:
                 index = None if count == tokens else stratified_rows(tokens, count, seed).to(call.query.device)
                 statistics = _statistics(call, multiplier, index, distance and multiplier == 1.0)
@@ -121,6 +121,11 @@ def capture(
     unseen = [n for n in names if n in hooks.ran and n not in hooks.seen and (measured is None or n in measured)]
     if unseen:
         _report_unseen(unseen, missing)
+
+
+def _full_precision(device: str) -> AbstractContextManager[None]:
+    """Under the caller's autocast our own products would be rounded to half precision."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _statistics(call: AttentionCall, multiplier: float, index: Tensor | None, distance: bool) -> RowStatistics:

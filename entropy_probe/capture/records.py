@@ -60,14 +60,16 @@ class Captured:
         """Number of the sampling step that is running."""
         return self._last.step if self._last else 0
 
+    def entered(self, forward: Forward) -> bool:
+        """Whether that forward has been noted."""
+        return forward.number in self._moments
+
     def enter(self, forward: Forward, guided: bool, schedule: object = None) -> None:
         """Note a forward of the denoiser.
 
         A new schedule begins a new sampling, and so does a return to the first timestep of the same; without a
         schedule, a timestep that rises does.
         """
-        if forward.number in self._moments:
-            return
         timestep = _to_float(forward.timestep)
         last = self._last
         again = last is not None and timestep > last.timestep and (schedule is None or timestep == self._first)

@@ -1,31 +1,38 @@
 /* Entropy, logit variance and attention distance of every attention row, in one pass over the keys.
 
-   The logits s of eight rows are built in strips that stay in the first-level cache; each is read once, for
-   sum 2^s, sum s 2^s and the rest, and forgotten. One matrix product, one exponential a logit, no attention map.
-   See flash.py for the mathematics and cpu.py for what the arguments mean. */
+   The logits of 32 rows are built in strips of keys that stay in the first-level cache, a row in each lane of the
+   vectors; each is read once, for sum 2^s, sum s 2^s and the rest, and forgotten. One matrix product, one exponential a
+   logit, no attention map. See flash.py for the mathematics, cpu.py for what the arguments mean, and setup.py for the
+   two builds of this file: with AMX the product runs on its tiles. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __AMX_BF16__
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #define LANES 16 /* floats in a vector; the compiler splits it where the machine's are narrower */
-#define ROWS 8 /* rows that are multiplied with a tile of keys at once: their sums fill the registers */
-#define PAIR 2   /* vectors in a tile */
-#define TILE (PAIR * LANES)
-#define BLOCK 64 /* rows that share a strip of keys while it is in the first-level cache */
-#define STRIP 512
-#define CACHED 8192 /* floats of a strip of keys: 32 KiB */
-
+#define ROWS (2 * LANES) /* queries, in two vectors */
+#define STRIP 64         /* keys, at most: twice 8 KiB of logits */
+#define CACHED 4096      /* floats of a strip of keys: 16 KiB */
+#define PART 32          /* keys whose sums are taken by themselves: sums of sums round less */
+#define HELD (1 << 17)   /* floats of packed keys that a thread holds at once: 512 KiB */
+#define AHEAD 16         /* keys that are fetched before they are needed */
+#define TASK 128         /* rows that a thread takes at once */
 #define BIT 0.693147180559945309417 /* nats */
-#define BARRED -1e4f                /* bits: no key so low weighs anything */
-#define LEAST (0x4b400000 - 125)    /* exponents that a float can have, in the bits of `power_of_two` */
-#define MOST (0x4b400000 + 128)
 
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t uints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-#if defined(__x86_64__) && defined(__gnu_linux__)
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__AVX512F__)
 #define EVERY_MACHINE __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define EVERY_MACHINE
@@ -33,32 +40,176 @@ typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 #define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
-    const float *query, *key, *bias, *weight, *here, *there;
-    float *scratch, *entropy, *variance, *distance, *means;
+    const float *query, *key, *bias, *here, *there;
+    float *entropy, *variance, *distance, *means;
     int64_t batch, heads, queries, keys, width;
     int64_t query_strides[3], key_strides[3];
     float scale, limit;
-    int64_t padded, bias_stride; /* keys, rounded up to whole tiles; 0 where all maps share the bias */
-    float *places, *count, *packed; /* parts of the scratch */
 } Call;
 
+/* An allowed key's bias, bits, its place, and the square of that. */
 typedef struct {
-    floats total, expected, mean, square, x, y, norm;
+    float bias, x, y, norm;
+} Side;
+
+/* The keys of one map, as the product wants them: those allowed, centred, in bits. */
+typedef struct {
+    int64_t count; /* allowed keys */
+    int64_t *allowed;
+    Side *sides;
+    float *keys;
+} Packed;
+
+typedef struct {
+    floats total, expected, square, x, y, norm, lost_total, lost_expected;
 } Sums;
 
 INLINE floats load(const float *from) { return *(const floats *)from; }
+INLINE void store(void *to, floats values) { *(floats *)to = values; }
+INLINE int64_t rounded(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
 
-/* The sums over the lanes of four vectors, in the first four floats. */
-INLINE void sum_four(floats a, floats b, floats c, floats d, float to[4]) {
-    const ints low = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23}, high = low + 8;
-    const ints even = {0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27}, odd = even + 4;
-    const floats ab = __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
-    const floats cd = __builtin_shuffle(c, d, low) + __builtin_shuffle(c, d, high);
-    float lane[LANES]; /* four of a, c, b, d each */
-    *(floats *)lane = __builtin_shuffle(ab, cd, even) + __builtin_shuffle(ab, cd, odd);
-    for (int i = 0; i < 4; i++) {
-        const float *four = lane + 4 * (i == 1 ? 2 : i == 2 ? 1 : i);
-        to[i] = (four[0] + four[1]) + (four[2] + four[3]);
+INLINE floats load_some(const float *from, int64_t count) {
+    if (count >= LANES) return load(from);
+    float lanes[LANES] = {0};
+    for (int64_t i = 0; i < count; i++) lanes[i] = from[i];
+    return load(lanes);
+}
+
+#ifdef __AMX_BF16__
+
+/* bfloat16 has 8 of the 24 bits of a float, so that a float is exactly the sum of three, high + middle + low. A dword of
+   a tile holds two parts of a factor, and one instruction adds the products of both pairs: (h, m) (h, m), (h, m) (m, h)
+   and (h, l) (l, h) give all of the product but what is under 2^-22 of it. */
+
+#define GROUP 32 /* keys: two tiles */
+#define KEY_PARTS 2
+#define QUERY_PARTS 3
+#define TILE (LANES * LANES)
+
+INLINE void split(floats values, ints parts[3]) {
+    for (int i = 0; i < 3; i++) {
+        parts[i] = (ints)values & (int32_t)0xffff0000;
+        values -= (floats)parts[i];
+    }
+}
+
+INLINE floats pair(ints low, ints high) {
+    return (floats)(((uints)low >> 16) | (uints)high);
+}
+
+INLINE void put_key(float *keys, int64_t depth, int64_t key, int64_t from, floats values) {
+    float *to = keys + key / LANES * LANES * KEY_PARTS * depth + from * LANES * KEY_PARTS + key % LANES * LANES;
+    ints part[3];
+    split(values, part);
+    store(to, pair(part[0], part[1]));
+    store(to + TILE, pair(part[0], part[2]));
+}
+
+INLINE void put_query(float *queries, int half, int64_t at, floats values) {
+    float *to = queries + at / LANES * 2 * QUERY_PARTS * TILE + half * TILE + at % LANES * LANES;
+    ints part[3];
+    split(values, part);
+    store(to, pair(part[0], part[1]));
+    store(to + 2 * TILE, pair(part[1], part[0]));
+    store(to + 4 * TILE, pair(part[2], part[0]));
+}
+
+#define PRODUCTS(queries)                                                                                              \
+    _tile_loadd(6, queries, 4 * LANES);                                                                                \
+    _tile_loadd(7, (queries) + TILE, 4 * LANES);                                                                       \
+    _tile_dpbf16ps(0, 4, 6);                                                                                           \
+    _tile_dpbf16ps(1, 4, 7);                                                                                           \
+    _tile_dpbf16ps(2, 5, 6);                                                                                           \
+    _tile_dpbf16ps(3, 5, 7)
+
+INLINE void product(const float *queries, const float *keys, int64_t depth, int64_t width, int64_t count,
+                    float logits[STRIP][ROWS]) {
+    const int64_t next = LANES * KEY_PARTS * depth; /* tile of keys */
+    for (int64_t j = 0; j < count; j += GROUP) {
+        const float *q = queries, *k = keys + j * KEY_PARTS * depth;
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        for (int64_t i = 0; i < depth; i += LANES, q += 2 * QUERY_PARTS * TILE, k += KEY_PARTS * TILE) {
+            _tile_loadd(4, k, 4 * LANES);
+            _tile_loadd(5, k + next, 4 * LANES);
+            PRODUCTS(q);
+            PRODUCTS(q + 2 * TILE);
+            _tile_loadd(4, k + TILE, 4 * LANES);
+            _tile_loadd(5, k + next + TILE, 4 * LANES);
+            PRODUCTS(q + 4 * TILE);
+        }
+        _tile_stored(0, logits[j], 4 * ROWS);
+        _tile_stored(1, logits[j] + LANES, 4 * ROWS);
+        _tile_stored(2, logits[j + LANES], 4 * ROWS);
+        _tile_stored(3, logits[j + LANES] + LANES, 4 * ROWS);
+    }
+}
+
+/* 2^s: a polynomial for the fraction, the machine's own scaling for the rest. */
+INLINE floats power_of_two(floats s) {
+    const floats f = (floats)_mm512_reduce_ps((__m512)s, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    floats p = 1.877576686e-03f * f + 8.989340231e-03f;
+    p = p * f + 5.582631776e-02f;
+    p = p * f + 2.401536172e-01f;
+    p = p * f + 6.931530732e-01f;
+    p = p * f + 9.999999251e-01f;
+    return (floats)_mm512_scalef_ps((__m512)p, (__m512)s);
+}
+
+typedef struct {
+    uint8_t bytes[64];
+} Tiles;
+
+INLINE Tiles use_tiles(void) {
+    Tiles before, own = {{1}};
+    _tile_storeconfig(&before);
+    for (int i = 0; i < 8; i++) own.bytes[16 + 2 * i] = 4 * LANES, own.bytes[48 + i] = LANES;
+    _tile_loadconfig(&own);
+    return before;
+}
+
+INLINE void leave_tiles(Tiles before) { _tile_loadconfig(&before); }
+
+/* Whether the machine has what this build needs, and lets this process use it. */
+static int usable(void) {
+    return __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("avx512dq") &&
+           !syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* the tiles' state */);
+}
+
+#else
+
+#define GROUP 8 /* keys that are multiplied with the rows at once: their sums fill the registers */
+#define KEY_PARTS 1
+#define QUERY_PARTS 1
+#define LEAST (0x4b400000 - 125) /* exponents that a float can have, in the bits of `power_of_two` */
+#define MOST (0x4b400000 + 128)
+
+INLINE void put_key(float *keys, int64_t depth, int64_t key, int64_t from, floats values) {
+    store(keys + key * depth + from, values);
+}
+
+INLINE void put_query(float *queries, int half, int64_t at, floats values) {
+    store(queries + at * ROWS + half * LANES, values);
+}
+
+INLINE void product(const float *queries, const float *keys, int64_t depth, int64_t width, int64_t count,
+                    float logits[STRIP][ROWS]) {
+    for (int64_t j = 0; j < count; j += GROUP) {
+        const float *k = keys + j * depth;
+        floats s[GROUP][2] = {0};
+        for (int64_t i = 0; i < width; i++) {
+            const floats first = load(queries + i * ROWS), second = load(queries + i * ROWS + LANES);
+            for (int r = 0; r < GROUP; r++) {
+                s[r][0] += k[r * depth + i] * first;
+                s[r][1] += k[r * depth + i] * second;
+            }
+        }
+        for (int r = 0; r < GROUP; r++) {
+            store(logits[j + r], s[r][0]);
+            store(logits[j + r] + LANES, s[r][1]);
+        }
     }
 }
 
@@ -76,164 +227,210 @@ INLINE floats power_of_two(floats s) {
     p = p * f + 2.402210749e-1f;
     p = p * f + 6.931471880e-1f;
     p = p * f + 1.0f;
-    return (floats)((ints)p + (whole << 23));
+    return (floats)((uints)p + ((uints)whole << 23));
 }
 
-/* The keys of one map, centred, in bits, in tiles of `width` x TILE that the product reads in one sweep.
-   A barred key is 0, so that what bars it is all there is to its logit. */
+typedef int Tiles;
+INLINE Tiles use_tiles(void) { return 0; }
+INLINE void leave_tiles(Tiles before) { (void)before; }
+static int usable(void) { return 1; }
+
+#endif
+
+/* Swaps the off-diagonal squares of `step` lanes; for 8, 4, 2, 1 in turn, it transposes. */
+#define LOW(i, step) ((i) & (step) ? LANES + (i) - (step) : (i))
+#define HIGH(i, step) ((i) & (step) ? LANES + (i) : (i) + (step))
+#define MASK(of, step)                                                                                                 \
+    (ints) {                                                                                                           \
+        of(0, step), of(1, step), of(2, step), of(3, step), of(4, step), of(5, step), of(6, step), of(7, step),        \
+            of(8, step), of(9, step), of(10, step), of(11, step), of(12, step), of(13, step), of(14, step),            \
+            of(15, step)                                                                                               \
+    }
+#define SWAP_SQUARES(rows, step)                                                                                       \
+    for (int i = 0; i < LANES; i++) {                                                                                  \
+        if (i & (step)) continue;                                                                                      \
+        const floats a = rows[i], b = rows[i + (step)];                                                                \
+        rows[i] = __builtin_shuffle(a, b, MASK(LOW, step));                                                            \
+        rows[i + (step)] = __builtin_shuffle(a, b, MASK(HIGH, step));                                                  \
+    }
+
+/* A tile of queries, from row `first`: what is past the last row is 0. */
+INLINE void pack_queries(const Call *c, const float *query, int64_t first, int64_t depth, float *queries) {
+    for (int half = 0; half < 2; half++) {
+        const int64_t row = first + half * LANES, left = c->queries - row, count = left < LANES ? left : LANES;
+        for (int64_t from = 0; from < c->width; from += LANES) {
+            floats square[LANES] = {0};
+            for (int64_t i = 0; i < count; i++)
+                square[i] = load_some(query + (row + i) * c->query_strides[2] + from, c->width - from);
+            for (int64_t i = 0; i < count; i++) __builtin_prefetch(query + (row + i + LANES) * c->query_strides[2] + from);
+            SWAP_SQUARES(square, 8)
+            SWAP_SQUARES(square, 4)
+            SWAP_SQUARES(square, 2)
+            SWAP_SQUARES(square, 1)
+            for (int64_t i = 0; i < LANES; i++) put_query(queries, half, from + i, square[i]);
+        }
+    }
+}
+
 EVERY_MACHINE
-static void pack(const Call *c, int64_t map) {
-    const int64_t item = map / c->heads, head = map % c->heads, padded = c->padded;
+static void pack(const Call *c, int64_t map, Packed *p) {
+    const int64_t item = map / c->heads, head = map % c->heads, depth = rounded(c->width, LANES);
     const float *key = c->key + item * c->key_strides[0] + head * c->key_strides[1];
-    const float *weight = c->weight + map * c->bias_stride;
-    float *packed = c->packed + map * padded * c->width;
-    const float scale = c->scale / (float)BIT;
-    float count = 0;
-    for (int64_t j = 0; j < c->keys; j++) count += weight[j];
-    c->count[map] = count;
+    const float *bias = c->bias ? c->bias + map * c->keys : NULL;
+    double mean_bias = 0;
+    p->count = 0;
+    for (int64_t j = 0; j < c->keys; j++) {
+        if (bias && bias[j] == -INFINITY) continue;
+        mean_bias += bias ? bias[j] : 0;
+        p->allowed[p->count++] = j;
+    }
+    mean_bias /= p->count ? (double)p->count : 1;
+    for (int64_t n = 0; n < p->count; n++) {
+        const int64_t j = p->allowed[n];
+        const float x = c->there ? c->there[2 * j] : 0, y = c->there ? c->there[2 * j + 1] : 0;
+        p->sides[n] = (Side){bias ? (float)((bias[j] - mean_bias) / BIT) : 0, x, y, x * x + y * y};
+    }
     for (int64_t from = 0; from < c->width; from += LANES) {
-        const int64_t columns = c->width - from < LANES ? c->width - from : LANES;
         double total[LANES] = {0};
-        for (int64_t tile = 0; tile < c->keys; tile += TILE) {
-            float part[LANES] = {0};
-            for (int64_t j = tile; j < tile + TILE && j < c->keys; j++) {
-                const float *of = key + j * c->key_strides[2] + from;
-                if (columns == LANES)
-                    *(floats *)part += weight[j] * load(of);
-                else
-                    for (int64_t i = 0; i < columns; i++) part[i] += weight[j] * of[i];
-            }
-            for (int64_t i = 0; i < columns; i++) total[i] += part[i];
-        }
         float mean[LANES];
-        for (int64_t i = 0; i < columns; i++) mean[i] = (float)(total[i] / (count > 0 ? count : 1));
-        for (int64_t tile = 0; tile < padded; tile += TILE) {
-            const float *of = key + tile * c->key_strides[2] + from;
-            float *to = packed + tile * c->width + from * TILE;
-            const int64_t there = c->keys - tile < TILE ? c->keys - tile : TILE;
-            for (int64_t i = 0; i < columns; i++) {
-                for (int64_t j = 0; j < there; j++)
-                    to[i * TILE + j] = weight[tile + j] > 0 ? scale * (of[j * c->key_strides[2] + i] - mean[i]) : 0;
-                for (int64_t j = there; j < TILE; j++) to[i * TILE + j] = 0;
+        for (int64_t n = 0; n < p->count;) {
+            floats part = {0};
+            for (int64_t end = n + 32 < p->count ? n + 32 : p->count; n < end; n++) {
+                const float *at = key + p->allowed[n] * c->key_strides[2] + from;
+                part += load_some(at, c->width - from);
+                __builtin_prefetch(at + AHEAD * c->key_strides[2]);
             }
+            for (int i = 0; i < LANES; i++) total[i] += part[i];
+        }
+        for (int i = 0; i < LANES; i++) mean[i] = (float)(total[i] / (p->count ? (double)p->count : 1));
+        for (int64_t n = 0; n < rounded(p->count, GROUP); n++) {
+            floats values = {0};
+            if (n < p->count) {
+                values = load_some(key + p->allowed[n] * c->key_strides[2] + from, c->width - from) - load(mean);
+                values *= c->scale / (float)BIT;
+            }
+            put_key(p->keys, depth, n, from, values);
         }
     }
 }
 
-INLINE void product(const float *const query[ROWS], const float *packed, const float *bias, int64_t width, int64_t count,
-                    float logits[ROWS][STRIP]) {
-    for (int64_t j = 0; j < count; j += TILE) {
-        floats s[ROWS][PAIR];
-        for (int r = 0; r < ROWS; r++)
-            for (int v = 0; v < PAIR; v++) s[r][v] = load(bias + j + v * LANES);
-        for (int64_t i = 0; i < width; i++, packed += TILE) {
-            floats k[PAIR];
-            for (int v = 0; v < PAIR; v++) k[v] = load(packed + v * LANES);
-            for (int r = 0; r < ROWS; r++)
-                for (int v = 0; v < PAIR; v++) s[r][v] += query[r][i] * k[v];
-        }
-        for (int r = 0; r < ROWS; r++)
-            for (int v = 0; v < PAIR; v++) *(floats *)(logits[r] + j + v * LANES) = s[r][v];
-    }
+/* Adds, and keeps what rounding took for the next time. */
+INLINE void add(floats *sum, floats *lost, floats value) {
+    const floats y = value - *lost, total = *sum + y;
+    *lost = total - *sum - y;
+    *sum = total;
 }
 
-INLINE void accumulate(Sums *sums, const float *logits, const float *weight, const float *places, int64_t padded,
-                       int64_t from, int64_t to, int weighted, int distance) {
-    Sums a = {0}; /* of this strip alone: sums of sums round less */
-    for (int64_t j = from; j < to; j += LANES) {
-        const floats s = load(logits + j), p = power_of_two(s);
-        a.total += p;
-        a.expected += p * s;
-        if (weighted) {
-            const floats w = load(weight + j) * s;
-            a.mean += w;
-            a.square += w * s;
-        } else {
+INLINE void accumulate(Sums *sums, const float *logits, const Side *sides, int64_t count, int biased, int distance) {
+    for (int64_t from = 0; from < count; from += PART) {
+        Sums a = {0};
+        for (int64_t j = from; j < from + PART && j < count; j++) {
+            floats s = load(logits + j * ROWS);
+            if (biased) s += sides[j].bias;
+            const floats p = power_of_two(s);
+            a.total += p;
+            a.expected += p * s;
             a.square += s * s;
+            if (distance) {
+                a.x += p * sides[j].x;
+                a.y += p * sides[j].y;
+                a.norm += p * sides[j].norm;
+            }
         }
+        add(&sums->total, &sums->lost_total, a.total);
+        add(&sums->expected, &sums->lost_expected, a.expected);
+        sums->square += a.square;
         if (distance) {
-            a.x += p * load(places + j);
-            a.y += p * load(places + padded + j);
-            a.norm += p * load(places + 2 * padded + j);
+            sums->x += a.x;
+            sums->y += a.y;
+            sums->norm += a.norm;
         }
-    }
-    sums->total += a.total;
-    sums->expected += a.expected;
-    sums->mean += a.mean;
-    sums->square += a.square;
-    if (distance) {
-        sums->x += a.x;
-        sums->y += a.y;
-        sums->norm += a.norm;
     }
 }
 
-/* The rows `first` to `first` + BLOCK of one map; whether every log-sum-exp is within the limit. */
-INLINE int rows(const Call *c, int64_t map, int64_t first, int distance) {
-    const int64_t item = map / c->heads, head = map % c->heads, padded = c->padded;
-    const float *query = c->query + item * c->query_strides[0] + head * c->query_strides[1];
-    const float *bias = c->bias + map * c->bias_stride, *weight = c->weight + map * c->bias_stride;
-    const float *places = c->places, *packed = c->packed + map * padded * c->width;
-    const int64_t last = first + BLOCK < c->queries ? first + BLOCK : c->queries;
-    const int64_t most = CACHED / c->width / TILE * TILE;
-    const int64_t strip = most < TILE ? TILE : most < STRIP ? most : STRIP;
-    Sums sums[BLOCK] = {0};
-    float logits[ROWS][STRIP] __attribute__((aligned(64)));
+INLINE floats at_least_0(floats values) {
+    for (int i = 0; i < LANES; i++) values[i] = values[i] > 0 ? values[i] : 0;
+    return values;
+}
 
-    for (int64_t from = 0; from < padded; from += strip) {
-        const int64_t count = padded - from < strip ? padded - from : strip;
-        const int64_t left = c->bias_stride ? 0 : (c->keys - from) / LANES * LANES;
-        const int64_t full = left < count ? left : count; /* without padding or barred keys */
-        for (int64_t row = first; row < last; row += ROWS) {
-            const float *q[ROWS];
-            for (int r = 0; r < ROWS; r++) q[r] = query + (row + r < last ? row + r : last - 1) * c->query_strides[2];
-            product(q, packed + from * c->width, bias + from, c->width, count, logits);
-            for (int r = 0; r < ROWS && row + r < last; r++) {
-                Sums *own = sums + row + r - first;
-                accumulate(own, logits[r], weight + from, places + from, padded, 0, full, 0, distance);
-                accumulate(own, logits[r], weight + from, places + from, padded, full, count, 1, distance);
-            }
-        }
-    }
-    const float allowed = c->count[map], limit = logf(allowed);
+INLINE void put_some(float *to, floats values, int64_t count) {
+    if (count >= LANES) store(to, values);
+    for (int64_t i = 0; count < LANES && i < count; i++) to[i] = values[i];
+}
+
+/* Writes the statistics of up to 16 rows; whether every log-sum-exp is within the limit. */
+INLINE int finish(const Call *c, const Sums *sums, int64_t count, int64_t map, int64_t first, int distance) {
+    const int64_t left = c->queries - first, valid = left < LANES ? left : LANES, at = map * c->queries + first;
+    floats entropy = {0}, variance = {0}, apart = {0};
     int within = 1;
-    for (int64_t row = first; row < last; row++) {
-        const Sums *a = sums + row - first;
-        const int64_t at = map * c->queries + row;
-        float entropy = 0, variance = 0, apart = 0;
-        if (allowed > 0) {
-            float four[4], place[4];
-            sum_four(a->total, a->expected, a->mean, a->square, four);
-            const float total = four[0], log_sum = log2f(total);
-            const float mean = c->bias_stride ? four[2] / allowed : 0; /* the keys are centred */
-            within &= fabsf(log_sum) * (float)BIT <= c->limit && four[3] < 1e12f; /* false for NaN */
-            entropy = (log_sum - four[1] / total) * (float)BIT;
-            entropy = entropy < 0 ? 0 : entropy > limit ? limit : entropy;
-            variance = (four[3] / allowed - mean * mean) * (float)(BIT * BIT);
-            variance = variance < 0 ? 0 : variance;
-            if (distance) {
-                const float x = c->here[2 * row], y = c->here[2 * row + 1];
-                sum_four(a->x, a->y, a->norm, a->norm, place);
-                apart = x * x + y * y + (place[2] - 2 * (x * place[0] + y * place[1])) / total;
-                apart = apart < 0 ? 0 : sqrtf(apart);
-            }
+    if (count) {
+        /* log2 of the total: its exponent, and a series in t for the rest, m from sqrt(1/2) to sqrt(2) */
+        const floats total = sums->total;
+        const ints bits = (ints)total, exponent = (bits - 0x3f3504f3) >> 23;
+        const floats m = (floats)(bits - (exponent << 23)), t = (m - 1) / (m + 1), u = t * t;
+        const floats log_m = t * (2.88539008f + u * (0.96179669f + u * (0.57707802f + u * (0.41219858f + u * 0.32059890f))));
+        const floats whole = __builtin_convertvector(exponent, floats), log_sum = (whole + log_m) * (float)BIT;
+        /* The entropy is a small difference of large numbers: the mean of s is taken with what its rounding left. */
+        const floats mean = sums->expected / total, rest = (sums->expected - mean * total) / total;
+        const float limit = logf((float)count);
+        entropy = at_least_0((whole - mean + (log_m - rest)) * (float)BIT);
+        for (int i = 0; i < LANES; i++) entropy[i] = entropy[i] < limit ? entropy[i] : limit;
+        variance = sums->square * (float)(BIT * BIT / (double)count); /* keys and biases are centred */
+        if (distance) {
+            floats x = {0}, y = {0};
+            for (int64_t i = 0; i < valid; i++) x[i] = c->here[2 * (first + i)], y[i] = c->here[2 * (first + i) + 1];
+            apart = at_least_0(x * x + y * y + (sums->norm - 2 * (x * sums->x + y * sums->y)) / total);
+            for (int i = 0; i < LANES; i++) apart[i] = sqrtf(apart[i]);
         }
-        c->entropy[at] = entropy;
-        c->variance[at] = variance;
-        if (distance) c->distance[at] = apart;
+        for (int64_t i = 0; i < valid; i++)
+            within &= fabsf(log_sum[i]) <= c->limit && sums->square[i] < 1e12f; /* false for NaN */
+    }
+    put_some(c->entropy + at, entropy, valid);
+    put_some(c->variance + at, variance, valid);
+    if (distance) put_some(c->distance + at, apart, valid);
+    return within;
+}
+
+/* The rows `first` to `first` + TASK of one map; `queries` is where they are packed. */
+INLINE int rows(const Call *c, int64_t map, const Packed *p, int64_t first, float *queries, int biased, int distance) {
+    const int64_t item = map / c->heads, head = map % c->heads, depth = rounded(c->width, LANES);
+    const float *query = c->query + item * c->query_strides[0] + head * c->query_strides[1];
+    const int64_t cached = CACHED / (KEY_PARTS * depth + 1) / GROUP * GROUP;
+    const int64_t strip = cached < GROUP ? GROUP : cached < STRIP ? cached : STRIP;
+    float logits[2][STRIP][ROWS] __attribute__((aligned(64)));
+    const int64_t last = first + TASK < c->queries ? first + TASK : c->queries;
+    int within = 1;
+    for (int64_t row = first; row < last; row += ROWS) /* all at once: a tile waits for what has just been written */
+        pack_queries(c, query, row, depth, queries + (row - first) * QUERY_PARTS * depth);
+    for (int64_t row = first; row < last; row += ROWS, queries += ROWS * QUERY_PARTS * depth) {
+        Sums sums[2] = {0};
+        /* A strip ahead: the tiles work on the next while the vectors sum this one. */
+        for (int64_t from = -strip, step = 0; from < p->count; from += strip, step ^= 1) {
+            const int64_t next = from + strip, there = p->count - next < strip ? p->count - next : strip;
+            if (there > 0)
+                product(queries, p->keys + next * KEY_PARTS * depth, depth, c->width, rounded(there, GROUP), logits[step]);
+            if (from < 0) continue;
+            const int64_t count = p->count - from < strip ? p->count - from : strip;
+            const float *own = logits[step ^ 1][0];
+            accumulate(sums, own, p->sides + from, count, biased, distance);
+            accumulate(sums + 1, own + LANES, p->sides + from, count, biased, distance);
+        }
+        within &= finish(c, sums, p->count, map, row, distance);
+        within &= finish(c, sums + 1, p->count, map, row + LANES, distance);
     }
     return within;
 }
 
 EVERY_MACHINE
-static int block(const Call *c, int64_t map, int64_t first) {
-    return c->distance ? rows(c, map, first, 1) : rows(c, map, first, 0);
+static int task(const Call *c, int64_t map, const Packed *p, int64_t first, float *queries) {
+    if (c->bias) return c->distance ? rows(c, map, p, first, queries, 1, 1) : rows(c, map, p, first, queries, 1, 0);
+    return c->distance ? rows(c, map, p, first, queries, 0, 1) : rows(c, map, p, first, queries, 0, 0);
 }
 
 /* Mean of values - from, or of its square. */
 INLINE float mean(const float *values, int64_t count, float from, int squared) {
     floats total = {0};
-    float rest = 0;
+    float sum = 0;
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES) {
         const floats v = load(values + i) - from;
@@ -242,82 +439,91 @@ INLINE float mean(const float *values, int64_t count, float from, int squared) {
         else
             total += v;
     }
-    for (; i < count; i++) rest += squared ? (values[i] - from) * (values[i] - from) : values[i] - from;
-    float four[4];
-    sum_four(total, total, total, total, four);
-    return (four[0] + rest) / (float)count;
+    for (int lane = 0; lane < LANES; lane++) sum += total[lane];
+    for (; i < count; i++) sum += squared ? (values[i] - from) * (values[i] - from) : values[i] - from;
+    return sum / (float)count;
 }
 
 /* Means over the rows of a map: entropy, its standard deviation, variance, distance; NaN where no key is allowed. */
 EVERY_MACHINE
-static void summarise(const Call *c, int64_t map) {
+static void summarise(const Call *c, int64_t map, const Packed *p) {
     const int64_t maps = c->batch * c->heads, first = map * c->queries;
-    const float none = c->count[map] > 0 ? 0 : NAN, entropy = mean(c->entropy + first, c->queries, 0, 0);
+    const float none = p->count > 0 ? 0 : NAN, entropy = mean(c->entropy + first, c->queries, 0, 0);
     c->means[map] = entropy + none;
     c->means[maps + map] = sqrtf(mean(c->entropy + first, c->queries, entropy, 1)) + none;
     c->means[2 * maps + map] = mean(c->variance + first, c->queries, 0, 0) + none;
     if (c->distance) c->means[3 * maps + map] = mean(c->distance + first, c->queries, 0, 0) + none;
 }
 
-/* Shares the scratch out, and fills what all maps share: the places of the keys, and their bias where none is given. */
-static void prepare(Call *c) {
-    const int64_t padded = (c->keys + TILE - 1) / TILE * TILE;
-    c->padded = c->bias_stride = padded;
-    c->places = c->scratch;
-    c->count = c->scratch + 5 * padded;
-    c->packed = c->count + c->batch * c->heads;
-    if (!c->bias) {
-        float *bias = c->scratch + 3 * padded, *weight = bias + padded;
-        for (int64_t j = 0; j < padded; j++) {
-            bias[j] = j < c->keys ? 0 : BARRED;
-            weight[j] = j < c->keys;
+/* The maps are worked on a few at a time, so that what is packed of them stays in the second-level cache.
+   1 if float32 holds the answer, 0 if not, -1 if there is no memory. */
+static int run(const Call *c, int threads) {
+    const int64_t maps = c->batch * c->heads, tasks = (c->queries + TASK - 1) / TASK;
+    const int64_t keys = rounded(c->keys, GROUP), depth = rounded(c->width, LANES);
+    const size_t key_floats = (size_t)(keys * depth * KEY_PARTS), query_floats = (size_t)(TASK * depth * QUERY_PARTS);
+    const size_t side_floats = (size_t)(keys * 4), each = key_floats + side_floats + (size_t)(keys * 2);
+    const int64_t held = rounded((int64_t)((size_t)threads * HELD / each) + 1, threads), together = held < maps ? held : maps;
+    Packed *packed = malloc((size_t)together * sizeof *packed);
+    float *memory = aligned_alloc(64, ((size_t)threads * query_floats + (size_t)together * each) * sizeof *memory);
+    int within = 1;
+    if (!packed || !memory) {
+        free(packed);
+        free(memory);
+        return -1;
+    }
+    for (int64_t i = 0; i < together; i++) {
+        packed[i].keys = memory + (size_t)threads * query_floats + (size_t)i * each;
+        packed[i].sides = (Side *)(packed[i].keys + key_floats);
+        packed[i].allowed = (int64_t *)(packed[i].keys + key_floats + side_floats);
+    }
+#pragma omp parallel num_threads(threads) reduction(& : within)
+    {
+        float *queries = memory + (size_t)omp_get_thread_num() * query_floats;
+        const Tiles before = use_tiles();
+        for (int64_t map = 0; map < maps; map += together) {
+            const int64_t here = maps - map < together ? maps - map : together;
+#pragma omp for schedule(dynamic)
+            for (int64_t i = 0; i < here; i++) pack(c, map + i, packed + i);
+#pragma omp for schedule(dynamic)
+            for (int64_t i = 0; i < here * tasks; i++)
+                within &= task(c, map + i / tasks, packed + i / tasks, i % tasks * TASK, queries);
+#pragma omp for
+            for (int64_t i = 0; i < here; i++) summarise(c, map + i, packed + i);
         }
-        c->bias = bias, c->weight = weight, c->bias_stride = 0;
+        leave_tiles(before);
     }
-    for (int64_t j = 0; c->there && j < padded; j++) {
-        const float x = j < c->keys ? c->there[2 * j] : 0, y = j < c->keys ? c->there[2 * j + 1] : 0;
-        c->places[j] = x, c->places[padded + j] = y, c->places[2 * padded + j] = x * x + y * y;
-    }
+    free(packed);
+    free(memory);
+    return within;
 }
 
 static PyObject *statistics(PyObject *Py_UNUSED(self), PyObject *args) {
     Call c;
-    unsigned long long p[11];
-    int threads;
-    if (!PyArg_ParseTuple(args, "(KKKKKKKKKKK)(LLLLL)(LLL)(LLL)ffi", p, p + 1, p + 2, p + 3, p + 4, p + 5, p + 6, p + 7,
-                          p + 8, p + 9, p + 10, &c.batch, &c.heads, &c.queries, &c.keys, &c.width, c.query_strides,
+    unsigned long long p[9];
+    int threads, found;
+    if (!PyArg_ParseTuple(args, "(KKKKKKKKK)(LLLLL)(LLL)(LLL)ffi", p, p + 1, p + 2, p + 3, p + 4, p + 5, p + 6, p + 7,
+                          p + 8, &c.batch, &c.heads, &c.queries, &c.keys, &c.width, c.query_strides,
                           c.query_strides + 1, c.query_strides + 2, c.key_strides, c.key_strides + 1,
                           c.key_strides + 2, &c.scale, &c.limit, &threads))
         return NULL;
-    const float **in[] = {&c.query, &c.key, &c.bias, &c.weight, &c.here, &c.there};
-    float **out[] = {&c.scratch, &c.entropy, &c.variance, &c.distance, &c.means};
-    for (int i = 0; i < 6; i++) *in[i] = (const float *)(uintptr_t)p[i];
-    for (int i = 0; i < 5; i++) *out[i] = (float *)(uintptr_t)p[6 + i];
-    const int64_t maps = c.batch * c.heads, blocks = (c.queries + BLOCK - 1) / BLOCK;
-    int within = 1;
+    const float **in[] = {&c.query, &c.key, &c.bias, &c.here, &c.there};
+    float **out[] = {&c.entropy, &c.variance, &c.distance, &c.means};
+    for (int i = 0; i < 5; i++) *in[i] = (const float *)(uintptr_t)p[i];
+    for (int i = 0; i < 4; i++) *out[i] = (float *)(uintptr_t)p[5 + i];
     Py_BEGIN_ALLOW_THREADS
-    prepare(&c);
-#pragma omp parallel num_threads(threads) reduction(& : within)
-    {
-#pragma omp for schedule(dynamic)
-        for (int64_t map = 0; map < maps; map++) pack(&c, map);
-#pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < maps * blocks; task++)
-            within &= block(&c, task / blocks, task % blocks * BLOCK);
-#pragma omp for
-        for (int64_t map = 0; map < maps; map++) summarise(&c, map);
-    }
+    found = run(&c, threads);
     Py_END_ALLOW_THREADS
-    return PyBool_FromLong(within);
+    return found < 0 ? PyErr_NoMemory() : PyBool_FromLong(found);
 }
 
 static PyMethodDef methods[] = {{"statistics", statistics, METH_VARARGS, "See cpu.py."}, {NULL, NULL, 0, NULL}};
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_cpu", NULL, 0, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__cpu(void) {
-    PyObject *made = PyModule_Create(&module);
-    if (made && (PyModule_AddIntConstant(made, "TILE", TILE) ||
-                 PyModule_AddObject(made, "BARRED", PyFloat_FromDouble(BARRED))))
-        Py_CLEAR(made);
-    return made;
+#define INITIALISE(name) PyInit_##name
+#define INITIALISER(name) INITIALISE(name)
+
+PyMODINIT_FUNC INITIALISER(MODULE)(void) {
+    if (usable()) return PyModule_Create(&module);
+    PyErr_SetString(PyExc_ImportError, "this processor has no AMX");
+    return NULL;
 }
