@@ -32,7 +32,13 @@ class Records:
                     rows.append((f"p{prompt}", seed_, tokens, h, variance(tokens)))
         table = pd.DataFrame(rows, columns=["prompt", "seed", "query_tokens", "entropy", "logit_variance"])
         self.table = table.assign(
-            law="original", kind="self", layer="a", training_tokens=256, height=table["query_tokens"], width=1
+            law="original",
+            kind="self",
+            axes="spatial",
+            layer="a",
+            training_tokens=256,
+            height=table["query_tokens"],
+            width=1,
         )
 
     def frame(self):

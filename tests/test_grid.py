@@ -4,22 +4,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entropy_probe.capture import token_grid
+from entropy_probe.capture import Latents, token_grid
 
 SIDES = st.integers(1, 300)
 
 
 @given(SIDES, SIDES, st.sampled_from([1, 2, 4, 8]))
 def test_a_grid_is_found_from_its_number_of_tokens(height, width, stride):
-    grid = token_grid(-(-height // stride) * -(-width // stride), (height, width))
+    grid = token_grid(-(-height // stride) * -(-width // stride), Latents(height, width))
     assert grid is not None
     assert grid.tokens == -(-height // stride) * -(-width // stride)
-    assert grid.at((height, width)) == grid
+    assert grid.at(Latents(height, width)) == grid
 
 
 @given(st.integers(2, 40), st.integers(2, 40))
 def test_positions_are_in_units_of_the_diagonal(height, width):
-    places = token_grid(height * width, (height, width)).positions()
+    places = token_grid(height * width, Latents(height, width)).positions()
     step = (height**2 + width**2) ** -0.5
     assert (places[1] - places[0]).norm().item() == pytest.approx(step, rel=1e-4)
     assert (places[width] - places[0]).norm().item() == pytest.approx(step, rel=1e-4)
@@ -27,12 +27,12 @@ def test_positions_are_in_units_of_the_diagonal(height, width):
 
 
 def test_no_grid_has_a_number_of_tokens_that_does_not_fit():
-    assert token_grid(17, (16, 16)) is None
+    assert token_grid(17, Latents(16, 16)) is None
 
 
 @given(SIDES, SIDES, st.sampled_from([1, 2, 4]))
 def test_positions_span_the_image_whatever_the_stride(height, width, stride):
-    grid = token_grid(-(-height // stride) * -(-width // stride), (height, width))
+    grid = token_grid(-(-height // stride) * -(-width // stride), Latents(height, width))
     places, diagonal = grid.positions(), (height**2 + width**2) ** 0.5
     assert places.shape == (grid.tokens, 2)
     assert places.mean(0).tolist() == pytest.approx([width / diagonal / 2, height / diagonal / 2], rel=1e-3)

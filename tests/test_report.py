@@ -78,7 +78,8 @@ def synthetic(path, *, layers=3, prompts=(HOSTILE, "flat pizza"), sizes=SIZES, s
                     for m in (1.0, 2.0):
                         h = 0.4 + 0.8 * np.log(tokens) - 1.2 * np.log(g * m) + generator.normal(0, 0.05)
                         rows.append({
-                            "step": step, "timestep": timestep, "branch": "cond", "layer": name, "kind": "self",
+                            "step": step, "timestep": timestep, "branch": "cond", "layer": name,
+                            "kind": "self", "axes": "spatial",
                             "head": head, "query_tokens": tokens, "key_tokens": tokens, "training_tokens": trained,
                             "scale": 0.2, "multiplier": m, "rows": tokens, "entropy": h, "entropy_std": 0.3,
                             "logit_variance": 1.5, "attention_distance": 0.2,

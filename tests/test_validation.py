@@ -21,8 +21,21 @@ def table(shift, prompts=6, noise=0.0, laws=("original", "half", "perfect")):
                 for head, step in np.ndindex(shift.shape):
                     moved = 0.0 if height == 64 else left[law] * shift[head, step]
                     h = 3.0 + moved + noise * generator.standard_normal()
-                    rows.append((law, height, width, f"p{prompt}", 0, "self", "layer", head, step, h, 1.0))
-    names = ["law", "height", "width", "prompt", "seed", "kind", "layer", "head", "step", "entropy", "multiplier"]
+                    rows.append((law, height, width, f"p{prompt}", 0, "self", "spatial", "layer", head, step, h, 1.0))
+    names = [
+        "law",
+        "height",
+        "width",
+        "prompt",
+        "seed",
+        "kind",
+        "axes",
+        "layer",
+        "head",
+        "step",
+        "entropy",
+        "multiplier",
+    ]
     return pd.DataFrame(rows, columns=names)
 
 

@@ -2,13 +2,15 @@
 
 from entropy_probe.capture.calls import AttentionCall, AttentionHooks, attention_calls, attention_layers
 from entropy_probe.capture.grid import TokenGrid, token_grid
+from entropy_probe.capture.latents import Latents
 from entropy_probe.capture.probe import capture, find_denoiser, select_layers
-from entropy_probe.capture.records import Captured
+from entropy_probe.capture.records import Captured, visual
 
 __all__ = [
     "AttentionCall",
     "AttentionHooks",
     "Captured",
+    "Latents",
     "TokenGrid",
     "attention_calls",
     "attention_layers",
@@ -16,4 +18,5 @@ __all__ = [
     "find_denoiser",
     "select_layers",
     "token_grid",
+    "visual",
 ]

@@ -13,29 +13,40 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from entropy_probe.capture.grid import TokenGrid, token_grid
+from entropy_probe.capture.grid import TokenGrid
+from entropy_probe.capture.latents import Latents, find_latents, training_latents
+from entropy_probe.capture.role import VISUAL, Axes, Kind, Role, role
+from entropy_probe.errors import CaptureError
 from entropy_probe.statistics.rows import default_scale
-
-Kind = Literal["self", "cross", "joint"]
 
 
 @dataclass(frozen=True)
 class Forward:
-    """One run of the denoiser: its number since the hooks were set, its timestep, and the latent height and width."""
+    """One run of the denoiser.
+
+    Attributes:
+        number: since the hooks were set.
+        timestep: as it was given.
+        latents: what it ran on; None where that cannot be told.
+        trained: the latents that it was trained on; None where that cannot be told.
+        text: which text it was given: guidance by two forwards gives two to a step; None without.
+    """
 
     number: int
     timestep: Tensor | float | None
-    latent_size: tuple[int, int] | None
-    training_size: tuple[int, int] | None
+    latents: Latents | None
+    trained: Latents | None
+    text: int | None
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class AttentionCall:
 
     forward: Forward
     layer: str
-    kind: Kind
+    role: Role
     query: Float[Tensor, "batch heads queries width"]
     key: Float[Tensor, "batch kv_heads keys width"]
     mask: Shaped[Tensor, "*#mask"] | None
@@ -52,19 +63,41 @@ class AttentionCall:
     scale: float
     enable_gqa: bool
 
-    @cached_property
+    @property
+    def kind(self) -> Kind:
+        """Whose tokens attend to whose."""
+        return self.role.kind
+
+    @property
+    def axes(self) -> Axes:
+        """What the attention spans."""
+        return self.role.axes
+
+    @property
     def grid(self) -> TokenGrid | None:
-        """How the queries of a visual attention lie on the image; None where that cannot be told."""
-        if self.forward.latent_size is None:
-            return None
-        return token_grid(self.query.shape[2], self.forward.latent_size)
+        """How the image tokens among the queries lie on the image; None where that cannot be told."""
+        return self.role.grid
+
+    @property
+    def visual(self) -> bool:
+        """Whether its tokens grow with the image: what scaling laws act on."""
+        return self.kind in VISUAL and self.axes != "temporal"
+
+    @property
+    def tokens(self) -> int:
+        """N: the image tokens of a visual attention, in all its frames; without a grid, the queries."""
+        return self.query.shape[2] if self.grid is None else self.grid.tokens * self._frames
 
     @property
     def training_tokens(self) -> int | None:
-        """T: the tokens that this layer has at the training size; None where that cannot be told."""
-        if self.grid is None or self.forward.training_size is None:
+        """T: N at the training size, with as many frames; None where that cannot be told."""
+        if not self.visual or self.grid is None or self.forward.trained is None:
             return None
-        return self.grid.at(self.forward.training_size).tokens
+        return self.grid.at(self.forward.trained).tokens * self._frames
+
+    @property
+    def _frames(self) -> int:
+        return self.forward.latents.frames if self.forward.latents and self.axes == "spatio-temporal" else 1
 
 
 Multiplier = float | Float[Tensor, " heads"] | None
@@ -94,9 +127,13 @@ class AttentionHooks:
     Attributes:
         ran: names of the modules that have run.
         seen: names of the modules that have made an attention call.
+
+    Raises:
+        CaptureError: for a compiled model: its graphs hold no calls that could be seen.
     """
 
     def __init__(self, denoiser: nn.Module, on_call: OnCall, *, after_scaling: bool = False) -> None:
+        _refuse_compiled(denoiser)
         self.ran: set[str] = set()
         self.seen: set[str] = set()
         self._on_call = on_call
@@ -108,12 +145,12 @@ class AttentionHooks:
             if name and name not in self._attention and any(True for _ in module.children())
         }
         self._signature = inspect.signature(denoiser.forward)
-        self._training_size = _latent_training_size(denoiser)
+        self._denoiser = denoiser
         self._stack: list[_Running] = []
         self._modes: list[TorchFunctionMode] = []
-        self._forward = Forward(-1, None, None, None)
+        self._forward = Forward(-1, None, None, None, None)
         self._stray = False
-        self._known_sizes: set[tuple[int, int] | None] = set()
+        self._known_sizes: set[Latents | None] = set()
         # The mode that is entered first is asked last: a prepended hook sees what all others have made of a call.
         self._handles: list[RemovableHandle] = [
             denoiser.register_forward_pre_hook(self._begin, prepend=after_scaling, with_kwargs=True),
@@ -139,25 +176,24 @@ class AttentionHooks:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = self._signature.bind_partial(*args, **kwargs).arguments
-        sizes = [
-            (int(a.shape[-2]), int(a.shape[-1])) for a in arguments.values() if isinstance(a, Tensor) and a.ndim == 4
-        ]
+        text = arguments.get("encoder_hidden_states")
         self._forward = Forward(
             number=self._forward.number + 1,
             timestep=arguments.get("timestep"),
-            latent_size=sizes[0] if sizes else None,
-            training_size=self._training_size,
+            latents=find_latents(self._denoiser, arguments),
+            trained=training_latents(self._denoiser),
+            text=text.data_ptr() if isinstance(text, Tensor) else None,
         )
         self._stack.clear()
         self._leave_modes()
-        if self._stray or self._forward.latent_size not in self._known_sizes:
+        if self._stray or self._forward.latents not in self._known_sizes:
             self._watch_others()
             self._enter_mode(self._stray_call)
         self._push("", args, kwargs)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         if output is not None:  # a forward that failed has not shown all of its calls
-            self._known_sizes.add(self._forward.latent_size)
+            self._known_sizes.add(self._forward.latents)
             if not self._stray:
                 self._leave_others()
         self._stack.clear()
@@ -229,7 +265,13 @@ class AttentionHooks:
         call = AttentionCall(
             forward=self._forward,
             layer=running.name,
-            kind=_kind(query, key, running.args, running.kwargs),
+            role=role(
+                running.name,
+                query.shape[2],
+                key.shape[2],
+                _context(running.args, running.kwargs),
+                self._forward.latents,
+            ),
             query=query,
             key=key if len(key) == len(query) else key.expand(len(query), *key.shape[1:]),
             mask=attn_mask,
@@ -268,25 +310,40 @@ class _CallMode(TorchFunctionMode):
         return func(*args, **kwargs) if kwargs else func(*args)
 
 
+def _refuse_compiled(denoiser: nn.Module) -> None:
+    compiled = [m for m in denoiser.modules() if hasattr(m, "_orig_mod") or m._compiled_call_impl is not None]
+    if compiled:
+        name = type(getattr(compiled[0], "_orig_mod", compiled[0])).__name__
+        raise CaptureError(
+            f"{name} is compiled by torch.compile, and a compiled graph makes no calls that could be seen or scaled: "
+            "load the pipeline again and leave the compilation out"
+        )
+
+
 def attention_layers(denoiser: nn.Module) -> list[str]:
     """Names of the modules that are attention by make: diffusers' attention classes and `nn.MultiheadAttention`."""
     return [
         name
         for name, module in denoiser.named_modules()
-        if isinstance(module, nn.MultiheadAttention) or (hasattr(module, "processor") and hasattr(module, "to_q"))
+        if isinstance(module, nn.MultiheadAttention)
+        or (hasattr(module, "processor") and "Attention" in type(module).__name__)
     ]
 
 
-def _kind(query: Tensor, key: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Kind:
-    queries, keys = query.shape[2], key.shape[2]
+def _context(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """Tokens of what an attention layer was given beside its own."""
+    own = kwargs.get("hidden_states", args[0] if args else None)
     context = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
-    if not isinstance(context, Tensor) or context.ndim != 3:
-        return "self" if queries == keys else "cross"
-    return "joint" if queries == keys > context.shape[1] else "cross"
-
-
-def _latent_training_size(denoiser: nn.Module) -> tuple[int, int] | None:
-    size = getattr(getattr(denoiser, "config", None), "sample_size", None)
-    if size is None:
+    if not isinstance(context, Tensor) or context.ndim != 3 or context is own:  # Lumina gives its own twice
         return None
-    return (size, size) if isinstance(size, int) else (int(size[-2]), int(size[-1]))
+    return int(context.shape[1]) - _own_tokens(own, context)
+
+
+def _own_tokens(own: Any, context: Tensor) -> int:
+    """How many of a layer's own tokens its context begins with: Stable Cascade puts them before the text."""
+    if not isinstance(own, Tensor) or own.ndim not in (3, 4):
+        return 0
+    tokens = own.flatten(2).mT if own.ndim == 4 else own
+    count = tokens.shape[1]
+    may = context.shape[1] > count and context.shape[2] == tokens.shape[2]
+    return count if may and torch.equal(context[:, 0], tokens[:, 0]) else 0

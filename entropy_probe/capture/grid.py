@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from entropy_probe.capture.latents import Latents
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,9 @@ class TokenGrid:
         """How many there are."""
         return self.height * self.width
 
-    def at(self, latent_size: tuple[int, int]) -> TokenGrid:
-        """The grid of the same layer at another latent size (height, width)."""
-        return _grid(self.stride, latent_size)
+    def at(self, latents: Latents) -> TokenGrid:
+        """The grid of the same layer at another size."""
+        return _grid(self.stride, latents)
 
     def positions(self) -> Float[Tensor, "tokens 2"]:
         """Token centres, (x, y), in units of the image diagonal."""
@@ -35,19 +38,21 @@ class TokenGrid:
 
 
 @functools.lru_cache(maxsize=256)  # every call of every layer asks for one of few
-def token_grid(tokens: int, latent_size: tuple[int, int]) -> TokenGrid | None:
-    """The grid with that many tokens whose stride is a power of two; None where there is none."""
-    stride = 1
-    while stride < 2 * max(latent_size):
-        grid = _grid(stride, latent_size)
-        if grid.tokens == tokens:
-            return grid
+def token_grid(tokens: int, latents: Latents) -> TokenGrid | None:
+    """The grid with that many tokens; None where there is none."""
+    return next((grid for grid in grids(latents) if grid.tokens == tokens), None)
+
+
+def grids(latents: Latents) -> Iterator[TokenGrid]:
+    """The grids that a denoiser may have on those latents, the finest first: its patches, halved again and again."""
+    stride = latents.patch
+    while stride < 2 * max(latents.height, latents.width):
+        yield _grid(stride, latents)
         stride *= 2
-    return None
 
 
-def _grid(stride: int, latent_size: tuple[int, int]) -> TokenGrid:
-    height, width = latent_size
+def _grid(stride: int, latents: Latents) -> TokenGrid:
+    height, width = latents.height, latents.width
     return TokenGrid(-(-height // stride), -(-width // stride), stride, height / width)
 
 

@@ -96,14 +96,15 @@ def capture(
 
     def measure(call: AttentionCall) -> None:
         if not captured.entered(call.forward):
-            captured.enter(call.forward, _guided(model), _schedule(model))
+            captured.enter(call.forward, _guided(model), _schedule(model), isinstance(model, nn.Module))
         if measured is not None and call.layer not in measured:
             return
-        keeping = call.layer in kept and call.kind == "self" and (steps is None or captured.step in steps)
+        in_time = steps is None or captured.step in steps
+        keeping = call.layer in kept and (call.kind, call.axes) == ("self", "spatial") and in_time
         tokens = call.query.shape[2]
         base = tokens if rows == "all" or keeping else min(int(rows), tokens)
         plan = [(1.0, base, keeping)]
-        if call.kind != "cross":
+        if call.visual:
             plan += [(g, min(multiplier_rows, base), False) for g in multipliers if g != 1.0]
         with torch.no_grad(), _full_precision(call.query.device.type):
             for multiplier, count, whole in plan:
@@ -132,7 +133,7 @@ def _statistics(call: AttentionCall, multiplier: float, index: Tensor | None, di
     query, mask = call.query, call.mask
     is_causal = call.is_causal
     places = None
-    if distance and call.kind == "self" and call.grid is not None:
+    if distance and call.kind == "self" and call.grid is not None and call.grid.tokens == call.query.shape[2]:
         everywhere = call.grid.positions().to(query.device)
         places = (everywhere if index is None else everywhere[index], everywhere)
     if index is not None:
@@ -149,9 +150,10 @@ def _record(call: AttentionCall, multiplier: float, statistics: RowStatistics, k
         forward=call.forward,
         layer=call.layer,
         kind=call.kind,
+        axes=call.axes,
         query_tokens=call.query.shape[2],
         key_tokens=call.key.shape[2],
-        training_tokens=call.training_tokens if call.kind == "self" else None,
+        training_tokens=call.training_tokens,
         scale=call.scale,
         multiplier=multiplier,
         rows=statistics.entropy.shape[-1],

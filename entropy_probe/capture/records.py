@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from entropy_probe.capture.calls import Forward, Kind
+from entropy_probe.capture.calls import Forward
 from entropy_probe.capture.grid import TokenGrid
+from entropy_probe.capture.role import VISUAL, Axes, Kind
 from entropy_probe.errors import InputError
 from entropy_probe.statistics import RowMeans
 
@@ -24,6 +25,7 @@ class Record:
     forward: Forward
     layer: str
     kind: Kind
+    axes: Axes
     query_tokens: int
     key_tokens: int
     training_tokens: int | None
@@ -43,6 +45,7 @@ class _Moment:
     step: int
     timestep: float
     guided: bool
+    text: int | None
 
 
 @dataclass
@@ -64,8 +67,8 @@ class Captured:
         """Whether that forward has been noted."""
         return forward.number in self._moments
 
-    def enter(self, forward: Forward, guided: bool, schedule: object = None) -> None:
-        """Note a forward of the denoiser.
+    def enter(self, forward: Forward, guided: bool, schedule: object = None, bare: bool = False) -> None:
+        """Note a forward of the denoiser; `bare` where no pipeline drives it.
 
         A new schedule begins a new sampling, and so does a return to the first timestep of the same; without a
         schedule, a timestep that rises does.
@@ -74,9 +77,10 @@ class Captured:
         last = self._last
         again = last is not None and timestep > last.timestep and (schedule is None or timestep == self._first)
         if last is None or schedule is not self._schedule or again:
-            moment, self._first = _Moment(last.sampling + 1 if last else 0, 0, timestep, guided), timestep
+            moment, self._first = _Moment(last.sampling + 1 if last else 0, 0, timestep, guided, None), timestep
         else:
-            moment = _Moment(last.sampling, last.step + (timestep != last.timestep), timestep, guided)
+            moment = _Moment(last.sampling, last.step + (timestep != last.timestep), timestep, guided, None)
+        moment = moment if bare else replace(moment, text=forward.text)
         self._moments[forward.number] = self._last = moment
         self._schedule = schedule
 
@@ -87,20 +91,29 @@ class Captured:
     def frame(self) -> pd.DataFrame:
         """A row per call x batch item x head; entropies in nats, distances in image diagonals.
 
-        `branch` is `uncond` or `cond` where the pipeline guides with one batched call, `sample` counts the images of a
-        batch, `sampling` the runs of the pipeline. `multiplier` is the g under which the call was measured.
+        `branch` is `uncond` or `cond`, told apart by their place in one batched call or, where a step takes two, by
+        their order: the pipelines of diffusers run the prompt first. `sample` counts the images of a batch, `sampling`
+        the runs of the pipeline. `multiplier` is the g under which the call was measured.
         """
-        parts = [self._columns(record) for record in self.records]
+        texts: dict[int, set[int | None]] = {}
+        for moment in self._moments.values():
+            texts.setdefault(moment.sampling, set()).add(moment.text)
+        first = {moment.sampling: moment.text for moment in reversed(self._moments.values())}
+        twice = {sampling: first[sampling] for sampling, seen in texts.items() if len(seen) == 2}
+        parts = [self._columns(record, twice) for record in self.records]
         if not parts:
             return pd.DataFrame()
         return pd.DataFrame({name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
 
-    def _columns(self, record: Record) -> dict[str, Any]:
+    def _columns(self, record: Record, twice: dict[int, int | None]) -> dict[str, Any]:
+        """`twice` holds the samplings that are guided by two forwards to a step, and the text of the first."""
         means = record.means
         batch, heads = means.entropy.shape
         moment = self._moments[record.forward.number]
         item = np.repeat(np.arange(batch), heads)
-        half = batch // 2 if moment.guided else batch
+        batched = moment.guided and moment.sampling not in twice
+        half = batch // 2 if batched else batch
+        unconditional = batched & (item < half) | (moment.text != twice.get(moment.sampling, moment.text))
         missing = torch.full_like(means.entropy, torch.nan)
         distance = missing if means.attention_distance is None else means.attention_distance
 
@@ -112,9 +125,10 @@ class Captured:
             "sample": item % max(1, half),
             "step": same(moment.step),
             "timestep": same(moment.timestep),
-            "branch": np.where(moment.guided & (item < half), "uncond", "cond"),
+            "branch": np.where(unconditional, "uncond", "cond"),
             "layer": same(record.layer),
             "kind": same(record.kind),
+            "axes": same(record.axes),
             "head": np.tile(np.arange(heads), batch),
             "query_tokens": same(record.query_tokens),
             "key_tokens": same(record.key_tokens),
@@ -154,6 +168,11 @@ class Captured:
             if here and values is not None and grid is not None:
                 return values.reshape(*values.shape[:-1], grid.height, grid.width)
         raise InputError(f"no rows of layer {layer!r} at step {step} were kept: capture with keep=[{layer!r}]")
+
+
+def visual(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a frame whose attention grows with the image."""
+    return frame[frame["kind"].isin(VISUAL) & (frame["axes"] != "temporal")]
 
 
 def _to_float(timestep: Tensor | float | None) -> float:

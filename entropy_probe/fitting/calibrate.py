@@ -199,7 +199,7 @@ def _ratios(asked: Objective, pictures: Tensor) -> dict[str, float]:
     found: dict[str, float] = {}
 
     def note(call: AttentionCall) -> None:
-        if call.kind != "cross":
+        if call.visual:
             if call.training_tokens is None:
                 raise InputError(f"the tokens of layer {call.layer!r} at the training size are not known")
             found.setdefault(call.layer, float(np.log(call.query.shape[2] / call.training_tokens)))

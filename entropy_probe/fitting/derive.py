@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from entropy_probe.capture import visual
 from entropy_probe.errors import InputError
 from entropy_probe.fitting.calibrate import calibrate
 from entropy_probe.fitting.fit import layer_means
@@ -258,7 +259,7 @@ def _root(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"], aim:
 def _curves(sweep: Sweep, law: str, seeds: tuple[int, ...]) -> pd.DataFrame:
     frame = sweep.frame(curves=True)
     sizes = [sweep.manifest.training_size, *_other_sizes(sweep)]
-    own = frame[(frame["law"] == law) & (frame["kind"] != "cross") & frame["seed"].isin(seeds)]
+    own = visual(frame[(frame["law"] == law) & frame["seed"].isin(seeds)])
     own = own[pd.MultiIndex.from_frame(own[["height", "width"]]).isin(sizes)]
     keys = ["layer", "query_tokens", "training_tokens", "multiplier", "prompt"]
     means = own.groupby(keys, sort=False)["entropy"].mean().unstack("prompt")

@@ -12,6 +12,7 @@ import pandas as pd
 import statsmodels.api as sm
 from jaxtyping import Float
 
+from entropy_probe.capture import visual
 from entropy_probe.errors import InputError
 from entropy_probe.strict_json import to_strict_json
 from entropy_probe.sweep import Sweep
@@ -105,7 +106,7 @@ def fit(sweep: Sweep, law: str = "original") -> Fit:
 
 def layer_means(frame: pd.DataFrame, law: str = "original") -> pd.DataFrame:
     """Mean entropy (nats) and logit variance (nats^2) of each visual layer for every prompt, size and seed."""
-    own = frame[(frame["law"] == law) & (frame["kind"] != "cross")]
+    own = visual(frame[frame["law"] == law])
     if own.empty:
         raise InputError(f"the sweep holds no self-attention sampled under the law {law!r}")
     keys = ["layer", "query_tokens", "training_tokens", "height", "width", "prompt", "seed"]

@@ -26,7 +26,7 @@ class ScalingHooks(AttentionHooks):
         super().__init__(denoiser, self._multiplier)
 
     def _multiplier(self, call: AttentionCall) -> float | None:
-        if call.kind == "cross" or isinstance(self.law, Original):
+        if not call.visual or isinstance(self.law, Original):
             return None
         trained = self._training_tokens[call.layer] if self._training_tokens else call.training_tokens
         if trained is None:
@@ -34,12 +34,14 @@ class ScalingHooks(AttentionHooks):
                 f"the tokens of layer {call.layer!r} at the training size are not known: "
                 "pass training_tokens={layer: T}"
             )
-        multiplier = self.law.multiplier(call.layer, call.query.shape[2], trained)
+        multiplier = self.law.multiplier(call.layer, call.tokens, trained)
         return None if multiplier == 1.0 else multiplier
 
 
 def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[str, int] | None = None) -> None:
-    """Scale the visual attention (self and joint, not cross) of a model by a law, until `remove`.
+    """Scale the visual attention (self and joint, not cross, not temporal) of a model by a law, until `remove`.
+
+    N and T count the image tokens, of joint attention too: the text does not grow with the image.
 
     Args:
         model: a diffusers pipeline or a torch module.

@@ -110,7 +110,7 @@ def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
     found: dict[str, Layer] = {}
 
     def note(call: AttentionCall) -> None:
-        grid = call.grid if call.kind == "self" else None
+        grid = call.grid if call.visual else None
         _, heads, _, head_width = call.query.shape
         found.setdefault(call.layer, Layer(call.layer, call.kind, heads, head_width, call.key.shape[2], grid))
 

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from entropy_probe.capture import visual
 from entropy_probe.fitting import POOLED, Fit
 from entropy_probe.fitting.fit import FORMS
 from entropy_probe.laws import Measured, ScalingLaw
@@ -138,9 +139,9 @@ def entropy_against_tokens(fit: Fit) -> Figure:
 
 def entropy_against_timestep(frame: pd.DataFrame, training_size: Size) -> Figure:
     """A panel per law: mean entropy over the visual layers against the timestep, a line and a band per size."""
-    visual = frame[frame["kind"] != "cross"]
     keys = ["law", "height", "width", "prompt", "timestep"]
-    by_layer = visual.groupby([*keys, "layer"], sort=False)["entropy"].mean()  # a layer counts once, however many heads
+    # A layer counts once, however many heads it has.
+    by_layer = visual(frame).groupby([*keys, "layer"], sort=False)["entropy"].mean()
     means = by_layer.groupby(keys, sort=False).mean().reset_index()
     laws = list(dict.fromkeys(means["law"]))
     columns = min(3, len(laws))
@@ -180,11 +181,11 @@ def entropy_against_timestep(frame: pd.DataFrame, training_size: Size) -> Figure
 
 def layers_and_heads(frame: pd.DataFrame, training_size: Size) -> Figure:
     """Heat maps layer x head: entropy at the training size, and its drift at the largest size, original model."""
-    visual = frame[(frame["kind"] != "cross") & (frame["law"] == "original")]
-    table = visual.groupby(["height", "width", "layer", "head"], sort=False)["entropy"].mean()
+    original = visual(frame[frame["law"] == "original"])
+    table = original.groupby(["height", "width", "layer", "head"], sort=False)["entropy"].mean()
     trained = table.loc[training_size].unstack("head").sort_index(axis=1)
-    trained = trained.loc[list(dict.fromkeys(visual["layer"]))]
-    others = [size for size in _sizes(visual) if size != training_size]
+    trained = trained.loc[list(dict.fromkeys(original["layer"]))]
+    others = [size for size in _sizes(original) if size != training_size]
     height, font = _row(len(trained))
     figure = Figure(figsize=(9 if others else 5.5, height * len(trained) + 1.6), layout="constrained")
     panels = figure.subplots(1, 2 if others else 1, sharey=True, squeeze=False)[0]

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from entropy_probe.capture import visual
 from entropy_probe.fitting import Derivation, Fit
 from entropy_probe.laws import Kappa, Measured, ScalingLaw
 from entropy_probe.pipelines import format_size, short_name
@@ -55,7 +56,7 @@ def rival_table(fit: Fit) -> pd.DataFrame:
 
 def entropy_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean entropy of the original model, nats, with its standard error; rows are layers, columns sizes."""
-    table = summary(frame[(frame["law"] == "original") & (frame["kind"] != "cross")])
+    table = summary(visual(frame[frame["law"] == "original"]))
     table["entropy, nats"] = [_with_error(h, se) for h, se in zip(table["entropy"], table["entropy_se"], strict=True)]
     table["pixels"] = [format_size((int(h), int(w))) for h, w in zip(table["height"], table["width"], strict=True)]
     order = table.assign(area=table["height"] * table["width"]).sort_values("area")["pixels"].drop_duplicates()
@@ -67,7 +68,7 @@ def entropy_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def kappa_of(law: Measured | Kappa, frame: pd.DataFrame) -> pd.DataFrame | None:
     """kappa of the layers of a law as `Derivation.kappa` has it, the interval from its standard error."""
-    trained = frame[frame["kind"] != "cross"].groupby("layer", sort=False)["training_tokens"].first()
+    trained = visual(frame).groupby("layer", sort=False)["training_tokens"].first()
     errors = law.kappa_se if isinstance(law, Measured) else {}
     rows = []
     for layer, tokens in trained.items():

@@ -244,6 +244,7 @@ _COLUMNS = [
     "branch",
     "layer",
     "kind",
+    "axes",
     "head",
     "query_tokens",
     "key_tokens",

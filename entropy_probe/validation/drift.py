@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from entropy_probe.capture import visual
 from entropy_probe.errors import InputError
 from entropy_probe.pipelines import Size
 
@@ -59,11 +60,11 @@ def entropy_drift(
     Raises:
         InputError: if the original model was not sampled at the training size.
     """
-    visual = frame[(frame["kind"] != "cross") & (frame["multiplier"] == 1.0)]
+    own = visual(frame[frame["multiplier"] == 1.0])
     if seeds is not None:
-        visual = visual[visual["seed"].isin(seeds)]
+        own = own[own["seed"].isin(seeds)]
     keys = LEVELS[level]
-    means = visual.groupby(["law", "height", "width", *keys, "prompt", "seed"], sort=False)["entropy"].mean()
+    means = own.groupby(["law", "height", "width", *keys, "prompt", "seed"], sort=False)["entropy"].mean()
     table = means.unstack(["prompt", "seed"])
     try:
         trained = table.loc[("original", *training_size)]
@@ -74,7 +75,7 @@ def entropy_drift(
     results = []
     for size in sizes:
         before = _drifts(table.loc[("original", *size)], trained, weights)
-        for law in dict.fromkeys(visual["law"]):
+        for law in dict.fromkeys(own["law"]):
             if (law, *size) not in table.index.droplevel(keys):
                 continue
             after = _drifts(table.loc[(law, *size)], trained, weights)

@@ -1,0 +1,61 @@
+"""Every model family that diffusers ships, small and with random weights: the matrix."""
+
+from .family import Attention, Family
+from .transformers import FAMILIES as TRANSFORMERS
+from .unets import FAMILIES as UNETS
+from .video import FAMILIES as VIDEO
+
+FAMILIES = [*UNETS, *TRANSFORMERS, *VIDEO]
+
+PAGE = """# Models
+
+A model needs no code: what is seen is the call of torch's `scaled_dot_product_attention` itself. This page is
+generated from the table that the tests run over (`python -m tests.families`): small models of the real diffusers
+classes with random weights, at three sizes. For each, every such call is seen and named, its kind, axes and token
+grid are right, its entropy equals that of an attention written out in float64, and the output is the same to the
+bit.
+
+`self`: image tokens among themselves; `joint`: image and text tokens in one softmax; `cross`: image tokens attend
+to something else; `text`: words among themselves. Laws scale `self` and `joint`, not what is only `temporal`; N and
+T count the image tokens. What the configuration does not tell, the training size of Flux for one, a law asks for
+(`training_tokens`).
+
+| family | pipeline | attention | latent pixels a token | |
+|---|---|---|---|---|
+{rows}
+
+Guidance is told apart (`branch`) whether it is one batched call or two calls to a step. The entropy of a joint
+attention is that of its whole row, image and text together, over all of its queries.
+
+Any other torch module will do: the tests hold BERT (MiniLM with its trained weights), CLIP, ViT and GPT-2 with its
+cache against the attention maps that transformers itself returns.
+
+Not seen, and named in an error where they are attention layers: attention that is not torch's own call (flash-attn,
+sage, xformers and flex backends), sliced and eager processors, and `nn.MultiheadAttention`. A model
+inside `torch.compile` is refused.
+
+## Adding a model
+
+    with ep.capture(pipe) as captured:
+        pipe("a red apple")
+    captured.frame()
+"""
+
+
+def page() -> str:
+    """The page of the matrix, as Markdown."""
+    return PAGE.format(rows="\n".join(_row(family) for family in FAMILIES))
+
+
+def _row(family: Family) -> str:
+    kinds = dict.fromkeys(_words(attention) for attention in family.attention.values())
+    strides = sorted({attention.stride for attention in family.attention.values() if attention.stride})
+    notes = [family.notes] if family.notes else []
+    notes += [f"`{name}`, over words, is not torch's own call and not seen" for name in family.hidden]
+    notes += ["linear self-attention has no softmax and is named, not measured"] if family.linear else []
+    cells = [family.name, f"`{family.pipeline}`", ", ".join(kinds), ", ".join(map(str, strides)), "; ".join(notes)]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _words(attention: Attention) -> str:
+    return attention.kind if attention.axes == "spatial" else f"{attention.kind} ({attention.axes})"

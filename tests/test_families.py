@@ -1,0 +1,132 @@
+"""The matrix: on every family that diffusers ships, every attention is seen, named, placed and measured exactly."""
+
+import fnmatch
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from families import FAMILIES, page
+
+from entropy_probe import capture, scaled
+from entropy_probe.capture import attention_calls
+from entropy_probe.errors import CaptureError
+
+CASES = [
+    pytest.param(family, size, id=f"{family.name}-{size[0]}x{size[1]}") for family in FAMILIES for size in family.sizes
+]
+ONCE = [pytest.param(family, id=family.name) for family in FAMILIES]
+
+
+def forward(family, denoiser, size):
+    """The output of one run."""
+    with torch.no_grad():
+        output = denoiser(**family.inputs(denoiser, *size))
+    while not isinstance(output, torch.Tensor):
+        output = output[0] if isinstance(output, tuple | list) else output.sample
+    return output
+
+
+@contextmanager
+def eager(denoiser, hidden, entropies):
+    """Attention written out, in place of torch's: what a model's own processors feed it, and the entropy of its map."""
+    fused = F.scaled_dot_product_attention
+    inside = []
+
+    def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        if enable_gqa:
+            key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+        logits = query.double() @ key.double().mT * scale
+        if is_causal:
+            attn_mask = torch.ones(logits.shape[-2:], dtype=torch.bool).tril()
+        if attn_mask is not None:
+            barred = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask <= -9000
+            added = 0.0 if attn_mask.dtype == torch.bool else attn_mask
+            logits = (logits + added).masked_fill(barred, -torch.inf)
+        weights = logits.softmax(-1)
+        rows = torch.special.entr(weights).sum(-1)
+        if not inside:
+            entropies.append(rows.nanmean(-1))  # a row that may attend to nothing has no weights
+        return fused(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+
+    for name in hidden:
+        denoiser.get_submodule(name).register_forward_pre_hook(lambda *_: inside.append(True))
+        denoiser.get_submodule(name).register_forward_hook(lambda *_: inside.clear())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "scaled_dot_product_attention", attend)
+        yield
+
+
+@pytest.mark.parametrize(("family", "size"), CASES)
+def test_every_attention_is_seen_placed_and_measured(family, size):
+    denoiser = family.build()
+    plain = forward(family, denoiser, size)
+    layers = tuple(family.attention)
+    with capture(denoiser, layers=_names(denoiser, layers) if family.linear else None) as captured:
+        output = forward(family, denoiser, size)
+    assert torch.equal(plain, output)
+    entropies = []
+    with eager(denoiser, family.hidden, entropies):
+        forward(family, denoiser, size)
+    assert len(captured.records) == len(entropies)
+    for record, expected in zip(captured.records, entropies, strict=True):
+        assert record.means.entropy.double().sub(expected.view(record.means.entropy.shape)).abs().max() <= 1e-5
+
+    unmatched = set(layers)
+    for record in captured.records:
+        matching = [glob for glob in layers if fnmatch.fnmatch(record.layer, glob)]
+        assert len(matching) == 1, record.layer
+        unmatched -= set(matching)
+        attention = family.attention[matching[0]]
+        assert (record.kind, record.axes) == (attention.kind, attention.axes), record.layer
+        if attention.kind in ("self", "joint") and attention.axes != "temporal":
+            frames = family.frames if attention.axes == "spatio-temporal" else 1
+            sides = [-(-side // attention.stride) for side in size]
+            assert [record.grid.height, record.grid.width] == sides, record.layer
+            image = frames * sides[0] * sides[1]
+            assert record.key_tokens >= image
+            assert (record.key_tokens == image) == (attention.kind == "self")
+    assert not unmatched
+
+
+def _names(denoiser, globs):
+    return [name for name, _ in denoiser.named_modules() if any(fnmatch.fnmatch(name, glob) for glob in globs)]
+
+
+@pytest.mark.parametrize("family", [pytest.param(f, id=f.name) for f in FAMILIES if f.linear])
+def test_a_linear_attention_is_named_not_passed_over(family):
+    denoiser = family.build()
+    with pytest.raises(CaptureError, match=r"(?s)linear attention has no softmax"), capture(denoiser):
+        forward(family, denoiser, family.sizes[0])
+
+
+@pytest.mark.parametrize("family", ONCE)
+def test_a_law_scales_the_visual_attention_alone(family):
+    denoiser, size = family.build(), family.sizes[0]
+    trained = {}
+    with attention_calls(denoiser, lambda call: trained.update({call.layer: call.tokens // 2})):
+        plain = forward(family, denoiser, size)
+    scales = {}
+    with (
+        scaled(denoiser, "log", training_tokens=trained),
+        attention_calls(
+            denoiser,
+            lambda call: scales.setdefault(call.layer, []).append((call.visual, call.scale)),
+            after_scaling=True,
+        ),
+    ):
+        changed = forward(family, denoiser, size)
+    unscaled = {}
+    with attention_calls(denoiser, lambda call: unscaled.setdefault(call.layer, []).append(call.scale)):
+        assert torch.equal(forward(family, denoiser, size), plain)
+    for layer, calls in scales.items():
+        for (visual, scale), before in zip(calls, unscaled[layer], strict=True):
+            assert (scale > before) == visual, layer
+    visible = any(visual for calls in scales.values() for visual, _ in calls)
+    assert visible or family.linear or torch.equal(changed, plain)
+
+
+def test_the_page_of_models_is_of_this_table():
+    assert Path("docs/models.md").read_text() == page(), "write it anew: python -m tests.families"

@@ -1,0 +1,91 @@
+"""Guidance by two forwards to a step, told apart; and the paper's law where diffusers has it built in."""
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    Lumina2Pipeline,
+    Lumina2Transformer2DModel,
+    LuminaNextDiT2DModel,
+)
+from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
+
+from entropy_probe import capture, scaled
+from entropy_probe.capture import attention_calls
+
+
+@pytest.fixture
+def lumina2():
+    torch.manual_seed(0)
+    transformer = Lumina2Transformer2DModel(
+        sample_size=8, hidden_size=24, num_layers=2, num_refiner_layers=1, num_attention_heads=3, num_kv_heads=1,
+        multiple_of=2, axes_dim_rope=(4, 2, 2), axes_lens=(64, 64, 64), cap_feat_dim=8, in_channels=4,
+    ).eval()  # fmt: skip
+    vae = AutoencoderKL(latent_channels=4, block_out_channels=(4,), norm_num_groups=1, shift_factor=0.0)
+    parts = {"transformer": transformer, "vae": vae, "scheduler": FlowMatchEulerDiscreteScheduler()}
+    pipeline = Lumina2Pipeline(**parts, text_encoder=None, tokenizer=None)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def draw(pipeline, guidance_scale, positive, negative):
+    mask = torch.ones(2, 7, dtype=torch.long)
+    return pipeline(
+        prompt_embeds=positive, prompt_attention_mask=mask, negative_prompt_embeds=negative,
+        negative_prompt_attention_mask=mask, guidance_scale=guidance_scale, num_inference_steps=3, height=16, width=16,
+        output_type="latent", generator=torch.Generator().manual_seed(0),
+    ).images  # fmt: skip
+
+
+def test_two_calls_to_a_step(lumina2):
+    generator = torch.Generator().manual_seed(0)
+    positive, negative = torch.randn(2, 2, 7, 8, generator=generator)
+    plain = draw(lumina2, 3.0, positive, negative)
+    with capture(lumina2) as captured:
+        assert torch.equal(draw(lumina2, 3.0, positive, negative), plain)
+    frame = captured.frame()
+    assert frame.groupby("branch").size().nunique() == 1
+    assert sorted(frame["step"].unique()) == [0, 1, 2]
+    assert set(frame["sample"]) == {0, 1}
+
+    with capture(lumina2) as alone:  # without guidance, only the prompt is run
+        draw(lumina2, 1.0, positive, negative)
+    assert set(alone.frame()["branch"]) == {"cond"}
+    keys = ["layer", "head", "sample"]
+    first = frame[(frame["step"] == 0) & (frame["branch"] == "cond")].set_index(keys)["entropy"]
+    expected = alone.frame().query("step == 0").set_index(keys)["entropy"]
+    assert (first - expected).abs().max() < 1e-5
+    other = frame[(frame["step"] == 0) & (frame["branch"] == "uncond")].set_index(keys)["entropy"]
+    assert (other - expected).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("trained", [16, 64])
+def test_the_papers_law_is_that_of_luminas_own_base_sequence_length(trained):
+    torch.manual_seed(0)
+    model = LuminaNextDiT2DModel(
+        sample_size=16, patch_size=2, hidden_size=32, num_layers=2, num_attention_heads=2, num_kv_heads=1,
+        multiple_of=8, cross_attention_dim=12, in_channels=4,
+    ).eval()  # fmt: skip
+    for parameter in model.parameters():  # its gates start at zero, and would hide the attention
+        torch.nn.init.normal_(parameter, std=0.2)
+    inputs = {
+        "hidden_states": torch.randn(2, 4, 16, 12),
+        "timestep": torch.tensor([0.3, 0.3]),
+        "encoder_hidden_states": torch.randn(2, 5, 12),
+        "encoder_mask": torch.ones(2, 5),
+        "image_rotary_emb": get_2d_rotary_pos_embed_lumina(16, 384, 384),
+        "cross_attention_kwargs": {},
+        "return_dict": False,
+    }
+    with torch.no_grad():
+        plain = model(**inputs)[0]
+        built_in = model(**inputs | {"cross_attention_kwargs": {"base_sequence_length": trained}})[0]
+        own = {}
+        with attention_calls(model, lambda call: own.update({call.layer: trained} if call.visual else {})):
+            model(**inputs)
+        with scaled(model, "paper", training_tokens=own):
+            ours = model(**inputs)[0]
+    assert set(own) == {"layers.0.attn1", "layers.1.attn1"}
+    assert (ours - built_in).abs().max() <= 1e-5 * built_in.abs().max()
+    assert (plain - built_in).abs().max() > 1e-4 * built_in.abs().max()
