@@ -10,7 +10,6 @@ from torch import nn
 
 from entropy_probe.capture import attention_calls, attention_layers, capture
 from entropy_probe.errors import CaptureError, InputError
-from entropy_probe.laws import scaled
 from entropy_probe.statistics import flash
 
 SIZES = [(64, 64), (32, 32), (96, 64), (40, 72)]
@@ -450,15 +449,3 @@ def test_a_multiplier_per_head_reaches_its_own_head(tiny_pipeline, sample):
 def test_a_model_without_denoiser_is_refused():
     with pytest.raises(InputError, match="no unet or transformer"), capture(object()):
         pass
-
-
-@pytest.mark.parametrize("in_place", [True, False])
-def test_a_compiled_model_is_refused_with_the_reason(tiny_pipeline, in_place):
-    unet = tiny_pipeline.unet
-    if in_place:
-        unet.mid_block.compile(backend="eager")
-    else:
-        unet = torch.compile(unet, backend="eager")
-    for context in (capture(unet), scaled(unet, "paper")):
-        with pytest.raises(CaptureError, match=r"compiled by torch\.compile"), context:
-            pass

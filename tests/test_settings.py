@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from entropy_probe.capture import attention_layers, capture
 from entropy_probe.errors import CaptureError
+from entropy_probe.laws import scaled
 from entropy_probe.pipelines import load
 
 
@@ -146,3 +147,15 @@ def test_captures_nest_and_two_pipelines_are_measured_at_once(tiny_pipeline, sam
     own = alone.frame()
     own = own[own["layer"].str.endswith("attn1")].reset_index(drop=True)
     assert inner.frame()["entropy"].equals(own["entropy"])
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_compiled_model_is_refused_with_the_reason(tiny_pipeline, in_place):
+    unet = tiny_pipeline.unet
+    if in_place:
+        unet.mid_block.compile(backend="eager")
+    else:
+        unet = torch.compile(unet, backend="eager")
+    for context in (capture(unet), scaled(unet, "paper")):
+        with pytest.raises(CaptureError, match=r"compiled by torch\.compile"), context:
+            pass
