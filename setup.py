@@ -18,4 +18,6 @@ def kernel(module: str, *options: str) -> Extension:
 
 
 amx = platform.system() == "Linux" and platform.machine() == "x86_64"
-setup(ext_modules=[kernel("_cpu"), *([kernel("_cpu_amx", "-march=sapphirerapids")] if amx else [])])
+setup(
+    ext_modules=[kernel("_cpu"), *([kernel("_cpu_amx", "-march=x86-64-v4", "-mamx-tile", "-mamx-bf16")] if amx else [])]
+)

@@ -37,6 +37,7 @@ class Records:
             axes="spatial",
             layer="a",
             training_tokens=256,
+            tokens=table["query_tokens"],
             height=table["query_tokens"],
             width=1,
         )

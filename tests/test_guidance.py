@@ -12,7 +12,10 @@ from diffusers import (
 from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
 
 from entropy_probe import capture, scaled
-from entropy_probe.capture import attention_calls
+from entropy_probe.capture import Latents, attention_calls
+from entropy_probe.capture.role import role
+from entropy_probe.pipelines import draw as draw_pictures
+from entropy_probe.pipelines import load
 
 
 @pytest.fixture
@@ -89,3 +92,31 @@ def test_the_papers_law_is_that_of_luminas_own_base_sequence_length(trained):
     assert set(own) == {"layers.0.attn1", "layers.1.attn1"}
     assert (ours - built_in).abs().max() <= 1e-5 * built_in.abs().max()
     assert (plain - built_in).abs().max() > 1e-4 * built_in.abs().max()
+
+
+def test_a_pipeline_that_does_not_say_so_is_seen_to_guide():
+    pipeline = load("reference-dit", device="cpu")  # PixArt keeps it in a variable
+    assert not hasattr(pipeline, "do_classifier_free_guidance")
+    frames = {}
+    for scale in (4.0, 1.0):
+        with capture(pipeline, rows=32) as captured:
+            draw_pictures(pipeline, ["noto red apple", "flat pizza"], (64, 64), [0, 1], steps=2, guidance_scale=scale)
+        frames[scale] = captured.frame()
+    assert set(frames[1.0]["branch"]) == {"cond"}
+    assert set(frames[4.0]["branch"]) == {"cond", "uncond"}
+    assert set(frames[4.0]["sample"]) == set(frames[1.0]["sample"]) == {0, 1}
+    keys = ["layer", "kind", "head", "sample", "step"]
+    guided, alone = (frames[s].query("branch == 'cond' and step == 0").set_index(keys)["entropy"] for s in (4.0, 1.0))
+    assert (guided - alone).abs().max() < 1e-3
+    without = frames[4.0].query("branch == 'uncond' and step == 0").set_index(keys)["entropy"]
+    assert (without - alone).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "name", ["down_blocks.0.temp_attentions.0.attn1", "up.motion_modules.1.attn2", "transformer_in.attn1"]
+)
+def test_as_many_frames_as_tokens(name):
+    latents = Latents(32, 32, 1, 16)
+    assert role(name, 16, 16, None, latents).axes == "temporal"
+    assert role("mid_block.attentions.0.attn1", 16, 16, None, latents).axes == "spatial"
+    assert role("mid_block.attentions.0.attn1", 16 * 1024, 16 * 1024, None, latents).axes == "spatio-temporal"

@@ -80,7 +80,8 @@ def synthetic(path, *, layers=3, prompts=(HOSTILE, "flat pizza"), sizes=SIZES, s
                         rows.append({
                             "step": step, "timestep": timestep, "branch": "cond", "layer": name,
                             "kind": "self", "axes": "spatial",
-                            "head": head, "query_tokens": tokens, "key_tokens": tokens, "training_tokens": trained,
+                            "head": head, "tokens": tokens, "query_tokens": tokens, "key_tokens": tokens,
+                            "training_tokens": trained,
                             "scale": 0.2, "multiplier": m, "rows": tokens, "entropy": h, "entropy_std": 0.3,
                             "logit_variance": 1.5, "attention_distance": 0.2,
                         })  # fmt: skip

@@ -10,7 +10,7 @@ the model as it was.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +39,7 @@ class Forward:
         timestep: as it was given.
         latents: what it ran on; None where that cannot be told.
         trained: the latents that it was trained on; None where that cannot be told.
+        doubled: whether its latents are there twice, as guidance in one batch has it; None for a batch that is odd.
         text: which text it was given: guidance by two forwards gives two to a step; None without.
     """
 
@@ -46,6 +47,7 @@ class Forward:
     timestep: Tensor | float | None
     latents: Latents | None
     trained: Latents | None
+    doubled: Tensor | None
     text: int | None
 
 
@@ -148,7 +150,7 @@ class AttentionHooks:
         self._denoiser = denoiser
         self._stack: list[_Running] = []
         self._modes: list[TorchFunctionMode] = []
-        self._forward = Forward(-1, None, None, None, None)
+        self._forward = Forward(-1, None, None, None, None, None)
         self._stray = False
         self._known_sizes: set[Latents | None] = set()
         # The mode that is entered first is asked last: a prepended hook sees what all others have made of a call.
@@ -176,12 +178,14 @@ class AttentionHooks:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = self._signature.bind_partial(*args, **kwargs).arguments
+        timesteps = (arguments[name] for name in _TIMESTEPS if name in arguments)
         text = arguments.get("encoder_hidden_states")
         self._forward = Forward(
             number=self._forward.number + 1,
-            timestep=arguments.get("timestep"),
+            timestep=next(timesteps, None),
             latents=find_latents(self._denoiser, arguments),
             trained=training_latents(self._denoiser),
+            doubled=_doubled(arguments),
             text=text.data_ptr() if isinstance(text, Tensor) else None,
         )
         self._stack.clear()
@@ -193,8 +197,9 @@ class AttentionHooks:
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         if output is not None:  # a forward that failed has not shown all of its calls
-            self._known_sizes.add(self._forward.latents)
-            if not self._stray:
+            if self._forward.latents is not None:
+                self._known_sizes.add(self._forward.latents)
+            if not self._stray and self._forward.latents is not None:
                 self._leave_others()
         self._stack.clear()
         self._leave_modes()
@@ -308,6 +313,18 @@ class _CallMode(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             func = self._intercept
         return func(*args, **kwargs) if kwargs else func(*args)
+
+
+_TIMESTEPS = ("timestep", "timesteps", "timestep_ratio", "t")
+"""What families call it."""
+
+
+def _doubled(arguments: Mapping[str, Any]) -> Tensor | None:
+    latents = next((value for value in arguments.values() if isinstance(value, Tensor) and value.ndim > 2), None)
+    if latents is None or len(latents) % 2:
+        return None
+    first, second = latents.detach().chunk(2)
+    return (first == second).all()
 
 
 def _refuse_compiled(denoiser: nn.Module) -> None:

@@ -34,8 +34,8 @@ def find_latents(denoiser: nn.Module, arguments: Mapping[str, Any]) -> Latents |
     """
     config = getattr(denoiser, "config", None)
     patch, patch_frames = _patch(config)
-    for value in arguments.values():
-        shape = _first_shape(value)
+    for name, value in arguments.items():
+        shape = None if "mask" in name else _first_shape(value)
         if shape is not None and len(shape) == 4 and isinstance(value, Tensor):
             return Latents(shape[-2], shape[-1], patch)
         if shape is not None and len(shape) in (4, 5):  # a list holds videos without their batch
@@ -48,8 +48,8 @@ def find_latents(denoiser: nn.Module, arguments: Mapping[str, Any]) -> Latents |
         return Latents(height, width, 1, frames)
     if isinstance(arguments.get("img_ids"), Tensor):
         ids = arguments["img_ids"].reshape(-1, arguments["img_ids"].shape[-1])
-        row, column = (ids[:, i].max().int().item() - ids[:, i].min().int().item() + 1 for i in (1, 2))
-        return Latents(int(row), int(column))
+        rows, columns = (ids.amax(0) - ids.amin(0) + 1).tolist()[1:3]
+        return Latents(int(rows), int(columns))
     sides = arguments.get("height"), arguments.get("width")
     if isinstance(sides[0], int) and isinstance(sides[1], int):
         return Latents(sides[0], sides[1], patch, int(arguments.get("num_frames") or 1))
@@ -74,13 +74,13 @@ def _patch(config: Any) -> tuple[int, int]:
     size = getattr(config, "patch_size", None) or next(iter(getattr(config, "all_patch_size", None) or ()), 1)
     frames = getattr(config, "patch_size_t", None)
     if isinstance(size, Sequence):
-        return int(size[-1]), int(frames or size[0])
+        return int(size[-1]), int(frames or (size[0] if len(size) == 3 else 1))
     return int(size), int(frames or 1)
 
 
 def _first_shape(value: Any) -> tuple[int, ...] | None:
     if isinstance(value, Tensor):
         return tuple(value.shape)
-    if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
+    if isinstance(value, list) and value and isinstance(value[0], Tensor) and value[0].ndim == 4:
         return tuple(value[0].shape)
     return None

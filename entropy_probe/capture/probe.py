@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from entropy_probe.capture.calls import AttentionCall, attention_calls, attention_layers
-from entropy_probe.capture.records import Captured, Record
+from entropy_probe.capture.records import Captured, Guidance, Record
 from entropy_probe.errors import CaptureError, InputError
 from entropy_probe.statistics import RowStatistics, flash, stratified_rows
 
@@ -96,7 +96,7 @@ def capture(
 
     def measure(call: AttentionCall) -> None:
         if not captured.entered(call.forward):
-            captured.enter(call.forward, _guided(model), _schedule(model), isinstance(model, nn.Module))
+            captured.enter(call.forward, _guidance(model), _schedule(model))
         if measured is not None and call.layer not in measured:
             return
         in_time = steps is None or captured.step in steps
@@ -151,6 +151,7 @@ def _record(call: AttentionCall, multiplier: float, statistics: RowStatistics, k
         layer=call.layer,
         kind=call.kind,
         axes=call.axes,
+        tokens=call.tokens,
         query_tokens=call.query.shape[2],
         key_tokens=call.key.shape[2],
         training_tokens=call.training_tokens,
@@ -163,9 +164,19 @@ def _record(call: AttentionCall, multiplier: float, statistics: RowStatistics, k
     )
 
 
-def _guided(model: Any) -> bool:
-    """Whether the running pipeline puts an unconditional half in front of each batch."""
-    return bool(getattr(model, "do_classifier_free_guidance", False)) if not isinstance(model, nn.Module) else False
+PROMPT_FIRST = frozenset(
+    f"{name}Pipeline"
+    for name in ("DiT", "Lumina", "LuminaText2Img", "OmniGen", "StableCascadeDecoder", "StableCascadePrior", "ZImage")
+)
+"""Pipelines of diffusers whose guided batch holds the prompts before their absence; the others do it the other way."""
+
+
+def _guidance(model: Any) -> Guidance:
+    """What the running pipeline says; many keep it in a variable, and the batch has to tell."""
+    if isinstance(model, nn.Module):
+        return Guidance(batched=False, prompt_first=False, driven=False)
+    said = getattr(model, "do_classifier_free_guidance", None)
+    return Guidance(None if said is None else bool(said), type(model).__name__ in PROMPT_FIRST, driven=True)
 
 
 def _schedule(model: Any) -> object:

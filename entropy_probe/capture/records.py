@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ class Record:
     layer: str
     kind: Kind
     axes: Axes
+    tokens: int
     query_tokens: int
     key_tokens: int
     training_tokens: int | None
@@ -38,14 +39,34 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Guidance:
+    """What a pipeline says of its guidance.
+
+    Attributes:
+        batched: whether the prompt and its absence share a batch; None where only the batch itself can tell.
+        prompt_first: the prompt stands before its absence there.
+        driven: a pipeline runs the denoiser; nothing is told apart without.
+    """
+
+    batched: bool | None
+    prompt_first: bool
+    driven: bool
+
+
+@dataclass(frozen=True)
 class _Moment:
     """Where in the sampling a forward stands."""
 
     sampling: int
     step: int
     timestep: float
-    guided: bool
+    guidance: Guidance
+    doubled: Tensor | None
     text: int | None
+
+
+_Branch = Literal["cond", "uncond", "uncond, cond", "cond, uncond"]
+"""What a forward computes, in the order of its batch."""
 
 
 @dataclass
@@ -67,8 +88,8 @@ class Captured:
         """Whether that forward has been noted."""
         return forward.number in self._moments
 
-    def enter(self, forward: Forward, guided: bool, schedule: object = None, bare: bool = False) -> None:
-        """Note a forward of the denoiser; `bare` where no pipeline drives it.
+    def enter(self, forward: Forward, guidance: Guidance, schedule: object = None) -> None:
+        """Note a forward of the denoiser.
 
         A new schedule begins a new sampling, and so does a return to the first timestep of the same; without a
         schedule, a timestep that rises does.
@@ -77,10 +98,10 @@ class Captured:
         last = self._last
         again = last is not None and timestep > last.timestep and (schedule is None or timestep == self._first)
         if last is None or schedule is not self._schedule or again:
-            moment, self._first = _Moment(last.sampling + 1 if last else 0, 0, timestep, guided, None), timestep
+            sampling, step, self._first = last.sampling + 1 if last else 0, 0, timestep
         else:
-            moment = _Moment(last.sampling, last.step + (timestep != last.timestep), timestep, guided, None)
-        moment = moment if bare else replace(moment, text=forward.text)
+            sampling, step = last.sampling, last.step + (timestep != last.timestep)
+        moment = _Moment(sampling, step, timestep, guidance, forward.doubled, forward.text)
         self._moments[forward.number] = self._last = moment
         self._schedule = schedule
 
@@ -95,25 +116,46 @@ class Captured:
         their order: the pipelines of diffusers run the prompt first. `sample` counts the images of a batch, `sampling`
         the runs of the pipeline. `multiplier` is the g under which the call was measured.
         """
-        texts: dict[int, set[int | None]] = {}
-        for moment in self._moments.values():
-            texts.setdefault(moment.sampling, set()).add(moment.text)
-        first = {moment.sampling: moment.text for moment in reversed(self._moments.values())}
-        twice = {sampling: first[sampling] for sampling, seen in texts.items() if len(seen) == 2}
-        parts = [self._columns(record, twice) for record in self.records]
+        branches = self._branches()
+        parts = [self._columns(record, branches[record.forward.number]) for record in self.records]
         if not parts:
             return pd.DataFrame()
         return pd.DataFrame({name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
 
-    def _columns(self, record: Record, twice: dict[int, int | None]) -> dict[str, Any]:
-        """`twice` holds the samplings that are guided by two forwards to a step, and the text of the first."""
+    def _branches(self) -> dict[int, _Branch]:
+        """Which part of the guidance every forward is."""
+        texts: dict[tuple[int, int], list[int | None]] = {}
+        for moment in self._moments.values():
+            if moment.guidance.driven:
+                seen = texts.setdefault((moment.sampling, moment.step), [])
+                seen += [moment.text] if moment.text not in seen else []
+        found: dict[int, _Branch] = {}
+        batched: dict[int, bool] = {}
+        for number, moment in self._moments.items():
+            in_step = texts.get((moment.sampling, moment.step), [])
+            if len(in_step) == 2:
+                found[number] = "cond" if moment.text == in_step[0] else "uncond"
+                continue
+            if moment.sampling not in batched:
+                batched[moment.sampling] = self._batched(moment)
+            order = "cond, uncond" if moment.guidance.prompt_first else "uncond, cond"
+            found[number] = order if batched[moment.sampling] else "cond"  # type: ignore[assignment]
+        return found
+
+    def _batched(self, moment: _Moment) -> bool:
+        """Guided latents are there twice, in every step; those of different prompts differ after the first."""
+        if moment.guidance.batched is not None:
+            return moment.guidance.batched
+        own = [m.doubled for m in self._moments.values() if m.sampling == moment.sampling]
+        return moment.guidance.driven and all(doubled is not None and bool(doubled) for doubled in own)
+
+    def _columns(self, record: Record, branch: _Branch) -> dict[str, Any]:
         means = record.means
         batch, heads = means.entropy.shape
         moment = self._moments[record.forward.number]
         item = np.repeat(np.arange(batch), heads)
-        batched = moment.guided and moment.sampling not in twice
-        half = batch // 2 if batched else batch
-        unconditional = batched & (item < half) | (moment.text != twice.get(moment.sampling, moment.text))
+        parts = branch.split(", ")
+        part = max(1, batch // len(parts))
         missing = torch.full_like(means.entropy, torch.nan)
         distance = missing if means.attention_distance is None else means.attention_distance
 
@@ -122,14 +164,15 @@ class Captured:
 
         return {
             "sampling": same(moment.sampling),
-            "sample": item % max(1, half),
+            "sample": item % part,
             "step": same(moment.step),
             "timestep": same(moment.timestep),
-            "branch": np.where(unconditional, "uncond", "cond"),
+            "branch": np.array(parts)[np.minimum(item // part, len(parts) - 1)],
             "layer": same(record.layer),
             "kind": same(record.kind),
             "axes": same(record.axes),
             "head": np.tile(np.arange(heads), batch),
+            "tokens": same(record.tokens),
             "query_tokens": same(record.query_tokens),
             "key_tokens": same(record.key_tokens),
             "training_tokens": same(float("nan") if record.training_tokens is None else record.training_tokens),
@@ -178,7 +221,7 @@ def visual(frame: pd.DataFrame) -> pd.DataFrame:
 def _to_float(timestep: Tensor | float | None) -> float:
     if timestep is None:
         return 0.0
-    return float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
+    return float(timestep.max()) if isinstance(timestep, Tensor) else float(timestep)  # a given frame's token has 0
 
 
 def _numbers(values: Tensor) -> Any:

@@ -20,8 +20,8 @@ Axes = Literal["spatial", "temporal", "spatio-temporal"]
 VISUAL: tuple[Kind, ...] = ("self", "joint")
 """The kinds whose number of tokens grows with the image: what scaling laws act on."""
 
-_OF_TEXT = re.compile(r"context_refiner|context_embedder|token_refiner|pooler|text|caption")
-_OF_TIME = re.compile(r"temporal|motion")
+_OF_TEXT = re.compile(r"context_refiner|context_embedder|token_refiner|pooler|caption|(^|[._])text")
+_OF_TIME = re.compile(r"temporal|temp_attention|motion|transformer_in")
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,7 @@ def _ratios(asked: Objective, pictures: Tensor) -> dict[str, float]:
         if call.visual:
             if call.training_tokens is None:
                 raise InputError(f"the tokens of layer {call.layer!r} at the training size are not known")
-            found.setdefault(call.layer, float(np.log(call.query.shape[2] / call.training_tokens)))
+            found.setdefault(call.layer, float(np.log(call.tokens / call.training_tokens)))
 
     with attention_calls(find_denoiser(asked.pipeline), note):
         zero = torch.zeros(len(pictures), dtype=torch.long)

@@ -261,9 +261,9 @@ def _curves(sweep: Sweep, law: str, seeds: tuple[int, ...]) -> pd.DataFrame:
     sizes = [sweep.manifest.training_size, *_other_sizes(sweep)]
     own = visual(frame[(frame["law"] == law) & frame["seed"].isin(seeds)])
     own = own[pd.MultiIndex.from_frame(own[["height", "width"]]).isin(sizes)]
-    keys = ["layer", "query_tokens", "training_tokens", "multiplier", "prompt"]
+    keys = ["layer", "tokens", "training_tokens", "multiplier", "prompt"]
     means = own.groupby(keys, sort=False)["entropy"].mean().unstack("prompt")
-    return means.rename_axis(index={"query_tokens": "tokens"})
+    return means
 
 
 def _points(g: pd.Series) -> dict[str, tuple[tuple[float, float], ...]]:

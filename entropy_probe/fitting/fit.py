@@ -109,9 +109,9 @@ def layer_means(frame: pd.DataFrame, law: str = "original") -> pd.DataFrame:
     own = visual(frame[frame["law"] == law])
     if own.empty:
         raise InputError(f"the sweep holds no self-attention sampled under the law {law!r}")
-    keys = ["layer", "query_tokens", "training_tokens", "height", "width", "prompt", "seed"]
+    keys = ["layer", "tokens", "training_tokens", "height", "width", "prompt", "seed"]
     means = own.groupby(keys, sort=False, dropna=False)[["entropy", "logit_variance"]].mean().reset_index()
-    return means.rename(columns={"query_tokens": "tokens"})
+    return means
 
 
 def _log_law(name: str, points: pd.DataFrame) -> LogLaw:

@@ -114,6 +114,9 @@ INLINE void put_query(float *queries, int half, int64_t at, floats values) {
     store(to + 4 * TILE, pair(part[2], part[0]));
 }
 
+/* GCC's intrinsics do not say what memory they touch: this makes it whole for them, and for those who read it after. */
+#define WRITTEN(what) __asm__ volatile("" : : "r"(what) : "memory")
+
 #define PRODUCTS(queries)                                                                                              \
     _tile_loadd(6, queries, 4 * LANES);                                                                                \
     _tile_loadd(7, (queries) + TILE, 4 * LANES);                                                                       \
@@ -125,6 +128,7 @@ INLINE void put_query(float *queries, int half, int64_t at, floats values) {
 INLINE void product(const float *queries, const float *keys, int64_t depth, int64_t width, int64_t count,
                     float logits[STRIP][ROWS]) {
     const int64_t next = LANES * KEY_PARTS * depth; /* tile of keys */
+    WRITTEN(queries);
     for (int64_t j = 0; j < count; j += GROUP) {
         const float *q = queries, *k = keys + j * KEY_PARTS * depth;
         _tile_zero(0);
@@ -145,6 +149,7 @@ INLINE void product(const float *queries, const float *keys, int64_t depth, int6
         _tile_stored(2, logits[j + LANES], 4 * ROWS);
         _tile_stored(3, logits[j + LANES] + LANES, 4 * ROWS);
     }
+    WRITTEN(logits);
 }
 
 /* 2^s: a polynomial for the fraction, the machine's own scaling for the rest. */
@@ -165,16 +170,21 @@ typedef struct {
 INLINE Tiles use_tiles(void) {
     Tiles before, own = {{1}};
     _tile_storeconfig(&before);
+    WRITTEN(&before);
     for (int i = 0; i < 8; i++) own.bytes[16 + 2 * i] = 4 * LANES, own.bytes[48 + i] = LANES;
+    WRITTEN(&own);
     _tile_loadconfig(&own);
     return before;
 }
 
-INLINE void leave_tiles(Tiles before) { _tile_loadconfig(&before); }
+INLINE void leave_tiles(Tiles before) {
+    WRITTEN(&before);
+    _tile_loadconfig(&before);
+}
 
 /* Whether the machine has what this build needs, and lets this process use it. */
 static int usable(void) {
-    return __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("avx512dq") &&
+    return __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("x86-64-v4") &&
            !syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* the tiles' state */);
 }
 
@@ -295,7 +305,7 @@ static void pack(const Call *c, int64_t map, Packed *p) {
         float mean[LANES];
         for (int64_t n = 0; n < p->count;) {
             floats part = {0};
-            for (int64_t end = n + 32 < p->count ? n + 32 : p->count; n < end; n++) {
+            for (int64_t end = n + PART < p->count ? n + PART : p->count; n < end; n++) {
                 const float *at = key + p->allowed[n] * c->key_strides[2] + from;
                 part += load_some(at, c->width - from);
                 __builtin_prefetch(at + AHEAD * c->key_strides[2]);

@@ -246,6 +246,7 @@ _COLUMNS = [
     "kind",
     "axes",
     "head",
+    "tokens",
     "query_tokens",
     "key_tokens",
     "training_tokens",

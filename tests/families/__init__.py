@@ -1,4 +1,4 @@
-"""Every model family that diffusers ships, small and with random weights: the matrix."""
+"""Model families of diffusers, small and with random weights: the matrix."""
 
 from .family import Attention, Family
 from .transformers import FAMILIES as TRANSFORMERS
@@ -24,8 +24,11 @@ T count the image tokens. What the configuration does not tell, the training siz
 |---|---|---|---|---|
 {rows}
 
-Guidance is told apart (`branch`) whether it is one batched call or two calls to a step. The entropy of a joint
-attention is that of its whole row, image and text together, over all of its queries.
+Guidance is told apart (`branch`) whether it is one batched call, with the prompts in front or behind, or two
+calls to a step; this is tried through the pipelines of Stable Diffusion, PixArt and Lumina 2, the order of the
+others is taken from their source. Not told apart: guidance in more than two parts (OmniGen with an input image),
+and Mochi, which attends once for each prompt. The entropy of a joint attention is that of its whole row, image
+and text together, over all of its queries.
 
 Any other torch module will do: the tests hold BERT (MiniLM with its trained weights), CLIP, ViT and GPT-2 with its
 cache against the attention maps that transformers itself returns.
