@@ -138,8 +138,8 @@ class Captured:
                 continue
             if moment.sampling not in batched:
                 batched[moment.sampling] = self._batched(moment)
-            order = "cond, uncond" if moment.guidance.prompt_first else "uncond, cond"
-            found[number] = order if batched[moment.sampling] else "cond"  # type: ignore[assignment]
+            order: _Branch = "cond, uncond" if moment.guidance.prompt_first else "uncond, cond"
+            found[number] = order if batched[moment.sampling] else "cond"
         return found
 
     def _batched(self, moment: _Moment) -> bool:
