@@ -5,7 +5,7 @@ typed by hand but the explanations. Hours on two cores at full size; `--prompts`
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +34,6 @@ UNET_LEVELS = {
     "middle": ("mid_block*",),
 }
 
-MULTIPLIERS = (0.5, 0.7, 0.85, 1.0, 1.15, 1.35, 1.6, 2.0)
 ROWS = 64
 """Attention rows measured per call while the pictures are drawn: drift is a mean over them."""
 
@@ -84,11 +83,13 @@ def levels(pipeline: Any) -> dict[str, tuple[str, ...]]:
     return {name: tuple(f"transformer_blocks.{b}.*" for b in third) for name, third in zip(names, thirds, strict=True)}
 
 
-def measure_losses(pipeline: Any, true: Pictures, out: Path) -> dict[str, dict[str, pd.DataFrame]]:
+def measure_losses(
+    pipeline: Any, true: Pictures, multipliers: Sequence[float], out: Path
+) -> dict[str, dict[str, pd.DataFrame]]:
     """Loss against g, globally and by level, and against one kappa."""
     ends = [SIZES[0], SIZES[3]]
     found = {
-        "g": curve(out, "loss-g", lambda: loss_against_g(pipeline, true, SIZES, MULTIPLIERS)),
+        "g": curve(out, "loss-g", lambda: loss_against_g(pipeline, true, SIZES, multipliers)),
         "kappa": curve(out, "loss-kappa", lambda: loss_against_kappa(pipeline, true, ends)),
     }
     for name, layers in levels(pipeline).items():
@@ -96,7 +97,7 @@ def measure_losses(pipeline: Any, true: Pictures, out: Path) -> dict[str, dict[s
         found[name] = curve(
             out,
             f"loss-g-{word}",
-            lambda layers=layers: loss_against_g(pipeline, true, ends, MULTIPLIERS, layers=layers),  # type: ignore[misc]
+            lambda layers=layers: loss_against_g(pipeline, true, ends, multipliers, layers=layers),  # type: ignore[misc]
         )
     return found
 
@@ -138,13 +139,15 @@ def _curves(axes: Axes, table: pd.DataFrame, x: str, title: str, hue: str = "siz
         axes.plot(own[x], 100 * own["change"], "o-", color=colour, label=label, markersize=3)
         axes.fill_between(own[x], 100 * own["low"], 100 * own["high"], color=colour, alpha=0.25, linewidth=0)
     axes.axhline(0, color="0.3", linewidth=0.8)
-    axes.set_ylim(-4, 8)
+    axes.set_ylim(min(-4.0, 100 * table["low"].min() - 1), 8)
     axes.set(title=title, xlabel=x, ylabel="change of the loss, %")
     axes.legend(frameon=False, fontsize=7)
 
 
-def draw_factors(best: pd.DataFrame, measured: ScalingLaw, trained: dict[str, int], model: str) -> Figure:
-    """The g that the loss asks for, the paper's, and the ones that keep each layer's entropy, against N/T."""
+def draw_factors(
+    best: pd.DataFrame, highest: float, measured: ScalingLaw, trained: dict[str, int], model: str
+) -> Figure:
+    """The g that the loss asks for (of those up to `highest`), the paper's, and those that keep each layer's entropy."""
     ratios = {format_size(size): size[0] * size[1] / 64**2 for size in SIZES}
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -160,7 +163,7 @@ def draw_factors(best: pd.DataFrame, measured: ScalingLaw, trained: dict[str, in
     at = best["size"].map(ratios)
     errors = np.stack([best["g"] - best["low"], best["high"] - best["g"]]).clip(0)
     axes.errorbar(at, best["g"], yerr=errors, fmt="o", color=colours[0], capsize=3, label="least denoising loss, 95 %")
-    end = best["g"] >= max(MULTIPLIERS)
+    end = best["g"] >= highest
     if end.any():
         label = "least denoising loss, at the end of what was tried"
         axes.plot(at[end], best["g"][end], "^", color=colours[0], markersize=11, label=label)
@@ -288,6 +291,9 @@ def main(
         "original,paper,log,yarn,gaussian,measured,calibrated"
     ),
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 8,
+    multipliers: Annotated[str, typer.Option(help="Values of g at which the loss is measured.")] = (
+        "0.5,0.7,0.85,1.0,1.15,1.35,1.6,2.0"
+    ),
     fit_steps: Annotated[int, typer.Option(help="Gradient steps of a calibration.")] = 40,
     fit_batch: Annotated[int, typer.Option(help="Pictures in each.")] = 12,
 ) -> None:
@@ -298,7 +304,8 @@ def main(
     everything = pictures()
     drawings = everything[:: max(1, len(everything.captions) // true)]
     fitting = {"steps": fit_steps, "batch": fit_batch}
-    losses = measure_losses(pipeline, drawings, out)
+    tried = [float(g) for g in multipliers.split(",")]
+    losses = measure_losses(pipeline, drawings, tried, out)
     _, changes_one = calibrated(pipeline, drawings, out, per_layer=False, **fitting)
     by_loss, changes_layers = calibrated(pipeline, drawings, out, per_layer=True, **fitting)
 
@@ -319,14 +326,14 @@ def main(
     write_atomically(out / "outcome.json", lambda file: file.write(outcome.to_json().encode()))
 
     with figures.theme():
-        factors = draw_factors(losses["g"]["best"], known["measured"](), training_tokens(pipeline), model)
+        factors = draw_factors(losses["g"]["best"], max(tried), known["measured"](), training_tokens(pipeline), model)
         factors.savefig(docs / f"results-{model}-factors.png", dpi=110)
         draw_losses(losses).savefig(docs / f"results-{model}-loss.png", dpi=80)
         figures.quality_by_law(outcome.quality).savefig(docs / f"results-{model}-quality.png", dpi=80)
     page = PAGE.format(
         model=model,
         command=f"python -m benchmarks.study --model {model} --count {count} --seeds {seeds} --true {true} "
-        f"--steps {steps} --laws {laws} --fit-steps {fit_steps} --fit-batch {fit_batch}",
+        f"--steps {steps} --laws {laws} --multipliers {multipliers} --fit-steps {fit_steps} --fit-batch {fit_batch}",
         fingerprint=first.manifest.fingerprint,
         count=len(drawings.captions),
         drawn=count * seeds,
