@@ -147,7 +147,7 @@ def _curves(axes: Axes, table: pd.DataFrame, x: str, title: str, hue: str = "siz
 def draw_factors(
     best: pd.DataFrame, highest: float, measured: ScalingLaw, trained: dict[str, int], model: str
 ) -> Figure:
-    """The g that the loss asks for (of those up to `highest`), the paper's, and those that keep each layer's entropy."""
+    """The g that the loss asks for, of those up to `highest`, the paper's, and those that keep the entropy."""
     ratios = {format_size(size): size[0] * size[1] / 64**2 for size in SIZES}
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
