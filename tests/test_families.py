@@ -30,8 +30,8 @@ def forward(family, denoiser, size):
 
 
 @contextmanager
-def eager(denoiser, hidden, entropies):
-    """Attention written out, in place of torch's: what a model's own processors feed it, and the entropy of its map."""
+def eager(denoiser, hidden, maps):
+    """Attention written out, in place of torch's: the map of what a model's own processors feed it."""
     fused = F.scaled_dot_product_attention
     inside = []
 
@@ -46,10 +46,8 @@ def eager(denoiser, hidden, entropies):
             barred = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask <= -9000
             added = 0.0 if attn_mask.dtype == torch.bool else attn_mask
             logits = (logits + added).masked_fill(barred, -torch.inf)
-        weights = logits.softmax(-1)
-        rows = torch.special.entr(weights).sum(-1)
         if not inside:
-            entropies.append(rows.nanmean(-1))  # a row that may attend to nothing has no weights
+            maps.append(logits.softmax(-1))
         return fused(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
 
     for name in hidden:
@@ -60,6 +58,37 @@ def eager(denoiser, hidden, entropies):
         yield
 
 
+def entropy(weights):
+    """Of every row, nats."""
+    return torch.special.entr(weights).sum(-1)
+
+
+def check_entropy(record, weights, image):
+    """The entropy of a call is that of its map; of a joint one, that of the image tokens' rows, part by part."""
+    weights = weights.view(*record.means.entropy.shape, *weights.shape[-2:])
+    assert (record.split is not None) == (record.kind == "joint" and image != "untold")
+    if record.split is None:
+        expected = {"entropy": entropy(weights).nanmean(-1)}  # a row that may attend to nothing has no weights
+    else:
+        tokens = record.tokens
+        keys = slice(0, tokens) if image == "first" else slice(record.key_tokens - tokens, record.key_tokens)
+        rows = weights if record.query_tokens == tokens else weights[..., keys, :]
+        is_image = torch.zeros(record.key_tokens, dtype=torch.bool)
+        is_image[keys] = True
+        own, other = rows[..., is_image], rows[..., ~is_image]
+        mass, rest = own.sum(-1), other.sum(-1)
+        expected = {
+            "entropy": entropy(rows).nanmean(-1),
+            "image_mass": mass.nanmean(-1),
+            "mass_entropy": (torch.special.entr(mass) + torch.special.entr(rest)).nanmean(-1),
+            "image_entropy": (entropy(own) + mass * mass.log()).nansum(-1) / mass.nansum(-1),
+            "text_entropy": (entropy(other) + rest * rest.log()).nansum(-1) / rest.nansum(-1),
+        }
+    found = vars(record.means) | (vars(record.split) if record.split else {})
+    for name, values in expected.items():
+        assert (found[name].double() - values).abs().max() <= 1e-5, (record.layer, name)
+
+
 @pytest.mark.parametrize(("family", "size"), CASES)
 def test_every_attention_is_seen_placed_and_measured(family, size):
     denoiser = family.build()
@@ -68,12 +97,12 @@ def test_every_attention_is_seen_placed_and_measured(family, size):
     with capture(denoiser, layers=_names(denoiser, layers) if family.linear else None) as captured:
         output = forward(family, denoiser, size)
     assert torch.equal(plain, output)
-    entropies = []
-    with eager(denoiser, family.hidden, entropies):
+    maps = []
+    with eager(denoiser, family.hidden, maps):
         forward(family, denoiser, size)
-    assert len(captured.records) == len(entropies)
-    for record, expected in zip(captured.records, entropies, strict=True):
-        assert record.means.entropy.double().sub(expected.view(record.means.entropy.shape)).abs().max() <= 1e-5
+    assert len(captured.records) == len(maps)
+    for record, attention_map in zip(captured.records, maps, strict=True):
+        check_entropy(record, attention_map, family.image)
 
     unmatched = set(layers)
     for record in captured.records:

@@ -49,6 +49,8 @@ def test_every_edge_of_its_tiles(kernel, queries, keys, width):
     assert error.mean() <= 1e-6
     assert torch.allclose(found.logit_variance.double(), expected.logit_variance, rtol=1e-5, atol=1e-6)
     assert torch.allclose(found.attention_distance.double(), expected.attention_distance, atol=1e-4)
+    assert torch.allclose(found.log_sum.double(), expected.log_sum, atol=1e-5)
+    assert torch.allclose(found.logit_mean.double(), expected.logit_mean, atol=1e-5)
 
 
 @pytest.mark.parametrize("queries", [1, 15, 16, 100])

@@ -69,6 +69,8 @@ def test_flash_is_the_definition(compiled, call):
     assert torch.equal(exact.counted, fast.counted)
     assert (exact.entropy - fast.entropy).abs().max() <= LIMIT[query.dtype]
     assert torch.allclose(exact.logit_variance, fast.logit_variance.double(), rtol=1e-4, atol=1e-5)
+    assert torch.allclose(exact.log_sum, fast.log_sum.double(), rtol=1e-5, atol=1e-4)
+    assert torch.allclose(exact.logit_mean, fast.logit_mean.double(), rtol=1e-5, atol=1e-4)
     counted = exact.counted
     assert torch.allclose(
         exact.attention_distance[counted], fast.attention_distance.double()[counted], atol=2e-3, rtol=1e-3
@@ -86,7 +88,8 @@ def test_the_fused_call_is_the_definition(call):
     fused, _ = _fused(query, key, options["mask"], scale, places)
     assert torch.equal(exact.counted, fused.counted)
     assert (exact.entropy - fused.entropy).abs().max() <= 1e-8
-    assert torch.allclose(exact.logit_variance, fused.logit_variance, rtol=1e-8, atol=1e-8)
+    for name in ("logit_variance", "log_sum", "logit_mean"):
+        assert torch.allclose(vars(exact)[name], vars(fused)[name], rtol=1e-8, atol=1e-8), name
     counted = exact.counted
     assert torch.allclose(exact.attention_distance[counted], fused.attention_distance[counted], atol=1e-6)
 

@@ -45,7 +45,7 @@ def test_too_few_or_too_many_rows_are_refused(chosen):
 
 def test_uncounted_rows_are_left_out_of_means():
     values, counted = torch.tensor([[[1.0, 3.0, 100.0]]]), torch.tensor([[[True, True, False]]])
-    means = RowStatistics(values, 2 * values, 3 * values, counted).means()
+    means = RowStatistics(values, 2 * values, values, values, 3 * values, counted).means()
     assert (means.entropy.item(), means.entropy_std.item()) == (2.0, 1.0)
     assert (means.logit_variance.item(), means.attention_distance.item()) == (4.0, 6.0)
 
@@ -54,8 +54,8 @@ def test_means_and_spread_are_torchs_and_without_a_counted_row_they_are_nan():
     torch.manual_seed(0)
     values = torch.randn(2, 3, 7)
     every = torch.ones_like(values, dtype=torch.bool)
-    means = RowStatistics(values, values, None, every).means()
+    means = RowStatistics(values, values, values, values, None, every).means()
     assert torch.allclose(means.entropy, values.mean(-1), atol=1e-6)
     assert torch.allclose(means.entropy_std, values.std(-1, correction=0), atol=1e-6)
     assert means.attention_distance is None
-    assert RowStatistics(values, values, None, ~every).means().entropy.isnan().all()
+    assert RowStatistics(values, values, values, values, None, ~every).means().entropy.isnan().all()

@@ -10,7 +10,7 @@ the model as it was.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -53,11 +53,25 @@ class Forward:
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One call of `scaled_dot_product_attention`, as the kernel is about to see it."""
+    """One call of `scaled_dot_product_attention`, as the kernel is about to see it.
+
+    Attributes:
+        forward: the run of the denoiser that makes it.
+        layer: name of the attention layer.
+        role: what it is.
+        image: which keys of a joint attention are image tokens; None where that cannot be told, and elsewhere.
+        query: as the model computed it.
+        key: as the model computed it.
+        mask: as the model gives it.
+        is_causal: as the model gives it.
+        scale: of the logits.
+        enable_gqa: as the model gives it.
+    """
 
     forward: Forward
     layer: str
     role: Role
+    image: slice | None
     query: Float[Tensor, "batch heads queries width"]
     key: Float[Tensor, "batch kv_heads keys width"]
     mask: Shaped[Tensor, "*#mask"] | None
@@ -91,6 +105,18 @@ class AttentionCall:
         return self.query.shape[2] if self.grid is None else self.grid.tokens * self._frames
 
     @property
+    def image_queries(self) -> slice:
+        """Which queries are image tokens, as far as can be told: all, unless some are known to be text."""
+        queries, keys = self.query.shape[2], self.key.shape[2]
+        return self.image if self.image is not None and queries == keys else slice(0, queries)
+
+    @property
+    def positions(self) -> Float[Tensor, "tokens 2"] | None:
+        """Where the image tokens of a spatial attention lie, among themselves; None where that cannot be told."""
+        here = self.kind == "self" or self.image is not None
+        return self.grid.positions() if here and self.grid is not None and self.axes == "spatial" else None
+
+    @property
     def training_tokens(self) -> int | None:
         """T: N at the training size, with as many frames; None where that cannot be told."""
         if not self.visual or self.grid is None or self.forward.trained is None:
@@ -99,7 +125,7 @@ class AttentionCall:
 
     @property
     def _frames(self) -> int:
-        return self.forward.latents.frames if self.forward.latents and self.axes == "spatio-temporal" else 1
+        return _frames(self.role, self.forward.latents)
 
 
 Multiplier = float | Float[Tensor, " heads"] | None
@@ -153,6 +179,8 @@ class AttentionHooks:
         self._forward = Forward(-1, None, None, None, None, None)
         self._stray = False
         self._known_sizes: set[Latents | None] = set()
+        self._joins: dict[int, tuple[int, ...]] = {}
+        self._image_starts: dict[tuple[str, Latents], int] = {}
         # The mode that is entered first is asked last: a prepended hook sees what all others have made of a call.
         self._handles: list[RemovableHandle] = [
             denoiser.register_forward_pre_hook(self._begin, prepend=after_scaling, with_kwargs=True),
@@ -189,6 +217,7 @@ class AttentionHooks:
             text=text.data_ptr() if isinstance(text, Tensor) else None,
         )
         self._stack.clear()
+        self._joins.clear()
         self._leave_modes()
         if self._stray or self._forward.latents not in self._known_sizes:
             self._watch_others()
@@ -214,7 +243,7 @@ class AttentionHooks:
             self._other_handles.pop().remove()
 
     def _enter_mode(self, intercept: Callable[..., Tensor]) -> None:
-        mode = _CallMode(intercept)
+        mode = _CallMode(intercept, self._joins)
         mode.__enter__()  # type: ignore[no-untyped-call]
         self._modes.append(mode)
 
@@ -267,16 +296,13 @@ class AttentionHooks:
         running = self._calling()
         self.seen.add(running.name)
         asked = default_scale(query) if scale is None else scale
+        context = _context(running.args, running.kwargs)
+        own_role = role(running.name, query.shape[2], key.shape[2], context, self._forward.latents)
         call = AttentionCall(
             forward=self._forward,
             layer=running.name,
-            role=role(
-                running.name,
-                query.shape[2],
-                key.shape[2],
-                _context(running.args, running.kwargs),
-                self._forward.latents,
-            ),
+            role=own_role,
+            image=self._image_keys(running.name, own_role, key.shape[2]),
             query=query,
             key=key if len(key) == len(query) else key.expand(len(query), *key.shape[1:]),
             mask=attn_mask,
@@ -293,6 +319,21 @@ class AttentionHooks:
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
 
+    def _image_keys(self, layer: str, its_role: Role, keys: int) -> slice | None:
+        """Where the image tokens stand in a joint attention: the model has told by what it joined to that length."""
+        latents = self._forward.latents
+        if its_role.kind != "joint" or its_role.grid is None or latents is None:
+            return None
+        tokens = its_role.grid.tokens * _frames(its_role, latents)
+        start = self._image_starts.get((layer, latents))
+        if start is None:
+            start = image_start(self._joins.get(keys, ()), tokens)
+            if start is None:
+                return None
+            self._image_starts[layer, latents] = start  # it holds for a text of another length too
+        first = start if start >= 0 else keys + start
+        return slice(first, first + tokens)
+
 
 class _Running(NamedTuple):
     """A module whose forward runs, and what it was given."""
@@ -305,14 +346,49 @@ class _Running(NamedTuple):
 
 
 class _CallMode(TorchFunctionMode):
-    def __init__(self, intercept: Callable[..., Tensor]) -> None:
+    def __init__(self, intercept: Callable[..., Tensor], joins: dict[int, tuple[int, ...]]) -> None:
         super().__init__()
         self._intercept = intercept
+        self._joins = joins
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
             func = self._intercept
+        elif func is torch.cat:
+            lengths = _joined(*args, **(kwargs or {}))
+            self._joins[sum(lengths)] = lengths
         return func(*args, **kwargs) if kwargs else func(*args)
+
+
+def _frames(its_role: Role, latents: Latents | None) -> int:
+    """Frames that one attention spans."""
+    return latents.frames if latents and its_role.axes == "spatio-temporal" else 1
+
+
+def _joined(tensors: Sequence[Tensor], dim: int = 0, *, axis: int | None = None, **_: Any) -> tuple[int, ...]:
+    """Lengths of what `torch.cat` joins; it takes an empty vector among any tensors."""
+    along = dim if axis is None else axis
+    return tuple(0 if tensor.shape == (0,) else tensor.shape[along] for tensor in tensors)
+
+
+def image_start(lengths: Sequence[int], tokens: int) -> int | None:
+    """Where the image tokens begin among the keys of a joint attention: from the start, or, negative, from the end.
+
+    Of the parts that were joined, the image is the one of its length; else the one that alone is long enough, at its
+    beginning: images are padded, or followed by others, behind.
+
+    Args:
+        lengths: of the parts whose concatenation the keys are.
+        tokens: how many image tokens there are.
+
+    Returns:
+        None where the lengths do not tell.
+    """
+    exact = [i for i, length in enumerate(lengths) if length == tokens]
+    ample = exact or [i for i, length in enumerate(lengths) if length > tokens]
+    if len(ample) != 1 or len(lengths) < 2:
+        return None
+    return -sum(lengths[ample[0] :]) if ample[0] else 0
 
 
 _TIMESTEPS = ("timestep", "timesteps", "timestep_ratio", "t")

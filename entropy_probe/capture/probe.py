@@ -10,12 +10,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from entropy_probe.capture.calls import AttentionCall, attention_calls, attention_layers
 from entropy_probe.capture.records import Captured, Guidance, Record
 from entropy_probe.errors import CaptureError, InputError
-from entropy_probe.statistics import RowStatistics, flash, stratified_rows
+from entropy_probe.statistics import PartMeans, RowStatistics, flash, parts, stratified_rows
 
 
 def find_denoiser(model: Any) -> nn.Module:
@@ -73,7 +74,7 @@ def capture(
         layers: names or globs of the attention layers to measure; all if none.
         rows: attention rows per call: "all", or how many to draw (stratified over the image, from `seed`).
         distance: measure attention distance too, where the tokens lie on an image.
-        keep: names or globs of self-attention layers whose rows are kept one by one, for `Captured.entropy_map`.
+        keep: names or globs of visual attention layers whose rows are kept one by one, for `Captured.entropy_map`.
         keep_steps: sampling steps at which `keep` applies; all if none.
         multipliers: values of g at which visual attention is measured besides, from the same queries and keys: the
             curve H(g). The `multiplier` column tells them apart; it is 1 for the call as the model makes it.
@@ -100,22 +101,22 @@ def capture(
         if measured is not None and call.layer not in measured:
             return
         in_time = steps is None or captured.step in steps
-        keeping = call.layer in kept and (call.kind, call.axes) == ("self", "spatial") and in_time
-        tokens = call.query.shape[2]
+        keeping = call.layer in kept and call.positions is not None and in_time
+        tokens = call.image_queries.stop - call.image_queries.start
         base = tokens if rows == "all" or keeping else min(int(rows), tokens)
         plan = [(1.0, base, keeping)]
         if call.visual:
             plan += [(g, min(multiplier_rows, base), False) for g in multipliers if g != 1.0]
         with torch.no_grad(), _full_precision(call.query.device.type):
             for multiplier, count, whole in plan:
-                index = None if count == tokens else stratified_rows(tokens, count, seed).to(call.query.device)
-                statistics = _statistics(call, multiplier, index, distance and multiplier == 1.0)
+                index = _chosen(call, count, seed)
+                statistics, split = _statistics(call, multiplier, index, distance and multiplier == 1.0)
                 if math.isnan(statistics.entropy.sum().item()):
                     raise CaptureError(
                         f"the queries or keys of layer {call.layer!r} hold NaN at step {captured.step}: the model has "
                         "diverged, or its dtype overflows (try float32 or bfloat16)"
                     )
-                captured.add(_record(call, multiplier, statistics, whole))
+                captured.add(_record(call, multiplier, statistics, split, whole))
 
     with attention_calls(denoiser, measure, after_scaling=True) as hooks:
         yield captured
@@ -129,23 +130,39 @@ def _full_precision(device: str) -> AbstractContextManager[None]:
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
-def _statistics(call: AttentionCall, multiplier: float, index: Tensor | None, distance: bool) -> RowStatistics:
-    query, mask = call.query, call.mask
-    is_causal = call.is_causal
+def _chosen(call: AttentionCall, count: int, seed: int) -> Int[Tensor, " rows"] | None:
+    """So many rows of image queries; None for all there are, where no others are among them."""
+    image = call.image_queries
+    tokens = image.stop - image.start
+    if count == tokens == call.query.shape[2]:
+        return None
+    within = torch.arange(tokens) if count == tokens else stratified_rows(tokens, count, seed)
+    return within.add(image.start).to(call.query.device)
+
+
+def _statistics(
+    call: AttentionCall, multiplier: float, index: Int[Tensor, " rows"] | None, distance: bool
+) -> tuple[RowStatistics, PartMeans | None]:
+    query, mask, is_causal, scale = call.query, call.mask, call.is_causal, call.scale * multiplier
     places = None
-    if distance and call.kind == "self" and call.grid is not None and call.grid.tokens == call.query.shape[2]:
-        everywhere = call.grid.positions().to(query.device)
-        places = (everywhere if index is None else everywhere[index], everywhere)
+    if distance and call.positions is not None:
+        everywhere = call.positions.to(query.device)
+        places = (everywhere if index is None else everywhere[index - call.image_queries.start], everywhere)
     if index is not None:
         query = query.index_select(2, index)
         if is_causal:
             mask, is_causal = torch.arange(call.key.shape[2], device=query.device) <= index[:, None], False
         elif mask is not None and mask.ndim > 1 and mask.shape[-2] > 1:
             mask = mask.index_select(-2, index)
-    return flash(query, call.key, mask, is_causal, call.scale * multiplier, call.enable_gqa, places)
+    if call.image is None or is_causal or multiplier != 1.0:
+        return flash(query, call.key, mask, is_causal, scale, call.enable_gqa, places), None
+    found = parts(query, call.key, call.image, mask, scale, call.enable_gqa, places)
+    return found.whole, found.means()
 
 
-def _record(call: AttentionCall, multiplier: float, statistics: RowStatistics, keeping: bool) -> Record:
+def _record(
+    call: AttentionCall, multiplier: float, statistics: RowStatistics, split: PartMeans | None, keeping: bool
+) -> Record:
     return Record(
         forward=call.forward,
         layer=call.layer,
@@ -159,6 +176,7 @@ def _record(call: AttentionCall, multiplier: float, statistics: RowStatistics, k
         multiplier=multiplier,
         rows=statistics.entropy.shape[-1],
         means=statistics.means(),
+        split=split,
         grid=call.grid,
         entropy_rows=statistics.entropy.float().cpu() if keeping else None,
     )

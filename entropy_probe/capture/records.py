@@ -15,7 +15,7 @@ from entropy_probe.capture.calls import Forward
 from entropy_probe.capture.grid import TokenGrid
 from entropy_probe.capture.role import VISUAL, Axes, Kind
 from entropy_probe.errors import InputError
-from entropy_probe.statistics import RowMeans
+from entropy_probe.statistics import PartMeans, RowMeans
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Record:
     multiplier: float
     rows: int
     means: RowMeans
+    split: PartMeans | None
     grid: TokenGrid | None
     entropy_rows: Float[Tensor, "batch heads tokens"] | None
 
@@ -114,7 +115,9 @@ class Captured:
 
         `branch` is `uncond` or `cond`, told apart by their place in one batched call or, where a step takes two, by
         their order: the pipelines of diffusers run the prompt first. `sample` counts the images of a batch, `sampling`
-        the runs of the pipeline. `multiplier` is the g under which the call was measured.
+        the runs of the pipeline. `multiplier` is the g under which the call was measured. The rows of a joint attention
+        are those of its image tokens, where the model has told which these are; `image_mass`, `mass_entropy`,
+        `image_entropy` and `text_entropy` then take it apart (see `statistics.PartMeans`), and are NaN elsewhere.
         """
         branches = self._branches()
         parts = [self._columns(record, branches[record.forward.number]) for record in self.records]
@@ -158,6 +161,7 @@ class Captured:
         part = max(1, batch // len(parts))
         missing = torch.full_like(means.entropy, torch.nan)
         distance = missing if means.attention_distance is None else means.attention_distance
+        split = record.split or PartMeans(missing, missing, missing, missing)
 
         def same(value: Any) -> Any:
             return np.full(batch * heads, value)
@@ -183,6 +187,7 @@ class Captured:
             "entropy_std": _numbers(means.entropy_std),
             "logit_variance": _numbers(means.logit_variance),
             "attention_distance": _numbers(distance),
+            **{name: _numbers(values) for name, values in vars(split).items()},
         }
 
     def summary(self) -> pd.DataFrame:

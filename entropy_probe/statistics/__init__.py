@@ -2,6 +2,7 @@
 
 from entropy_probe.statistics.dense import dense
 from entropy_probe.statistics.flash import flash
+from entropy_probe.statistics.parts import PartMeans, parts
 from entropy_probe.statistics.rows import RowMeans, RowStatistics, stratified_rows
 
-__all__ = ["RowMeans", "RowStatistics", "dense", "flash", "stratified_rows"]
+__all__ = ["PartMeans", "RowMeans", "RowStatistics", "dense", "flash", "parts", "stratified_rows"]

@@ -41,7 +41,7 @@ typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 
 typedef struct {
     const float *query, *key, *bias, *here, *there;
-    float *entropy, *variance, *distance, *means;
+    float *entropy, *variance, *log_sum, *logit_mean, *distance, *means;
     int64_t batch, heads, queries, keys, width;
     int64_t query_strides[3], key_strides[3];
     float scale, limit;
@@ -58,6 +58,7 @@ typedef struct {
     int64_t *allowed;
     Side *sides;
     float *keys;
+    float *middle, middle_bias; /* what centring took off: a logit's share of it is its row's mean logit */
 } Packed;
 
 typedef struct {
@@ -264,8 +265,9 @@ static int usable(void) { return 1; }
         rows[i + (step)] = __builtin_shuffle(a, b, MASK(HIGH, step));                                                  \
     }
 
-/* A tile of queries, from row `first`: what is past the last row is 0. */
-INLINE void pack_queries(const Call *c, const float *query, int64_t first, int64_t depth, float *queries) {
+/* A tile of queries, from row `first`: what is past the last row is 0. `along` is their product with the middle. */
+INLINE void pack_queries(const Call *c, const float *query, int64_t first, int64_t depth, float *queries,
+                         const float *middle, floats along[2]) {
     for (int half = 0; half < 2; half++) {
         const int64_t row = first + half * LANES, left = c->queries - row, count = left < LANES ? left : LANES;
         for (int64_t from = 0; from < c->width; from += LANES) {
@@ -277,7 +279,10 @@ INLINE void pack_queries(const Call *c, const float *query, int64_t first, int64
             SWAP_SQUARES(square, 4)
             SWAP_SQUARES(square, 2)
             SWAP_SQUARES(square, 1)
-            for (int64_t i = 0; i < LANES; i++) put_query(queries, half, from + i, square[i]);
+            for (int64_t i = 0; i < LANES; i++) {
+                put_query(queries, half, from + i, square[i]);
+                along[half] += square[i] * middle[from + i];
+            }
         }
     }
 }
@@ -295,6 +300,7 @@ static void pack(const Call *c, int64_t map, Packed *p) {
         p->allowed[p->count++] = j;
     }
     mean_bias /= p->count ? (double)p->count : 1;
+    p->middle_bias = (float)mean_bias;
     for (int64_t n = 0; n < p->count; n++) {
         const int64_t j = p->allowed[n];
         const float x = c->there ? c->there[2 * j] : 0, y = c->there ? c->there[2 * j + 1] : 0;
@@ -302,7 +308,7 @@ static void pack(const Call *c, int64_t map, Packed *p) {
     }
     for (int64_t from = 0; from < c->width; from += LANES) {
         double total[LANES] = {0};
-        float mean[LANES];
+        float *mean = p->middle + from;
         for (int64_t n = 0; n < p->count;) {
             floats part = {0};
             for (int64_t end = n + PART < p->count ? n + PART : p->count; n < end; n++) {
@@ -369,9 +375,10 @@ INLINE void put_some(float *to, floats values, int64_t count) {
 }
 
 /* Writes the statistics of up to 16 rows; whether every log-sum-exp is within the limit. */
-INLINE int finish(const Call *c, const Sums *sums, int64_t count, int64_t map, int64_t first, int distance) {
+INLINE int finish(const Call *c, const Sums *sums, floats logit_mean, int64_t count, int64_t map, int64_t first,
+                  int distance) {
     const int64_t left = c->queries - first, valid = left < LANES ? left : LANES, at = map * c->queries + first;
-    floats entropy = {0}, variance = {0}, apart = {0};
+    floats entropy = {0}, variance = {0}, log_sum = {0}, apart = {0};
     int within = 1;
     if (count) {
         /* log2 of the total: its exponent, and a series in t for the rest, m from sqrt(1/2) to sqrt(2) */
@@ -379,7 +386,8 @@ INLINE int finish(const Call *c, const Sums *sums, int64_t count, int64_t map, i
         const ints bits = (ints)total, exponent = (bits - 0x3f3504f3) >> 23;
         const floats m = (floats)(bits - (exponent << 23)), t = (m - 1) / (m + 1), u = t * t;
         const floats log_m = t * (2.88539008f + u * (0.96179669f + u * (0.57707802f + u * (0.41219858f + u * 0.32059890f))));
-        const floats whole = __builtin_convertvector(exponent, floats), log_sum = (whole + log_m) * (float)BIT;
+        const floats whole = __builtin_convertvector(exponent, floats);
+        log_sum = (whole + log_m) * (float)BIT;
         /* The entropy is a small difference of large numbers: the mean of s is taken with what its rounding left. */
         const floats mean = sums->expected / total, rest = (sums->expected - mean * total) / total;
         const float limit = logf((float)count);
@@ -397,6 +405,8 @@ INLINE int finish(const Call *c, const Sums *sums, int64_t count, int64_t map, i
     }
     put_some(c->entropy + at, entropy, valid);
     put_some(c->variance + at, variance, valid);
+    put_some(c->log_sum + at, log_sum + logit_mean - (count ? 0 : INFINITY), valid);
+    put_some(c->logit_mean + at, logit_mean, valid);
     if (distance) put_some(c->distance + at, apart, valid);
     return within;
 }
@@ -409,10 +419,13 @@ INLINE int rows(const Call *c, int64_t map, const Packed *p, int64_t first, floa
     const int64_t strip = cached < GROUP ? GROUP : cached < STRIP ? cached : STRIP;
     float logits[2][STRIP][ROWS] __attribute__((aligned(64)));
     const int64_t last = first + TASK < c->queries ? first + TASK : c->queries;
+    floats along[TASK / ROWS][2] = {0};
     int within = 1;
     for (int64_t row = first; row < last; row += ROWS) /* all at once: a tile waits for what has just been written */
-        pack_queries(c, query, row, depth, queries + (row - first) * QUERY_PARTS * depth);
+        pack_queries(c, query, row, depth, queries + (row - first) * QUERY_PARTS * depth, p->middle,
+                     along[(row - first) / ROWS]);
     for (int64_t row = first; row < last; row += ROWS, queries += ROWS * QUERY_PARTS * depth) {
+        const floats *own_along = along[(row - first) / ROWS];
         Sums sums[2] = {0};
         /* A strip ahead: the tiles work on the next while the vectors sum this one. */
         for (int64_t from = -strip, step = 0; from < p->count; from += strip, step ^= 1) {
@@ -425,8 +438,10 @@ INLINE int rows(const Call *c, int64_t map, const Packed *p, int64_t first, floa
             accumulate(sums, own, p->sides + from, count, biased, distance);
             accumulate(sums + 1, own + LANES, p->sides + from, count, biased, distance);
         }
-        within &= finish(c, sums, p->count, map, row, distance);
-        within &= finish(c, sums + 1, p->count, map, row + LANES, distance);
+        for (int half = 0; half < 2; half++) {
+            const floats logit_mean = own_along[half] * c->scale + p->middle_bias;
+            within &= finish(c, sums + half, logit_mean, p->count, map, row + half * LANES, distance);
+        }
     }
     return within;
 }
@@ -471,7 +486,7 @@ static int run(const Call *c, int threads) {
     const int64_t maps = c->batch * c->heads, tasks = (c->queries + TASK - 1) / TASK;
     const int64_t keys = rounded(c->keys, GROUP), depth = rounded(c->width, LANES);
     const size_t key_floats = (size_t)(keys * depth * KEY_PARTS), query_floats = (size_t)(TASK * depth * QUERY_PARTS);
-    const size_t side_floats = (size_t)(keys * 4), each = key_floats + side_floats + (size_t)(keys * 2);
+    const size_t side_floats = (size_t)(keys * 4), each = key_floats + side_floats + (size_t)(keys * 2 + depth);
     const int64_t held = rounded((int64_t)((size_t)threads * HELD / each) + 1, threads), together = held < maps ? held : maps;
     Packed *packed = malloc((size_t)together * sizeof *packed);
     float *memory = aligned_alloc(64, ((size_t)threads * query_floats + (size_t)together * each) * sizeof *memory);
@@ -485,6 +500,7 @@ static int run(const Call *c, int threads) {
         packed[i].keys = memory + (size_t)threads * query_floats + (size_t)i * each;
         packed[i].sides = (Side *)(packed[i].keys + key_floats);
         packed[i].allowed = (int64_t *)(packed[i].keys + key_floats + side_floats);
+        packed[i].middle = (float *)(packed[i].allowed + keys);
     }
 #pragma omp parallel num_threads(threads) reduction(& : within)
     {
@@ -509,17 +525,17 @@ static int run(const Call *c, int threads) {
 
 static PyObject *statistics(PyObject *Py_UNUSED(self), PyObject *args) {
     Call c;
-    unsigned long long p[9];
+    unsigned long long p[11];
     int threads, found;
-    if (!PyArg_ParseTuple(args, "(KKKKKKKKK)(LLLLL)(LLL)(LLL)ffi", p, p + 1, p + 2, p + 3, p + 4, p + 5, p + 6, p + 7,
-                          p + 8, &c.batch, &c.heads, &c.queries, &c.keys, &c.width, c.query_strides,
+    if (!PyArg_ParseTuple(args, "(KKKKKKKKKKK)(LLLLL)(LLL)(LLL)ffi", p, p + 1, p + 2, p + 3, p + 4, p + 5, p + 6, p + 7,
+                          p + 8, p + 9, p + 10, &c.batch, &c.heads, &c.queries, &c.keys, &c.width, c.query_strides,
                           c.query_strides + 1, c.query_strides + 2, c.key_strides, c.key_strides + 1,
                           c.key_strides + 2, &c.scale, &c.limit, &threads))
         return NULL;
     const float **in[] = {&c.query, &c.key, &c.bias, &c.here, &c.there};
-    float **out[] = {&c.entropy, &c.variance, &c.distance, &c.means};
+    float **out[] = {&c.entropy, &c.variance, &c.log_sum, &c.logit_mean, &c.distance, &c.means};
     for (int i = 0; i < 5; i++) *in[i] = (const float *)(uintptr_t)p[i];
-    for (int i = 0; i < 4; i++) *out[i] = (float *)(uintptr_t)p[5 + i];
+    for (int i = 0; i < 6; i++) *out[i] = (float *)(uintptr_t)p[5 + i];
     Py_BEGIN_ALLOW_THREADS
     found = run(&c, threads);
     Py_END_ALLOW_THREADS

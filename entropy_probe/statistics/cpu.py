@@ -86,7 +86,7 @@ def by_kernel(
     if positions is not None and [len(p) for p in positions] != [queries, keys]:
         raise ValueError(f"give places for {queries} queries and {keys} keys, not {[len(p) for p in positions]}")
     query, key = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key))
-    entropy, variance, apart = query.new_empty(3, batch, heads, queries).unbind()
+    entropy, variance, log_sum, logit_mean, apart = query.new_empty(5, batch, heads, queries).unbind()
     means = query.new_empty(4, batch, heads)
     counted = _ALL.expand_as(entropy)
     added: Tensor | None = None
@@ -98,7 +98,7 @@ def by_kernel(
     if positions is not None:
         places = tuple(p.to(torch.float32).contiguous() for p in positions)
         distance = apart
-    tensors = (query, key, added, *places, entropy, variance, distance, means)
+    tensors = (query, key, added, *places, entropy, variance, log_sum, logit_mean, distance, means)
     if kernel is None:
         builds = tuple(KERNELS.values())
         kernel = builds[0] if keys <= FEW_KEYS else builds[-1]
@@ -113,4 +113,4 @@ def by_kernel(
     )
     mean, deviation, mean_variance, mean_distance = means.unbind()
     reduced = RowMeans(mean, deviation, mean_variance, None if distance is None else mean_distance)
-    return RowStatistics(entropy, variance, distance, counted, reduced), exact
+    return RowStatistics(entropy, variance, log_sum, logit_mean, distance, counted, reduced), exact

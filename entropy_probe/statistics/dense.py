@@ -70,7 +70,8 @@ def from_logits(
     """Statistics of the rows of a map of logits; keys that are not allowed have no weight."""
     count = allowed.sum(-1)
     counted = count > 0
-    log_map = logits.masked_fill(~allowed, -math.inf).log_softmax(-1)
+    weighed = logits.masked_fill(~allowed, -math.inf)
+    log_map = weighed.log_softmax(-1)
     attention = log_map.exp().masked_fill(~allowed, 0.0)
     entropy = -(attention * log_map.masked_fill(~allowed, 0.0)).sum(-1)
     bound = count.clamp_min(1).log()
@@ -87,6 +88,8 @@ def from_logits(
     return RowStatistics(
         entropy=entropy.clamp_min(0).minimum(bound).masked_fill(~counted, 0.0),
         logit_variance=variance,
+        log_sum=weighed.logsumexp(-1),
+        logit_mean=mean.squeeze(-1),
         attention_distance=distance,
         counted=counted,
     )

@@ -95,15 +95,19 @@ def _fused(
     count = allowed.sum(-1, keepdim=True).clamp_min(1)
     weight = (allowed.to(query.dtype) / count).unsqueeze(-1)
     value = torch.cat([key, bias.unsqueeze(-1)], -1)
-    value = value - (weight * value).sum(-2, keepdim=True)
+    middle = (weight * value).sum(-2, keepdim=True)
+    value = value - middle
     query = torch.cat([query, torch.full_like(query[..., :1], 1 / scale)], -1)
     barred = torch.cat([value[..., :-1], value[..., -1:].masked_fill(~allowed.unsqueeze(-1), MASKED)], -1)
     variance = _logit_variance(query, (weight * value).mT @ value, scale)
     entropy, distance, log_sum = _attend(query, barred, value, scale, positions)
     counted = allowed.any(-1, keepdim=True).expand_as(entropy)
+    logit_mean = scale * torch.linalg.vecdot(query, middle)
     statistics = RowStatistics(
         entropy=entropy.clamp_min(0).minimum(count.log()).masked_fill(~counted, 0.0),
         logit_variance=variance.masked_fill(~counted, 0.0),
+        log_sum=(log_sum + logit_mean).masked_fill(~counted, -math.inf),
+        logit_mean=logit_mean.masked_fill(~counted, 0.0),
         attention_distance=distance,
         counted=counted,
     )
@@ -118,11 +122,15 @@ def _unmasked(
 ) -> tuple[RowStatistics, float]:
     """As `_fused`, for the common case, in as few operations as it takes."""
     keys = key.shape[-2]
-    key = key - key.mean(-2, keepdim=True)
+    middle = key.mean(-2, keepdim=True)
+    key = key - middle
     entropy, distance, log_sum = _attend(query, key, key, scale, positions)
+    logit_mean = scale * torch.linalg.vecdot(query, middle)
     statistics = RowStatistics(
         entropy=entropy.clamp_(0, math.log(keys)),
         logit_variance=_logit_variance(query, key.mT @ key / keys, scale),
+        log_sum=log_sum + logit_mean,
+        logit_mean=logit_mean,
         attention_distance=distance,
         counted=torch.ones((), dtype=torch.bool, device=key.device).expand_as(entropy),
     )
@@ -205,13 +213,15 @@ def _by_blocks(
     together = max(1, BLOCK_LOGITS // (rows * keys)) if rows == queries else 1
 
     query = query.reshape(maps, queries, width)
-    key = (key - key.mean(-2, keepdim=True)).mul_(scale / BIT).reshape(maps, keys, width)
+    middle = key.mean(-2, keepdim=True)
+    logit_mean = torch.linalg.vecdot(query, middle.reshape(maps, 1, width)).mul_(scale)
+    key = (key - middle).mul_(scale / BIT).reshape(maps, keys, width)
     # Without a mask the logits have mean 0, so their exponentials cannot all vanish, and where they overflow `log_sum`
     # says so: the caller repeats the call in float64, where the row maximum is taken off.
     shifted = not plain or query.dtype == precise_dtype(query.device)
     buffers = query.new_empty(2, together * rows * keys)
     highest, expected = query.new_zeros(2, maps, queries)
-    variance = torch.empty_like(expected)
+    variance, excess_mean = torch.empty_like(expected), torch.zeros_like(expected)
     if plain:  # the form cancels where a large query sees little of the keys' spread
         precise = precise_dtype(query.device)
         variance = _logit_variance(query.to(precise), key.mT.to(precise) @ key.to(precise) / keys, BIT).to(query.dtype)
@@ -233,7 +243,7 @@ def _by_blocks(
             else:
                 at = torch.arange(first, first + shape[0], device=query.device)
                 allowed = mask[at // heads, at % heads, block[1]]
-            barred, variance[block], number[block] = _bar(logits, allowed)
+            barred, excess_mean[block], variance[block], number[block] = _bar(logits, allowed)
         if shifted:
             peak = logits.amax(-1, keepdim=True).clamp_min(MASKED)
             highest[block] = peak.squeeze(-1)
@@ -259,9 +269,13 @@ def _by_blocks(
         entropy = entropy.clamp_min_(0).minimum(number.log()).masked_fill_(~counted, 0.0)
         log_sum.masked_fill_(~counted, 0.0)
         distance = None if distance is None else distance.masked_fill_(~counted, 0.0)
+    true_log_sum = (log_sum + logit_mean).masked_fill_(~counted, -math.inf)
+    logit_mean = (excess_mean * BIT + logit_mean).masked_fill_(~counted, 0.0)
     statistics = RowStatistics(
         entropy=entropy.view(batch, heads, queries),
         logit_variance=variance.view(batch, heads, queries),
+        log_sum=true_log_sum.view(batch, heads, queries),
+        logit_mean=logit_mean.view(batch, heads, queries),
         attention_distance=None if distance is None else distance.view(batch, heads, queries),
         counted=counted.view(batch, heads, queries),
     )
@@ -291,8 +305,10 @@ def _causal(start: int, rows: int, keys: int, device: torch.device) -> Bool[Tens
 
 def _bar(
     logits: Float[Tensor, "maps rows keys"], mask: Shaped[Tensor, "*#mask"]
-) -> tuple[Bool[Tensor, "maps rows keys"], Float[Tensor, "maps rows"], Float[Tensor, "maps rows"]]:
-    """Lay a mask on logits, in place; returns the barred keys, the variance over the others, and their number."""
+) -> tuple[
+    Bool[Tensor, "maps rows keys"], Float[Tensor, "maps rows"], Float[Tensor, "maps rows"], Float[Tensor, "maps rows"]
+]:
+    """Lay a mask on logits, in place; returns the barred keys, the mean and variance over the others, their number."""
     if mask.dtype == torch.bool:
         barred = (~mask).expand_as(logits)
     else:
@@ -304,7 +320,7 @@ def _bar(
     mean = logits.sum(-1) / number.clamp_min(1)
     variance = (logits - mean[..., None]).masked_fill_(barred, 0.0).square_().sum(-1) / number.clamp_min(1)
     logits.masked_fill_(barred, -math.inf)
-    return barred, variance, number
+    return barred, mean, variance, number
 
 
 def _places(positions: Float[Tensor, "tokens 2"]) -> Float[Tensor, "tokens 3"]:

@@ -34,6 +34,8 @@ class RowStatistics:
     Attributes:
         entropy: H in nats, 0 <= H <= ln(allowed keys).
         logit_variance: variance of the logits over the allowed keys, nats^2.
+        log_sum: log-sum-exp of the logits, nats; -inf for rows that may attend to no key.
+        logit_mean: mean of the logits over the allowed keys, nats.
         attention_distance: root mean square distance that attention spans, in the unit of the positions; None without.
         counted: false for rows that may attend to no key at all; they are left out of means.
         reduced: the means, where the kernel that made the rows has taken them too.
@@ -41,6 +43,8 @@ class RowStatistics:
 
     entropy: Float[Tensor, "batch heads queries"]
     logit_variance: Float[Tensor, "batch heads queries"]
+    log_sum: Float[Tensor, "batch heads queries"]
+    logit_mean: Float[Tensor, "batch heads queries"]
     attention_distance: Float[Tensor, "batch heads queries"] | None
     counted: Bool[Tensor, "batch heads queries"]
     reduced: RowMeans | None = None

@@ -20,15 +20,18 @@ to something else; `text`: words among themselves. Laws scale `self` and `joint`
 T count the image tokens. What the configuration does not tell, the training size of Flux for one, a law asks for
 (`training_tokens`).
 
-| family | pipeline | attention | latent pixels a token | |
-|---|---|---|---|---|
+| family | pipeline | attention | latent pixels a token | image tokens stand | |
+|---|---|---|---|---|---|
 {rows}
 
 Guidance is told apart (`branch`) whether it is one batched call, with the prompts in front or behind, or two
 calls to a step; this is tried through the pipelines of Stable Diffusion, PixArt and Lumina 2, the order of the
 others is taken from their source. Not told apart: guidance in more than two parts (OmniGen with an input image),
-and Mochi, which attends once for each prompt. The entropy of a joint attention is that of its whole row, image
-and text together, over all of its queries.
+and Mochi, which attends once for each prompt.
+In a joint attention, where the image tokens stand is told by what the model concatenates. Its rows are then those
+of the image tokens, and taken apart: `image_mass` is the share of the attention that goes to image keys,
+`image_entropy` and `text_entropy` the entropy within each part, `mass_entropy` that of the choice between them. Where
+it is not told, the rows are all there are, and these columns are empty.
 
 Any other torch module will do: the tests hold BERT (MiniLM with its trained weights), CLIP, ViT and GPT-2 with its
 cache against the attention maps that transformers itself returns.
@@ -56,7 +59,8 @@ def _row(family: Family) -> str:
     notes = [family.notes] if family.notes else []
     notes += [f"`{name}`, over words, is not torch's own call and not seen" for name in family.hidden]
     notes += ["linear self-attention has no softmax and is named, not measured"] if family.linear else []
-    cells = [family.name, f"`{family.pipeline}`", ", ".join(kinds), ", ".join(map(str, strides)), "; ".join(notes)]
+    cells = [family.name, f"`{family.pipeline}`", ", ".join(kinds), ", ".join(map(str, strides))]
+    cells += [family.image or "", "; ".join(notes)]
     return "| " + " | ".join(cells) + " |"
 
 

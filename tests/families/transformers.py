@@ -392,14 +392,15 @@ REFINED = {"noise_refiner.*": Attention("self", 2), "context_refiner.*": Attenti
 TWO_STREAMS = {"transformer_blocks.*.attn": JOINT, "single_transformer_blocks.*.attn": JOINT}
 
 FAMILIES: list[Family] = [
-    Family("Flux", "FluxPipeline", build_flux, flux_inputs, TWO_STREAMS),
-    Family("Flux.2", "Flux2Pipeline", build_flux2, flux2_inputs, TWO_STREAMS),
+    Family("Flux", "FluxPipeline", build_flux, flux_inputs, TWO_STREAMS, image="last"),
+    Family("Flux.2", "Flux2Pipeline", build_flux2, flux2_inputs, TWO_STREAMS, image="last"),
     Family(
         "Chroma",
         "ChromaPipeline",
         build_chroma,
         chroma_inputs,
         TWO_STREAMS,
+        image="last",
         notes="diffusers adds the padding mask to the scores as 0 and 1, so padding is attended to",
     ),
     Family(
@@ -408,6 +409,8 @@ FAMILIES: list[Family] = [
         build_lumina2,
         lumina2_inputs,
         {f"{blocks}.attn": attention for blocks, attention in REFINED.items()},
+        image="untold",
+        notes="the prompts of a batch begin and end where they like, so where the image stands is not told",
     ),
     Family(
         "Sana",
@@ -423,20 +426,34 @@ FAMILIES: list[Family] = [
         build_cogview3,
         cogview3_inputs,
         {"transformer_blocks.*.attn1": JOINT},
+        image="last",
     ),
-    Family("CogView4", "CogView4Pipeline", build_cogview4, cogview4_inputs, {"transformer_blocks.*.attn1": JOINT}),
+    Family(
+        "CogView4",
+        "CogView4Pipeline",
+        build_cogview4,
+        cogview4_inputs,
+        {"transformer_blocks.*.attn1": JOINT},
+        image="last",
+    ),
     Family(
         "Z-Image",
         "ZImagePipeline",
         build_z_image,
         z_image_inputs,
         {f"{blocks}.attention": attention for blocks, attention in REFINED.items()},
+        image="first",
         notes="image and text are each padded to a multiple of 32, and the padding is attended to; an image with "
         "padding makes its refiner count as `joint`",
         sizes=((16, 16), (8, 16), (16, 32)),
     ),
     Family(
-        "Qwen-Image", "QwenImagePipeline", build_qwen_image, qwen_image_inputs, {"transformer_blocks.*.attn": JOINT}
+        "Qwen-Image",
+        "QwenImagePipeline",
+        build_qwen_image,
+        qwen_image_inputs,
+        {"transformer_blocks.*.attn": JOINT},
+        image="last",
     ),
     Family(
         "PRX",
@@ -444,15 +461,17 @@ FAMILIES: list[Family] = [
         build_prx,
         prx_inputs,
         {"blocks.*.attention": JOINT},
+        image="last",
         notes="only image tokens are queries; keys are text and image tokens",
     ),
-    Family("OmniGen", "OmniGenPipeline", build_omnigen, omnigen_inputs, {"layers.*.self_attn": JOINT}),
+    Family("OmniGen", "OmniGenPipeline", build_omnigen, omnigen_inputs, {"layers.*.self_attn": JOINT}, image="last"),
     Family(
         "HiDream",
         "HiDreamImagePipeline",
         build_hidream,
         hidream_inputs,
         {"double_stream_blocks.*.block.attn1": JOINT, "single_stream_blocks.*.block.attn1": JOINT},
+        image="first",
         notes="an image that is not square is padded to the tokens of `max_resolution`, and the padding is attended to",
     ),
 ]

@@ -477,6 +477,7 @@ FAMILIES: list[Family] = [
             "up_blocks.1.attentions.?": Attention("joint", 2),
         },
         notes="queries are image tokens; keys are text tokens, then image tokens; it works on pixels: no latents",
+        image="last",
     ),
     Family(
         name="Stable Cascade prior",
@@ -485,6 +486,7 @@ FAMILIES: list[Family] = [
         inputs=stable_cascade_prior_inputs,
         attention={"down_blocks.*.attention": Attention("joint", 1), "up_blocks.*.attention": Attention("joint", 1)},
         notes="queries are image tokens; keys are image tokens, then text and image-prompt tokens",
+        image="first",
     ),
     Family(
         name="Stable Cascade decoder",
@@ -496,6 +498,7 @@ FAMILIES: list[Family] = [
             "up_blocks.0.*.attention": Attention("joint", 4),
         },
         notes="A layer of an up block attends once for each repeat of its block in one forward pass",
+        image="first",
     ),
     Family(
         name="unconditional UNet",
@@ -557,6 +560,7 @@ FAMILIES: list[Family] = [
         build=sd3,
         inputs=sd3_inputs,
         attention={"transformer_blocks.*.attn": Attention("joint", 2)},
+        image="first",
     ),
     Family(
         name="Stable Diffusion 3.5",
@@ -567,6 +571,7 @@ FAMILIES: list[Family] = [
             "transformer_blocks.*.attn": Attention("joint", 2),
             "transformer_blocks.*.attn2": Attention("self", 2),
         },
+        image="first",
     ),
     Family(
         name="AuraFlow",
@@ -578,6 +583,7 @@ FAMILIES: list[Family] = [
             "single_transformer_blocks.*.attn": Attention("joint", 2),
         },
         notes="eight learned register tokens come before the text tokens, which come before the image tokens",
+        image="last",
     ),
     Family(
         name="Lumina-Next",

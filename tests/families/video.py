@@ -357,6 +357,7 @@ FAMILIES: list[Family] = [
         inputs=cogvideox_inputs,
         attention={"transformer_blocks.*.attn1": Attention("joint", 2, "spatio-temporal")},
         frames=FRAMES,
+        image="last",
     ),
     Family(
         name="Wan",
@@ -385,6 +386,7 @@ FAMILIES: list[Family] = [
             "single_transformer_blocks.*.attn": Attention("joint", 2, "spatio-temporal"),
         },
         frames=FRAMES,
+        image="first",
     ),
     Family(
         name="HunyuanVideo 1.5",
@@ -396,6 +398,7 @@ FAMILIES: list[Family] = [
             "transformer_blocks.*.attn": Attention("joint", 1, "spatio-temporal"),
         },
         frames=FRAMES,
+        image="first",
     ),
     Family(
         name="Mochi",
@@ -408,6 +411,7 @@ FAMILIES: list[Family] = [
         },
         frames=FRAMES,
         notes="attends once for each prompt of the batch, over the words that are not padding",
+        image="first",
     ),
     Family(
         name="Allegro",

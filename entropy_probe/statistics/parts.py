@@ -1,0 +1,123 @@
+"""Attention over keys of two sorts, image and text, taken apart: how much goes to each, and how it is spread there.
+
+Of one row, with m the mass on the image keys and h(m) = -m ln m - (1 - m) ln(1 - m),
+
+    H = h(m) + m H_image + (1 - m) H_text
+
+The masses follow from the log-sum-exps of the two parts, so that each part is one call of `flash`, and the whole is
+put together from them: no more work than measuring it at once, and no map.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from entropy_probe.statistics.flash import flash
+from entropy_probe.statistics.rows import BARRED, RowStatistics
+
+
+@dataclass(frozen=True)
+class PartMeans:
+    """Means over the counted rows of one call; NaN where none is counted.
+
+    Attributes:
+        image_mass: share of the attention that goes to image keys.
+        mass_entropy: entropy of the choice between image and text, nats.
+        image_entropy: entropy among the image keys, nats, rows weighed by their image mass.
+        text_entropy: entropy among the other keys, nats, rows weighed by the mass there.
+
+    So weighed, the chain rule holds for the means too: the mean of H is
+    mass_entropy + image_mass * image_entropy + (1 - image_mass) * text_entropy.
+    """
+
+    image_mass: Float[Tensor, "batch heads"]
+    mass_entropy: Float[Tensor, "batch heads"]
+    image_entropy: Float[Tensor, "batch heads"]
+    text_entropy: Float[Tensor, "batch heads"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The attention of every row of one call, taken apart.
+
+    Attributes:
+        whole: over all keys; its attention distance is that among the image keys.
+        image: over the image keys.
+        text: over all others.
+        image_mass: share of each row that goes to image keys; 0 for rows that are not counted.
+    """
+
+    whole: RowStatistics
+    image: RowStatistics
+    text: RowStatistics
+    image_mass: Float[Tensor, "batch heads queries"]
+
+    def means(self) -> PartMeans:
+        """Means over the counted rows."""
+        counted, count = self.whole.counted, self.whole.counted.sum(-1)
+        image = self.image_mass
+        text = torch.where(counted, 1 - image, 0.0)
+        return PartMeans(
+            image_mass=image.sum(-1) / count,
+            mass_entropy=(torch.special.entr(image) + torch.special.entr(text)).sum(-1) / count,
+            image_entropy=(image * self.image.entropy).sum(-1) / image.sum(-1),
+            text_entropy=(text * self.text.entropy).sum(-1) / text.sum(-1),
+        )
+
+
+def parts(
+    query: Float[Tensor, "batch heads queries width"],
+    key: Float[Tensor, "batch kv_heads keys width"],
+    image: slice,
+    mask: Shaped[Tensor, "*#mask"] | None = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    positions: tuple[Float[Tensor, "queries 2"], Float[Tensor, "image_keys 2"]] | None = None,
+) -> Parts:
+    """Attention rows taken apart by the sort of their keys, exactly, in memory linear in the number of tokens.
+
+    Args:
+        query: as `flash` takes them.
+        key: as `flash` takes them.
+        image: which keys are image tokens; there are others.
+        mask: as `flash` takes it.
+        scale: as `flash` takes it.
+        enable_gqa: as `flash` takes it.
+        positions: places of the queries and of the image keys, for the attention distance among these.
+    """
+    index = torch.arange(key.shape[2], device=key.device)
+    which = index[image], torch.cat([index[: image.start], index[image.stop :]])
+    if mask is not None:
+        mask = mask.expand(*mask.shape[:-1], len(index))
+    masks = [None if mask is None else mask.index_select(-1, columns) for columns in which]
+    own = flash(query, key[:, :, image], masks[0], False, scale, enable_gqa, positions)
+    text = flash(query, key.index_select(2, which[1]), masks[1], False, scale, enable_gqa)
+
+    counted = own.counted | text.counted
+    log_sum = torch.logaddexp(own.log_sum, text.log_sum)
+    mass, other = ((part.log_sum - log_sum).exp().masked_fill(~counted, 0.0) for part in (own, text))
+    chosen = torch.special.entr(mass) + torch.special.entr(other)
+    numbers = [_allowed(barring, columns) for barring, columns in zip(masks, which, strict=True)]
+    share = numbers[0] / (numbers[0] + numbers[1]).clamp_min(1)  # of the keys, all weighted alike
+    between = share * (1 - share) * (own.logit_mean - text.logit_mean).square()
+    whole = RowStatistics(
+        entropy=chosen + mass * own.entropy + other * text.entropy,
+        logit_variance=share * own.logit_variance + (1 - share) * text.logit_variance + between,
+        log_sum=log_sum,
+        logit_mean=share * own.logit_mean + (1 - share) * text.logit_mean,
+        attention_distance=own.attention_distance,
+        counted=counted,
+    )
+    return Parts(whole, own, text, mass)
+
+
+def _allowed(mask: Shaped[Tensor, "*#mask"] | None, columns: Int[Tensor, " keys"]) -> Shaped[Tensor, "*#rows"]:
+    """How many of the keys a row may attend to."""
+    if mask is None:
+        return torch.tensor(float(len(columns)), device=columns.device)
+    allowed = mask if mask.dtype == torch.bool else mask > BARRED
+    return allowed.sum(-1).float()

@@ -1,0 +1,89 @@
+"""Attention taken apart, against the full map in float64."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from entropy_probe.statistics import dense, flash, parts
+
+
+def taken_apart(query, key, image, mask, scale):
+    """Mass, and the entropy within each part, from the map itself."""
+    logits = scale * query.double() @ key.double().mT
+    if mask is not None and mask.dtype == torch.bool:
+        logits = logits.masked_fill(~mask, -torch.inf)
+    elif mask is not None:
+        logits = logits + mask.double()
+    attention = logits.softmax(-1).nan_to_num(0.0)
+    is_image = torch.zeros(key.shape[2], dtype=torch.bool)
+    is_image[image] = True
+    own, other = attention[..., is_image], attention[..., ~is_image]
+    within = [torch.special.entr((part / part.sum(-1, keepdim=True)).nan_to_num(0.0)).sum(-1) for part in (own, other)]
+    return own.sum(-1), *within
+
+
+@st.composite
+def joint_calls(draw):
+    """An attention over image and text keys, in any order and with any mask."""
+    batch, heads, queries, width = (draw(st.integers(1, n)) for n in (2, 2, 30, 40))
+    start, length, rest = draw(st.integers(0, 9)), draw(st.integers(1, 40)), draw(st.integers(0, 9))
+    keys = start + length + rest + (start + rest == 0)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    query = draw(st.sampled_from([0.1, 2.0, 20.0])) * torch.randn(batch, heads, queries, width, generator=generator)
+    key = torch.randn(batch, heads, keys, width, generator=generator) + draw(st.sampled_from([0.0, 2.0]))
+    keep = torch.rand(batch, 1, queries, keys, generator=generator) > 0.4
+    mask = {
+        "none": None,
+        "keys": keep[:, :, :1],
+        "rows": keep,
+        "additive": torch.randn(keep.shape, generator=generator).masked_fill(~keep, -math.inf),
+        "one axis": keep[0, 0, 0],
+        "no text": torch.arange(keys).ge(start) & torch.arange(keys).lt(start + length),
+        "nothing": torch.zeros_like(keep[:, :, :1]),
+    }[draw(st.sampled_from(["none", "none", "keys", "rows", "additive", "one axis", "no text", "nothing"]))]
+    return query, key, slice(start, start + length), mask
+
+
+@settings(max_examples=200, deadline=None)
+@given(joint_calls())
+def test_it_is_what_the_map_says(call):
+    query, key, image, mask = call
+    scale = query.shape[-1] ** -0.5
+    places = torch.rand(query.shape[2], 2), torch.rand(image.stop - image.start, 2)
+    found = parts(query, key, image, mask, scale, positions=places)
+    mass, own, other = taken_apart(query, key, image, mask, scale)
+    assert (found.image_mass - mass).abs().max() <= 1e-4
+    for part, expected, weight in ((found.image, own, mass), (found.text, other, 1 - mass)):
+        assert (weight * (part.entropy - expected)).abs().max() <= 1e-5
+    whole = dense(query, key, mask, scale=scale)
+    assert torch.equal(found.whole.counted, whole.counted)
+    assert (found.whole.entropy - whole.entropy).abs().max() <= 2e-5
+    counted = whole.counted
+    for name in ("logit_variance", "log_sum", "logit_mean"):
+        ours, expected = vars(found.whole)[name].double(), vars(whole)[name]
+        assert torch.allclose(ours[counted], expected[counted], rtol=1e-4, atol=1e-4), name
+    among = flash(query, key[:, :, image], None, scale=scale, positions=places).attention_distance
+    if mask is None:
+        assert torch.equal(found.whole.attention_distance, among)
+
+
+@settings(max_examples=50, deadline=None)
+@given(joint_calls())
+def test_the_chain_rule_holds_for_the_means(call):
+    query, key, image, mask = call
+    found = parts(query, key, image, mask)
+    means, entropy = found.means(), found.whole.means().entropy
+    text = torch.where(means.image_mass == 1, 0.0, (1 - means.image_mass) * means.text_entropy)
+    own = torch.where(means.image_mass == 0, 0.0, means.image_mass * means.image_entropy)
+    assert torch.allclose(means.mass_entropy + own + text, entropy, atol=1e-5, equal_nan=True)
+
+
+def test_keys_that_are_all_alike_share_by_their_number():
+    found = parts(torch.randn(1, 1, 6, 8), torch.zeros(1, 1, 40, 8), slice(10, 40))
+    means = found.means()
+    assert means.image_mass.item() == pytest.approx(0.75)
+    assert means.image_entropy.item() == pytest.approx(math.log(30), abs=1e-5)
+    assert means.text_entropy.item() == pytest.approx(math.log(10), abs=1e-5)
