@@ -1,8 +1,15 @@
 """Shape checks at run time, and the small genuine pipeline that most tests sample."""
 
+import os
+
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+if not torch.cuda.is_available():
+    os.environ.setdefault(
+        "TRITON_INTERPRET", "1"
+    )  # the kernel for CUDA runs on the CPU; Triton asks on its first import
 
 with install_import_hook([f"entropy_probe.{p}" for p in ("statistics", "capture", "laws")], "beartype.beartype"):
     import entropy_probe.capture

@@ -4,16 +4,18 @@ With s_ij = scale * <q_i, k_j> and A = softmax(s),
 
     H_i = logsumexp_j(s_ij) - sum_j A_ij s_ij
 
-On a CPU a kernel of our own takes the sums of 2^s and s 2^s as it makes the logits (`cpu`): one matrix product, no map.
-On CUDA the second term is itself an attention with the keys as values, scale * <q_i, sum_j A_ij k_j>, so one fused
-attention call gives both. A bias m_j on the keys rides along as one more coordinate (1/scale on the query, m_j on the
-key), and the positions of the keys as more values. Elsewhere, in float64, and for masks that differ between queries,
-blocks of rows small enough to stay in cache are written out. Centring the keys shifts every
-logit of a row alike, which changes no statistic, and makes their mean 0, so that small logits need no row maximum.
+Kernels of our own, on a CPU (`cpu`) and on CUDA (`triton`), take the sums of 2^s and s 2^s as they make the logits: one
+matrix product, no map. On CUDA without Triton the second term is itself an attention with the keys as values,
+scale * <q_i, sum_j A_ij k_j>, so one fused attention call gives both. A bias m_j on the keys rides along as one more
+coordinate (1/scale on the query, m_j on the key), and the positions of the keys as more values. Elsewhere, in float64,
+and on a CPU for masks that differ between queries, blocks of rows small enough to stay in cache are written out.
+Centring the keys shifts every logit of a row alike, which changes no statistic, and makes their mean 0, so that small
+logits need no row maximum.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
 
@@ -28,11 +30,17 @@ from entropy_probe.statistics.rows import BARRED, MASKED, RowStatistics, default
 LARGE_LOGIT = 40.0
 """Where the log-sum-exp of centred logits exceeds this many nats, the rounding of float32 logits moves H by 1e-5."""
 
+LARGE_HALF_LOGIT = 1_000.0
+"""The same for inputs in half precision, whose own rounding moves H by 1e-3."""
+
 LARGE_DIFFERENCE = 16.0
 """The same for the fused call, whose entropy is a difference of two numbers of this size."""
 
 BLOCK_LOGITS = 2**20
 """Logits held at once where no fused kernel serves: 4 MiB in float32, so that a block and its weights stay in cache."""
+
+TRITON = importlib.util.find_spec("triton") is not None
+"""Whether there is a compiler for the CUDA kernel: torch brings it along on Linux."""
 
 BIT = math.log(2)
 """Nats in a bit. Blocks hold their logits in bits: torch's exp2 takes a third of the time of its exp on a CPU."""
@@ -58,9 +66,16 @@ def flash(
     scale = default_scale(query) if scale is None else scale
     if is_causal and mask is not None:
         raise ValueError("give a mask or is_causal, not both: scaled_dot_product_attention takes one of them")
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    on_cuda = query.device.type == "cuda"
+    if on_cuda and TRITON and dtype == torch.float32 and query.numel() and key.numel():
+        from entropy_probe.statistics.triton import by_triton
+
+        result = by_triton(query, key, mask, is_causal, scale, positions)
+        if _largest(result) <= (LARGE_LOGIT if query.dtype == dtype else LARGE_HALF_LOGIT):
+            return result
     if enable_gqa:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    dtype = torch.promote_types(query.dtype, torch.float32)
     precise = precise_dtype(query.device)
     shared = not is_causal and _same_for_all_queries(mask)
     kernel = cpu.COMPILED and query.device.type == "cpu" and dtype == torch.float32
@@ -68,10 +83,10 @@ def flash(
         query, key = query.to(dtype), key.to(dtype)
         bias = None if mask is None else _key_bias(mask, key)
         result, exact = cpu.by_kernel(query, key, bias, scale, positions, LARGE_LOGIT)
-    elif query.device.type != "cuda":
+    elif not on_cuda:
         result, largest = _by_blocks(query.to(dtype), key.to(dtype), mask, is_causal, scale, positions)
         exact = dtype == precise or largest <= LARGE_LOGIT
-    elif shared:
+    elif shared and not TRITON:
         result, largest = _fused(query.to(dtype), key.to(dtype), mask, scale, positions)
         exact = dtype == precise or largest <= LARGE_DIFFERENCE
     else:
@@ -79,6 +94,12 @@ def flash(
     if exact:
         return result
     return _by_blocks(query.to(precise), key.to(precise), mask, is_causal, scale, positions)[0]
+
+
+def _largest(statistics: RowStatistics) -> float:
+    """The largest size of a row's logits, nats: a measure of the digits that rounding has taken; NaN where there is."""
+    sizes = torch.maximum(statistics.log_sum.abs(), statistics.logit_mean.abs())
+    return sizes.masked_fill(~statistics.counted, 0.0).max().item()
 
 
 def _fused(
