@@ -1,9 +1,10 @@
 """Which attention calls a model makes: hooks say where, an interception of the attention function sees them."""
 
 from entropy_probe.capture.calls import AttentionCall, AttentionHooks, attention_calls, attention_layers
+from entropy_probe.capture.denoiser import find_denoiser
 from entropy_probe.capture.grid import TokenGrid, token_grid
 from entropy_probe.capture.latents import Latents
-from entropy_probe.capture.probe import capture, find_denoiser, select_layers
+from entropy_probe.capture.probe import capture, select_layers
 from entropy_probe.capture.records import Captured, visual
 
 __all__ = [

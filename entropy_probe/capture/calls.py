@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from entropy_probe.capture.denoiser import find_denoiser
 from entropy_probe.capture.grid import TokenGrid
 from entropy_probe.capture.latents import Latents, find_latents, training_latents
 from entropy_probe.capture.role import VISUAL, Axes, Kind, Role, role
@@ -134,15 +135,15 @@ OnCall = Callable[[AttentionCall], Multiplier]
 
 
 @contextmanager
-def attention_calls(denoiser: nn.Module, on_call: OnCall, *, after_scaling: bool = False) -> Iterator[AttentionHooks]:
-    """Show every attention call of `denoiser` to `on_call` until the context closes.
+def attention_calls(model: Any, on_call: OnCall, *, after_scaling: bool = False) -> Iterator[AttentionHooks]:
+    """Show every attention call of a model to `on_call` until the context closes.
 
     Args:
-        denoiser: the module whose forward runs attention.
+        model: a diffusers pipeline, or the module whose forward runs attention.
         on_call: see `OnCall`.
         after_scaling: see the calls as they are after all scaling, whichever context was opened first.
     """
-    hooks = AttentionHooks(denoiser, on_call, after_scaling=after_scaling)
+    hooks = AttentionHooks(model, on_call, after_scaling=after_scaling)
     try:
         yield hooks
     finally:
@@ -160,7 +161,8 @@ class AttentionHooks:
         CaptureError: for a compiled model: its graphs hold no calls that could be seen.
     """
 
-    def __init__(self, denoiser: nn.Module, on_call: OnCall, *, after_scaling: bool = False) -> None:
+    def __init__(self, model: Any, on_call: OnCall, *, after_scaling: bool = False) -> None:
+        denoiser = find_denoiser(model)
         _refuse_compiled(denoiser)
         self.ran: set[str] = set()
         self.seen: set[str] = set()
@@ -174,6 +176,7 @@ class AttentionHooks:
         }
         self._signature = inspect.signature(denoiser.forward)
         self._denoiser = denoiser
+        self._trained = training_latents(denoiser, model)
         self._stack: list[_Running] = []
         self._modes: list[TorchFunctionMode] = []
         self._forward = Forward(-1, None, None, None, None, None)
@@ -212,7 +215,7 @@ class AttentionHooks:
             number=self._forward.number + 1,
             timestep=next(timesteps, None),
             latents=find_latents(self._denoiser, arguments),
-            trained=training_latents(self._denoiser),
+            trained=self._trained,
             doubled=_doubled(arguments),
             text=text.data_ptr() if isinstance(text, Tensor) else None,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,17 +57,26 @@ def find_latents(denoiser: nn.Module, arguments: Mapping[str, Any]) -> Latents |
     return None
 
 
-def training_latents(denoiser: nn.Module) -> Latents | None:
-    """The size that a denoiser was trained at, where its configuration tells."""
+def training_latents(denoiser: nn.Module, pipeline: Any = None) -> Latents | None:
+    """The size that a denoiser was trained at, where its configuration tells, or else its pipeline by its default."""
     config = getattr(denoiser, "config", None)
     size = getattr(config, "sample_size", None) or (
         getattr(config, "sample_height", None),
         getattr(config, "sample_width", None),
     )
+    if size == (None, None) and isinstance(default := getattr(pipeline, "default_sample_size", None), int):
+        size = default // _packing(config, getattr(getattr(pipeline, "vae", None), "config", None))
     height, width = (size, size) if isinstance(size, int) else (size[-2], size[-1])
     if height is None or width is None:
         return None
     return Latents(int(height), int(width), _patch(config)[0])
+
+
+def _packing(config: Any, autoencoder: Any) -> int:
+    """Latent pixels along a side of the token that the pipeline makes of them, as Flux does: by their channels."""
+    packed = getattr(config, "in_channels", None)
+    channels = getattr(autoencoder, "latent_channels", None) or getattr(autoencoder, "z_dim", None)
+    return math.isqrt(packed // channels) if packed and channels and packed > channels else 1
 
 
 def _patch(config: Any) -> tuple[int, int]:

@@ -14,24 +14,10 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from entropy_probe.capture.calls import AttentionCall, attention_calls, attention_layers
+from entropy_probe.capture.denoiser import find_denoiser
 from entropy_probe.capture.records import Captured, Guidance, Record
 from entropy_probe.errors import CaptureError, InputError
 from entropy_probe.statistics import PartMeans, RowStatistics, flash, parts, stratified_rows
-
-
-def find_denoiser(model: Any) -> nn.Module:
-    """The module that runs once a sampling step: a pipeline's `unet` or `transformer`, or the module itself.
-
-    Raises:
-        InputError: if `model` is neither a module nor a pipeline that has one.
-    """
-    if isinstance(model, nn.Module):
-        return model
-    for name in ("unet", "transformer", "prior"):
-        part = getattr(model, name, None)
-        if isinstance(part, nn.Module):
-            return part
-    raise InputError(f"{type(model).__name__} has no unet or transformer: give a diffusers pipeline or a torch module")
 
 
 def select_layers(names: Sequence[str], layers: str | Iterable[str] | None) -> set[str] | None:
@@ -118,7 +104,7 @@ def capture(
                     )
                 captured.add(_record(call, multiplier, statistics, split, whole))
 
-    with attention_calls(denoiser, measure, after_scaling=True) as hooks:
+    with attention_calls(model, measure, after_scaling=True) as hooks:
         yield captured
     unseen = [n for n in names if n in hooks.ran and n not in hooks.seen and (measured is None or n in measured)]
     if unseen:

@@ -149,7 +149,7 @@ def _multiplied(denoiser: Any, log_g: dict[str, Float[Tensor, ""]]) -> Any:
     """Scale visual attention by these g, so that gradients reach them."""
 
     def multiplier(call: AttentionCall) -> Any:
-        if call.kind == "cross":
+        if not call.visual:
             return None
         return log_g[ALL if ALL in log_g else call.layer].exp().expand(call.query.shape[1])
 
@@ -204,7 +204,7 @@ def _ratios(asked: Objective, pictures: Tensor) -> dict[str, float]:
                 raise InputError(f"the tokens of layer {call.layer!r} at the training size are not known")
             found.setdefault(call.layer, float(np.log(call.tokens / call.training_tokens)))
 
-    with attention_calls(find_denoiser(asked.pipeline), note):
+    with attention_calls(asked.pipeline, note):
         zero = torch.zeros(len(pictures), dtype=torch.long)
         asked.losses(pictures, zero, torch.zeros_like(asked.latents[pictures]))
     return found

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from entropy_probe.capture import AttentionCall, AttentionHooks, find_denoiser
 from entropy_probe.errors import InputError
 from entropy_probe.laws.laws import Original, ScalingLaw, resolve
@@ -20,10 +18,10 @@ from entropy_probe.laws.laws import Original, ScalingLaw, resolve
 class ScalingHooks(AttentionHooks):
     """The hooks that multiply the logits of visual attention by the g of a law."""
 
-    def __init__(self, denoiser: nn.Module, law: ScalingLaw, training_tokens: Mapping[str, int] | None) -> None:
+    def __init__(self, model: Any, law: ScalingLaw, training_tokens: Mapping[str, int] | None) -> None:
         self.law = law
         self._training_tokens = training_tokens
-        super().__init__(denoiser, self._multiplier)
+        super().__init__(model, self._multiplier)
 
     def _multiplier(self, call: AttentionCall) -> float | None:
         if not call.visual or isinstance(self.law, Original):
@@ -51,11 +49,10 @@ def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[
     Raises:
         InputError: for an unknown law, or a model that has a law applied already.
     """
-    denoiser = find_denoiser(model)
     present = applied(model)
     if present is not None:
         raise InputError(f"the {present.name} law is applied to this model already: take it off with remove() first")
-    ScalingHooks(denoiser, resolve(law), training_tokens)
+    ScalingHooks(model, resolve(law), training_tokens)
 
 
 def remove(model: Any) -> None:

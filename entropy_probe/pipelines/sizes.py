@@ -114,7 +114,7 @@ def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
         _, heads, _, head_width = call.query.shape
         found.setdefault(call.layer, Layer(call.layer, call.kind, heads, head_width, call.key.shape[2], grid))
 
-    with attention_calls(find_denoiser(pipeline), note), torch.no_grad():
+    with attention_calls(pipeline, note), torch.no_grad():
         pipeline(
             prompt="",
             height=height,
