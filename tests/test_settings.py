@@ -1,5 +1,6 @@
 """Every way a model is run: the image stays the same to the bit, and every attention layer is seen."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import numpy as np
@@ -7,16 +8,22 @@ import pytest
 import torch
 from diffusers import (
     ControlNetModel,
+    StableDiffusionAdapterPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
+    T2IAdapter,
 )
+from diffusers.models.attention_dispatch import attention_backend
+from diffusers.models.attention_processor import AttnProcessor
+from families import FAMILIES
+from peft import LoraConfig
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from entropy_probe.capture import attention_layers, capture
 from entropy_probe.errors import CaptureError
 from entropy_probe.laws import scaled
-from entropy_probe.pipelines import load
+from entropy_probe.pipelines import draw, load
 
 
 @pytest.fixture
@@ -86,14 +93,38 @@ def test_gradients_flow_as_without(tiny_pipeline):
     assert torch.equal(*gradients)
 
 
-def test_sliced_attention_is_named(tiny_pipeline, sample):
-    tiny_pipeline.enable_attention_slicing()
+def sliced(unet):
+    unet.set_attention_slice("auto")
+
+
+def eager(unet):
+    unet.set_attn_processor(AttnProcessor())
+
+
+@pytest.mark.parametrize("prepare", [sliced, eager])
+def test_what_is_not_seen_is_named_with_the_remedy(tiny_pipeline, sample, prepare):
+    prepare(tiny_pipeline.unet)
     with (
-        pytest.raises(CaptureError, match="made no call of torch's scaled_dot_product_attention"),
+        pytest.raises(CaptureError, match=r"down_blocks\.0\.attentions\.0\.[^ ]*attn1.*native"),
         capture(tiny_pipeline),
     ):
         sample()
-    tiny_pipeline.disable_attention_slicing()
+
+
+@pytest.mark.parametrize("backend", ["native", "_native_math", "_native_flash", "flex"])
+def test_backends_of_diffusers(backend):
+    flux = next(family for family in FAMILIES if family.name == "Flux")
+    denoiser = flux.build()
+    inputs = flux.inputs(denoiser, 8, 8)
+    with torch.no_grad(), attention_backend(backend):
+        plain = denoiser(**inputs)[0]
+        if backend == "flex":
+            with pytest.raises(CaptureError, match=r"transformer_blocks\.0\.attn.*native"), capture(denoiser):
+                denoiser(**inputs)
+            return
+        with capture(denoiser) as captured:
+            assert torch.equal(denoiser(**inputs)[0], plain)
+    assert [record.layer for record in captured.records] == attention_layers(denoiser)
 
 
 def image_to_image(pipeline):
@@ -116,7 +147,41 @@ def controlled(pipeline):
     return other, {"image": torch.rand(1, 3, 64, 64), "height": 64, "width": 64}
 
 
-@pytest.mark.parametrize("make", [image_to_image, inpainting, controlled])
+def with_t2i_adapter(pipeline):
+    torch.manual_seed(0)
+    adapter = T2IAdapter(in_channels=3, channels=[16, 32], num_res_blocks=1, downscale_factor=4).eval()
+    parts = {name: part for name, part in pipeline.components.items() if name != "image_encoder"}
+    other = StableDiffusionAdapterPipeline(**parts, adapter=adapter, requires_safety_checker=False)
+    return other, {"image": torch.rand(1, 3, 64, 64), "height": 64, "width": 64}
+
+
+def with_lora(pipeline):
+    torch.manual_seed(0)
+    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False))
+    return pipeline, {"height": 64, "width": 64}
+
+
+def with_ip_adapter(pipeline):
+    """Four image tokens beside the text, in every cross-attention."""
+    torch.manual_seed(0)
+    unet, keys, width = pipeline.unet, {}, pipeline.unet.config.cross_attention_dim
+    layers = [name for name in unet.attn_processors if ".attn2." in name]
+    for name in layers:
+        own = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
+        number = 2 * layers.index(name) + 1
+        keys |= {f"{number}.to_{part}_ip.weight": torch.randn(own, width) for part in "kv"}
+    projection = {
+        "proj.weight": torch.randn(4 * width, 8), "proj.bias": torch.randn(4 * width),
+        "norm.weight": torch.ones(width), "norm.bias": torch.zeros(width),
+    }  # fmt: skip
+    unet._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": keys}])
+    return pipeline, {"ip_adapter_image_embeds": [torch.randn(2, 1, 8)], "height": 64, "width": 64}
+
+
+OTHERS = [image_to_image, inpainting, controlled, with_t2i_adapter, with_lora, with_ip_adapter]
+
+
+@pytest.mark.parametrize("make", OTHERS)
 def test_other_pipelines_of_a_family(tiny_pipeline, make):
     torch.manual_seed(0)
     pipeline, inputs = make(tiny_pipeline)
@@ -134,6 +199,8 @@ def test_other_pipelines_of_a_family(tiny_pipeline, make):
     assert set(frame["branch"]) == {"cond", "uncond"}
     finest = frame[frame["kind"] == "self"]["query_tokens"].max()
     assert finest == frame["training_tokens"].max()
+    cross = frame[frame["kind"] == "cross"]
+    assert set(cross["key_tokens"]) == ({16, 4} if make is with_ip_adapter else {16})
 
 
 def test_captures_nest_and_two_pipelines_are_measured_at_once(tiny_pipeline, sample):
@@ -147,6 +214,22 @@ def test_captures_nest_and_two_pipelines_are_measured_at_once(tiny_pipeline, sam
     own = alone.frame()
     own = own[own["layer"].str.endswith("attn1")].reset_index(drop=True)
     assert inner.frame()["entropy"].equals(own["entropy"])
+
+
+def test_two_threads_with_a_model_each(tiny_folder):
+    pipelines = [load(tiny_folder, device="cpu") for _ in range(2)]
+
+    def measure(seed):
+        pipeline = pipelines[seed]
+        with capture(pipeline) as captured:
+            draw(pipeline, ["a"], (64, 64), [seed], steps=3, guidance_scale=4.0)
+        return captured.frame()
+
+    alone = [measure(seed) for seed in (0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(measure, (0, 1)))
+    for one, other in zip(alone, together, strict=True):
+        assert one.equals(other)
 
 
 @pytest.mark.parametrize("in_place", [True, False])

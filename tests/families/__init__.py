@@ -36,6 +36,9 @@ it is not told, the rows are all there are, and these columns are empty.
 Any other torch module will do: the tests hold BERT (MiniLM with its trained weights), CLIP, ViT and GPT-2 with its
 cache against the attention maps that transformers itself returns.
 
+Adapters change nothing: tried with LoRA, T2I-Adapter, ControlNet and IP-Adapter (whose image tokens are one more `cross` call
+of each layer), image to image and inpainting. Models in threads of their own are measured at once; one model in two threads is not.
+
 Not seen, and named in an error where they are attention layers: attention that is not torch's own call (flash-attn,
 sage, xformers and flex backends), sliced and eager processors, and `nn.MultiheadAttention`. A model
 inside `torch.compile` is refused.
