@@ -17,8 +17,8 @@ bit.
 
 `self`: image tokens among themselves; `joint`: image and text tokens in one softmax; `cross`: image tokens attend
 to something else; `text`: words among themselves. Laws scale `self` and `joint`, not what is only `temporal`; N and
-T count the image tokens. What the configuration does not tell, the training size of Flux for one, a law asks for
-(`training_tokens`).
+T count the image tokens. Where the configuration does not tell the training size, as Flux's, the pipeline's default
+size counts; a bare denoiser is told (`training_tokens`).
 
 | family | pipeline | attention | latent pixels a token | image tokens stand | |
 |---|---|---|---|---|---|
@@ -36,8 +36,10 @@ it is not told, the rows are all there are, and these columns are empty.
 Any other torch module will do: the tests hold BERT (MiniLM with its trained weights), CLIP, ViT and GPT-2 with its
 cache against the attention maps that transformers itself returns.
 
-Adapters change nothing: tried with LoRA, T2I-Adapter, ControlNet and IP-Adapter (whose image tokens are one more `cross` call
-of each layer), image to image and inpainting. Models in threads of their own are measured at once; one model in two threads is not.
+Adapters change nothing: tried with LoRA, T2I-Adapter, ControlNet and IP-Adapter (whose image tokens are one more
+`cross` call of each layer), image to image and inpainting. Models in threads of their own are measured at once; one
+model in two threads is not. `entropy-probe info` is tried on whole pipelines of Stable Diffusion, XL and 3, PixArt and
+Flux.
 
 Not seen, and named in an error where they are attention layers: attention that is not torch's own call (flash-attn,
 sage, xformers and flex backends), sliced and eager processors, and `nn.MultiheadAttention`. A model
