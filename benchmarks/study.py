@@ -44,15 +44,14 @@ def kept(path: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
     """A table, made once."""
     if not path.exists():
         table = make()
-        write_atomically(path, lambda file: file.write(table.to_json(orient="records", indent=1).encode()))
+        write_atomically(path, table.to_json(orient="records", indent=1).encode())
     return pd.DataFrame(json.loads(path.read_text()))
 
 
 def kept_law(path: Path, make: Callable[[], ScalingLaw]) -> ScalingLaw:
     """A law, derived once."""
     if not path.exists():
-        text = to_json(make())
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_atomically(path, to_json(make()).encode())
     return from_json(path.read_text())
 
 
@@ -323,7 +322,7 @@ def main(
     )  # fmt: skip
     outcome = outcome_of(extend(drawn, laws=chosen), judge_for("critic"), progress=True)
     assert outcome.quality is not None
-    write_atomically(out / "outcome.json", lambda file: file.write(outcome.to_json().encode()))
+    write_atomically(out / "outcome.json", outcome.to_json().encode())
 
     with figures.theme():
         factors = draw_factors(losses["g"]["best"], max(tried), known["measured"](), training_tokens(pipeline), model)

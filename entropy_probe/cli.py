@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from entropy_probe.errors import CaptureError, InputError
+from entropy_probe.errors import CaptureError, IncompleteError, InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +46,7 @@ STEPS = Annotated[int | None, typer.Option(help="Sampling steps.")]
 GUIDANCE = Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 turns it off.")]
 LAWS = Annotated[str, typer.Option(help="Scaling laws by name, or the JSON file of one: original,paper,law.json.")]
 ROWS = Annotated[str, typer.Option(help="Attention rows measured per call: all, auto (at most 1024) or a number.")]
+SHARD = Annotated[str, typer.Option(help="i/n samples the i-th of n parts of the grid, as an array job does.")]
 DEVICE = Annotated[str, typer.Option(help="auto takes cuda, else mps, else cpu.")]
 DTYPE = Annotated[str, typer.Option(help="float32, bfloat16, float16; auto is float32 on the CPU, else float16.")]
 QUICK = Annotated[bool, typer.Option("--quick", help="A small grid, for a first look.")]
@@ -68,6 +69,7 @@ GUIDANCE_SCALE = 4.0
 CALIBRATED_ON = 6
 """Every how-manieth of the bundled drawings serves for calibration."""
 
+FAILED = 1
 INTERRUPTED = 130
 
 
@@ -145,6 +147,7 @@ def sweep(
     steps: STEPS = None,
     guidance_scale: GUIDANCE = GUIDANCE_SCALE,
     rows: ROWS = "all",
+    shard: SHARD = "1/1",
     device: DEVICE = "auto",
     dtype: DTYPE = "auto",
     quick: QUICK = False,
@@ -154,7 +157,22 @@ def sweep(
     """Sample the original model over prompts, sizes and seeds, with every attention layer measured."""
     plan = _QUICK if quick else _FULL
     say = _Say(quiet or as_json)
-    made = _sweep(model, out, sizes, prompts, seeds, steps, guidance_scale, rows, device, dtype, plan, quick, say)
+    made = _sweep(
+        model,
+        out,
+        sizes,
+        prompts,
+        seeds,
+        steps,
+        guidance_scale,
+        rows,
+        device,
+        dtype,
+        plan,
+        quick,
+        say,
+        shard=_parse_shard(shard),
+    )
     if as_json:
         _print_json({"run": str(out), "cells": len(made.grid)})
     say(f"{len(made.grid)} cells in {out}")
@@ -381,6 +399,7 @@ def _sweep(
     quick: bool,
     say: _Say,
     least_sizes: int = 1,
+    shard: tuple[int, int] = (1, 1),
 ) -> Sweep:
     from entropy_probe.pipelines import training_size
     from entropy_probe.sweep import sweep as sample_grid
@@ -410,6 +429,7 @@ def _sweep(
         store=out,
         model=model,
         rows=measured,
+        shard=shard,
         progress=say.progress,
     )
 
@@ -521,6 +541,13 @@ def _parse_seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
+def _parse_shard(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise InputError(f"shard {text!r}: give i/n, such as 1/4, with i from 1 to n")
+    return int(number), int(count)
+
+
 def _parse_rows(text: str) -> Any:
     if text in ("all", "auto"):
         return "all" if text == "all" else 1024
@@ -601,6 +628,9 @@ def main() -> None:
     except (InputError, CaptureError) as error:
         errors.print(f"error: {error}", markup=False)
         code = 2
+    except IncompleteError as error:
+        errors.print(f"error: {error}", markup=False)
+        code = FAILED
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:

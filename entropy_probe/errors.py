@@ -9,3 +9,7 @@ class InputError(ValueError):
 
 class CaptureError(RuntimeError):
     """Attention could not be measured as asked."""
+
+
+class IncompleteError(RuntimeError):
+    """Some cells of a sweep could not be sampled; the others are on disk."""

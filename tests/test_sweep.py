@@ -1,10 +1,8 @@
 """The grid, the run directory, and what happens when they go wrong."""
 
-import errno
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,11 +45,6 @@ COLUMNS = [
 @pytest.fixture
 def run(tiny_pipeline, tmp_path):
     return sweep(tiny_pipeline, store=tmp_path / "run", **SETTINGS)
-
-
-def same(one, other):
-    """Equal up to the last digits: a cell that is done again is sampled in another batch."""
-    pd.testing.assert_frame_equal(one, other, rtol=1e-3, atol=1e-4)
 
 
 def times(path):
@@ -116,22 +109,13 @@ def test_the_table_is_that_of_a_direct_capture(tiny_pipeline, run):
 
 
 def test_a_run_goes_on_where_it_stopped(tiny_pipeline, run):
-    before = times(run.run.path)
+    before, whole = times(run.run.path), run.frame(curves=True)
     lost = sorted((run.run.path / "cells").iterdir())[0]
     lost.unlink()
     again = sweep(tiny_pipeline, store=run.run.path, **SETTINGS)
     after = times(run.run.path)
     assert {name for name in after if after[name] != before.get(name)} == {lost.name}
-    same(again.frame(), run.frame())
-
-
-def test_a_truncated_cell_is_done_again_and_said_so(tiny_pipeline, run):
-    whole = run.frame()
-    cell = sorted((run.run.path / "cells").iterdir())[0]
-    cell.write_bytes(cell.read_bytes()[:500])
-    with pytest.warns(UserWarning, match=f"{cell.name} is damaged and will be sampled again"):
-        again = sweep(tiny_pipeline, store=run.run.path, **SETTINGS)
-    same(again.frame(), whole)
+    assert again.frame(curves=True).equals(whole)
 
 
 @pytest.mark.parametrize(
@@ -171,19 +155,6 @@ def test_a_folder_that_cannot_be_written_is_refused(tiny_pipeline, tmp_path):
         sweep(tiny_pipeline, store=tmp_path / "file" / "run", **SETTINGS)
 
 
-def test_a_full_disk_leaves_nothing_half_written(run):
-    class Full:
-        def save(self, file, format):
-            file.write(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    cell = next(iter(Grid(("new",), ((64, 64),), (0,), (Original(),)).cells()))
-    with pytest.raises(InputError, match="the disk is full"):
-        run.run.save(cell, run.frame(), Full())
-    assert not run.run.finished(cell)
-    assert not [p for p in run.run.path.rglob("*") if p.suffix == ".part"]
-
-
 def test_a_run_is_opened_again_and_extended(tiny_pipeline, run):
     opened = Sweep.open(run.run.path)
     assert opened.frame().equals(run.frame())
@@ -193,7 +164,7 @@ def test_a_run_is_opened_again_and_extended(tiny_pipeline, run):
     assert set(more.frame()["law"]) == {"original", "paper"}
     assert len(Sweep.open(run.run.path).frame()) == len(run.frame())
     sorted((run.run.path / "cells").glob("original*"))[0].unlink()
-    with pytest.raises(InputError, match="1 of the 4 cells"):
+    with pytest.raises(InputError, match=r"1 of the 4 cells .* missing or damaged"):
         Sweep.open(run.run.path)
 
 

@@ -11,12 +11,16 @@ import math
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
+from pydantic import Field
 
 from entropy_probe.errors import InputError
-from entropy_probe.strict_json import nan_for_null, to_strict_json
+from entropy_probe.strict_json import from_strict_json, nan_for_null, to_strict_json
+
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @runtime_checkable
@@ -80,8 +84,8 @@ class Gaussian:
         floor: least g; a small image may ask for less than no attention at all.
     """
 
-    logit_variance: dict[str, float]
-    floor: float = 0.1
+    logit_variance: dict[str, _Positive]
+    floor: _Positive = 0.1
     name: ClassVar[str] = "gaussian"
 
     def multiplier(self, layer: str, tokens: int, training_tokens: int) -> float:
@@ -102,7 +106,7 @@ class Measured:
         kappa_se: its standard error.
     """
 
-    points: dict[str, tuple[tuple[float, float], ...]]
+    points: dict[str, tuple[tuple[_Finite, _Positive], ...]]
     kappa: dict[str, float] = field(default_factory=dict)
     kappa_se: dict[str, float] = field(default_factory=dict)
     name: ClassVar[str] = "measured"
@@ -143,7 +147,7 @@ class Constant:
         layers: globs of layer names; the others keep g = 1.
     """
 
-    value: float
+    value: _Finite
     layers: tuple[str, ...] = ("*",)
     name: ClassVar[str] = "constant"
 
@@ -160,8 +164,8 @@ class Kappa:
         floor: least g.
     """
 
-    kappa: dict[str, float]
-    floor: float = 0.1
+    kappa: dict[str, _Finite]
+    floor: _Positive = 0.1
 
     @property
     def name(self) -> str:
@@ -190,24 +194,19 @@ def from_json(text: str) -> ScalingLaw:
     """The law that `to_json` wrote.
 
     Raises:
-        InputError: for text that is no law.
+        InputError: for text that is no law, with a field that the law does not have, or a number it cannot have.
     """
     try:
-        fields = json.loads(text)
+        fields = from_strict_json(dict[str, Any], text)
         fields.pop("derivation", None)  # how a measured law was found may stand beside it
         law = LAWS[fields.pop("law")]
         if "points" in fields:
             for name in ("kappa", "kappa_se"):
                 fields[name] = nan_for_null(fields.get(name, {}))
-            fields["points"] = {k: tuple((float(x), float(g)) for x, g in v) for k, v in fields["points"].items()}
-        if "layers" in fields:
-            fields["layers"] = tuple(fields["layers"])
-        for numbers in (fields.get("kappa", {}), fields.get("logit_variance", {})):
-            if any(value is None for value in numbers.values()):
-                raise ValueError("a number is missing")
-        made: ScalingLaw = law(**fields)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"this is no scaling law as entropy-probe writes them: {error!r}") from error
+        made: ScalingLaw = from_strict_json(law, json.dumps(fields))
+    except (InputError, KeyError, TypeError, AttributeError) as error:
+        reason = error if isinstance(error, InputError) else repr(error)[:300]
+        raise InputError(f"this is no scaling law as entropy-probe writes them: {reason}") from error
     return made
 
 
@@ -232,8 +231,8 @@ def resolve(law: ScalingLaw | str | Path) -> ScalingLaw:
             f"unknown law {str(law)!r}: give {', '.join(NEEDS_NOTHING)}, or the JSON file of a derived law"
         )
     try:
-        return from_json(path.read_text())
-    except InputError as error:
+        return from_json(path.read_text("utf-8"))
+    except (InputError, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {error}") from error
 
 

@@ -14,7 +14,7 @@ from datetime import date
 from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jinja2
 import pandas as pd
@@ -123,7 +123,7 @@ class Report:
             target: self.html().encode(),
         }
         for place, content in made.items():
-            write_atomically(place, partial(_write, content))
+            write_atomically(place, content)
         return target
 
     def to_json(self) -> str:
@@ -405,7 +405,3 @@ def _svg(figure: Figure, prefix: str, description: str) -> str:
         text,
     )
     return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(description)}" ', 1)
-
-
-def _write(content: bytes, file: IO[bytes]) -> None:
-    file.write(content)

@@ -1,17 +1,22 @@
 """The grid of prompts, sizes, seeds and laws, sampling it, and the store on disk."""
 
+from entropy_probe.sweep.files import write_atomically
 from entropy_probe.sweep.grid import Cell, Grid
 from entropy_probe.sweep.run import CURVE, Sweep, extend, sweep, versions
-from entropy_probe.sweep.store import Manifest, RunDirectory, write_atomically
+from entropy_probe.sweep.sample import Failed, Sampled, sample_cells
+from entropy_probe.sweep.store import Manifest, RunDirectory
 
 __all__ = [
     "CURVE",
     "Cell",
+    "Failed",
     "Grid",
     "Manifest",
     "RunDirectory",
+    "Sampled",
     "Sweep",
     "extend",
+    "sample_cells",
     "sweep",
     "versions",
     "write_atomically",

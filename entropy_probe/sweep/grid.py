@@ -5,12 +5,21 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from entropy_probe.errors import InputError
 from entropy_probe.laws import NEEDS_NOTHING, ScalingLaw, from_json, to_json
 from entropy_probe.pipelines import Size
+from entropy_probe.strict_json import from_strict_json
+
+LONGEST_PROMPT = 10_000
+"""Characters; no text encoder reads a tenth of them."""
+
+LARGEST_SEED = 2**63 - 1
+"""That torch's generators take."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +34,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """A file name, the same in every run for the same cell."""
-        prompt = hashlib.sha1(self.prompt.encode()).hexdigest()[:10]
-        return f"{self.law_id}_{self.size[0]}x{self.size[1]}_{prompt}_s{self.seed}"
+        """A file name made of all that tells the cell from others of its run, the same in every run."""
+        return f"{self.law_id}_{self.size[0]}x{self.size[1]}_{_hash(self.prompt)}_s{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,8 @@ class Grid:
     """Every combination of prompts, sizes (height, width), seeds and scaling laws.
 
     Raises:
-        InputError: if a list is empty or repeats itself, or a seed is negative.
+        InputError: if a list is empty or repeats itself, a seed is negative or too large, a prompt is blank, too long
+            or no text, or the name of a law cannot be part of a file's name.
     """
 
     prompts: tuple[str, ...]
@@ -62,10 +71,15 @@ class Grid:
             raise InputError(
                 f"two laws are both named {twice!r}: tables tell laws apart by name, sample them one by one"
             )
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.=+-]{0,63}", name):
+                raise InputError(f"a law cannot be named {name[:80]!r}: use at most 64 letters, digits and _.=+-")
         if min(self.seeds) < 0:
             raise InputError(f"seeds must not be negative, but one is {min(self.seeds)}")
-        if any(not prompt.strip() for prompt in self.prompts):
-            raise InputError("one of the prompts is blank")
+        if max(self.seeds) > LARGEST_SEED:
+            raise InputError(f"seeds must be less than 2^63, but one is {max(self.seeds)}")
+        for prompt in self.prompts:
+            _check_prompt(prompt)
 
     def __len__(self) -> int:
         return len(self.prompts) * len(self.sizes) * len(self.seeds) * len(self.laws)
@@ -84,18 +98,27 @@ class Grid:
             InputError: for text that is no grid.
         """
         try:
-            fields = json.loads(text)
-            sizes = tuple((int(h), int(w)) for h, w in fields["sizes"])
-            laws = tuple(from_json(json.dumps(law)) for law in fields["laws"])
-            return cls(tuple(fields["prompts"]), sizes, tuple(fields["seeds"]), laws)
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"this is no grid as entropy-probe writes them: {error!r}") from error
+            fields = from_strict_json(_GridFile, text)
+            laws = tuple(from_json(json.dumps(law)) for law in fields.laws)
+            return cls(fields.prompts, fields.sizes, fields.seeds, laws)
+        except InputError as error:
+            raise InputError(f"this is no grid as entropy-probe writes them: {error}") from error
 
     def cells(self) -> Iterator[Cell]:
         """Small sizes first, so that the time left is soon known and the cheap half is soon safe."""
         sizes = sorted(self.sizes, key=lambda s: s[0] * s[1])
         for law, size, prompt, seed in itertools.product(self.laws, sizes, self.prompts, self.seeds):
             yield Cell(prompt, size, seed, law.name, law_id(law))
+
+
+@dataclass(frozen=True)
+class _GridFile:
+    """What `Grid.to_json` writes."""
+
+    prompts: tuple[str, ...]
+    sizes: tuple[Size, ...]
+    seeds: tuple[int, ...]
+    laws: tuple[dict[str, Any], ...]
 
 
 def law_id(law: ScalingLaw) -> str:
@@ -105,7 +128,7 @@ def law_id(law: ScalingLaw) -> str:
     fields = json.loads(to_json(law))
     if "points" in fields:  # kappa only sums the points up: the law that was refined is the law that is kept
         fields = {name: value for name, value in fields.items() if not name.startswith("kappa")}
-    return f"{law.name}-{hashlib.sha1(json.dumps(fields).encode()).hexdigest()[:8]}"
+    return f"{law.name}-{_hash(json.dumps(fields))}"
 
 
 def batches(cells: Sequence[Cell], limit: int, training_size: Size) -> Iterator[list[Cell]]:
@@ -114,3 +137,24 @@ def batches(cells: Sequence[Cell], limit: int, training_size: Size) -> Iterator[
         share = training_size[0] * training_size[1] / (size[0] * size[1])
         members, count = list(group), max(1, int(limit * share))
         yield from (members[start : start + count] for start in range(0, len(members), count))
+
+
+def shard(parts: Sequence[list[Cell]], number: int, count: int) -> list[list[Cell]]:
+    """Every `count`-th batch from the `number`-th on, counted from 1: each has small and large sizes alike."""
+    return list(parts[number - 1 :: count])
+
+
+def _check_prompt(prompt: str) -> None:
+    if not prompt.strip():
+        raise InputError("one of the prompts is blank")
+    if len(prompt) > LONGEST_PROMPT:
+        raise InputError(f"a prompt has {len(prompt):,} characters, at most {LONGEST_PROMPT:,} are taken")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"a prompt is no text: {error.reason} at character {error.start}") from error
+
+
+def _hash(text: str) -> str:
+    """80 bits: among a million texts, two alike are a chance of one in a trillion."""
+    return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()

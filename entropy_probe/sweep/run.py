@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,21 +20,22 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from entropy_probe.capture import capture, find_denoiser
-from entropy_probe.errors import InputError
-from entropy_probe.laws import Original, ScalingLaw, resolve, scaled
+from entropy_probe.capture import find_denoiser
+from entropy_probe.errors import IncompleteError, InputError
+from entropy_probe.laws import ScalingLaw, resolve
 from entropy_probe.pipelines import (
     Size,
     check_guidance,
     check_size,
     check_steps,
-    draw,
     fingerprint,
     format_size,
     training_size,
 )
 from entropy_probe.sweep.grid import Cell, Grid, batches, law_id
-from entropy_probe.sweep.store import Manifest, RunDirectory
+from entropy_probe.sweep.grid import shard as share
+from entropy_probe.sweep.sample import Failed, sample_cells
+from entropy_probe.sweep.store import Manifest, RunDirectory, State
 from entropy_probe.version import __version__
 
 CURVE = (0.2, 0.4, 0.65, 1.5, 2.3, 4.0)
@@ -81,10 +84,10 @@ class Sweep:
         grid = Grid.from_json(run.read_text("grid.json"))
         if pipeline is not None and fingerprint(pipeline) != manifest.fingerprint:
             raise InputError(f"{path} was sampled from another model ({manifest.model})")
-        missing = sum(not run.finished(cell) for cell in grid.cells())
+        missing = sum(run.state(cell).fault is not None for cell in grid.cells())
         if missing:
             raise InputError(
-                f"{missing} of the {len(grid)} cells of {path} are missing: run the sweep again to finish it"
+                f"{missing} of the {len(grid)} cells of {path} are missing or damaged: run the sweep again to finish it"
             )
         return cls(grid, run, manifest, pipeline)
 
@@ -115,11 +118,13 @@ def sweep(
     rows: int | Literal["all"] = "all",
     multipliers: Sequence[float] = CURVE,
     batch: int = 8,
+    shard: tuple[int, int] = (1, 1),
     progress: bool = True,
 ) -> Sweep:
     """Sample prompts x sizes x seeds x laws, with every attention layer captured.
 
-    Started again on the same `store`, it samples only the cells that are not there yet.
+    Started again on the same `store`, it samples only the cells that are not there yet. Several processes may work on
+    one store at once: no cell is sampled twice, and what a process that died had begun is done by another.
 
     Args:
         pipeline: a diffusers text-to-image pipeline.
@@ -134,9 +139,11 @@ def sweep(
         rows: attention rows measured per call, "all" or a number.
         multipliers: values of g of the measured curves H(g), besides 1; see `capture`.
         batch: images sampled at once at the training size; larger sizes take proportionally fewer.
+        shard: (i, n) samples the i-th of n parts of the grid, counted from 1; the sweep is whole when all n are done.
         progress: show a progress bar with the time left.
 
     Raises:
+        IncompleteError: when all else is done, if the memory did not suffice for some cells.
         InputError: for an empty or repeated list, a size the pipeline cannot draw, steps below 1, or a store that
             belongs to another model or other settings.
     """
@@ -167,7 +174,7 @@ def sweep(
 
     run.write("grid.json", grid.to_json())
     made = Sweep(grid, run, manifest, pipeline, keep)
-    _fill(made, batch, progress)
+    _fill(made, batch, progress, shard)
     return made
 
 
@@ -203,61 +210,69 @@ def extend(
     return made
 
 
-def _fill(made: Sweep, batch: int, progress: bool) -> None:
-    """Sample the cells of a sweep that are not on disk yet."""
-    missing = [cell for cell in made.grid.cells() if not made.run.finished(cell)]
-    laws = {law_id(law): law for law in made.grid.laws}
-    with _bar(len(made.grid), len(made.grid) - len(missing), progress) as advance:
-        for part in batches(missing, batch, made.manifest.training_size):
-            _sample(made.pipeline, part, laws[part[0].law_id], made.run, made.manifest)
-            advance(part)
+def _fill(made: Sweep, batch: int, progress: bool, shard: tuple[int, int] = (1, 1)) -> None:
+    """Sample the cells of a sweep that are not on disk yet, beside others that do the same.
 
-
-def _sample(pipeline: Any, cells: list[Cell], law: ScalingLaw, run: RunDirectory, manifest: Manifest) -> None:
-    size = cells[0].size
-    under_law = nullcontext() if isinstance(law, Original) else scaled(pipeline, law)
-    rows: Any = manifest.rows
-    with under_law, capture(pipeline, rows=rows, multipliers=manifest.multipliers) as captured:
-        images = draw(
-            pipeline,
-            [cell.prompt for cell in cells],
-            size,
-            [cell.seed for cell in cells],
-            steps=manifest.steps,
-            guidance_scale=manifest.guidance_scale,
+    Raises:
+        IncompleteError: when all else is done, if the memory did not suffice for some cells.
+    """
+    trained = made.manifest.training_size
+    cells = list(itertools.chain(*share(list(batches(list(made.grid.cells()), batch, trained)), *shard)))
+    states = {cell: made.run.state(cell) for cell in cells}
+    for cell in (cell for cell, state in states.items() if state.fault == "damaged"):
+        warnings.warn(f"cell {cell.name} is damaged and will be sampled again", stacklevel=3)
+    missing = [cell for cell, state in states.items() if state.fault]
+    begun = _begun(states)
+    fresh = set(missing).difference(*begun)
+    left = [*begun, *batches([cell for cell in missing if cell in fresh], batch, trained)]
+    failures: list[Failed] = []
+    with _bar(len(cells), len(cells) - len(missing), progress) as advance:
+        for wait in (False, True):  # first what nobody else is at, then what the others did not finish
+            passed, left = left, []
+            for part in passed:
+                own = [cell for cell in part if states[cell].fault]
+                with made.run.claim(own, wait=wait) as mine:
+                    if mine:
+                        failures += _sample(made, part)
+                        advance(own)
+                    else:
+                        left.append(part)
+    made.run.tidy()
+    if failures:
+        raise IncompleteError(
+            f"{len(failures)} of {len(cells)} cells failed, the first {failures[0].reason}; the others are in "
+            f"{made.run.path}: the same command tries the failed ones again, where there is more memory"
         )
-    frame = captured.frame()
-    for item, (cell, image) in enumerate(zip(cells, images, strict=True)):
-        own = frame[frame["sample"] == item].drop(columns=["sampling", "sample"])
-        own = own.assign(prompt=cell.prompt, seed=cell.seed, height=size[0], width=size[1], law=cell.law)
-        run.save(cell, own[_COLUMNS], image)
 
 
-_COLUMNS = [
-    "prompt",
-    "seed",
-    "height",
-    "width",
-    "law",
-    "step",
-    "timestep",
-    "branch",
-    "layer",
-    "kind",
-    "axes",
-    "head",
-    "tokens",
-    "query_tokens",
-    "key_tokens",
-    "training_tokens",
-    "scale",
-    "multiplier",
-    "rows",
-    "entropy",
-    "entropy_std",
-    "logit_variance",
-    "attention_distance",
-]
+def _begun(states: dict[Cell, State]) -> list[list[Cell]]:
+    """The batches of which some cells are there and others are not.
+
+    What is sampled beside a cell decides the last digits of its records: one that was lost is sampled again in the
+    company that it had.
+    """
+    known = {cell.name: cell for cell in states}
+    companies = dict.fromkeys(state.batch for state in states.values() if not state.fault)
+    batches = [[known[name] for name in names] for names in companies if all(name in known for name in names)]
+    return [cells for cells in batches if any(states[cell].fault for cell in cells)]
+
+
+def _sample(made: Sweep, part: list[Cell]) -> list[Failed]:
+    """Sample a batch and save those of its claimed cells that nobody has saved yet."""
+    missing = {cell for cell in part if made.run.state(cell).fault}
+    if not missing:
+        return []
+    law = next(law for law in made.grid.laws if law_id(law) == part[0].law_id)
+    failures = []
+    for done in sample_cells(made.pipeline, part, law, made.manifest):
+        if done.cell not in missing:
+            continue
+        if isinstance(done, Failed):
+            made.run.fail(done.cell, done.reason)
+            failures.append(done)
+        else:
+            made.run.save(done.cell, done.frame, done.image, done.batch)
+    return failures
 
 
 def versions() -> dict[str, str]:

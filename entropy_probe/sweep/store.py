@@ -2,46 +2,49 @@
 
 from __future__ import annotations
 
-import errno
+import io
 import json
-import os
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Annotated, Literal
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
+from pydantic import Field
 
 from entropy_probe.errors import InputError
-from entropy_probe.strict_json import to_strict_json
+from entropy_probe.strict_json import from_strict_json, to_strict_json
+from entropy_probe.sweep import cells
+from entropy_probe.sweep.cells import FORMAT
+from entropy_probe.sweep.files import claim, is_temporary, refusal, replace_file, tidy, write_atomically
 from entropy_probe.sweep.grid import Cell
 
-FORMAT = 1
-"""Version of the layout of a run directory."""
+_Name = Annotated[str, Field(max_length=4096)]
+_Count = Annotated[int, Field(ge=1, le=2**31)]
+_Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
 class Manifest:
     """What every cell of a run directory has in common; cells of another kind are not mixed into it."""
 
-    model: str
-    fingerprint: str
-    pipeline: str
-    dtype: str
-    training_size: tuple[int, int]
-    steps: int
-    guidance_scale: float
-    rows: int | str
-    multipliers: tuple[float, ...]
-    versions: dict[str, str]
-    hardware: str
+    model: _Name
+    fingerprint: _Name
+    pipeline: _Name
+    dtype: _Name
+    training_size: tuple[_Count, _Count]
+    steps: _Count
+    guidance_scale: _Number
+    rows: _Count | Annotated[str, Field(pattern="^all$")]
+    multipliers: Annotated[tuple[_Number, ...], Field(max_length=1000)]
+    versions: Annotated[dict[_Name, _Name], Field(max_length=100)]
+    hardware: _Name
     format: int = FORMAT
 
-    _IDENTITY = ("format", "fingerprint", "dtype", "steps", "guidance_scale", "rows", "multipliers")
+    _IDENTITY = ("fingerprint", "dtype", "steps", "guidance_scale", "rows", "multipliers")
 
     def differences(self, other: Manifest) -> list[str]:
         """What keeps cells of the two apart, in words."""
@@ -53,15 +56,19 @@ class Manifest:
         ]
 
 
+@dataclass(frozen=True)
+class State:
+    """A cell on disk: what is wrong with it, or the names of the cells that it was sampled with."""
+
+    fault: Literal["missing", "damaged"] | None
+    batch: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class RunDirectory:
-    """The files of a run.
+    """The files of a run; docs/run-directory.md says what they hold."""
 
-    Raises:
-        InputError: if the folder cannot be written, or its manifest cannot be read.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     @property
     def manifest_path(self) -> Path:
@@ -74,49 +81,49 @@ class RunDirectory:
         Raises:
             InputError: if the folder belongs to another model, other settings or another version, or cannot be written.
         """
-        if self.manifest_path.exists():
-            differences = self.manifest().differences(manifest)
-            if differences:
-                raise InputError(
-                    f"{self.path} holds another run, with {'; '.join(differences)}: choose another folder or delete it"
-                )
-            self._make_folders()
-            return
-        if self.path.is_dir() and any(not p.is_dir() or any(p.iterdir()) for p in self.path.iterdir()):
+        if self.path.is_dir() and not self.manifest_path.exists() and any(map(_foreign, self.path.iterdir())):
             raise InputError(f"{self.path} is neither empty nor a run of entropy-probe: choose another folder")
-        self._make_folders()
-        self.write("manifest.json", to_strict_json(asdict(manifest)))
-
-    def _make_folders(self) -> None:
-        for folder in (self.path / "cells", self.path / "images"):
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(f"cannot write {self.path}: {error.strerror}") from error
+        with refusal(self.path):
+            for folder in ("cells", "images", "failed"):
+                (self.path / folder).mkdir(parents=True, exist_ok=True)
+        with claim([self.manifest_path]):
+            if not self.manifest_path.exists():
+                replace_file(self.manifest_path, to_strict_json(asdict(manifest)).encode())
+        differences = self.manifest().differences(manifest)
+        if differences:
+            raise InputError(
+                f"{self.path} holds another run, with {'; '.join(differences)}: choose another folder or delete it"
+            )
 
     def manifest(self) -> Manifest:
         """The manifest of an existing run.
 
         Raises:
-            InputError: if there is none, or it is of another version.
+            InputError: if there is none, it is damaged, or it is of another version.
         """
         if not self.manifest_path.is_file():
             raise InputError(
                 f"{self.path} is no run directory: it has no manifest.json (make one with entropy-probe sweep)"
             )
+        text = self.read_text("manifest.json")
+        self._check_format(text)
         try:
-            fields = json.loads(self.manifest_path.read_text())
-            if fields["format"] != FORMAT:
-                raise InputError(
-                    f"{self.path} has layout {fields['format']}, this version of entropy-probe reads layout {FORMAT}"
-                )
-            fields["training_size"] = tuple(fields["training_size"])
-            fields["multipliers"] = tuple(fields["multipliers"])
-            return Manifest(**fields)
-        except InputError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{self.manifest_path} is damaged: {error!r}") from error
+            return from_strict_json(Manifest, text)
+        except InputError as error:
+            raise InputError(f"{self.manifest_path} is damaged: {error}") from error
+
+    def _check_format(self, text: str) -> None:
+        """Another version may have other fields, so this comes before they are looked at."""
+        try:
+            fields = json.loads(text)
+            written, by = int(fields["format"]), str(fields["versions"]["entropy-probe"])[:40]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return
+        if written != FORMAT:
+            raise InputError(
+                f"{self.path} has layout {written}, this version of entropy-probe reads layout {FORMAT}: read it with "
+                f"the version that wrote it, {by!r}, or sample anew into another folder"
+            )
 
     def cell_path(self, cell: Cell) -> Path:
         """Where the table of a cell is."""
@@ -126,67 +133,101 @@ class RunDirectory:
         """Where the picture of a cell is."""
         return self.path / "images" / f"{cell.name}.png"
 
-    def finished(self, cell: Cell) -> bool:
-        """Whether a cell is there and whole; a damaged one is deleted, with a warning, so that it is done again."""
-        path = self.cell_path(cell)
-        whole = self.holds(cell)
-        if path.exists() and not whole:
-            warnings.warn(f"cell {path.name} is damaged and will be sampled again", stacklevel=2)
-            path.unlink()
-        return whole
+    def failure_path(self, cell: Cell) -> Path:
+        """Where the reason is why a cell could not be sampled."""
+        return self.path / "failed" / f"{cell.name}.json"
 
-    def holds(self, cell: Cell) -> bool:
-        """Whether a cell is there and whole."""
-        try:
-            return pq.ParquetFile(self.cell_path(cell)).metadata.num_rows > 0 and self.image_path(cell).is_file()
-        except (pa.ArrowInvalid, OSError):
-            return False
+    def claim(self, wanted: Iterable[Cell], *, wait: bool) -> AbstractContextManager[bool]:
+        """Whether these cells are this process's own to sample; see `files.claim`."""
+        return claim(map(self.cell_path, wanted), wait=wait)
 
-    def save(self, cell: Cell, frame: pd.DataFrame, image: Image.Image) -> None:
-        """Write a finished cell, the picture first: a cell counts from the moment its table is there."""
-        write_atomically(self.image_path(cell), lambda file: image.save(file, format="PNG"))
-        table = pa.Table.from_pandas(frame, preserve_index=False)
-        write_atomically(self.cell_path(cell), lambda file: pq.write_table(table, file, compression="zstd"))
+    def state(self, cell: Cell) -> State:
+        """How a cell and its picture are on disk.
 
-    def read(self, cells: Iterable[Cell], columns: list[str] | None = None) -> pd.DataFrame:
-        """The tables of some cells, one below the other."""
-        tables = [pq.read_table(self.cell_path(cell), columns=columns) for cell in cells]
-        return pa.concat_tables(tables).to_pandas()
+        Raises:
+            InputError: if they cannot be read.
+        """
+        content = _read(self.cell_path(cell))
+        if content is None:
+            return State("missing")
+        if not cells.whole(content):
+            return State("damaged")
+        notes = cells.notes(content)
+        picture = _read(self.image_path(cell))
+        if notes.cell != cell.name or picture is None or cells.digest(picture) != notes.picture:
+            return State("damaged")
+        return State(None, notes.batch)
+
+    def save(self, cell: Cell, frame: pd.DataFrame, image: Image.Image, batch: Sequence[Cell] = ()) -> None:
+        """Write a cell that is claimed, the picture first: a cell counts from the moment its table is there.
+
+        Args:
+            cell: the cell.
+            frame: its table.
+            image: its picture.
+            batch: what was sampled together; the cell alone if nothing is given.
+        """
+        sink = io.BytesIO()
+        image.save(sink, format="PNG")
+        picture = sink.getvalue()
+        replace_file(self.image_path(cell), picture)
+        notes = cells.Notes(cell.name, cells.digest(picture), tuple(c.name for c in batch or [cell]))
+        replace_file(self.cell_path(cell), cells.encode(frame, notes))
+        self.failure_path(cell).unlink(missing_ok=True)
+
+    def fail(self, cell: Cell, reason: str) -> None:
+        """Note why a cell that is claimed could not be sampled."""
+        replace_file(self.failure_path(cell), to_strict_json({**asdict(cell), "reason": reason}).encode())
+
+    def read(self, wanted: Iterable[Cell], columns: list[str] | None = None) -> pd.DataFrame:
+        """The tables of some cells, one below the other.
+
+        Raises:
+            InputError: naming a cell that is missing or damaged.
+        """
+        return pa.concat_tables([self._table(cell, columns) for cell in wanted]).to_pandas()
+
+    def _table(self, cell: Cell, columns: list[str] | None) -> pa.Table:
+        content = _read(self.cell_path(cell))
+        if content is None or not cells.whole(content):
+            state = "missing" if content is None else "damaged"
+            raise InputError(f"{self.cell_path(cell)} is {state}: run the sweep again to sample it")
+        return cells.decode(content, columns)
+
+    def tidy(self) -> None:
+        """Remove what killed processes left behind."""
+        for folder in (self.path, *(self.path / name for name in ("cells", "images", "failed"))):
+            tidy(folder)
 
     def read_text(self, name: str) -> str:
         """A text file of the run.
 
         Raises:
-            InputError: if it is not there.
+            InputError: if it is not there, or no text.
         """
         try:
-            return (self.path / name).read_text()
+            return (self.path / name).read_text("utf-8")
         except OSError as error:
             raise InputError(f"{self.path} has no {name}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.path / name} is damaged: {error}") from error
 
     def write(self, name: str, text: str) -> Path:
         """Write a text file of the run atomically."""
         path = self.path / name
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_atomically(path, text.encode())
         return path
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file whole or not at all.
+def _foreign(path: Path) -> bool:
+    """Whether something in a folder without manifest says that the folder is not ours to fill."""
+    return any(path.iterdir()) if path.is_dir() else not is_temporary(path)
 
-    Raises:
-        InputError: naming the file and the cause, such as a full disk.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+
+def _read(path: Path) -> bytes | None:
     try:
-        try:
-            with part.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
     except OSError as error:
-        cause = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
-        raise InputError(f"cannot write {path}: {cause}") from error
+        raise InputError(f"cannot read {path}: {error.strerror}") from error

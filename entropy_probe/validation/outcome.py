@@ -61,7 +61,7 @@ class Outcome:
             grid = Grid.from_json(json.dumps(fields["grid"]))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"this is no outcome as entropy-probe writes them: {error!r}") from error
-        missing = sum(not base.run.holds(cell) for cell in grid.cells())
+        missing = sum(base.run.state(cell).fault is not None for cell in grid.cells())
         if missing:
             raise InputError(
                 f"{missing} of the {len(grid)} validated cells of {base.run.path} are missing: run validate again"

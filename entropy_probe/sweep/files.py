@@ -1,0 +1,126 @@
+"""Files that are whole or not there, and claims on them that end with their process."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from entropy_probe.errors import InputError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; of two processes that write it at once, one waits for the other.
+
+    Raises:
+        InputError: naming the file and the cause, such as a full disk.
+    """
+    with claim([path]):
+        replace_file(path, content)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file that is claimed: under a temporary name, to the disk, and only then under its own.
+
+    The temporary name is the same every time, so that what a killed process left is overwritten by the next.
+
+    Raises:
+        InputError: naming the file and the cause, such as a full disk.
+    """
+    part = _part(path)
+    with refusal(path):
+        try:
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def claim(paths: Iterable[Path], *, wait: bool = True) -> Iterator[bool]:
+    """Whether the files are this process's own to write until the context ends.
+
+    A claim is a lock of the operating system on a file beside: it ends with its process, however that ends.
+
+    Args:
+        paths: the files; always claimed in the same order, so that two processes never wait for each other.
+        wait: until nobody else has a claim on them.
+
+    Raises:
+        InputError: if the folder cannot be written.
+    """
+    locks = [FileLock(_lock(path), timeout=-1 if wait else 0) for path in sorted(paths)]
+    try:
+        yield all(_taken(lock) for lock in locks)
+    finally:
+        for lock in locks:
+            if lock.is_locked:
+                # Removed while it is held: whoever waits for it finds it gone, and asks anew.
+                Path(lock.lock_file).unlink(missing_ok=True)
+                lock.release()
+
+
+def tidy(folder: Path) -> None:
+    """Remove what killed processes left of their files; what a living one has claimed stays."""
+    for path in {path.with_name(path.stem[1:]) for mark in ("lock", "part") for path in folder.glob(f".*.{mark}")}:
+        with claim([path], wait=False) as mine:
+            if mine:
+                _part(path).unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file is one that a claim or an unfinished write leaves."""
+    return path.name.startswith(".") and path.suffix in (".lock", ".part")
+
+
+@contextmanager
+def refusal(path: Path) -> Iterator[None]:
+    """An error of the operating system as one line.
+
+    Raises:
+        InputError: naming the file and the cause.
+    """
+    try:
+        yield
+    except Timeout:
+        raise
+    except OSError as error:
+        cause = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+        raise InputError(f"cannot write {path}: {cause}") from error
+
+
+def _taken(lock: FileLock) -> bool:
+    try:
+        with refusal(Path(lock.lock_file)):
+            Path(lock.lock_file).parent.stat()  # a folder that is not there is an error: the lock would make it
+            lock.acquire()
+    except Timeout:
+        return False
+    return True
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
+def _lock(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name to the disk too; Windows has no handle on a folder."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

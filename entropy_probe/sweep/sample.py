@@ -1,0 +1,88 @@
+"""Sampling a batch of cells: the one function that every engine calls, wherever its pipeline is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from PIL import Image
+
+from entropy_probe.capture import capture
+from entropy_probe.laws import Original, ScalingLaw, scaled
+from entropy_probe.pipelines import draw, format_size
+from entropy_probe.sweep.cells import COLUMNS
+from entropy_probe.sweep.grid import Cell
+from entropy_probe.sweep.store import Manifest
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A cell that was sampled: its table with `cells.COLUMNS`, its picture, and what was sampled together."""
+
+    cell: Cell
+    frame: pd.DataFrame
+    image: Image.Image
+    batch: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A cell for which the memory does not suffice even by itself."""
+
+    cell: Cell
+    reason: str
+
+
+def sample_cells(pipeline: Any, cells: list[Cell], law: ScalingLaw, manifest: Manifest) -> Iterator[Sampled | Failed]:
+    """Sample cells of one size and law in one batch, or in halves where the memory does not suffice.
+
+    The same cells together give the same records, to the bit on a CPU: what is sampled beside a cell decides the last
+    digits.
+
+    Args:
+        pipeline: the pipeline.
+        cells: of one size and law.
+        law: that law.
+        manifest: the settings.
+    """
+    try:
+        yield from _together(pipeline, cells, law, manifest)
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+            raise
+        reason = " ".join(str(error).split())[:300]
+    # Beyond the except clause, whose traceback keeps the tensors of the failed batch alive.
+    clear_device_cache(garbage_collection=True)
+    if len(cells) == 1:
+        yield Failed(cells[0], f"out of memory at {format_size(cells[0].size)}: {reason}")
+        return
+    for part in (cells[: len(cells) // 2], cells[len(cells) // 2 :]):
+        yield from sample_cells(pipeline, part, law, manifest)
+
+
+def _together(pipeline: Any, cells: list[Cell], law: ScalingLaw, manifest: Manifest) -> list[Sampled]:
+    size = cells[0].size
+    under_law = nullcontext() if isinstance(law, Original) else scaled(pipeline, law)
+    rows: Any = manifest.rows
+    with under_law, capture(pipeline, rows=rows, multipliers=manifest.multipliers) as captured:
+        images = draw(
+            pipeline,
+            [cell.prompt for cell in cells],
+            size,
+            [cell.seed for cell in cells],
+            steps=manifest.steps,
+            guidance_scale=manifest.guidance_scale,
+        )
+    frame = captured.frame()
+    made = []
+    for item, (cell, image) in enumerate(zip(cells, images, strict=True)):
+        own = frame[frame["sample"] == item].assign(
+            prompt=cell.prompt, seed=cell.seed, height=size[0], width=size[1], law=cell.law
+        )
+        made.append(Sampled(cell, own[[column.name for column in COLUMNS]], image, tuple(cells)))
+    return made
