@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from entropy_probe.errors import CaptureError, IncompleteError, InputError
+from entropy_probe.escape import for_terminal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -381,7 +383,10 @@ class _Say:
         self._console = Console(stderr=True, quiet=quiet, highlight=False)
 
     def __call__(self, message: str | Table) -> None:
-        self._console.print(message, markup=False) if isinstance(message, str) else self._console.print(message)
+        if isinstance(message, str):
+            self._console.print(for_terminal(message), markup=False)
+        else:
+            self._console.print(message)
 
 
 def _sweep(
@@ -567,8 +572,8 @@ def _parse_prompts(text: str | None, count: int) -> list[str]:
             raise InputError(f"there are {len(known)} bundled prompts, not {wanted}: give a file for more")
         return known[:wanted]
     try:
-        lines = [line.strip() for line in Path(text).read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.strip() for line in Path(text).read_text("utf-8-sig").split("\n")]
+    except (OSError, ValueError) as error:
         raise InputError(f"cannot read the prompts file {text!r}: {error}") from error
     prompts = list(dict.fromkeys(line for line in lines if line))
     if not prompts:
@@ -586,7 +591,8 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     for number, name in enumerate(rows[0]):
         table.add_column(name, no_wrap=number == 0)
     for row in rows:
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value or "") for value in row.values()))
+        cells = (f"{value:.3f}" if isinstance(value, float) else str(value or "") for value in row.values())
+        table.add_row(*(Text(for_terminal(cell)) for cell in cells))
     return table
 
 
@@ -618,7 +624,7 @@ def main() -> None:
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
     def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-        errors.print(f"warning: {message}", markup=False)
+        errors.print(for_terminal(f"warning: {message}"), markup=False)
 
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module="entropy_probe")
@@ -626,10 +632,10 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except (InputError, CaptureError) as error:
-        errors.print(f"error: {error}", markup=False)
+        errors.print(for_terminal(f"error: {error}"), markup=False)
         code = 2
     except IncompleteError as error:
-        errors.print(f"error: {error}", markup=False)
+        errors.print(for_terminal(f"error: {error}"), markup=False)
         code = FAILED
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
@@ -638,7 +644,7 @@ def main() -> None:
         if not hasattr(error, "format_message"):
             raise
         if error.format_message():  # without a command there is help to read, and nothing to say
-            errors.print(f"error: {error.format_message()}", markup=False)
+            errors.print(for_terminal(f"error: {error.format_message()}"), markup=False)
         code = 2
     if code == INTERRUPTED:
         errors.print("interrupted; what is sampled is kept, the same command goes on from there", markup=False)

@@ -21,6 +21,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from entropy_probe.errors import InputError
+from entropy_probe.escape import for_spreadsheet
 from entropy_probe.fitting import POOLED, Derivation, Fit
 from entropy_probe.fitting import fit as fit_laws
 from entropy_probe.laws import Kappa, Measured, ScalingLaw
@@ -118,7 +119,7 @@ class Report:
         self._frame.to_parquet(records, index=False, compression="zstd")
         made = {  # all of it before the first is written: a figure that fails leaves no half of a report
             target.with_name("records.parquet"): records.getvalue(),
-            target.with_name("summary.csv"): summary(self._frame).to_csv(index=False).encode(),
+            target.with_name("summary.csv"): _csv(summary(self._frame)),
             target.with_name("report.json"): self.to_json().encode(),
             target: self.html().encode(),
         }
@@ -387,6 +388,12 @@ def _round_sentences(derivation: Derivation) -> list[str]:
             f"{', '.join(names[:4])}{more}."
         )
     return sentences
+
+
+def _csv(table: pd.DataFrame) -> bytes:
+    """A table for spreadsheets, in which no text is a formula."""
+    texts = table.select_dtypes("str").map(for_spreadsheet)
+    return table.assign(**{str(name): column for name, column in texts.items()}).to_csv(index=False).encode()
 
 
 def _svg(figure: Figure, prefix: str, description: str) -> str:

@@ -53,7 +53,7 @@ def sample_cells(pipeline: Any, cells: list[Cell], law: ScalingLaw, manifest: Ma
         yield from _together(pipeline, cells, law, manifest)
         return
     except (RuntimeError, MemoryError) as error:
-        if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+        if not _out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:300]
     # Beyond the except clause, whose traceback keeps the tensors of the failed batch alive.
@@ -63,6 +63,13 @@ def sample_cells(pipeline: Any, cells: list[Cell], law: ScalingLaw, manifest: Ma
         return
     for part in (cells[: len(cells) // 2], cells[len(cells) // 2 :]):
         yield from sample_cells(pipeline, part, law, manifest)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """oneDNN, which convolves on a CPU, says no more than that it could not."""
+    if isinstance(error, MemoryError) or "could not create a primitive" in str(error):
+        return True
+    return bool(should_reduce_batch_size(error))
 
 
 def _together(pipeline: Any, cells: list[Cell], law: ScalingLaw, manifest: Manifest) -> list[Sampled]:

@@ -1,0 +1,16 @@
+"""Text from elsewhere (prompts, names of models, layers and files) where a terminal or a spreadsheet reads it."""
+
+from __future__ import annotations
+
+_JOINER = "\u200d"
+"""Of the characters that do not show, the one that emoji are made with."""
+
+
+def for_terminal(text: str) -> str:
+    """Text with control characters and marks of writing direction spelt out: they steer terminals, and fool eyes."""
+    return "".join(c if c.isprintable() or c in ("\n", _JOINER) else ascii(c)[1:-1] for c in text)
+
+
+def for_spreadsheet(text: str) -> str:
+    """Text that a spreadsheet takes for text, and not for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text

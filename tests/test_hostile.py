@@ -1,0 +1,240 @@
+"""Input that means harm, or looks like it, through the real code: nothing runs, nothing escapes."""
+
+import json
+import os
+import shutil
+import sys
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from entropy_probe import cli
+from entropy_probe.errors import InputError
+from entropy_probe.escape import for_spreadsheet, for_terminal
+from entropy_probe.laws import Measured, from_json, resolve, to_json
+from entropy_probe.pipelines import load
+from entropy_probe.report import Report
+from entropy_probe.sweep import Grid, Sweep, sweep
+from entropy_probe.sweep.cells import COLUMNS
+
+SCRIPT = "<script>alert(1)</script>"
+PROMPTS = (
+    SCRIPT,
+    "\"><img src=x onerror=alert(1)>{{ 7 * 7 }}{% raw %}",
+    "../../x",
+    "/etc/passwd\0.png",
+    "=cmd|' /C calc'!A0",
+    "bell \a, escape \x1b[31mred\x1b]0;title\x07, delete \x7f",
+    "right to left \u202eevil\u202c \u2066isolate\u2069 \ufeff",
+    "woman \U0001f469\u200d\U0001f680 \U0001f9d1\U0001f3fd cafe\u0301 \u0634\u0645\u0633",
+    "$\\frac{$ %s %(x)s [bold]x[/bold] $(reboot) `reboot` ; rm -rf",
+    "0" * 64 + "blake2b:" + "0" * 32,
+    "'; DROP TABLE cells; --",
+    "x" * 10_000,
+)  # fmt: skip
+LAYERS = (SCRIPT, "=1+1", "@SUM(A1)", "-2+3", "+4", "$\\x", "[link=file:///]a[/link]", "\x1b[2J", "..")
+
+
+@pytest.fixture(scope="module")
+def run(tiny_pipeline, tmp_path_factory):
+    """Sampled for real under hostile prompts, from a model with a hostile name."""
+    store = tmp_path_factory.mktemp("run") / "run"
+    return sweep(
+        tiny_pipeline, prompts=PROMPTS, sizes=[(32, 32), (64, 64)], seeds=[0], steps=1, guidance_scale=4.0,
+        multipliers=(), progress=False, model=f"../../{SCRIPT}\u202e\x1b[2J", store=store,
+    )  # fmt: skip
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes = set(), set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+
+def test_nothing_leaves_the_run_directory_and_every_prompt_comes_back(run):
+    names = {p.name for p in run.run.path.parent.rglob("*") if p.is_file()}
+    assert all(name.isascii() and "/" not in name and len(name) < 200 for name in names)
+    assert [p.name for p in run.run.path.parent.iterdir()] == ["run"]
+    opened = Sweep.open(run.run.path)
+    assert opened.grid.prompts == PROMPTS
+    assert set(opened.frame()["prompt"]) == set(PROMPTS)
+    for prompt in PROMPTS:
+        assert isinstance(opened.image(prompt, (32, 32), 0), Image.Image)
+
+
+def test_the_report_runs_nothing(run, tmp_path):
+    made = Report(run, command=f"entropy-probe --model '{SCRIPT}'")
+    text = made.save(tmp_path / "report.html").read_text()
+    page = Page(text)
+    assert not page.tags & {"script", "iframe", "object", "embed", "link", "base", "form"}
+    assert not [name for name in page.attributes if name.startswith("on")]
+    assert "default-src 'none'" in text
+    assert SCRIPT not in text
+    assert "49" not in text.split("<h1>")[1].split("</h1>")[0]
+    assert json.loads((tmp_path / "report.json").read_text())["settings"]["prompts"] == list(PROMPTS)
+    assert set(pd.read_parquet(tmp_path / "records.parquet")["prompt"]) == set(PROMPTS)
+
+
+def test_layers_of_a_hostile_model_are_shown_as_text(run, tmp_path):
+    cells = list(run.grid.cells())[:2]
+    frame = run.run.read(cells)
+    base = frame[frame["layer"] == frame["layer"].iloc[0]]
+    layers = pd.concat([base.assign(layer=name) for name in LAYERS])
+    grid = Grid(PROMPTS[:1], ((32, 32), (64, 64)), (0,), (resolve("original"),))
+    copy = tmp_path / "run"
+    shutil.copytree(run.run.path, copy)
+    (copy / "grid.json").write_text(grid.to_json())
+    other = Sweep.open(copy)
+    for cell in grid.cells():
+        own = layers.assign(prompt=cell.prompt, height=cell.size[0], width=cell.size[1])
+        other.run.save(cell, own[[c.name for c in COLUMNS]], Image.new("RGB", cell.size))
+    text = Report(Sweep.open(copy)).save(tmp_path / "report.html").read_text()
+    assert not Page(text).tags & {"script", "a1"}
+    table = pd.read_csv(tmp_path / "summary.csv", dtype=str)
+    assert {"'=1+1", "'@SUM(A1)", "'-2+3", "'+4", SCRIPT} <= set(table["layer"])
+    assert not [value for value in table["layer"] if value[0] in "=+-@\t\r"]
+
+
+def test_a_terminal_is_told_nothing_but_text():
+    assert for_terminal("\x1b[31m \u202e \x00 \ud800 \r") == r"\x1b[31m \u202e \x00 \ud800 \r"
+    plain = "two\nlines, \U0001f469\u200d\U0001f680, \u0634\u0645\u0633, 東京"
+    assert for_terminal(plain) == plain
+    assert for_spreadsheet("down_blocks.0 = 1") == "down_blocks.0 = 1"
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J\x1b]0;owned\x07", "[bold]x[/bold]", "a\u202eb", "../../x", SCRIPT])
+def test_an_error_is_one_line_of_text(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["entropy-probe", "info", "--model", f"/nowhere/{name}"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    said = capsys.readouterr().err
+    assert (stop.value.code, said.count("\n")) == (2, 1)
+    assert said[:-1].isprintable()
+    assert name in said or "\\" in said
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("x" * 10_000_000, "a prompt has 10,000,000 characters, at most 10,000 are taken"),
+        ("\ud800", "a prompt is no text: surrogates not allowed at character 0"),
+        ("\u2003\n", "blank"),
+    ],
+)
+def test_prompts_without_measure_or_meaning_are_refused(tiny_pipeline, tmp_path, prompt, message):
+    with pytest.raises(InputError, match=message):
+        sweep(tiny_pipeline, prompts=[prompt], sizes=[(32, 32)], store=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "a/b", "", ".", "x" * 100, "a\0b", SCRIPT, "a b"])
+def test_a_law_cannot_name_a_path(name):
+    class Mine(Measured):
+        pass
+
+    law = Mine({"*": ((1.0, 2.0),)})
+    object.__setattr__(law, "name", name)
+    with pytest.raises(InputError, match="a law cannot be named"):
+        Grid(("a",), ((32, 32),), (0,), (law,))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"law": "__class__"}', "KeyError"),
+        ('{"law": "paper", "hook": "os.system"}', "Extra inputs are not permitted|[Uu]nexpected .* in 'hook'"),
+        ('{"law": "measured", "points": {"a": [[0.5, NaN]]}}', "in 'points"),
+        ('{"law": "measured", "points": {"a": [[0.5, -1.0]]}}', "in 'points"),
+        ('{"law": "gaussian", "logit_variance": {"a": 0.0}}', "in 'logit_variance"),
+        ('{"law": "kappa", "kappa": {"a": "1"}}', "in 'kappa"),
+        ('{"law": ["paper"]}', "TypeError"),
+        ("[" * 200_000, "recursion"),
+        (" " * (64 * 2**20 + 1), "longer than 64 MiB"),
+    ],
+)
+def test_a_law_from_elsewhere_is_checked(text, message):
+    with pytest.raises(InputError, match=message):
+        from_json(text)
+
+
+def test_a_law_that_is_good_is_read():
+    law = Measured({"a": ((0.5, 1.1), (1.4, 1.9))}, {"a": 0.4}, {"a": 0.1})
+    assert from_json(to_json(law)) == law
+
+
+class Touch:
+    """What a pickle runs when it is opened."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def pickled_only(folder, mark):
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save({"x": Touch(mark)}, folder / "unet" / "diffusion_pytorch_model.bin")
+
+
+def pickled_beside_another(folder, mark):
+    pickled_only(folder, mark)
+    shutil.copy(folder / "vae" / "diffusion_pytorch_model.safetensors", folder / "unet" / "other.safetensors")
+
+
+def pickled_text_encoder(folder, mark):
+    (folder / "text_encoder" / "model.safetensors").rename(folder / "text_encoder" / "other.safetensors")
+    torch.save({"x": Touch(mark)}, folder / "text_encoder" / "pytorch_model.bin")
+
+
+def code_of_a_part(folder, mark):
+    (folder / "unet" / "mine.py").write_text(f"import os\nos.system('touch {mark}')\nclass Mine: pass\n")
+    change_index(folder, unet=["mine", "Mine"])
+
+
+def code_of_the_pipeline(folder, mark):
+    (folder / "mine.py").write_text(f"import os\nos.system('touch {mark}')\nclass Mine: pass\n")
+    change_index(folder, _class_name=["mine", "Mine"])
+
+
+def another_library(folder, mark):
+    change_index(folder, unet=["os", "system"])
+
+
+def change_index(folder, **change):
+    index = folder / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), **change}))
+
+
+HOSTILE = [
+    pickled_only, pickled_beside_another, pickled_text_encoder, code_of_a_part, code_of_the_pipeline, another_library,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", HOSTILE)
+def test_a_model_that_brings_code_is_refused_and_runs_none(tiny_folder, tmp_path, harm):
+    mark, folder = tmp_path / "ran", tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    harm(folder, mark)
+    with pytest.raises(InputError) as refusal:
+        load(folder, device="cpu")
+    assert "\n" not in str(refusal.value)
+    assert not mark.exists()
+
+
+def test_a_pickle_beside_safetensors_is_not_opened(tiny_folder, tmp_path):
+    mark, folder = tmp_path / "ran", tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    torch.save({"x": Touch(mark)}, folder / "unet" / "diffusion_pytorch_model.bin")
+    load(folder, device="cpu")
+    assert not mark.exists()
+    torch.load(folder / "unet" / "diffusion_pytorch_model.bin", weights_only=False)
+    assert mark.exists()  # that is what was not done
