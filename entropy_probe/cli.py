@@ -49,6 +49,10 @@ GUIDANCE = Annotated[float, typer.Option(help="Scale of classifier-free guidance
 LAWS = Annotated[str, typer.Option(help="Scaling laws by name, or the JSON file of one: original,paper,law.json.")]
 ROWS = Annotated[str, typer.Option(help="Attention rows measured per call: all, auto (at most 1024) or a number.")]
 SHARD = Annotated[str, typer.Option(help="i/n samples the i-th of n parts of the grid, as an array job does.")]
+DRY_RUN = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Only tell the grid, and the time and space it takes, from one cell of each size."),
+]
 DEVICE = Annotated[str, typer.Option(help="auto takes cuda, else mps, else cpu.")]
 DTYPE = Annotated[str, typer.Option(help="float32, bfloat16, float16; auto is float32 on the CPU, else float16.")]
 QUICK = Annotated[bool, typer.Option("--quick", help="A small grid, for a first look.")]
@@ -103,6 +107,7 @@ def run(
     device: DEVICE = "auto",
     dtype: DTYPE = "auto",
     quick: QUICK = False,
+    dry_run: DRY_RUN = False,
     as_json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
@@ -111,13 +116,21 @@ def run(
     from entropy_probe.fitting import fit as fit_laws
     from entropy_probe.report import entropy_maps
     from entropy_probe.report import report as make_report
+    from entropy_probe.sweep import sweep as sample_grid
     from entropy_probe.validation import validate_sweep
 
     plan = _QUICK if quick else _FULL
     _check_laws(laws)
     say = _Say(quiet or as_json)
     judge = _judge(metrics, images, model)
-    made = _sweep(model, out, sizes, prompts, seeds, steps, guidance_scale, rows, device, dtype, plan, quick, say, 2)
+    pipeline, grid = _grid(
+        model, sizes, prompts, seeds, steps, guidance_scale, rows, device, dtype, plan, quick, say, least_sizes=2
+    )
+    if dry_run:
+        rounds = plan.rounds if "measured" in _names(laws) else 0
+        _tell_forecast(pipeline, grid, rounds, len({*_names(laws)} - {"original"}), as_json)
+        return
+    made = sample_grid(pipeline, store=out, model=model, progress=say.progress, **grid)
     fitted = fit_laws(made)
     made.run.write("fit.json", fitted.to_json())
     say(str(fitted))
@@ -153,28 +166,21 @@ def sweep(
     device: DEVICE = "auto",
     dtype: DTYPE = "auto",
     quick: QUICK = False,
+    dry_run: DRY_RUN = False,
     as_json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
     """Sample the original model over prompts, sizes and seeds, with every attention layer measured."""
+    from entropy_probe.sweep import sweep as sample_grid
+
     plan = _QUICK if quick else _FULL
     say = _Say(quiet or as_json)
-    made = _sweep(
-        model,
-        out,
-        sizes,
-        prompts,
-        seeds,
-        steps,
-        guidance_scale,
-        rows,
-        device,
-        dtype,
-        plan,
-        quick,
-        say,
-        shard=_parse_shard(shard),
-    )
+    part = _parse_shard(shard)
+    pipeline, grid = _grid(model, sizes, prompts, seeds, steps, guidance_scale, rows, device, dtype, plan, quick, say)
+    if dry_run:
+        _tell_forecast(pipeline, grid, 0, 0, as_json)
+        return
+    made = sample_grid(pipeline, store=out, model=model, shard=part, progress=say.progress, **grid)
     if as_json:
         _print_json({"run": str(out), "cells": len(made.grid)})
     say(f"{len(made.grid)} cells in {out}")
@@ -389,9 +395,8 @@ class _Say:
             self._console.print(message)
 
 
-def _sweep(
+def _grid(
     model: str,
-    out: Path,
     sizes: str | None,
     prompts: str | None,
     seeds: str | None,
@@ -404,10 +409,9 @@ def _sweep(
     quick: bool,
     say: _Say,
     least_sizes: int = 1,
-    shard: tuple[int, int] = (1, 1),
-) -> Sweep:
+) -> tuple[Any, dict[str, Any]]:
+    """The pipeline, and the grid and settings as `sweep` takes them."""
     from entropy_probe.pipelines import training_size
-    from entropy_probe.sweep import sweep as sample_grid
 
     texts = _parse_prompts(prompts, plan.prompts)
     numbers = plan.seeds if seeds is None else _parse_seeds(seeds)
@@ -424,19 +428,43 @@ def _sweep(
         wanted.insert(0, trained)
     if len(wanted) < least_sizes:
         raise InputError(f"a law in N needs another size beside the training size, {trained[0]}x{trained[1]}: add one")
-    return sample_grid(
-        pipeline,
-        prompts=texts,
-        sizes=wanted,
-        seeds=numbers,
-        steps=count,
-        guidance_scale=guidance_scale,
-        store=out,
-        model=model,
-        rows=measured,
-        shard=shard,
-        progress=say.progress,
-    )
+    return pipeline, {
+        "prompts": texts,
+        "sizes": wanted,
+        "seeds": numbers,
+        "steps": count,
+        "guidance_scale": guidance_scale,
+        "rows": measured,
+    }
+
+
+def _tell_forecast(pipeline: Any, grid: dict[str, Any], rounds: int, laws: int, as_json: bool) -> None:
+    """What the sweep of a grid will take, and at most its refinement in rounds and its validation under laws."""
+    from entropy_probe.pipelines import format_size, training_size
+    from entropy_probe.sweep import forecast
+
+    seeds, trained = len(grid["seeds"]), training_size(pipeline)
+    rows, seconds, space = [], 0.0, 0
+    for one in forecast(pipeline, **grid):
+        refined = 0 if one.size == trained else rounds * ((seeds + 1) // 2)
+        cells = one.cells + len(grid["prompts"]) * (refined + laws * seeds)
+        seconds, space = seconds + cells * one.seconds, space + cells * one.bytes
+        rows.append(
+            {
+                "size": format_size(one.size),
+                "cells": one.cells,
+                "batches": one.batches,
+                "seconds a cell": one.seconds,
+                "kB a cell": one.bytes / 1000,
+                "cells in all, at most": cells,
+            }
+        )
+    if as_json:
+        _print_json({"sizes": rows, "seconds": seconds, "bytes": space})
+        return
+    console = Console(highlight=False)
+    console.print(_table(rows))
+    console.print(f"at most {seconds / 60:.1f} minutes in one process, and {space / 1e6:.1f} MB; nothing was kept")
 
 
 def default_sizes(trained: Size, quick: bool = False) -> list[Size]:

@@ -116,6 +116,22 @@ def test_the_stages_make_a_report(call, tiny_folder, tmp_path, prompts):
     assert {"report.html", "report.json", "records.parquet", "summary.csv", "law.json"} <= set(os.listdir(out))
 
 
+def test_a_dry_run_tells_what_the_run_takes_and_keeps_nothing(call, tiny_folder, tmp_path, prompts):
+    out = tmp_path / "run"
+    grid = ["--model", tiny_folder, "--out", out, "--prompts", prompts, *GRID]
+    code, text, _ = call("sweep", "--dry-run", "--json", *grid)
+    told = json.loads(text)
+    assert (code, out.exists()) == (0, False)
+    assert [(row["size"], row["cells"], row["batches"]) for row in told["sizes"]] == [("32x48", 2, 1), ("64", 2, 1)]
+    call("sweep", "--quiet", *grid)
+    space = sum(path.stat().st_size for folder in ("cells", "images") for path in (out / folder).iterdir())
+    assert told["bytes"] == pytest.approx(space, rel=0.1)
+    code, text, _ = call("run", "--dry-run", "--quick", *grid)
+    assert code == 0
+    assert "at most" in text
+    assert "minutes in one process" in text
+
+
 @pytest.fixture
 def pictures(tmp_path):
     folder = tmp_path / "pictures"

@@ -39,8 +39,7 @@ def theme() -> Iterator[None]:
     """The look of every figure, for as long as the context is open; the SVG is the same for the same data."""
     style = {**sns.axes_style("whitegrid"), **sns.plotting_context("notebook", font_scale=0.85)}
     # Names of foreign layers are shown as they are: a dollar sign begins no formula.
-    plain = {"svg.hashsalt": "entropy-probe", "svg.fonttype": "none", "text.parse_math": False}
-    with mpl.rc_context({**style, **plain}):
+    with mpl.rc_context({**style, "svg.hashsalt": "entropy-probe", "svg.fonttype": "none", "text.parse_math": False}):
         yield
 
 

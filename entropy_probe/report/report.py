@@ -393,7 +393,8 @@ def _round_sentences(derivation: Derivation) -> list[str]:
 def _csv(table: pd.DataFrame) -> bytes:
     """A table for spreadsheets, in which no text is a formula."""
     texts = table.select_dtypes("str").map(for_spreadsheet)
-    return table.assign(**{str(name): column for name, column in texts.items()}).to_csv(index=False).encode()
+    text: str = table.assign(**{str(name): column for name, column in texts.items()}).to_csv(index=False)
+    return text.encode()
 
 
 def _svg(figure: Figure, prefix: str, description: str) -> str:

@@ -1,6 +1,7 @@
 """The grid of prompts, sizes, seeds and laws, sampling it, and the store on disk."""
 
 from entropy_probe.sweep.files import write_atomically
+from entropy_probe.sweep.forecast import Forecast, forecast
 from entropy_probe.sweep.grid import Cell, Grid
 from entropy_probe.sweep.run import CURVE, Sweep, extend, sweep, versions
 from entropy_probe.sweep.sample import Failed, Sampled, sample_cells
@@ -10,12 +11,14 @@ __all__ = [
     "CURVE",
     "Cell",
     "Failed",
+    "Forecast",
     "Grid",
     "Manifest",
     "RunDirectory",
     "Sampled",
     "Sweep",
     "extend",
+    "forecast",
     "sample_cells",
     "sweep",
     "versions",
