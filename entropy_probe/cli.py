@@ -1,4 +1,4 @@
-"""The command line: `entropy-probe run`, its stages over a run directory, `sample` and `info`."""
+"""The command line: `entropy-probe run`, its stages over a run directory, `sample`, `info` and `baseline`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from entropy_probe.laws import ScalingLaw
     from entropy_probe.pipelines import Pictures, Size
+    from entropy_probe.regression import Comparison
     from entropy_probe.sweep import Sweep
     from entropy_probe.validation import Judge
 
@@ -381,6 +382,102 @@ def info(
     Console(highlight=False).print(f"{type(pipeline).__name__}, trained at {format_size(trained)} pixels", table)
 
 
+baseline = typer.Typer(no_args_is_help=True, help="Keep a model's entropy profile, and see whether it has moved.")
+app.add_typer(baseline, name="baseline")
+
+PROFILED = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Hub id, folder of a pipeline, or reference, reference-dit.")
+]
+KEPT = Annotated[Path, typer.Argument(metavar="FILE", help="A baseline, as `baseline save` writes it.")]
+JUNIT = Annotated[Path | None, typer.Option(help="Write JUnit XML, a test case for every layer and size.")]
+MARKDOWN = Annotated[Path | None, typer.Option(help="Write a summary in Markdown, as for a pull request.")]
+
+
+@baseline.command("save")
+def baseline_save(
+    model: PROFILED,
+    out: Annotated[Path, typer.Option(help="The file.")] = Path("entropy-baseline.json"),
+    sizes: SIZES = None,
+    prompts: PROMPTS = None,
+    seeds: SEEDS = None,
+    steps: STEPS = None,
+    guidance_scale: GUIDANCE = GUIDANCE_SCALE,
+    device: DEVICE = "auto",
+    dtype: DTYPE = "auto",
+    quiet: QUIET = False,
+) -> None:
+    """Sample a model and keep its entropy profile: layer x head x size, image by image."""
+    from entropy_probe.regression import profile
+    from entropy_probe.regression.profile import PROMPTS as FEW
+    from entropy_probe.regression.profile import SEEDS as BLOCKS
+    from entropy_probe.regression.profile import STEPS as COUNT
+
+    say = _Say(quiet)
+    made = profile(
+        _load(model, device, dtype),
+        prompts=_parse_prompts(prompts, FEW),
+        sizes=_parse_sizes(sizes),
+        seeds=BLOCKS if seeds is None else _parse_seeds(seeds),
+        steps=COUNT if steps is None else steps,
+        guidance_scale=guidance_scale,
+        model=model,
+        progress=say.progress,
+    )
+    say(f"{len(made.entropy)} mean entropies of {len(made.entropy.columns)} images in {made.save(out)}")
+
+
+@baseline.command("check")
+def baseline_check(
+    model: PROFILED,
+    file: KEPT,
+    seeds: Annotated[str | None, typer.Option(help="New seeds; those of the baseline see smaller changes.")] = None,
+    device: DEVICE = "auto",
+    dtype: DTYPE = "auto",
+    junit: JUNIT = None,
+    markdown: MARKDOWN = None,
+    as_json: JSON = False,
+    quiet: QUIET = False,
+) -> None:
+    """Sample a model as its baseline was, and compare: exit code 0 if it is the same, 1 if it has moved."""
+    from dataclasses import asdict
+
+    from entropy_probe.regression import Profile, compare, profile
+
+    say = _Say(quiet or as_json)
+    kept = Profile.open(file)
+    settings = asdict(kept.settings) | ({} if seeds is None else {"seeds": _parse_seeds(seeds)})
+    now = profile(_load(model, device, dtype), **settings, model=model, progress=say.progress)
+    _conclude(compare(kept, now), junit, markdown, as_json, say)
+
+
+@baseline.command("diff")
+def baseline_diff(
+    before: KEPT,
+    after: KEPT,
+    junit: JUNIT = None,
+    markdown: MARKDOWN = None,
+    as_json: JSON = False,
+    quiet: QUIET = False,
+) -> None:
+    """Compare two baselines: exit code 0 if they are of the same model as far as can be told, 1 if it has moved."""
+    from entropy_probe.regression import Profile, compare
+
+    comparison = compare(Profile.open(before), Profile.open(after))
+    _conclude(comparison, junit, markdown, as_json, _Say(quiet or as_json))
+
+
+def _conclude(comparison: Comparison, junit: Path | None, markdown: Path | None, as_json: bool, say: _Say) -> None:
+    from entropy_probe.regression import views, write_text
+
+    for path, write in ((junit, views.junit), (markdown, views.markdown)):
+        if path is not None:
+            write_text(path, write(comparison))
+    if as_json:
+        sys.stdout.write(comparison.to_json())
+    say(views.text(comparison))
+    raise typer.Exit(0 if comparison.same else 1)
+
+
 class _Say:
     """Prints for people on standard error, unless quiet."""
 
@@ -390,7 +487,7 @@ class _Say:
 
     def __call__(self, message: str | Table) -> None:
         if isinstance(message, str):
-            self._console.print(for_terminal(message), markup=False)
+            self._console.print(for_terminal(message), markup=False, soft_wrap=True)
         else:
             self._console.print(message)
 

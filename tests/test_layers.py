@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "entropy_probe"
-ORDER = ["statistics", "capture", "pipelines", "laws", "sweep", "fitting", "validation", "report", "cli"]
+ORDER = ["statistics", "capture", "pipelines", "laws", "sweep", "fitting", "validation", "report", "regression", "cli"]
 
 
 def imported(path: Path) -> set[str]:

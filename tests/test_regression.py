@@ -1,0 +1,428 @@
+"""Entropy profiles: the file, the test on simulated and real changes, what people see, the command line, the plugin."""
+
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from torch import nn
+
+from entropy_probe import cli
+from entropy_probe.errors import InputError
+from entropy_probe.pipelines import load
+from entropy_probe.regression import Profile, Settings, compare, figure, junit, markdown, profile, text
+from entropy_probe.regression.compare import RESOLUTION
+from entropy_probe.regression.profile import HEAD, LEAST_IMAGES
+from entropy_probe.sweep import sweep
+
+pytest_plugins = "pytester"
+
+SIZES = ((32, 32), (64, 64))
+TINY = dict(
+    prompts=("noto red apple", "flat pizza"), sizes=((64, 64),), seeds=(0, 1, 2, 3, 4), steps=2, guidance_scale=4.0
+)  # fmt: skip
+
+
+def made(values, seeds=None, prompts=("a", "b")):
+    """A profile of given entropies, heads x images: the first half of the heads at 32 px, the other at 64 px."""
+    seeds = tuple(range(values.shape[1] // len(prompts))) if seeds is None else seeds
+    settings = Settings(prompts, SIZES, seeds, 8, 4.0)
+    half = len(values) // 2
+    heads = [("attn", "self", head, *size) for size in SIZES for head in range(half)]
+    images = pd.MultiIndex.from_product([prompts, seeds], names=["prompt", "seed"])
+    table = pd.DataFrame(values, index=pd.MultiIndex.from_tuples(heads, names=HEAD), columns=images)
+    return Profile("m", "f", "P", "float32", "cpu", {"torch": "2"}, settings, table)
+
+
+def correlated(generator, heads, images):
+    """Noise in which the heads of an image are strongly dependent, as those of one network are; heavy tails."""
+    return generator.standard_t(4, (1, images)) + 0.5 * generator.standard_t(4, (heads, images))
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_folder):
+    """A tiny pipeline of this module's own, whose weights tests may change and put back."""
+    return load(tiny_folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def tiny_profile(tiny):
+    return profile(tiny, **TINY, model="tiny")
+
+
+@pytest.fixture
+def queries_scaled(tiny):
+    """Multiply the queries of self-attention: that is a wrong scale of its softmax."""
+    weights = [p for n, p in tiny.unet.named_parameters() if n.endswith("attn1.to_q.weight")]
+
+    def scale(factor):
+        for weight in weights:
+            weight.data *= factor
+
+    before = [weight.detach().clone() for weight in weights]
+    yield scale
+    for weight, old in zip(weights, before, strict=True):
+        weight.data.copy_(old)
+
+
+# The profile and its file
+
+
+def test_a_profile_is_the_mean_of_the_conditional_rows(tiny, tiny_profile, tmp_path):
+    run = sweep(tiny, **TINY, multipliers=(2.0,), store=tmp_path / "run", progress=False)
+    frame = run.frame(curves=True)
+    layer, kind, head, *_ = tiny_profile.entropy.index[3]
+    here = (frame["layer"] == layer) & (frame["kind"] == kind) & (frame["head"] == head) & (frame["branch"] == "cond")
+    rows = frame[here & (frame["multiplier"] == 1) & (frame["prompt"] == "flat pizza") & (frame["seed"] == 4)]
+    assert len(rows) == TINY["steps"]
+    assert tiny_profile.entropy.iloc[3]["flat pizza", 4] == pytest.approx(rows["entropy"].mean(), abs=1e-6)
+    assert set(tiny_profile.entropy.index.get_level_values("kind")) == {"self", "cross"}
+    row = tiny_profile.table().iloc[3]
+    values = tiny_profile.entropy.iloc[3].to_numpy()
+    assert (row["n"], row["head"]) == (10, head)
+    assert row["se"] == pytest.approx(np.std(values, ddof=1) / math.sqrt(10))
+    assert row["entropy"] == pytest.approx(values.mean())
+
+
+def test_a_profile_comes_back_from_its_file(tiny_profile, tmp_path):
+    path = tiny_profile.save(tmp_path / "new" / "b.json")
+    again = Profile.open(path)
+    pd.testing.assert_frame_equal(again.entropy, tiny_profile.entropy)
+    assert replace(again, entropy=None).__dict__ == replace(tiny_profile, entropy=None).__dict__
+    assert sum('"head"' in line for line in path.read_text().splitlines()) == len(tiny_profile.entropy)
+
+
+SPOILT = {
+    "no JSON": (lambda f: "{", "no baseline as entropy-probe writes them"),
+    "another layout": (lambda f: {**f, "format": 9}, "layout 9"),
+    "no layout": (lambda f: {k: v for k, v in f.items() if k != "format"}, "no baseline"),
+    "a field too many": (lambda f: {**f, "mood": 1}, "no baseline"),
+    "a field too few": (lambda f: {k: v for k, v in f.items() if k != "dtype"}, "no baseline"),
+    "a list": (lambda f: [1], "no baseline"),
+    "no rows": (lambda f: {**f, "entropy": []}, "not one for every head and size"),
+    "a row twice": (lambda f: {**f, "entropy": f["entropy"] + f["entropy"][:1]}, "not one for every head and size"),
+    "an image too few": (
+        lambda f: {**f, "entropy": [{**f["entropy"][0], "images": f["entropy"][0]["images"][1:]}]},
+        "finite entropies each",
+    ),
+    "no number": (lambda f: {**f, "entropy": [{**f["entropy"][0], "images": [math.nan] * 10}]}, "finite entropies"),
+    "a size never sampled": (lambda f: {**f, "entropy": [{**f["entropy"][0], "size": [8, 8]}]}, "every head and size"),
+    "a seed twice": (lambda f: {**f, "settings": {**f["settings"], "seeds": [0] * 5}}, "seeds holds 0 twice"),
+    "too few images": (lambda f: {**f, "settings": {**f["settings"], "seeds": [0]}}, "too few"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_spoilt_file_is_refused_and_named(tiny_profile, tmp_path, case):
+    spoil, message = SPOILT[case]
+    spoilt = spoil(json.loads(tiny_profile.to_json()))
+    path = tmp_path / "b.json"
+    path.write_text(spoilt if isinstance(spoilt, str) else json.dumps(spoilt))
+    with pytest.raises(InputError, match=message) as refused:
+        Profile.open(path)
+    assert "b.json" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_too_few_images_are_refused_before_anything_is_sampled(tiny):
+    with pytest.raises(InputError, match=f"at least {LEAST_IMAGES}"):
+        profile(tiny, **{**TINY, "seeds": (0, 1, 2)})
+
+
+# The test
+
+
+def test_p_is_the_share_of_all_exchanges_whose_largest_z_is_as_large():
+    generator = np.random.default_rng(1)
+    x = correlated(generator, 6, 8)
+    y = x + 0.3 * correlated(generator, 6, 8) + np.array([[1.0], [0], [0], [0], [0], [0.2]])
+
+    def largest(sign):
+        return max(abs(stats.ttest_1samp((y - x)[head] * sign, 0).statistic) for head in range(6))
+
+    every = [largest(np.array(sign)) for sign in itertools.product([-1, 1], repeat=8)]
+    found = compare(made(x), made(y)).heads
+    for row in found.itertuples():
+        assert row.z == pytest.approx(
+            stats.ttest_rel(*(a[row.head + 3 * (row.height == 64)] for a in (y, x))).statistic, rel=1e-6
+        )
+        assert row.p == pytest.approx(np.mean([z >= abs(row.z) - 1e-6 for z in every]))
+    assert found["z"].abs().is_monotonic_decreasing
+
+
+def test_new_seeds_change_sides_with_all_their_prompts():
+    generator = np.random.default_rng(2)
+    x, y = generator.normal(size=(4, 10)), generator.normal(size=(4, 10)) + np.array([[0.5], [0], [0], [0]])
+    seeds = np.concatenate([x.reshape(4, 2, 5).mean(1), y.reshape(4, 2, 5).mean(1)], axis=1)
+
+    def largest(chosen):
+        rest = [s for s in range(10) if s not in chosen]
+        return max(abs(stats.ttest_ind(h[rest], h[list(chosen)], equal_var=False).statistic) for h in seeds)
+
+    every = [largest(chosen) for chosen in itertools.combinations(range(10), 5)]
+    comparison = compare(made(x), made(y, seeds=(5, 6, 7, 8, 9)))
+    assert not comparison.paired
+    for row in comparison.heads.itertuples():
+        assert row.p == pytest.approx(np.mean([z >= abs(row.z) - 1e-6 for z in every]))
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_an_unchanged_model_is_said_to_have_moved_as_often_as_the_level_says(paired):
+    """200 comparisons of 24 dependent heads: uncorrected, most of them would find something."""
+    generator = np.random.default_rng(3)
+    level, alarms, count = 0.1, 0, 200
+    for _ in range(count):
+        x = correlated(generator, 24, 10)
+        y = x + correlated(generator, 24, 10) if paired else correlated(generator, 24, 10)
+        alarms += not compare(made(x), made(y, seeds=tuple(range(5 * (not paired), 10 - 5 * paired))), level).same
+    low, high = stats.binom.interval(0.999, count, level)
+    assert low <= alarms <= high
+
+
+def test_seeds_that_prompts_share_do_not_raise_false_alarms():
+    """Images that share a seed's noise: exchanged one by one they would be taken for far more than they tell."""
+    generator = np.random.default_rng(4)
+    prompts, count, level = tuple("abcdef"), 100, 0.1
+
+    def run():
+        return np.tile(generator.normal(size=(8, 5)), 6) + 0.1 * generator.normal(size=(8, 30))
+
+    alarms = sum(
+        not compare(made(run(), prompts=prompts), made(run(), (5, 6, 7, 8, 9), prompts), level).same
+        for _ in range(count)
+    )
+    assert alarms <= stats.binom.ppf(0.999, count, level)
+
+
+def test_shifts_of_known_heads_are_found_and_no_others():
+    generator = np.random.default_rng(5)
+    x = 3 + correlated(generator, 40, 20)
+    y = x + 0.01 * correlated(generator, 40, 20)
+    y[[4, 30]] += 0.1
+    moved = compare(made(x), made(y)).moved
+    assert set(zip(moved["height"], moved["head"], strict=True)) == {(32, 4), (64, 10)}
+    assert moved["difference"].to_numpy() == pytest.approx([0.1, 0.1], abs=0.02)
+
+
+def test_a_difference_within_the_accuracy_of_the_measurement_is_none():
+    x = np.random.default_rng(6).normal(size=(4, 10))
+    assert compare(made(x), made(x)).heads["z"].eq(0).all()
+    assert compare(made(x), made(x + 0.9 * RESOLUTION)).same
+    assert not compare(made(x), made(x + 3 * RESOLUTION)).same
+
+
+def test_heads_that_vanish_or_appear_are_a_change():
+    x = made(np.random.default_rng(7).normal(size=(4, 10)))
+    less = replace(x, entropy=x.entropy.drop(index=1, level="head"))
+    comparison = compare(x, less)
+    assert (comparison.same, comparison.vanished, comparison.appeared) == (False, ("attn, self, head 1",), ())
+    assert compare(less, x).appeared == ("attn, self, head 1",)
+    assert "only in the baseline: attn, self, head 1" in text(comparison)
+    assert 'failures="1"' in junit(comparison)
+
+
+def test_what_cannot_be_compared_is_refused():
+    x = np.random.default_rng(8).normal(size=(4, 10))
+    one = made(x)
+    with pytest.raises(InputError, match="steps 8 instead of 9"):
+        compare(one, replace(one, settings=replace(one.settings, steps=9)))
+    with pytest.raises(InputError, match="prompts"):
+        compare(one, made(x, prompts=("a", "c")))
+    with pytest.raises(InputError, match="some seeds but not all"):
+        compare(one, made(x, seeds=(4, 5, 6, 7, 8)))
+    with pytest.raises(InputError, match="no attention head in common"):
+        compare(one, replace(one, entropy=one.entropy.rename(index={"attn": "other"})))
+    with pytest.raises(InputError, match=r"10 images are too few .* sample 11 images"):
+        compare(one, one, level=0.001)
+    with pytest.raises(InputError, match=r"5 and 4 seeds are too few .* sample 7 seeds each"):
+        compare(one, made(x[:, :8], seeds=(5, 6, 7, 8)), level=0.001)
+
+
+# Real changes
+
+
+def test_the_same_model_repeats_itself_to_the_bit(tiny, tiny_profile):
+    comparison = compare(tiny_profile, profile(tiny, **TINY))
+    assert comparison.same
+    assert comparison.heads["difference"].eq(0).all()
+    assert comparison.circumstances() == []
+
+
+def test_other_rounding_is_no_change(tiny, tiny_profile):
+    one_by_one = Profile.of(sweep(tiny, **TINY, multipliers=(), batch=1, progress=False))
+    assert not one_by_one.entropy.equals(tiny_profile.entropy)
+    assert compare(tiny_profile, one_by_one).same
+
+
+def test_an_attention_scale_wrong_by_five_per_cent_is_found_in_self_attention(tiny, tiny_profile, queries_scaled):
+    queries_scaled(1.05)
+    comparison = compare(tiny_profile, profile(tiny, **TINY))
+    assert not comparison.same
+    worst = comparison.heads.iloc[0]
+    assert worst["kind"] == "self"
+    assert worst["difference"] < 0  # a larger scale sharpens
+    assert comparison.circumstances() == ["other weights or configuration"]
+
+
+def test_half_precision_and_perturbed_weights_are_found(tiny, tiny_profile, tiny_folder):
+    half = compare(tiny_profile, profile(load(tiny_folder, device="cpu", dtype="bfloat16"), **TINY))
+    assert not half.same
+    assert "dtype float32 -> bfloat16" in half.circumstances()
+    weight = tiny.unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1.to_k").weight
+    before = weight.detach().clone()
+    nn.init.normal_(weight, std=float(before.std()))
+    try:
+        assert not compare(tiny_profile, profile(tiny, **TINY)).same
+    finally:
+        weight.data.copy_(before)
+
+
+# What people and servers see
+
+
+@pytest.fixture(scope="module")
+def moved():
+    generator = np.random.default_rng(9)
+    x = 3 + correlated(generator, 60, 20)
+    return compare(made(x), made(x + np.linspace(0, 0.5, 60)[:, None] + 0.01 * correlated(generator, 60, 20)))
+
+
+def test_the_table_says_what_moved_worst_first(moved):
+    lines = text(moved).splitlines()
+    assert lines[0].startswith(f"{len(moved.moved)} of 60 mean entropies moved (the same 20 images;")
+    assert lines[-1] == f"and {len(moved.moved) - 20} more"
+    errors = [float(line.split()[-1]) for line in lines[3:-1]]
+    assert len(errors) == 20
+    assert errors == sorted(errors, key=abs, reverse=True)
+    assert markdown(moved).startswith("## Entropy of m: moved\n")
+    assert "| layer | head | size |" in markdown(moved)
+
+
+def test_junit_counts_its_failures(moved):
+    suite = ElementTree.fromstring(junit(moved))
+    assert [int(suite.get(name)) for name in ("tests", "failures")] == [3, 2]
+    failures = suite.findall("testcase/failure")
+    assert sum(int(f.get("message").split()[0]) for f in failures) == len(moved.moved)
+    assert "standard errors" in failures[0].text
+
+
+def test_the_figure_has_a_panel_per_size_and_a_point_per_head(moved):
+    drawn = figure(moved)
+    assert [axes.get_title() for axes in drawn.axes] == ["at 32 px", "at 64 px"]
+    labels = [label.get_text() for axes in drawn.axes for label in axes.get_legend().get_texts()]
+    assert sum(int(label.split("(")[1][:-1]) for label in labels) == 60
+
+
+# The command line
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["entropy-probe", "baseline", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_line_saves_checks_and_diffs(call, tiny, tiny_folder, tmp_path, queries_scaled):
+    grid = ("--sizes", "64", "--prompts", "2", "--seeds", "0,1,2,3,4", "--steps", "2", "--device", "cpu")
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    code, out, err = call("save", tiny_folder, "--out", old, "--quiet", *grid)
+    assert (code, out, err) == (0, "", "")
+    assert call("check", tiny_folder, old, "--device", "cpu")[0] == 0
+    assert call("check", tiny_folder, old, "--device", "cpu", "--seeds", "5,6,7,8,9")[0] == 0
+    queries_scaled(1.05)
+    tiny.save_pretrained(tmp_path / "wrong")
+    files = ("--junit", tmp_path / "ci" / "j.xml", "--markdown", tmp_path / "ci" / "m.md")
+    code, out, err = call("check", tmp_path / "wrong", old, "--device", "cpu", "--json", *files)
+    assert (code, err) == (1, "")
+    told = json.loads(out)
+    assert not told["same"]
+    assert any(head["moved"] for head in told["heads"])
+    assert int(ElementTree.parse(tmp_path / "ci" / "j.xml").getroot().get("failures")) > 0
+    assert "moved" in (tmp_path / "ci" / "m.md").read_text()
+    assert call("save", tmp_path / "wrong", "--out", new, "--quiet", *grid)[0] == 0
+    code, _, err = call("diff", old, new)
+    assert code == 1
+    assert "standard errors" in err
+    assert call("diff", old, old)[0] == 0
+
+
+def test_bad_input_is_one_line_and_exit_code_2(call, tiny_folder, tmp_path):
+    (tmp_path / "b.json").write_text("{}")
+    for arguments in (
+        ("check", tiny_folder, tmp_path / "none.json"),
+        ("check", tiny_folder, tmp_path / "b.json"),
+        ("diff", tmp_path / "b.json", tmp_path / "b.json"),
+        ("save", "/nowhere", "--out", tmp_path / "c.json"),
+        ("save", tiny_folder, "--seeds", "0", "--prompts", "2", "--device", "cpu", "--out", tmp_path / "c.json"),
+    ):
+        code, out, err = call(*arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert err.startswith("error: ")
+
+
+# The plugin
+
+TEST = """
+import pytest
+from entropy_probe.pipelines import load
+
+SETTINGS = dict(prompts=["noto red apple", "flat pizza"], sizes=[(64, 64)], seeds=range(5), steps=2)
+
+@pytest.mark.parametrize("factor", [{factor}], ids=["a model"])
+def test_profile(entropy_baseline, factor):
+    pipe = load({folder!r}, device="cpu")
+    for name, parameter in pipe.unet.named_parameters():
+        if name.endswith("attn1.to_q.weight"):
+            parameter.data *= factor
+    entropy_baseline.check(pipe, **SETTINGS)
+"""
+
+
+def test_the_plugin_keeps_a_baseline_beside_the_test(pytester, tiny_folder):
+    def run(factor, *options):
+        pytester.makepyfile(test_model=TEST.format(factor=factor, folder=str(tiny_folder)))
+        done = pytester.runpytest_inprocess("-p", "no:cacheprovider", *options)
+        return int(done.ret), done.outlines
+
+    def named(lines, what):
+        return next(line for line in lines if line.startswith(f"{what}: ")).split(": ")[1]
+
+    baseline = pytester.path / "test_model" / "test_profile_a_model.json"
+    code, lines = run(1.0)
+    assert code == 1
+    assert any(f"no baseline yet: {baseline} is written" in line for line in lines)
+    assert run(1.0)[0] == 0
+    code, lines = run(1.05)
+    assert code == 1
+    assert any("standard errors" in line for line in lines)
+    assert os.path.getsize(named(lines, "figure")) > 0
+    assert not compare(Profile.open(baseline), Profile.open(named(lines, "profile"))).same
+    assert run(1.05, "--entropy-regen")[0] == 0
+    assert run(1.05)[0] == 0
+    baseline.write_text("{}")
+    code, lines = run(1.05)
+    assert code == 1
+    assert any("cannot read the baseline" in line for line in lines)
+
+
+def test_the_plugin_is_there_and_imports_nothing_heavy():
+    check = (
+        "import sys, pytest; pytest.main(['--co', '-q', '--help'], plugins=[]); "
+        "print('LOADED', [m for m in ('entropy_probe.pytest_plugin', 'torch', 'pandas') if m in sys.modules])"
+    )
+    out = subprocess.check_output([sys.executable, "-c", check], text=True, cwd="/")
+    assert "--entropy-regen" in out
+    assert "LOADED ['entropy_probe.pytest_plugin']" in out
