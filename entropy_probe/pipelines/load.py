@@ -108,7 +108,10 @@ def fingerprint(pipeline: Any) -> str:
         digest.update(f"{name} {type(part).__name__}".encode())
         digest.update(json.dumps(told, sort_keys=True, default=str).encode())
         for own, parameter in part.named_parameters() if isinstance(part, nn.Module) else ():
-            head = parameter.detach().flatten()[:256].to("cpu", torch.float16)
+            values = parameter.detach()
+            if type(values).__module__.startswith("torchao."):  # its tensors cannot be flattened
+                values = values.dequantize()
+            head = values.flatten()[:256].to("cpu", torch.float16)
             digest.update(own.encode() + str(tuple(parameter.shape)).encode() + head.numpy().tobytes())
     return digest.hexdigest()
 
