@@ -408,21 +408,17 @@ def baseline_save(
 ) -> None:
     """Sample a model and keep its entropy profile: layer x head x size, image by image."""
     from entropy_probe.regression import profile
-    from entropy_probe.regression.profile import PROMPTS as FEW
-    from entropy_probe.regression.profile import SEEDS as BLOCKS
-    from entropy_probe.regression.profile import STEPS as COUNT
 
     say = _Say(quiet)
-    made = profile(
-        _load(model, device, dtype),
-        prompts=_parse_prompts(prompts, FEW),
-        sizes=_parse_sizes(sizes),
-        seeds=BLOCKS if seeds is None else _parse_seeds(seeds),
-        steps=COUNT if steps is None else steps,
-        guidance_scale=guidance_scale,
-        model=model,
-        progress=say.progress,
-    )
+    given = {
+        "prompts": None if prompts is None else _parse_prompts(prompts, 0),
+        "sizes": _parse_sizes(sizes),
+        "seeds": None if seeds is None else _parse_seeds(seeds),
+        "steps": steps,
+    }
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    pipeline = _load(model, device, dtype)
+    made = profile(pipeline, **settings, guidance_scale=guidance_scale, model=model, progress=say.progress)
     say(f"{len(made.entropy)} mean entropies of {len(made.entropy.columns)} images in {made.save(out)}")
 
 

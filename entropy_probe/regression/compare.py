@@ -40,7 +40,7 @@ LEVEL = 0.01
 RESOLUTION = 1e-5
 """Accuracy of a measured entropy, nats: the kernels are held to it (docs/method.md)."""
 
-RESAMPLES = 9999
+RESAMPLES = 1999
 
 _BATCH = 20_000_000
 """Numbers that the test holds in memory at once."""

@@ -54,13 +54,13 @@ def junit(comparison: Comparison) -> str:
 
 
 def figure(comparison: Comparison) -> Figure:
-    """A panel per size: the change of every head with its 95 % interval, layers in network order, red if it moved."""
+    """A panel per size: the change of every head with its 95 % interval, layers in network order, coloured if moved."""
     heads = comparison.heads
     layers = [name for name in comparison.baseline.entropy.index.unique("layer") if name in set(heads["layer"])]
     sizes: list[Size] = sorted(
         {(int(h), int(w)) for h, w in heads[["height", "width"]].to_numpy()}, key=lambda s: s[0] * s[1]
     )
-    red, grey = sns.color_palette(PALETTE)[3], "0.55"
+    vermilion = sns.color_palette(PALETTE)[3]
     with theme():
         made = Figure(figsize=(2 + 4 * len(sizes), min(40.0, 1.6 + 0.22 * len(layers))), layout="constrained")
         panels = made.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
@@ -68,7 +68,7 @@ def figure(comparison: Comparison) -> Figure:
             here = heads[(heads["height"] == height) & (heads["width"] == width)]
             spread = (here["head"] + 1) / (here.groupby("layer")["head"].transform("max") + 2) - 0.5
             y = here["layer"].map(layers.index) + 0.8 * spread
-            for chosen, colour, label in ((~here["moved"], grey, "the same"), (here["moved"], red, "moved")):
+            for chosen, colour, label in ((~here["moved"], "0.55", "the same"), (here["moved"], vermilion, "moved")):
                 own = here[chosen]
                 axes.errorbar(
                     own["difference"],
@@ -96,7 +96,7 @@ def _sentences(comparison: Comparison) -> list[str]:
     seeds = f"{len(after.seeds)} new seeds against {len(before.seeds)}"
     said = [
         f"{moved} of {heads} mean entropies moved ({images if comparison.paired else seeds}; "
-        f"an unchanged model is said to have moved in at most {comparison.level:.2g} of comparisons)"
+        f"an unchanged model is said to have moved in at most {100 * comparison.level:g} % of comparisons)"
     ]
     said += [f"only in the baseline: {one}" for one in comparison.vanished[:SHOWN]]
     said += [f"not in the baseline: {one}" for one in comparison.appeared[:SHOWN]]
