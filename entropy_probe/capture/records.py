@@ -16,6 +16,7 @@ from entropy_probe.capture.grid import TokenGrid
 from entropy_probe.capture.role import VISUAL, Axes, Kind
 from entropy_probe.errors import InputError
 from entropy_probe.statistics import PartMeans, RowMeans
+from entropy_probe.views import Viewed
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ _Branch = Literal["cond", "uncond", "uncond, cond", "cond, uncond"]
 
 
 @dataclass
-class Captured:
+class Captured(Viewed):
     """The measurements of one `capture`, in the order in which the model made the calls."""
 
     records: list[Record] = field(default_factory=list)

@@ -16,6 +16,7 @@ from entropy_probe.capture import visual
 from entropy_probe.errors import InputError
 from entropy_probe.strict_json import to_strict_json
 from entropy_probe.sweep import Sweep
+from entropy_probe.views import Viewed
 
 POOLED = "(pooled)"
 """The name under which the fit over all layers is reported: one slope, an intercept for each layer."""
@@ -43,7 +44,7 @@ class LogLaw:
 
 
 @dataclass(frozen=True)
-class Fit:
+class Fit(Viewed):
     """The fitted laws of a sweep.
 
     Attributes:

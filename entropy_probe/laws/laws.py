@@ -8,16 +8,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
+import pandas as pd
 from pydantic import Field
 
 from entropy_probe.errors import InputError
 from entropy_probe.strict_json import from_strict_json, nan_for_null, to_strict_json
+from entropy_probe.views import Viewed
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -36,7 +39,7 @@ class ScalingLaw(Protocol):
 
 
 @dataclass(frozen=True)
-class Original:
+class Original(Viewed):
     """g = 1: the model as it was trained."""
 
     name: ClassVar[str] = "original"
@@ -46,7 +49,7 @@ class Original:
 
 
 @dataclass(frozen=True)
-class Paper:
+class Paper(Viewed):
     """g = sqrt(ln N / ln T), that is kappa = 1 / ln T. Jin et al. 2023 (arXiv 2306.08645)."""
 
     name: ClassVar[str] = "paper"
@@ -56,7 +59,7 @@ class Paper:
 
 
 @dataclass(frozen=True)
-class Log:
+class Log(Viewed):
     """g = ln N / ln T. Su 2021; Chiang and Cholak 2022 (arXiv 2202.12172)."""
 
     name: ClassVar[str] = "log"
@@ -66,7 +69,7 @@ class Log:
 
 
 @dataclass(frozen=True)
-class Yarn:
+class Yarn(Viewed):
     """g = (0.1 ln(N/T) + 1)^2 for N > T, else 1: YaRN's attention temperature, Peng et al. 2023 (arXiv 2309.00071)."""
 
     name: ClassVar[str] = "yarn"
@@ -76,7 +79,7 @@ class Yarn:
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(Viewed):
     """g = sqrt(1 + 2 ln(N/T) / sigma2_T): keeps ln N - sigma2/2, the entropy of a row with Gaussian logits.
 
     Attributes:
@@ -94,7 +97,7 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measured(Viewed):
     """g at which a layer's measured entropy at N tokens equals the one at T, for the sizes that were measured.
 
     Between the measured sizes ln g is interpolated linearly in ln(N/T), through g = 1 at N = T; beyond them the last
@@ -139,7 +142,7 @@ class Calibrated(Measured):
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Viewed):
     """One g whatever the size, for curves of something against g: an instrument, no law (g is not 1 at N = T).
 
     Attributes:
@@ -156,7 +159,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Kappa:
+class Kappa(Viewed):
     """g^2 = 1 + kappa ln(N/T) with one kappa per layer, or one for all layers under the key `*`.
 
     Attributes:
@@ -234,6 +237,28 @@ def resolve(law: ScalingLaw | str | Path) -> ScalingLaw:
         return from_json(path.read_text("utf-8"))
     except (InputError, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def factors(
+    law: ScalingLaw, ratios: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0), *, training_tokens: int = 1024
+) -> pd.DataFrame:
+    """What a law does: `layer`, `ratio` (N/T) and `multiplier` (g), a row per layer that it names and ratio.
+
+    Args:
+        law: a scaling law; one that treats all layers alike is given under the layer `*`.
+        ratios: values of N/T.
+        training_tokens: T, on which `paper` and `log` depend besides.
+    """
+    numbers = [value for value in vars(law).values() if isinstance(value, dict) and value]
+    names: Iterable[str] = law.layers if isinstance(law, Constant) else numbers[0] if numbers else ("*",)
+    return pd.DataFrame(
+        [
+            (name, ratio, law.multiplier(name, max(1, round(ratio * training_tokens)), training_tokens))
+            for name in names
+            for ratio in ratios
+        ],
+        columns=["layer", "ratio", "multiplier"],
+    )
 
 
 def _from_kappa(kappa: float, tokens: int, training_tokens: int, floor: float) -> float:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
+import io
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,10 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from entropy_probe.capture import visual
+from entropy_probe.capture import Captured, visual
 from entropy_probe.fitting import POOLED, Fit
 from entropy_probe.fitting.fit import FORMS
-from entropy_probe.laws import Measured, ScalingLaw
+from entropy_probe.laws import Measured, Paper, ScalingLaw, factors
 from entropy_probe.pipelines import Size, format_size, short_name
 from entropy_probe.report.maps import EntropyMap
 from entropy_probe.report.tables import METRICS
@@ -26,6 +29,9 @@ from entropy_probe.sweep import Sweep
 from entropy_probe.validation import HIGHER_IS_BETTER, Outcome, Quality
 
 PALETTE = "colorblind"
+
+LAYERS_NAMED = 16
+"""Lines up to which a legend names each layer."""
 
 GRID_PIXELS = 500_000
 """Pixels that one image grid may embed; larger pictures are shrunk, or a page of 1024 px images would weigh 100 MB."""
@@ -48,7 +54,9 @@ def entropy_over_layers(fit: Fit) -> Figure:
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     _layers_by_depth(figure, left, fit)
-    _pooled(right, fit)
+    draw_law(right, fit)
+    right.set_title("all layers together", fontsize=9)
+    right.legend(fontsize=7.5, edgecolor="none")
     return figure
 
 
@@ -72,7 +80,7 @@ def _layers_by_depth(figure: Figure, axes: Axes, fit: Fit) -> None:
     bar.ax.invert_yaxis()
 
 
-def _pooled(axes: Axes, fit: Fit) -> None:
+def draw_law(axes: Axes, fit: Fit) -> None:
     """Means over the layers at each size; every form is fitted to each layer, then averaged like the data."""
     points = fit.points.assign(x=np.log(fit.points["tokens"]))
     points["gaussian"] = (points["x"] - points["logit_variance"] / 2).clip(lower=0)
@@ -108,8 +116,6 @@ def _pooled(axes: Axes, fit: Fit) -> None:
     axes.errorbar(means["x"], means["entropy"], yerr=INTERVAL * means["error"], label="measured", zorder=4, **bars)
     axes.set_xlabel("ln N, mean over the layers")
     axes.set_ylabel("mean entropy over the layers, nats")
-    axes.set_title("all layers together", fontsize=9)
-    axes.legend(fontsize=7.5, edgecolor="none")
 
 
 def entropy_against_tokens(fit: Fit) -> Figure:
@@ -140,35 +146,16 @@ def entropy_against_tokens(fit: Fit) -> Figure:
 
 def entropy_against_timestep(frame: pd.DataFrame, training_size: Size) -> Figure:
     """A panel per law: mean entropy over the visual layers against the timestep, a line and a band per size."""
-    keys = ["law", "height", "width", "prompt", "timestep"]
-    # A layer counts once, however many heads it has.
-    by_layer = visual(frame).groupby([*keys, "layer"], sort=False)["entropy"].mean()
-    means = by_layer.groupby(keys, sort=False).mean().reset_index()
-    laws = list(dict.fromkeys(means["law"]))
+    laws = list(dict.fromkeys(frame["law"]))
     columns = min(3, len(laws))
     rows = math.ceil(len(laws) / columns)
     figure = Figure(figsize=(max(5.5, 3.3 * columns), 3.3 * rows + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    sizes = _sizes(means)
-    colours = dict(zip(sizes, sns.color_palette("viridis", len(sizes)), strict=True))
-    trained = _of_size(means[means["law"] == "original"], training_size)
+    sizes = _sizes(frame)
     for axes, law in zip(grid.flat, laws, strict=False):
-        for size in sizes:
-            own = _of_size(means[means["law"] == law], size)
-            if own.empty:
-                continue
-            by_step = own.groupby("timestep")["entropy"]
-            middle, error = by_step.mean(), by_step.sem().fillna(0.0)
-            x = middle.index.to_numpy(float)
-            axes.plot(x, middle, color=colours[size], label=format_size(size), linewidth=1.5)
-            band = (middle - INTERVAL * error, middle + INTERVAL * error)
-            axes.fill_between(x, *band, color=colours[size], alpha=0.2, linewidth=0)
-        if not trained.empty:
-            aim = trained.groupby("timestep")["entropy"].mean()
-            axes.plot(aim.index, aim, color="black", linestyle="--", linewidth=1, label="aim: original, trained size")
-        axes.invert_xaxis()
+        draw_timesteps(axes, frame, training_size, law)
         axes.set_title(law)
-        axes.set_xlabel("timestep (noise to image)")
+        axes.set_ylabel("")
     for axes in grid.flat[len(laws) :]:
         axes.axis("off")
     for axes in grid[:, 0]:
@@ -180,6 +167,69 @@ def entropy_against_timestep(frame: pd.DataFrame, training_size: Size) -> Figure
     return figure
 
 
+def draw_timesteps(axes: Axes, frame: pd.DataFrame, training_size: Size, law: str) -> None:
+    """Mean entropy over the visual layers against the timestep under one law, a line and a band per size."""
+    keys = ["law", "height", "width", "prompt", "timestep"]
+    # A layer counts once, however many heads it has.
+    by_layer = visual(frame).groupby([*keys, "layer"], sort=False)["entropy"].mean()
+    means = by_layer.groupby(keys, sort=False).mean().reset_index()
+    sizes = _sizes(frame)
+    colours = dict(zip(sizes, sns.color_palette("viridis", len(sizes)), strict=True))
+    for size in sizes:
+        own = _of_size(means[means["law"] == law], size)
+        if own.empty:
+            continue
+        by_step = own.groupby("timestep")["entropy"]
+        middle, error = by_step.mean(), by_step.sem().fillna(0.0)
+        x = middle.index.to_numpy(float)
+        axes.plot(x, middle, color=colours[size], label=format_size(size), linewidth=1.5)
+        band = (middle - INTERVAL * error, middle + INTERVAL * error)
+        axes.fill_between(x, *band, color=colours[size], alpha=0.2, linewidth=0)
+    trained = _of_size(means[means["law"] == "original"], training_size)
+    if not trained.empty:
+        aim = trained.groupby("timestep")["entropy"].mean()
+        axes.plot(aim.index, aim, color="black", linestyle="--", linewidth=1, label="aim: original, trained size")
+    axes.invert_xaxis()
+    axes.set_xlabel("timestep (noise to image)")
+    axes.set_ylabel("entropy, nats (mean over layers)")
+
+
+def draw_layers(axes: Axes, captured: Captured) -> None:
+    """Entropy of every layer from the input (top) to the output: a dot per head, their mean, and the bound ln N."""
+    frame = captured.frame()
+    frame = frame[frame["multiplier"] == 1.0]
+    order = {layer: place for place, layer in enumerate(dict.fromkeys(frame["layer"]))}
+    heads = frame.groupby(["layer", "kind", "head"], sort=False)["entropy"].mean().reset_index()
+    for colour, (kind, own) in zip(sns.color_palette(PALETTE), heads.groupby("kind", sort=False), strict=False):
+        axes.scatter(own["entropy"], own["layer"].map(order), s=14, alpha=0.6, color=colour, label=f"a head ({kind})")
+    table = captured.summary()
+    places = table["layer"].map(order)
+    bars = INTERVAL * table["entropy_se"].fillna(0.0)
+    axes.errorbar(table["entropy"], places, xerr=bars, fmt="D", color="black", markersize=4, label="mean of the layer")
+    most = np.log(frame.groupby("layer", sort=False)["key_tokens"].max())
+    axes.plot(most, most.index.map(order), "|", color="0.5", markersize=9, label="bound, ln N")
+    axes.set_yticks(list(order.values()), [short_name(name) for name in order], fontsize=row(len(order))[1])
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    axes.set_xlabel("entropy, nats")
+
+
+def draw_factors(axes: Axes, law: ScalingLaw) -> None:
+    """g against N/T, a line per layer that the law names, coloured by depth, beside the paper's."""
+    ratios = np.geomspace(0.25, 9, 61)
+    lines = factors(law, ratios.tolist()).set_index("ratio").groupby("layer", sort=False)["multiplier"]
+    for colour, (name, line) in zip(sns.color_palette("viridis", len(lines)), lines, strict=True):
+        label = law.name if name == "*" else short_name(str(name))
+        unnamed = len(lines) > LAYERS_NAMED
+        axes.plot(line.index, line, color=colour, linewidth=1.5, label=None if unnamed else label)
+    paper = factors(Paper(), ratios.tolist())
+    axes.plot(ratios, paper["multiplier"], color="black", linestyle="--", linewidth=1, label="paper, at T = 1024")
+    axes.axhline(1, color="0.5", linewidth=0.8)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+    axes.set_xlabel("N/T, tokens now over tokens in training")
+    axes.set_ylabel("g, what the logits are multiplied by")
+
+
 def layers_and_heads(frame: pd.DataFrame, training_size: Size) -> Figure:
     """Heat maps layer x head: entropy at the training size, and its drift at the largest size, original model."""
     original = visual(frame[frame["law"] == "original"])
@@ -187,7 +237,7 @@ def layers_and_heads(frame: pd.DataFrame, training_size: Size) -> Figure:
     trained = table.loc[training_size].unstack("head").sort_index(axis=1)
     trained = trained.loc[list(dict.fromkeys(original["layer"]))]
     others = [size for size in _sizes(original) if size != training_size]
-    height, font = _row(len(trained))
+    height, font = row(len(trained))
     figure = Figure(figsize=(9 if others else 5.5, height * len(trained) + 1.6), layout="constrained")
     panels = figure.subplots(1, 2 if others else 1, sharey=True, squeeze=False)[0]
     labels = {
@@ -245,7 +295,7 @@ def kappa_by_layer(kappa: pd.DataFrame, law: ScalingLaw | None = None) -> Figure
     Of a measured law also the kappa that each size asks for by itself: one number may be too few for a layer.
     """
     names = [short_name(name) for name in kappa["layer"]]
-    height, font = _row(len(names))
+    height, font = row(len(names))
     figure = Figure(figsize=(8, height * len(names) + 1.4), layout="constrained")
     axes = figure.subplots()
     y = np.arange(len(names))
@@ -276,22 +326,28 @@ def drift_by_law(outcome: Outcome, level: str = "layer") -> Figure:
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     colours = dict(zip(laws, sns.color_palette(PALETTE, len(laws)), strict=True))
-    for law in laws:
+    draw_drift(left, outcome, level)
+    for law in others:
         own = table[table["law"] == law].set_index("size").reindex(sizes)
-        _bars(left, laws.index(law), len(laws), own[["drift", "low", "high"]], colours[law], law)
-        if law in others:
-            removed = 100 * own[["removed", "removed_low", "removed_high"]]
-            _bars(right, others.index(law), len(others), removed, colours[law])
-    left.set_ylabel("drift |H(N) − H(T)|, nats")
+        removed = 100 * own[["removed", "removed_low", "removed_high"]]
+        _bars(right, others.index(law), len(others), removed, colours[law])
     right.set_ylabel("drift removed, % of original")
     right.axhline(0, color="0.3", linewidth=0.8)
     right.axhline(100, color="0.3", linewidth=0.8, linestyle=":")
-    for axes in (left, right):
-        axes.set_xticks(np.arange(len(sizes)), sizes)
-        axes.set_xlabel("size, pixels")
-        axes.grid(visible=False, axis="x")
+    _size_ticks(right, sizes)
     figure.legend(loc="outside upper center", ncols=len(laws), frameon=False)
     return figure
+
+
+def draw_drift(axes: Axes, outcome: Outcome, level: str = "layer") -> None:
+    """Drift that each law leaves at each size, nats, with 95 % intervals."""
+    table = outcome.table(level)
+    sizes, laws = list(dict.fromkeys(table["size"])), list(dict.fromkeys(table["law"]))
+    for number, (law, colour) in enumerate(zip(laws, sns.color_palette(PALETTE, len(laws)), strict=True)):
+        own = table[table["law"] == law].set_index("size").reindex(sizes)
+        _bars(axes, number, len(laws), own[["drift", "low", "high"]], colour, law)
+    axes.set_ylabel("drift |H(N) − H(T)|, nats")
+    _size_ticks(axes, sizes)
 
 
 def quality_by_law(quality: Quality) -> Figure:
@@ -358,6 +414,27 @@ def image_grid(sweep: Sweep, prompt: str, pixels: float = GRID_PIXELS) -> Figure
     return figure
 
 
+def inline_svg(figure: Figure, prefix: str, description: str) -> str:
+    """A figure as inline SVG whose ids are its own, so that several stand on one page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    # Nothing refers to the ids of images, which are the same for the same picture: under every law at the trained size.
+    text = re.sub(r'(<image\b[^>]*?)\sid="[^"]*"', r"\1", text)
+    # Numbered as they appear: some of matplotlib's own ids come from addresses in memory and differ from run to run.
+    numbers: dict[str, int] = {}
+    text = re.sub(
+        r'(\sid="|url\(#|href="#)([^")]+)',
+        lambda found: f"{found[1]}{prefix}{numbers.setdefault(found[2], len(numbers))}",
+        text,
+    )
+    # A style sheet inside an inline SVG is one for the whole page around it; the same is said on the root.
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
+    root = f'<svg role="img" aria-label="{html.escape(description)}" stroke-linejoin="round" stroke-linecap="butt" '
+    return text.replace("<svg ", root, 1)
+
+
 def _shrunk(image: Image.Image, pixels: float) -> Image.Image:
     """The image, scaled down to at most so many pixels."""
     factor = math.sqrt(pixels / (image.width * image.height))
@@ -372,9 +449,15 @@ def _frame_only(axes: Axes) -> None:
     axes.grid(visible=False)
 
 
-def _row(count: int) -> tuple[float, float]:
+def row(count: int) -> tuple[float, float]:
     """Height (inches) and label size (points) of a row: a big model has 70 layers."""
     return (0.27, 7.5) if count <= 30 else (0.16, 6.0)
+
+
+def _size_ticks(axes: Axes, sizes: Sequence[str]) -> None:
+    axes.set_xticks(np.arange(len(sizes)), sizes)
+    axes.set_xlabel("size, pixels")
+    axes.grid(visible=False, axis="x")
 
 
 def _bars(axes: Axes, number: int, count: int, table: pd.DataFrame, colour: Any, label: str | None = None) -> None:

@@ -6,7 +6,6 @@ import html
 import io
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -154,7 +153,7 @@ class Report:
         sections: dict[str, list[tuple[str, str, bool]]] = {}
         with figures.theme():
             for number, shown in enumerate(self._shown(), 1):
-                svg = _svg(shown.draw(), f"f{number}-", f"{shown.section}: {shown.caption}")
+                svg = figures.inline_svg(shown.draw(), f"f{number}-", f"{shown.section}: {shown.caption}")
                 sections.setdefault(shown.section, []).append((shown.caption, svg, shown.folded))
         return list(sections.items())
 
@@ -395,21 +394,3 @@ def _csv(table: pd.DataFrame) -> bytes:
     texts = table.select_dtypes("str").map(for_spreadsheet)
     text: str = table.assign(**{str(name): column for name, column in texts.items()}).to_csv(index=False)
     return text.encode()
-
-
-def _svg(figure: Figure, prefix: str, description: str) -> str:
-    """A figure as inline SVG whose ids are its own, so that several stand on one page."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    # Nothing refers to the ids of images, which are the same for the same picture: under every law at the trained size.
-    text = re.sub(r'(<image\b[^>]*?)\sid="[^"]*"', r"\1", text)
-    # Numbered as they appear: some of matplotlib's own ids come from addresses in memory and differ from run to run.
-    numbers: dict[str, int] = {}
-    text = re.sub(
-        r'(\sid="|url\(#|href="#)([^")]+)',
-        lambda found: f"{found[1]}{prefix}{numbers.setdefault(found[2], len(numbers))}",
-        text,
-    )
-    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(description)}" ', 1)

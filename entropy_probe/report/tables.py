@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pandas as pd
 
-from entropy_probe.capture import visual
+from entropy_probe.capture import Captured, visual
 from entropy_probe.fitting import Derivation, Fit
-from entropy_probe.laws import Kappa, Measured, ScalingLaw
+from entropy_probe.laws import Kappa, Measured, ScalingLaw, factors
 from entropy_probe.pipelines import format_size, short_name
 from entropy_probe.validation import HIGHER_IS_BETTER, Outcome, Quality
 
@@ -25,6 +25,29 @@ METRICS = {
 
 UNKNOWN = "–"
 """Stands where one prompt, or one size, is too little to tell."""
+
+
+def captured_table(captured: Captured) -> pd.DataFrame:
+    """Mean entropy of every layer, nats, with its standard error over the images."""
+    table = captured.summary()
+    rows = [
+        {
+            "layer": short_name(row["layer"]),
+            "kind": row["kind"],
+            "entropy, nats": _with_error(row["entropy"], row["entropy_se"]),
+            "images": row["images"],
+        }
+        for row in table.to_dict("records")
+    ]
+    return pd.DataFrame(rows)
+
+
+def factor_table(law: ScalingLaw) -> pd.DataFrame:
+    """g of every layer that a law names, at some N/T."""
+    wide = factors(law).pivot(index="layer", columns="ratio", values="multiplier")
+    wide = wide.reindex(dict.fromkeys(factors(law)["layer"]))
+    wide.index = wide.index.map(lambda name: "every layer" if name == "*" else short_name(name))
+    return wide.map(_number).rename(columns="N/T = {:g}".format).rename_axis(columns=None).reset_index()
 
 
 def fit_table(fit: Fit) -> pd.DataFrame:

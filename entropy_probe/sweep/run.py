@@ -37,13 +37,14 @@ from entropy_probe.sweep.grid import shard as share
 from entropy_probe.sweep.sample import Failed, sample_cells
 from entropy_probe.sweep.store import Manifest, RunDirectory, State
 from entropy_probe.version import __version__
+from entropy_probe.views import Viewed
 
 CURVE = (0.2, 0.4, 0.65, 1.5, 2.3, 4.0)
 """Values of g, besides 1, at which the curve H(g) of every visual attention layer is measured."""
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Viewed):
     """A finished sweep: its grid, and its tables and pictures on disk.
 
     Attributes:

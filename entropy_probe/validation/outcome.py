@@ -18,10 +18,11 @@ from entropy_probe.sweep import Grid, Sweep, extend, sweep
 from entropy_probe.validation.drift import LEVELS, Drift, entropy_drift
 from entropy_probe.validation.networks import Judge
 from entropy_probe.validation.quality import Quality, quality
+from entropy_probe.views import Viewed
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Viewed):
     """What the laws did: the drift of every law at every size, and the images they were measured on.
 
     Attributes:
