@@ -101,6 +101,10 @@ def test_the_figure_of_a_capture_shows_every_head(captured):
     assert np.isin(heads, drawn).all()
 
 
+def test_a_capture_is_short_in_a_terminal(captured):
+    assert repr(captured) == f"Captured({len(captured.records)} measurements of 10 layers)"
+
+
 def test_an_empty_capture_says_what_to_do():
     assert "run the model inside" in Captured()._repr_html_()
     with pytest.raises(InputError, match="run the model inside"):

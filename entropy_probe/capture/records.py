@@ -81,6 +81,9 @@ class Captured(Viewed):
     _schedule: object = None
     _first: float = 0.0
 
+    def __repr__(self) -> str:
+        return f"Captured({len(self.records)} measurements of {len({r.layer for r in self.records})} layers)"
+
     @property
     def step(self) -> int:
         """Number of the sampling step that is running."""

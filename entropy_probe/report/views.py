@@ -93,8 +93,10 @@ def view(result: Captured | Sweep | Fit | ScalingLaw | Outcome) -> View:
 def plot(result: Any, ax: Axes | None = None) -> Axes:
     """Draw the figure of a result; see `Viewed.plot`."""
     shown = view(result)
+    # The first figure of a notebook turns pyplot's interactive mode on, which the theme would take back on leaving.
+    figure = pyplot.figure(figsize=(7, shown.height), layout="constrained") if ax is None else None
     with figures.theme():
-        axes = pyplot.figure(figsize=(7, shown.height), layout="constrained").subplots() if ax is None else ax
+        axes = ax if figure is None else figure.subplots()
         shown.on(axes)
     return axes
 
