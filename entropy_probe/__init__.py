@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from entropy_probe.laws import remove as remove
     from entropy_probe.laws import scaled as scaled
     from entropy_probe.pipelines import load as load
+    from entropy_probe.report import explore as explore
     from entropy_probe.report import report as report
     from entropy_probe.sweep import Sweep as Sweep
     from entropy_probe.sweep import sweep as sweep
@@ -39,6 +40,7 @@ _HOMES = {
     "derive": "fitting",
     "validate": "validation",
     "report": "report",
+    "explore": "report",
 }
 """Public name -> the subpackage it comes from, imported on first use so that `import entropy_probe` stays quick."""
 

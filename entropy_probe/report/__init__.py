@@ -1,6 +1,7 @@
 """Figures, tables, the HTML report and the notebook view."""
 
+from entropy_probe.report.explorer import explore
 from entropy_probe.report.maps import EntropyMap, entropy_maps
 from entropy_probe.report.report import Report, report
 
-__all__ = ["EntropyMap", "Report", "entropy_maps", "report"]
+__all__ = ["EntropyMap", "Report", "entropy_maps", "explore", "report"]

@@ -14,8 +14,10 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from PIL import Image
 
 from entropy_probe.capture import Captured, visual
@@ -276,17 +278,28 @@ def entropy_maps(maps: Sequence[EntropyMap]) -> Figure:
         picture = _shrunk(one.image, GRID_PIXELS / len(maps))
         grid[0, column].imshow(picture, extent=extent, interpolation="none")
         grid[0, column].set_title(f"{one.law}, {format_size(one.size)}", fontsize=9)
-        # A pale grey copy: colours of the picture would be taken for entropies.
-        grey = 0.4 + 0.6 * np.asarray(picture.convert("L"), dtype=float) / 255
-        grid[1, column].imshow(grey, extent=extent, cmap="gray", vmin=0, vmax=1, interpolation="none")
-        shown = grid[1, column].imshow(
-            one.values, extent=extent, cmap="viridis", alpha=0.7, vmin=low, vmax=high, interpolation="none"
-        )
+        shown = draw_map(grid[1, column], picture, one.values, one.size, low, high)
         grid[1, column].set_title(f"mean {float(np.mean(one.values)):.2f} nats", fontsize=9)
-        for axes in grid[:, column]:
-            _frame_only(axes)
+        _frame_only(grid[0, column])
     figure.colorbar(shown, ax=grid[1, :].tolist(), label="entropy, nats", shrink=0.85, pad=0.02)
     return figure
+
+
+def draw_map(
+    axes: Axes,
+    picture: Image.Image,
+    values: Float[np.ndarray, "grid_height grid_width"],
+    size: Size,
+    low: float | None = None,
+    high: float | None = None,
+) -> AxesImage:
+    """A value of every token, laid over a grey copy of the picture; the colours go from `low` to `high`."""
+    extent = (0, size[1], size[0], 0)
+    # A pale grey copy: colours of the picture would be taken for values.
+    grey = 0.4 + 0.6 * np.asarray(picture.convert("L"), dtype=float) / 255
+    axes.imshow(grey, extent=extent, cmap="gray", vmin=0, vmax=1, interpolation="none")
+    _frame_only(axes)
+    return axes.imshow(values, extent=extent, cmap="viridis", alpha=0.7, vmin=low, vmax=high, interpolation="none")
 
 
 def kappa_by_layer(kappa: pd.DataFrame, law: ScalingLaw | None = None) -> Figure:

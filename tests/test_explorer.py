@@ -1,0 +1,100 @@
+"""`explore`, driven by the values of its widgets, without a browser."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+import entropy_probe as ep
+from entropy_probe.errors import InputError
+from entropy_probe.report.explorer import look
+from entropy_probe.sweep import sweep
+
+FINE = "up_blocks.1.attentions.1.transformer_blocks.0.attn1"
+
+
+@pytest.fixture(scope="module")
+def sampled(tiny_pipeline, tmp_path_factory):
+    return sweep(
+        tiny_pipeline, prompts=["flat pizza", "noto red apple"], sizes=[(64, 64), (64, 96)], seeds=[0], steps=2,
+        guidance_scale=4.0, multipliers=(), store=tmp_path_factory.mktemp("runs") / "run", progress=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def explorer(sampled):
+    return ep.explore(sampled)
+
+
+def controls(explorer):
+    return {control.description: control for control in explorer.children[0].children}
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_look_is_what_the_sweep_measured(sampled, step):
+    shown = look(sampled, "flat pizza", (64, 96), FINE, step)
+    assert shown.image.size == (96, 64)
+    assert shown.image.tobytes() == sampled.image("flat pizza", (64, 96), 0).tobytes()
+    assert shown.entropy.shape == (2, 16, 24)
+    frame = sampled.frame()
+    own = frame[(frame["layer"] == FINE) & (frame["prompt"] == "flat pizza") & (frame["width"] == 96)]
+    own = own[(own["step"] == step) & (own["branch"] == "cond")].sort_values("head")
+    torch.testing.assert_close(shown.entropy.mean((1, 2)), torch.tensor(own["entropy"].to_numpy()), atol=1e-4, rtol=0)
+
+
+def test_the_attention_of_a_token_has_the_entropy_of_its_row(sampled):
+    shown = look(sampled, "flat pizza", (64, 96), FINE, 1)
+    for row, column in [(0, 0), (7, 20), (15, 23)]:
+        attention = shown.attention(row, column)
+        assert attention.shape == (2, 16, 24)
+        torch.testing.assert_close(attention.sum((1, 2)), torch.ones(2))
+        entropy = torch.special.entr(attention).sum((1, 2))
+        torch.testing.assert_close(entropy, shown.entropy[:, row, column], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("prompt", "noto red apple"), ("size", (64, 96)), ("layer", FINE), ("head", 1), ("step", 0),
+        ("across", 0.1), ("down", 0.9),
+    ],
+)  # fmt: skip
+def test_every_control_changes_what_is_shown(explorer, name, value):
+    panel = explorer.children[1]
+    before = panel.value
+    assert before.startswith("<svg ")
+    controls(explorer)[name].value = value
+    assert panel.value.startswith("<svg ")
+    assert panel.value != before
+
+
+def test_the_heads_offered_are_those_of_the_layer(explorer):
+    control = controls(explorer)
+    control["head"].value = 1
+    control["layer"].value = next(name for _, name in control["layer"].options if name.startswith("mid_block"))
+    assert [head for _, head in control["head"].options] == [None, 0, 1, 2, 3]
+
+
+def test_going_back_samples_nothing(explorer, sampled):
+    class Stopped:
+        def __call__(self, *args, **kwargs):
+            raise AssertionError("sampled again")
+
+    control = controls(explorer)["step"]
+    before = explorer.children[1].value
+    control.value = 0
+    hook = sampled.pipeline.unet.register_forward_pre_hook(Stopped())
+    try:
+        control.value = 1
+    finally:
+        hook.remove()
+    assert explorer.children[1].value == before
+
+
+def test_what_is_missing_is_said(sampled, monkeypatch):
+    with pytest.raises(InputError, match="open the run with its pipeline"):
+        ep.explore(replace(sampled, pipeline=None))
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    with pytest.raises(InputError, match="pip install"):
+        ep.explore(sampled)
