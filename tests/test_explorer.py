@@ -11,6 +11,7 @@ from entropy_probe.errors import InputError
 from entropy_probe.report.explorer import look
 from entropy_probe.sweep import sweep
 
+FIRST = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
 FINE = "up_blocks.1.attentions.1.transformer_blocks.0.attn1"
 
 
@@ -31,20 +32,22 @@ def controls(explorer):
     return {control.description: control for control in explorer.children[0].children}
 
 
+@pytest.mark.parametrize("layer", [FIRST, FINE])
 @pytest.mark.parametrize("step", [0, 1])
-def test_a_look_is_what_the_sweep_measured(sampled, step):
-    shown = look(sampled, "flat pizza", (64, 96), FINE, step)
+def test_a_look_is_what_the_sweep_measured(sampled, step, layer):
+    shown = look(sampled, "flat pizza", (64, 96), layer, step)
     assert shown.image.size == (96, 64)
     assert shown.image.tobytes() == sampled.image("flat pizza", (64, 96), 0).tobytes()
     assert shown.entropy.shape == (2, 16, 24)
     frame = sampled.frame()
-    own = frame[(frame["layer"] == FINE) & (frame["prompt"] == "flat pizza") & (frame["width"] == 96)]
+    own = frame[(frame["layer"] == layer) & (frame["prompt"] == "flat pizza") & (frame["width"] == 96)]
     own = own[(own["step"] == step) & (own["branch"] == "cond")].sort_values("head")
     torch.testing.assert_close(shown.entropy.mean((1, 2)), torch.tensor(own["entropy"].to_numpy()), atol=1e-4, rtol=0)
 
 
-def test_the_attention_of_a_token_has_the_entropy_of_its_row(sampled):
-    shown = look(sampled, "flat pizza", (64, 96), FINE, 1)
+@pytest.mark.parametrize("layer", [FIRST, FINE])
+def test_the_attention_of_a_token_has_the_entropy_of_its_row(sampled, layer):
+    shown = look(sampled, "flat pizza", (64, 96), layer, 1)
     for row, column in [(0, 0), (7, 20), (15, 23)]:
         attention = shown.attention(row, column)
         assert attention.shape == (2, 16, 24)

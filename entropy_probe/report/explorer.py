@@ -69,7 +69,7 @@ def look(sweep: Sweep, prompt: str, size: Size, layer: str, step: int) -> Look:
     """Sample a picture of the sweep's first seed again, under the original model, and keep one layer at one step.
 
     Raises:
-        InputError: if the sweep has no pipeline, or the layer has a mask or made no call at that step.
+        InputError: if the sweep has no pipeline, or the layer shares keys, has a mask, or made no call at that step.
     """
     if sweep.pipeline is None:
         raise InputError("exploring samples again: open the run with its pipeline, Sweep.open(path, pipeline)")
@@ -92,7 +92,7 @@ def look(sweep: Sweep, prompt: str, size: Size, layer: str, step: int) -> Look:
             guidance_scale=sweep.manifest.guidance_scale,
         )[0]
     call = calls[0] if calls else None
-    if call is None or call.mask is not None or call.grid is None:
+    if call is None or call.mask is not None or call.enable_gqa or call.grid is None:
         raise InputError(f"layer {layer!r} has no plain attention over the image at step {step}: choose another")
     entropy = captured.entropy_map(layer, step)[-1]
     return Look(image, call.grid, entropy, call.query[-1].cpu(), call.key[-1].cpu(), call.scale)
