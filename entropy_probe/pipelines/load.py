@@ -22,8 +22,10 @@ from entropy_probe.capture import find_denoiser
 from entropy_probe.errors import InputError
 
 REFERENCE = "reference"
+"""The name of the bundled UNet wherever a model is asked for."""
+
 REFERENCES = (REFERENCE, "reference-dit")
-"""The names of the bundled models wherever a model is asked for: a UNet, and a transformer."""
+"""The names of both bundled models: a UNet, and a transformer."""
 
 _NOT_THE_MODEL = ("dtype", "transformers_version")
 """What a configuration says of how it was loaded or saved."""

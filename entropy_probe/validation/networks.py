@@ -18,6 +18,7 @@ from entropy_probe.validation.defects import WHITE, Colour
 from entropy_probe.validation.fidelity import Embedder
 
 CRITIC = "critic"
+"""The name of the network that judges pictures of the bundled models' domain."""
 
 
 @dataclass(frozen=True)
