@@ -212,7 +212,7 @@ def write_text(path: Path, text: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, text.encode())
     return path
 
 

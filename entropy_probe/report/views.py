@@ -93,10 +93,11 @@ def view(result: Captured | Sweep | Fit | ScalingLaw | Outcome) -> View:
 def plot(result: Any, ax: Axes | None = None) -> Axes:
     """Draw the figure of a result; see `Viewed.plot`."""
     shown = view(result)
-    # The first figure of a notebook turns pyplot's interactive mode on, which the theme would take back on leaving.
-    figure = pyplot.figure(figsize=(7, shown.height), layout="constrained") if ax is None else None
+    if ax is None:
+        # The first figure of a notebook turns pyplot's interactive mode on, which the theme would take back on leaving.
+        figure = pyplot.figure(figsize=(7, shown.height), layout="constrained")
     with figures.theme():
-        axes = ax if figure is None else figure.subplots()
+        axes: Axes = figure.subplots() if ax is None else ax
         shown.on(axes)
     return axes
 

@@ -52,6 +52,10 @@ COLUMNS = (
     Column(
         "attention_distance", _SINGLE, "image diagonals", "root mean square distance attended to; NaN off the image"
     ),
+    Column("image_mass", _SINGLE, "1", "share of a joint attention that goes to image tokens; NaN elsewhere"),
+    Column("mass_entropy", _SINGLE, "nats", "of the choice between image and text"),
+    Column("image_entropy", _SINGLE, "nats", "among the image tokens, rows weighed by their image mass"),
+    Column("text_entropy", _SINGLE, "nats", "among the others, rows weighed by the mass there"),
 )
 """The columns of a cell, in their order."""
 
