@@ -316,9 +316,12 @@ def test_junit_counts_its_failures(moved):
 
 def test_the_figure_has_a_panel_per_size_and_a_point_per_head(moved):
     drawn = figure(moved)
-    assert [axes.get_title() for axes in drawn.axes] == ["at 32 px", "at 64 px"]
-    labels = [label.get_text() for axes in drawn.axes for label in axes.get_legend().get_texts()]
-    assert sum(int(label.split("(")[1][:-1]) for label in labels) == 60
+    counts = [moved.moved["height"].eq(side).sum() for side in (32, 64)]
+    assert [axes.get_title() for axes in drawn.axes] == [
+        f"at {side} px: {count} of 30 moved" for side, count in zip((32, 64), counts, strict=True)
+    ]
+    points = [len(line.get_xdata()) for axes in drawn.axes for line in axes.lines if line.get_marker() == "o"]
+    assert sum(points) == 60
 
 
 # The command line

@@ -68,7 +68,7 @@ def figure(comparison: Comparison) -> Figure:
             here = heads[(heads["height"] == height) & (heads["width"] == width)]
             spread = (here["head"] + 1) / (here.groupby("layer")["head"].transform("max") + 2) - 0.5
             y = here["layer"].map(layers.index) + 0.8 * spread
-            for chosen, colour, label in ((~here["moved"], "0.55", "the same"), (here["moved"], vermilion, "moved")):
+            for chosen, colour in ((~here["moved"], "0.55"), (here["moved"], vermilion)):
                 own = here[chosen]
                 axes.errorbar(
                     own["difference"],
@@ -78,12 +78,10 @@ def figure(comparison: Comparison) -> Figure:
                     markersize=3,
                     linewidth=0.8,
                     color=colour,
-                    label=f"{label} ({len(own)})",
                 )
             axes.axvline(0, color="0.3", linewidth=0.8)
-            axes.set_title(f"at {format_size((height, width))} px")
+            axes.set_title(f"at {format_size((height, width))} px: {here['moved'].sum()} of {len(here)} moved")
             axes.set_xlabel("change of the mean entropy, nats")
-            axes.legend(loc="lower right", fontsize=7.5)
         panels[0].set_yticks(np.arange(len(layers)), [short_name(name) for name in layers], fontsize=7)
         panels[0].invert_yaxis()
     return made
