@@ -13,7 +13,7 @@ import pandas as pd
 from entropy_probe.errors import InputError
 from entropy_probe.laws import ScalingLaw, resolve
 from entropy_probe.pipelines import Size, format_size, training_size
-from entropy_probe.strict_json import nan_for_null, to_strict_json
+from entropy_probe.strict_json import from_strict_json, nan_for_null, to_strict_json
 from entropy_probe.sweep import Grid, Sweep, extend, sweep
 from entropy_probe.validation.drift import LEVELS, Drift, entropy_drift
 from entropy_probe.validation.networks import Judge
@@ -56,7 +56,7 @@ class Outcome(Viewed):
             InputError: for text that is no outcome.
         """
         try:
-            fields = json.loads(text)
+            fields = from_strict_json(dict[str, Any], text)
             drifts = tuple(Drift(**{**nan_for_null(d), "size": tuple(d["size"])}) for d in fields["drifts"])
             judged = Quality.from_json(fields["quality"]) if fields.get("quality") else None
             grid = Grid.from_json(json.dumps(fields["grid"]))
