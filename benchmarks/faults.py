@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import multiprocessing
 import os
@@ -112,19 +113,33 @@ def survives(work: Callable[[], Any], seconds: float) -> bool:
     return process.exitcode == 0
 
 
-def dying(work: Callable[[], Any], folder: Path, operation: int) -> None:
-    """Do work, and be killed right before the operation of this number that changes a file of a folder."""
-    left = operation
+def dying(work: Callable[[], Any], folder: Path, change: int) -> None:
+    """Do work, and be killed right before the change of this number to the files of a folder.
 
-    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+    Changes are what opens a file to write, renames, removes, and every call of an open file: between the opening and
+    the writing a file that is not written aside would be torn.
+    """
+    left = change
+
+    def count(path: object) -> None:
         nonlocal left
-        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if (writes or event in ("os.rename", "os.remove", "os.mkdir")) and str(arguments[0]).startswith(str(folder)):
+        if str(path).startswith(str(folder)):
             left -= 1
             if left < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.addaudithook(watch)
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if writes or event in ("os.rename", "os.remove", "os.mkdir"):
+            count(arguments[0])
+
+    def profile(_: Any, event: str, call: Any) -> None:
+        file = getattr(call, "__self__", None)
+        if event == "c_call" and isinstance(file, io.BufferedWriter):
+            count(file.name)
+
+    sys.addaudithook(audit)
+    sys.setprofile(profile)
     work()
 
 

@@ -170,7 +170,7 @@ def test_what_is_no_manifest_or_grid_is_refused(run, text):
             Sweep.open(run.run.path)
 
 
-def test_a_run_on_a_read_only_folder_is_read(run):
+def test_reading_a_run_writes_nothing(run):
     before = contents(run.run.path)
     assert len(Sweep.open(run.run.path).frame())
     assert contents(run.run.path) == before

@@ -139,7 +139,7 @@ def batches(cells: Sequence[Cell], limit: int, training_size: Size) -> Iterator[
         yield from (members[start : start + count] for start in range(0, len(members), count))
 
 
-def shard(parts: Sequence[list[Cell]], number: int, count: int) -> list[list[Cell]]:
+def share(parts: Sequence[list[Cell]], number: int, count: int) -> list[list[Cell]]:
     """Every `count`-th batch from the `number`-th on, counted from 1: each has small and large sizes alike."""
     return list(parts[number - 1 :: count])
 

@@ -32,8 +32,7 @@ from entropy_probe.pipelines import (
     format_size,
     training_size,
 )
-from entropy_probe.sweep.grid import Cell, Grid, batches, law_id
-from entropy_probe.sweep.grid import shard as share
+from entropy_probe.sweep.grid import Cell, Grid, batches, law_id, share
 from entropy_probe.sweep.sample import Failed, sample_cells
 from entropy_probe.sweep.store import Manifest, RunDirectory, State
 from entropy_probe.version import __version__
