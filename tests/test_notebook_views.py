@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import numpy as np
 import pytest
+from test_report import HOSTILE, synthetic
 
 import entropy_probe as ep
 from entropy_probe.capture import Captured
@@ -14,7 +15,6 @@ from entropy_probe.fitting import fit
 from entropy_probe.laws import LAWS, Constant, Gaussian, Kappa, Measured, Paper, factors
 from entropy_probe.report.tables import captured_table, drift_table, entropy_table, factor_table, fit_table
 from entropy_probe.validation import outcome_of
-from tests.test_report import HOSTILE, synthetic
 
 mpl.use("agg")
 
