@@ -111,6 +111,7 @@ every size, visual and cross-attention alike, image by image. A baseline is a pr
 
 ## With pytest
 
+<!-- compiled only: it is a test -->
 ```python
 def test_profile(entropy_baseline):
     entropy_baseline.check(pipe)  # takes prompts, sizes, seeds, steps, guidance_scale

@@ -15,8 +15,8 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = (
-    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "benchmarks/*.md", "data/*/*.md", "data/*/*.png",
-    "data/*/*.csv", "data/*/*.json", "notebooks/*.ipynb",
+    "README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "CITATION.cff", "benchmarks/*.md",
+    "data/*/*.md", "data/*/*.png", "data/*/*.csv", "data/*/*.json", "notebooks/*.ipynb",
 )  # fmt: skip
 LINK = re.compile(r"(\]\()(?![a-z]+:|#|/)([^)#\s]+)")
 

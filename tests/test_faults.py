@@ -52,7 +52,7 @@ cli.main()
 def test_too_little_memory_for_some_cells_is_exit_code_1(tiny_folder, tmp_path):
     options = ["--out", tmp_path / "run", "--sizes", "32,64,320", "--prompts", "2", "--seeds", "0", "--steps", "1"]
     command = [sys.executable, "-c", LITTLE_MEMORY, tiny_folder, *options, "--device", "cpu", "--quiet"]
-    ended = subprocess.run([str(part) for part in command], env=ALONE, capture_output=True, text=True, check=False)
+    ended = subprocess.run([str(p) for p in command], env=ALONE, cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 1, ended.stderr
     assert "2 of 6 cells failed, the first out of memory at 320" in ended.stderr
     assert "the same command tries the failed ones again" in ended.stderr

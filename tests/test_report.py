@@ -18,6 +18,7 @@ from entropy_probe.report import EntropyMap, entropy_maps, figures, report
 from entropy_probe.sweep import Grid, Manifest, RunDirectory, Sweep, sweep
 from entropy_probe.validation import Comparison, Quality, outcome_of
 
+PARTS = dict.fromkeys(("image_mass", "mass_entropy", "image_entropy", "text_entropy"), float("nan"))
 HOSTILE = "<script>alert(1)</script>"
 SIZES = ((32, 48), (64, 64), (128, 128))
 
@@ -83,7 +84,7 @@ def synthetic(path, *, layers=3, prompts=(HOSTILE, "flat pizza"), sizes=SIZES, s
                             "head": head, "tokens": tokens, "query_tokens": tokens, "key_tokens": tokens,
                             "training_tokens": trained,
                             "scale": 0.2, "multiplier": m, "rows": tokens, "entropy": h, "entropy_std": 0.3,
-                            "logit_variance": 1.5, "attention_distance": 0.2,
+                            "logit_variance": 1.5, "attention_distance": 0.2, **PARTS,
                         })  # fmt: skip
         where = {"prompt": cell.prompt, "seed": cell.seed, "height": cell.size[0], "width": cell.size[1]}
         frame = pd.DataFrame(rows).assign(**where, law=cell.law)

@@ -212,7 +212,8 @@ def sweepers(model, store, shards):
     """Processes that sweep one grid of 24 cells at once, and the cells that each sampled."""
     command = [sys.executable, "-c", SWEEPER, str(model), str(store)]
     threads = str(torch.get_num_threads())  # they decide the last digits
-    started = [subprocess.Popen([*command, shard, threads], stdout=subprocess.PIPE, text=True) for shard in shards]
+    away = {"cwd": Path(store).parent, "stdout": subprocess.PIPE, "text": True}  # here lie sources
+    started = [subprocess.Popen([*command, shard, threads], **away) for shard in shards]
     sampled = [process.communicate()[0].split() for process in started]
     assert [process.returncode for process in started] == [0] * len(shards)
     return sampled
