@@ -6,6 +6,7 @@ from families import FAMILIES
 
 from entropy_probe import capture
 from entropy_probe.capture.calls import image_start
+from entropy_probe.statistics import dense, stratified_rows
 
 FLUX = next(family for family in FAMILIES if family.name == "Flux")
 
@@ -30,12 +31,139 @@ def test_lengths_tell_where_the_image_begins(lengths, tokens, start):
     assert image_start(lengths, tokens) == start
 
 
-def run(denoiser, inputs, words=None):
-    if words:
-        inputs = inputs | {"encoder_hidden_states": inputs["encoder_hidden_states"][:, :words]}
-        inputs["txt_ids"] = inputs["txt_ids"][:words]
+@pytest.mark.parametrize(
+    ("lengths", "others", "image", "start"),
+    [
+        ((7, 96), 32, None, -96),
+        ((64, 96), 32, None, -96),  # as many words as image tokens: the image has the reference behind it
+        ((7, 64, 32), 32, None, -96),  # joined one by one
+        ((96, 96), 32, None, None),
+        ((64, 64), 0, 1, -64),
+        ((64, 64), 0, 0, 0),
+        ((7, 64), 0, 0, -64),  # what is said to be the image is not as long as it
+    ],
+)
+def test_reference_images_and_what_is_known_tell_more(lengths, others, image, start):
+    assert image_start(lengths, 64, others, image) == start
+
+
+def run(denoiser, inputs, words=None, reference=0):
+    """A forward, with so many words, and so many tokens of a reference image behind those of the image."""
+    if words is not None:
+        text, repeats = inputs["encoder_hidden_states"], -(-words // 7)
+        inputs = inputs | {"encoder_hidden_states": text.repeat(1, repeats, 1)[:, :words]}
+        inputs["txt_ids"] = torch.zeros(words, 3)
+    if reference:
+        latents, ids = inputs["hidden_states"], inputs["img_ids"]
+        beside = ids[:reference] + torch.tensor([1.0, 0.0, 0.0])  # as the pipeline of Flux Kontext marks it
+        inputs = inputs | {"hidden_states": torch.cat([latents, latents[:, :reference]], 1)}
+        inputs["img_ids"] = torch.cat([ids, beside])
     with torch.no_grad():
-        denoiser(**inputs)
+        return denoiser(**inputs)[0]
+
+
+def measured(denoiser, inputs, **how):
+    with capture(denoiser) as captured:
+        run(denoiser, inputs, **how)
+    return captured.frame()[PARTS].reset_index(drop=True)
+
+
+PARTS = ["layer", "head", "rows", "tokens", "entropy", "image_mass", "image_entropy", "text_entropy"]
+
+
+def maps_of(monkeypatch, denoiser, inputs, **how):
+    """The attention maps of a forward, written out."""
+    maps, fused = [], torch.nn.functional.scaled_dot_product_attention
+
+    def attend(query, key, value, *args, **kwargs):
+        maps.append((query.double() @ key.double().mT * query.shape[-1] ** -0.5).softmax(-1))
+        return fused(query, key, value, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
+        run(denoiser, inputs, **how)
+    return maps
+
+
+# Flux puts the text first: its rows and keys are those before the image, the reference's those behind.
+@pytest.mark.parametrize(("words", "reference"), [(7, 0), (7, 8), (32, 0), (32, 8), (24, 8), (40, 8)])
+def test_the_image_is_found_whatever_stands_beside_it(words, reference, monkeypatch):
+    denoiser = FLUX.build()
+    inputs = FLUX.inputs(denoiser, 8, 16)
+    frame = measured(denoiser, inputs, words=words, reference=reference)
+    own = slice(words, words + 32)
+    maps = maps_of(monkeypatch, denoiser, inputs, words=words, reference=reference)
+    rows = torch.stack([attention[:, :, own] for attention in maps])
+    assert (frame["rows"] == 32).all()
+    assert frame["entropy"].to_numpy() == pytest.approx(
+        torch.special.entr(rows).sum(-1).mean(-1).flatten().numpy(), abs=1e-5
+    )
+    assert frame["image_mass"].to_numpy() == pytest.approx(rows[..., own].sum(-1).mean(-1).flatten().numpy(), abs=1e-5)
+
+
+def test_references_and_texts_may_come_and_go():
+    denoiser = FLUX.build()
+    inputs = FLUX.inputs(denoiser, 8, 16)
+    ways = [{"words": words, "reference": reference} for words in (7, 32, 3, 24) for reference in (0, 8)]
+    with capture(denoiser) as captured:
+        outputs = [run(denoiser, inputs, **how) for how in ways]
+    frame = captured.frame()[PARTS]
+    rows = len(frame) // len(ways)
+    for i, (how, output) in enumerate(zip(ways, outputs, strict=True)):
+        assert torch.equal(output, run(denoiser, inputs, **how))
+        assert frame.iloc[i * rows : (i + 1) * rows].reset_index(drop=True).equals(measured(denoiser, inputs, **how))
+
+
+def test_who_cannot_be_told_apart_is_warned_of():
+    class Blended(torch.nn.Linear):
+        """A projection whose result is made twice, as adapters do: its storage tells nothing."""
+
+        def forward(self, x):
+            return super().forward(x) + 0.0
+
+    denoiser = FLUX.build()
+    for module in [m for m in denoiser.modules() if type(m) is torch.nn.Linear]:
+        module.__class__ = Blended
+    inputs = FLUX.inputs(denoiser, 8, 16)
+    with pytest.warns(UserWarning, match="transformer_blocks.0.attn.*max_sequence_length"):
+        frame = measured(denoiser, inputs, words=32)
+    assert (frame["rows"] == 64).all()
+    assert frame["image_mass"].isna().all()
+
+
+class CausalAttention(torch.nn.Module):
+    processor = None
+
+    def forward(self, hidden_states):
+        heads = hidden_states.unflatten(-1, (2, 8)).transpose(1, 2)
+        return torch.nn.functional.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
+
+
+class Causal(torch.nn.Module):
+    """Words first, then an image; each token attends to those before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = CausalAttention()
+
+    def forward(self, sample, text):
+        return self.attention(torch.cat([text, sample.flatten(2).mT], 1))
+
+
+@pytest.mark.parametrize("rows", ["all", 9])
+def test_causal_attention_over_words_and_image(rows):
+    torch.manual_seed(0)
+    sample, text, model = 3 * torch.randn(1, 16, 4, 4), 3 * torch.randn(1, 5, 16), Causal()
+    with capture(model, rows=rows, multipliers=[2.0]) as captured:
+        model(sample, text)
+    tokens = torch.cat([text, sample.flatten(2).mT], 1).unflatten(-1, (2, 8)).transpose(1, 2)
+    every = dense(tokens, tokens, is_causal=True).entropy[:, :, 5:]
+    plain, doubled = captured.records
+    assert plain.split is not None
+    drawn = stratified_rows(16, 9) if rows == 9 else torch.arange(16)
+    assert torch.allclose(plain.means.entropy.double(), every[:, :, drawn].mean(-1), atol=1e-5)
+    stronger = dense(tokens, tokens, is_causal=True, scale=2 * 8**-0.5).entropy[:, :, 5:]
+    assert torch.allclose(doubled.means.entropy.double(), stronger[:, :, drawn].mean(-1), atol=1e-5)
 
 
 def test_a_text_of_another_length_in_the_next_forward():

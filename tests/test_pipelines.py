@@ -1,14 +1,32 @@
 """Loading, sizes and token grids."""
 
+import inspect
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from diffusers import (
+    AutoencoderKLQwenImage,
+    BriaPipeline,
+    BriaTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+    FluxControlPipeline,
+    FluxFillPipeline,
+    FluxKontextPipeline,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PRXPipeline,
+    PRXTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+)
+from families.pipelines import autoencoder as small_autoencoder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entropy_probe.capture import capture
+from entropy_probe.capture import Latents, capture
+from entropy_probe.capture.latents import training_latents
 from entropy_probe.errors import InputError
 from entropy_probe.pipelines import (
     check_size,
@@ -28,6 +46,77 @@ def test_a_saved_folder_is_loaded(tiny_folder, tiny_pipeline):
     assert type(again).__name__ == "StableDiffusionPipeline"
     assert fingerprint(again) == fingerprint(tiny_pipeline)
     assert load(tiny_folder, dtype="bfloat16", device="cpu").unet.dtype == torch.bfloat16
+
+
+def of_default_size(transformer, pipeline, autoencoder=None, **more):
+    """A pipeline whose transformer's settings do not say what it was trained at."""
+    absent = [name for name in inspect.signature(pipeline).parameters if name.startswith(("text_enc", "tokenizer"))]
+    return pipeline(
+        transformer=transformer,
+        vae=autoencoder or small_autoencoder(4),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        **dict.fromkeys(absent),
+        **more,
+    )
+
+
+def flux(channels):
+    return FluxTransformer2DModel(
+        in_channels=channels, out_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+
+
+def bria():
+    transformer = BriaTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, axes_dims_rope=[0, 8, 8],
+    )  # fmt: skip
+    return of_default_size(transformer, BriaPipeline)
+
+
+def prx():
+    transformer = PRXTransformer2DModel(
+        in_channels=4, patch_size=2, hidden_size=32, num_heads=2, depth=1, axes_dim=[8, 8], context_in_dim=32
+    )
+    return of_default_size(transformer, PRXPipeline, default_sample_size=512)
+
+
+def qwen():
+    autoencoder = AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False],
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+    )  # fmt: skip
+    transformer = QwenImageTransformer2DModel(
+        patch_size=2, in_channels=16, out_channels=4, num_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    return of_default_size(transformer, QwenImagePipeline, autoencoder)
+
+
+# Autoencoders here reduce by 4, Qwen's by 2; the defaults are those of the classes: 128 latent pixels, 64 for Bria.
+@pytest.mark.parametrize(
+    ("build", "pixels", "side", "patch"),
+    [
+        (lambda: of_default_size(flux(16), FluxPipeline), 512, 64, 1),
+        (lambda: of_default_size(flux(16), FluxKontextPipeline), 512, 64, 1),
+        (lambda: of_default_size(flux(32), FluxControlPipeline), 512, 64, 1),
+        (lambda: of_default_size(flux(16 + 16 + 256), FluxFillPipeline), 512, 64, 1),
+        (bria, 512, 64, 1),
+        (prx, 512, 128, 2),
+        (qwen, 256, 64, 2),
+    ],
+)
+def test_the_training_size_is_the_default_where_nothing_else_tells(build, pixels, side, patch):
+    pipeline = build()
+    assert training_size(pipeline) == (pixels, pixels)
+    assert training_latents(pipeline.transformer, pipeline) == Latents(side, side, patch)
+
+
+def test_another_autoencoder_tells_its_reduction_too(tiny_pipeline):
+    pipeline = of_default_size(flux(16), FluxPipeline, tiny_pipeline.vae)
+    assert training_latents(pipeline.transformer, pipeline) == Latents(64, 64)
+    assert training_latents(pipeline.transformer) is None
 
 
 def test_other_weights_have_another_fingerprint(tiny_folder, tiny_pipeline):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from entropy_probe.statistics import cpu, dense, flash
@@ -183,3 +183,53 @@ def test_flash_is_the_definition_on_cuda(dtype, peak):
     for mask in (None, torch.rand(2, 1, 1, 257, device="cuda") > 0.3):
         exact, fast = dense(query, key, mask), flash(query, key, mask)
         assert (exact.entropy - fast.entropy).abs().max() <= LIMIT[dtype]
+
+
+@pytest.fixture
+def as_on_cuda(monkeypatch):
+    """The way of a CUDA tensor, on a CPU: Triton's kernel in its interpreter, or torch's attention on the CPU."""
+    pytest.importorskip("triton")
+    from entropy_probe.statistics import triton
+
+    module = sys.modules["entropy_probe.statistics.flash"]
+    if torch.cuda.is_available():
+        pytest.skip("the interpreter is for machines without a GPU; here the tests of the kernel itself run on it")
+    monkeypatch.setattr(module, "_on_cuda", lambda query: True)
+    monkeypatch.setattr(module, "_WITHOUT_TRITON", set())
+    return triton
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(call=calls().filter(lambda call: call[0].dtype != torch.bfloat16))
+def test_on_cuda_it_is_the_definition_too(call, as_on_cuda):
+    query, key, arguments = call
+    found, expected = flash(query, key, **arguments), dense(query, key, **arguments)
+    assert (found.entropy - expected.entropy).abs().max() <= LIMIT[query.dtype]
+    assert torch.equal(found.counted, expected.counted)
+
+
+def test_logits_too_large_for_float32_are_done_in_float64(as_on_cuda):
+    torch.manual_seed(0)
+    query, key = 400 * torch.randn(1, 2, 30, 16), torch.randn(1, 2, 40, 16)
+    assert (flash(query, key).entropy - dense(query, key).entropy).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("mask", [None, torch.arange(40) < 30, (torch.rand(1, 1, 30, 40) > 0.4)])
+def test_without_a_compiler_torch_attends(as_on_cuda, monkeypatch, mask):
+    def broken(*_):
+        tries.append(1)
+        raise RuntimeError("Failed to find C compiler")
+
+    tries = []
+    monkeypatch.setattr(as_on_cuda, "by_triton", broken)
+    torch.manual_seed(0)
+    query, key = torch.randn(1, 2, 30, 16), torch.randn(1, 2, 40, 16)
+    places = torch.rand(30, 2), torch.rand(40, 2)
+    with pytest.warns(UserWarning, match="Failed to find C compiler"):
+        found = flash(query, key, mask, positions=places)
+    again = flash(query, key, mask, positions=places)
+    assert tries == [1]
+    expected = dense(query, key, mask, positions=places)
+    for result in (found, again):
+        assert (result.entropy - expected.entropy).abs().max() <= 1e-5
+        assert torch.allclose(result.attention_distance.double(), expected.attention_distance, atol=2e-4)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entropy_probe.statistics import dense, flash, parts
+from entropy_probe.statistics import dense, parts
 
 
 def taken_apart(query, key, image, mask, scale):
@@ -65,9 +65,21 @@ def test_it_is_what_the_map_says(call):
     for name in ("logit_variance", "log_sum", "logit_mean"):
         ours, expected = vars(found.whole)[name].double(), vars(whole)[name]
         assert torch.allclose(ours[counted], expected[counted], rtol=1e-4, atol=1e-4), name
-    among = flash(query, key[:, :, image], None, scale=scale, positions=places).attention_distance
-    if mask is None:
-        assert torch.equal(found.whole.attention_distance, among)
+    own_mask = None if mask is None else mask.expand(*mask.shape[:-1], key.shape[2])[..., image]
+    among = dense(query, key[:, :, image], own_mask, scale=scale, positions=places)
+    distances = found.whole.attention_distance.double()[among.counted]
+    assert torch.allclose(distances, among.attention_distance[among.counted], atol=2e-4)
+    assert torch.allclose(
+        found.whole.means().attention_distance.double(), among.means().attention_distance, atol=2e-4, equal_nan=True
+    )
+    for part, columns in (
+        (found.image, image),
+        (found.text, [j for j in range(key.shape[2]) if j not in range(image.start, image.stop)]),
+    ):
+        part_mask = None if mask is None else mask.expand(*mask.shape[:-1], key.shape[2])[..., columns]
+        alone = dense(query, key[:, :, columns], part_mask, scale=scale)
+        for name in ("log_sum", "logit_mean"):
+            assert torch.allclose(vars(part)[name].double(), vars(alone)[name], rtol=1e-4, atol=1e-4), name
 
 
 @settings(max_examples=50, deadline=None)
@@ -87,3 +99,34 @@ def test_keys_that_are_all_alike_share_by_their_number():
     assert means.image_mass.item() == pytest.approx(0.75)
     assert means.image_entropy.item() == pytest.approx(math.log(30), abs=1e-5)
     assert means.text_entropy.item() == pytest.approx(math.log(10), abs=1e-5)
+
+
+@pytest.mark.parametrize("shift", [0.0, 30.0, 100.0])
+def test_what_keys_have_in_common_takes_no_digits(shift):
+    torch.manual_seed(0)
+    query, key = torch.randn(1, 2, 50, 16) + 1.0, torch.randn(1, 2, 60, 16) + shift
+    found = parts(query, key, slice(10, 60))
+    exact = dense(query, key)
+    assert (exact.logit_mean.abs().max() > 500) == (shift == 100.0)
+    # The keys themselves are rounded where they are large: the definition is asked about the same ones.
+    assert (found.whole.entropy - exact.entropy).abs().max() <= 1e-5
+    mass = (query.double() @ key.double().mT / 4).softmax(-1)[..., 10:].sum(-1)
+    assert (found.image_mass - mass).abs().max() <= 1e-5
+
+
+def test_a_small_share_keeps_its_digits():
+    torch.manual_seed(0)
+    query, key = torch.randn(1, 1, 20, 4), torch.randn(1, 1, 12, 4)
+    query[..., 0], key[:, :, :4, 0], key[:, :, 4:, 0] = 4.0, -15.0, 15.0  # e^-60 of the mass is on the first four
+    found = parts(query, key, slice(4, 12))
+    attention = (query.double() @ key.double().mT / 2).softmax(-1)[..., :4]
+    mass = attention.sum(-1, keepdim=True)
+    within = torch.special.entr(attention / mass).sum(-1, keepdim=True)
+    assert found.text_mass.flatten().tolist() == pytest.approx(mass.flatten().tolist(), rel=1e-4)
+    assert found.means().text_entropy.item() == pytest.approx(((mass * within).sum() / mass.sum()).item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("image", [slice(0, 12), slice(4, 4)])
+def test_there_must_be_two_parts(image):
+    with pytest.raises(ValueError, match="12 keys leaves nothing to take apart"):
+        parts(torch.randn(1, 1, 20, 4), torch.randn(1, 1, 12, 4), image)

@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("triton")
 
 from entropy_probe.statistics import dense
-from entropy_probe.statistics.triton import by_triton
+from entropy_probe.statistics.triton import CONFIGS, by_triton, fitting
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # conftest.py has the interpreter take its place
 
@@ -62,6 +62,26 @@ def test_masks_of_every_shape(shape, additive):
     check(torch.randn(2, 4, 30, 16), torch.randn(2, 4, 150, 16), mask)
 
 
+def test_a_mask_that_moves_the_mean():
+    torch.manual_seed(0)
+    mask = torch.where(torch.rand(1, 1, 30, 150) > 0.4, 1_000.0, -torch.inf) + torch.rand(1, 1, 30, 150)
+    check(torch.randn(2, 4, 30, 16), torch.randn(2, 4, 150, 16), mask, tolerance=2e-4)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float16, torch.float32), (torch.float32, torch.float16)])
+def test_query_and_key_of_two_dtypes(dtypes):
+    torch.manual_seed(0)
+    check(torch.randn(1, 2, 20, 16).to(dtypes[0]), torch.randn(1, 2, 30, 16).to(dtypes[1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("depth", [16, 64, 128, 256])
+def test_what_is_too_large_for_a_gpu_is_not_compiled(dtype, depth):
+    chosen = fitting(CONFIGS, {"query": torch.empty(0, dtype=dtype)}, DEPTH=depth)
+    assert chosen
+    assert (len(chosen) == len(CONFIGS)) == (depth * dtype.itemsize <= 256)
+
+
 def test_causal_grouped_and_strided():
     torch.manual_seed(0)
     query = torch.randn(2, 33, 4, 24).transpose(1, 2)
@@ -86,13 +106,14 @@ def test_closed_forms():
 
 
 COMPILE = """
-import itertools, sys
+import sys
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from entropy_probe.statistics.triton import CONFIGS, _rows
+from entropy_probe.statistics.triton import CONFIGS, _rows, fitting
 
-kernel, fitting = _rows.fn, 0
+kernel = _rows.fn
 tensors = "query key middle mask here there entropy variance log_sum logit_mean distance counted".split()
 for dtype, depth, kind, causal, places in [
     ("bf16", 64, 0, False, True), ("fp32", 64, 0, True, False),
@@ -100,13 +121,17 @@ for dtype, depth, kind, causal, places in [
 ]:
     types = {name: "*fp32" for name in tensors} | {"query": f"*{dtype}", "key": f"*{dtype}", "counted": "*i8"}
     types["mask"] = "*fp32" if kind == 2 else "*i8"
-    fixed = dict(WIDTH=depth, DEPTH=depth, MASK=kind, CAUSAL=causal, PLACES=places, **CONFIGS[0].kwargs)
+    query = torch.empty(0, dtype={"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype])
+    config = max(fitting(CONFIGS, {"query": query}, DEPTH=depth), key=lambda c: c.num_stages * c.kwargs["KEYS"])
+    fixed = dict(WIDTH=depth, DEPTH=depth, CENTRED=dtype == "fp32", MASK=kind, CAUSAL=causal, PLACES=places)
+    fixed |= config.kwargs
     signature = {
         name: "constexpr" if name in fixed else types.get(name, "fp32" if name in ("scale", "barred") else "i32")
         for name in kernel.arg_names
     }
     source = ASTSource(kernel, signature, fixed)
-    made = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options={"num_warps": 4})
+    options = dict(num_warps=config.num_warps, num_stages=config.num_stages)
+    made = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options=options)
     assert "mma" in made.asm["ptx"] or dtype == "fp32"
     assert len(made.asm["cubin"]) > 1000
     print(dtype, depth, kind, made.metadata.shared)
@@ -123,3 +148,4 @@ def test_it_compiles_for_gpus_that_are_not_here(capability):
     assert done.returncode == 0, done.stderr
     shared = [int(line.split()[-1]) for line in done.stdout.splitlines()]
     assert len(shared) == 4
+    assert max(shared) <= {80: 163, 90: 227}[capability] * 1024  # what a block may have there

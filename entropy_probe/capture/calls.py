@@ -156,6 +156,7 @@ class AttentionHooks:
     Attributes:
         ran: names of the modules that have run.
         seen: names of the modules that have made an attention call.
+        untold: names of the joint attentions of which the model has not told where the image stands.
 
     Raises:
         CaptureError: for a compiled model: its graphs hold no calls that could be seen.
@@ -166,6 +167,7 @@ class AttentionHooks:
         _refuse_compiled(denoiser)
         self.ran: set[str] = set()
         self.seen: set[str] = set()
+        self.untold: set[str] = set()
         self._on_call = on_call
         self._after_scaling = after_scaling
         self._attention = frozenset(attention_layers(denoiser))
@@ -182,8 +184,8 @@ class AttentionHooks:
         self._forward = Forward(-1, None, None, None, None, None)
         self._stray = False
         self._known_sizes: set[Latents | None] = set()
-        self._joins: dict[int, tuple[int, ...]] = {}
-        self._image_starts: dict[tuple[str, Latents], int] = {}
+        self._joins: dict[int, _Join] = {}
+        self._image_starts: dict[tuple[str, Latents | None], int | None] = {}
         # The mode that is entered first is asked last: a prepended hook sees what all others have made of a call.
         self._handles: list[RemovableHandle] = [
             denoiser.register_forward_pre_hook(self._begin, prepend=after_scaling, with_kwargs=True),
@@ -245,8 +247,8 @@ class AttentionHooks:
         while self._other_handles:
             self._other_handles.pop().remove()
 
-    def _enter_mode(self, intercept: Callable[..., Tensor]) -> None:
-        mode = _CallMode(intercept, self._joins)
+    def _enter_mode(self, intercept: Callable[..., Tensor], image: Tensor | None = None) -> None:
+        mode = _CallMode(intercept, self._joins, image)
         mode.__enter__()  # type: ignore[no-untyped-call]
         self._modes.append(mode)
 
@@ -265,7 +267,8 @@ class AttentionHooks:
         self._stack.append(_Running(name, is_attention, opens, args, kwargs))
         self.ran.add(name)
         if opens:
-            self._enter_mode(self._intercept)
+            told = (name, self._forward.latents) in self._image_starts
+            self._enter_mode(self._intercept, None if told else _beside_context(args, kwargs))
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._stack and self._stack.pop().opens_mode and self._modes:
@@ -325,16 +328,20 @@ class AttentionHooks:
     def _image_keys(self, layer: str, its_role: Role, keys: int) -> slice | None:
         """Where the image tokens stand in a joint attention: the model has told by what it joined to that length."""
         latents = self._forward.latents
+        start = self._image_starts.setdefault((layer, latents), None)
         if its_role.kind != "joint" or its_role.grid is None or latents is None:
             return None
         tokens = its_role.grid.tokens * _frames(its_role, latents)
-        start = self._image_starts.get((layer, latents))
-        if start is None:
-            start = image_start(self._joins.get(keys, ()), tokens)
-            if start is None:
-                return None
-            self._image_starts[layer, latents] = start  # it holds for a text of another length too
-        first = start if start >= 0 else keys + start
+        if keys in self._joins:
+            lengths, image = self._joins[keys]
+            found = image_start(lengths, tokens, latents.others, image)
+            start = start if found is None else found
+        # From the end, it holds for a text of another length in a forward that does not tell.
+        self._image_starts[layer, latents] = start
+        first = -1 if start is None else start if start >= 0 else keys + start
+        if not 0 <= first <= keys - tokens:
+            self.untold.add(layer)
+            return None
         return slice(first, first + tokens)
 
 
@@ -348,19 +355,58 @@ class _Running(NamedTuple):
     kwargs: dict[str, Any]
 
 
+class _Join(NamedTuple):
+    """Lengths of the parts that were joined, and which of them is the image, where equal lengths leave that open."""
+
+    lengths: tuple[int, ...]
+    image: int | None
+
+
 class _CallMode(TorchFunctionMode):
-    def __init__(self, intercept: Callable[..., Tensor], joins: dict[int, tuple[int, ...]]) -> None:
+    """Puts `intercept` in the place of torch's attention, and notes what is joined to which length.
+
+    Of parts equally long, that which comes from `image`, directly or by one projection, is the image.
+    """
+
+    def __init__(self, intercept: Callable[..., Tensor], joins: dict[int, _Join], image: Tensor | None) -> None:
         super().__init__()
         self._intercept = intercept
         self._joins = joins
+        self._image = image
+        self._projections: list[Tensor] = []  # kept alive, so that nothing else comes to lie in their storage
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
             func = self._intercept
-        elif func is torch.cat:
-            lengths = _joined(*args, **(kwargs or {}))
-            self._joins[sum(lengths)] = lengths
-        return func(*args, **kwargs) if kwargs else func(*args)
+        result = func(*args, **kwargs) if kwargs else func(*args)
+        if func in _JOINING:
+            self._note(*args, **(kwargs or {}))
+        elif func is F.linear and self._image is not None and args[0] is self._image:
+            self._projections.append(result)
+        return result
+
+    def _note(self, tensors: Sequence[Tensor], dim: int = 0, *, axis: int | None = None, **_: Any) -> None:
+        along = dim if axis is None else axis
+        first = tensors[0]
+        if along in (-1, first.ndim - 1):  # features, not tokens
+            return
+        lengths = tuple(0 if tensor.shape == (0,) else tensor.shape[along] for tensor in tensors)
+        image = None
+        if self._image is not None and len(set(lengths)) < len(lengths):
+            own = [i for i, tensor in enumerate(tensors) if self._is_image(tensor)]
+            image = own[0] if len(own) == 1 else None
+        known = self._joins.get(sum(lengths))
+        if image is not None or known is None or known.lengths != lengths:
+            self._joins[sum(lengths)] = _Join(lengths, image)
+
+    def _is_image(self, part: Tensor) -> bool:
+        if self._image is not None and part.data_ptr() == self._image.data_ptr():
+            return True
+        storage = part.untyped_storage().data_ptr()
+        return any(storage == projection.untyped_storage().data_ptr() for projection in self._projections)
+
+
+_JOINING = frozenset((torch.cat, torch.concat, torch.concatenate))
 
 
 def _frames(its_role: Role, latents: Latents | None) -> int:
@@ -368,30 +414,32 @@ def _frames(its_role: Role, latents: Latents | None) -> int:
     return latents.frames if latents and its_role.axes == "spatio-temporal" else 1
 
 
-def _joined(tensors: Sequence[Tensor], dim: int = 0, *, axis: int | None = None, **_: Any) -> tuple[int, ...]:
-    """Lengths of what `torch.cat` joins; it takes an empty vector among any tensors."""
-    along = dim if axis is None else axis
-    return tuple(0 if tensor.shape == (0,) else tensor.shape[along] for tensor in tensors)
-
-
-def image_start(lengths: Sequence[int], tokens: int) -> int | None:
+def image_start(lengths: Sequence[int], tokens: int, others: int = 0, image: int | None = None) -> int | None:
     """Where the image tokens begin among the keys of a joint attention: from the start, or, negative, from the end.
 
-    Of the parts that were joined, the image is the one of its length; else the one that alone is long enough, at its
-    beginning: images are padded, or followed by others, behind.
+    Of the parts that were joined, the image is the one of its length, with the other images behind it or alone; else
+    the one that alone is long enough, at its beginning: images are padded behind.
 
     Args:
         lengths: of the parts whose concatenation the keys are.
         tokens: how many image tokens there are.
+        others: how many tokens of other images follow them.
+        image: which part is the image, where that is known.
 
     Returns:
         None where the lengths do not tell.
     """
-    exact = [i for i, length in enumerate(lengths) if length == tokens]
-    ample = exact or [i for i, length in enumerate(lengths) if length > tokens]
-    if len(ample) != 1 or len(lengths) < 2:
+    for length in (tokens + others, tokens):
+        fitting = [i for i, part in enumerate(lengths) if part == length]
+        if image in fitting:
+            fitting = [image]
+        if fitting:
+            break
+    else:
+        fitting = [i for i, part in enumerate(lengths) if part > tokens + others]
+    if len(fitting) != 1 or len(lengths) < 2:
         return None
-    return -sum(lengths[ample[0] :]) if ample[0] else 0
+    return -sum(lengths[fitting[0] :]) if fitting[0] else 0
 
 
 _TIMESTEPS = ("timestep", "timesteps", "timestep_ratio", "t")
@@ -424,6 +472,12 @@ def attention_layers(denoiser: nn.Module) -> list[str]:
         if isinstance(module, nn.MultiheadAttention)
         or (hasattr(module, "processor") and "Attention" in type(module).__name__)
     ]
+
+
+def _beside_context(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """What an attention layer attends from, where it was given a text beside it."""
+    own = kwargs.get("hidden_states", args[0] if args else None)
+    return own if isinstance(own, Tensor) and _context(args, kwargs) is not None else None
 
 
 def _context(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:

@@ -19,12 +19,14 @@ class Latents:
         width: as `height`.
         patch: latent pixels that one token of the finest grid stands for, along each side.
         frames: frames of tokens; 1 for images.
+        others: tokens of other images that follow those of this one, as the references of an edit do.
     """
 
     height: int
     width: int
     patch: int = 1
     frames: int = 1
+    others: int = 0
 
 
 def find_latents(denoiser: nn.Module, arguments: Mapping[str, Any]) -> Latents | None:
@@ -43,14 +45,13 @@ def find_latents(denoiser: nn.Module, arguments: Mapping[str, Any]) -> Latents |
             before = shape[-4:-2]
             frames = before[0] if len(shape) == 5 and before[1] == getattr(config, "in_channels", None) else before[1]
             return Latents(shape[-2], shape[-1], patch, frames // patch_frames or 1)
-    if "img_shapes" in arguments:  # one triple an item, or a list of them
+    if "img_shapes" in arguments:  # one triple an item, or a list of them: the image, then its references
         first = arguments["img_shapes"][0]
-        frames, height, width = first[0] if isinstance(first[0], Sequence) else first
-        return Latents(height, width, 1, frames)
+        shapes = first if isinstance(first[0], Sequence) else [first]
+        frames, height, width = shapes[0]
+        return Latents(height, width, 1, frames, sum(map(math.prod, shapes[1:])))
     if isinstance(arguments.get("img_ids"), Tensor):
-        ids = arguments["img_ids"].reshape(-1, arguments["img_ids"].shape[-1])
-        rows, columns = (ids.amax(0) - ids.amin(0) + 1).tolist()[1:3]
-        return Latents(int(rows), int(columns))
+        return _of_ids(arguments["img_ids"])
     sides = arguments.get("height"), arguments.get("width")
     if isinstance(sides[0], int) and isinstance(sides[1], int):
         return Latents(sides[0], sides[1], patch, int(arguments.get("num_frames") or 1))
@@ -64,19 +65,47 @@ def training_latents(denoiser: nn.Module, pipeline: Any = None) -> Latents | Non
         getattr(config, "sample_height", None),
         getattr(config, "sample_width", None),
     )
-    if size == (None, None) and isinstance(default := getattr(pipeline, "default_sample_size", None), int):
-        size = default // _packing(config, getattr(getattr(pipeline, "vae", None), "config", None))
-    height, width = (size, size) if isinstance(size, int) else (size[-2], size[-1])
+    if size == (None, None):
+        size = _default_side(config, pipeline)
+    height, width = (size, size) if size is None or isinstance(size, int) else (size[-2], size[-1])
     if height is None or width is None:
         return None
     return Latents(int(height), int(width), _patch(config)[0])
 
 
+def default_pixels(pipeline: Any) -> int | None:
+    """Side of the image that a pipeline draws when no size is asked of it; None where it keeps that to itself."""
+    in_pixels = getattr(getattr(pipeline, "config", None), "default_sample_size", None)  # PRX, among its settings
+    if isinstance(in_pixels, int):
+        return in_pixels
+    default = getattr(pipeline, "default_sample_size", None)
+    return default * int(getattr(pipeline, "vae_scale_factor", 1)) if isinstance(default, int) else None
+
+
+def _of_ids(ids: Tensor) -> Latents:
+    """From the places of packed tokens, (image or frame, row, column, ...): references have another first number."""
+    places = ids if ids.ndim == 2 else ids[0]
+    own = places[places[:, 0] == places[0, 0]]
+    rows, columns = (own.amax(0) - own.amin(0) + 1).tolist()[1:3]
+    return Latents(int(rows), int(columns), others=len(places) - len(own))
+
+
+def _default_side(config: Any, pipeline: Any) -> int | None:
+    """Tokens, or latent pixels, along a side of the image that a pipeline draws by default; None where untold."""
+    pixels = default_pixels(pipeline)
+    if pixels is None or not hasattr(pipeline, "vae"):  # a model of pixels
+        return pixels
+    levels = getattr(getattr(pipeline.vae, "config", None), "block_out_channels", None)
+    # What pipelines call their scale factor may count the packing too.
+    reduction = getattr(pipeline.vae, "spatial_compression_ratio", None) or (levels and 2 ** (len(levels) - 1))
+    return pixels // (reduction * _packing(config, pipeline.vae.config)) if reduction else None
+
+
 def _packing(config: Any, autoencoder: Any) -> int:
-    """Latent pixels along a side of the token that the pipeline makes of them, as Flux does: by their channels."""
+    """Latent pixels along a side of the token that a pipeline makes of them, as Flux does: their channels tell."""
     packed = getattr(config, "in_channels", None)
     channels = getattr(autoencoder, "latent_channels", None) or getattr(autoencoder, "z_dim", None)
-    return math.isqrt(packed // channels) if packed and channels and packed > channels else 1
+    return 2 if packed and channels and packed >= 4 * channels else 1
 
 
 def _patch(config: Any) -> tuple[int, int]:

@@ -106,6 +106,14 @@ def capture(
 
     with attention_calls(model, measure, after_scaling=True) as hooks:
         yield captured
+    untold = [n for n in names if n in hooks.untold and (measured is None or n in measured)]
+    if untold:
+        warnings.warn(
+            f"where the image stands in the joint attention of {_shown(untold)} could not be told at every size: its "
+            "rows are those of all tokens there, and image_mass is empty. As many words as image tokens are one "
+            "cause: another max_sequence_length, or size, keeps them apart",
+            stacklevel=3,
+        )
     unseen = [n for n in names if n in hooks.ran and n not in hooks.seen and (measured is None or n in measured)]
     if unseen:
         _report_unseen(unseen, missing)
@@ -134,13 +142,13 @@ def _statistics(
     if distance and call.positions is not None:
         everywhere = call.positions.to(query.device)
         places = (everywhere if index is None else everywhere[index - call.image_queries.start], everywhere)
-    if index is not None:
-        query = query.index_select(2, index)
-        if is_causal:
-            mask, is_causal = torch.arange(call.key.shape[2], device=query.device) <= index[:, None], False
-        elif mask is not None and mask.ndim > 1 and mask.shape[-2] > 1:
-            mask = mask.index_select(-2, index)
-    if call.image is None or is_causal or multiplier != 1.0:
+    if is_causal and (index is not None or call.image is not None):
+        rows = torch.arange(query.shape[2], device=query.device) if index is None else index
+        mask, is_causal = torch.arange(call.key.shape[2], device=query.device) <= rows[:, None], False
+    elif index is not None and mask is not None and mask.ndim > 1 and mask.shape[-2] > 1:
+        mask = mask.index_select(-2, index)
+    query = query if index is None else query.index_select(2, index)
+    if call.image is None or multiplier != 1.0:
         return flash(query, call.key, mask, is_causal, scale, call.enable_gqa, places), None
     found = parts(query, call.key, call.image, mask, scale, call.enable_gqa, places)
     return found.whole, found.means()
@@ -188,11 +196,14 @@ def _schedule(model: Any) -> object:
     return getattr(getattr(model, "scheduler", None), "timesteps", None)
 
 
+def _shown(layers: Sequence[str]) -> str:
+    return ", ".join(layers[:4]) + (f" and {len(layers) - 4} more" if len(layers) > 4 else "")
+
+
 def _report_unseen(unseen: list[str], missing: Literal["error", "warn"]) -> None:
-    shown = ", ".join(unseen[:4]) + (f" and {len(unseen) - 4} more" if len(unseen) > 4 else "")
     message = (
-        f"these attention layers ran, but made no call of torch's scaled_dot_product_attention: {shown}. Choose the "
-        "native attention backend (`pipe.unet.set_attn_processor(AttnProcessor2_0())`, or "
+        f"these attention layers ran, but made no call of torch's scaled_dot_product_attention: {_shown(unseen)}. "
+        "Choose the native attention backend (`pipe.unet.set_attn_processor(AttnProcessor2_0())`, or "
         "`set_attention_backend('native')` on a transformer). A linear attention has no softmax and no entropy: leave "
         "it out with layers=[...], or pass missing='warn'."
     )

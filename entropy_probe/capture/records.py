@@ -67,6 +67,9 @@ class _Moment:
     text: int | None
 
 
+Branch = Literal["cond", "uncond"]
+"""What is computed for the prompt, and for its absence."""
+
 _Branch = Literal["cond", "uncond", "uncond, cond", "cond, uncond"]
 """What a forward computes, in the order of its batch."""
 
@@ -206,20 +209,50 @@ class Captured(Viewed):
             {"entropy": by_layer.mean(), "entropy_se": by_layer.sem(), "images": by_layer.size()}
         ).reset_index()
 
+    def items(self, forward: int, batch: int, branch: Branch) -> slice:
+        """Which items of a batch are of a branch of the guidance; none, where that forward does not compute it.
+
+        Args:
+            forward: number of the forward.
+            batch: items in its batch.
+            branch: `cond` or `uncond`.
+        """
+        parts = self._branches()[forward].split(", ")
+        own = parts.index(branch) if branch in parts else len(parts)
+        part = max(1, batch // len(parts))
+        return slice(own * part, (own + 1) * part)
+
     def entropy_map(
-        self, layer: str, step: int, sampling: int = 0
+        self, layer: str, step: int, sampling: int = 0, branch: Branch | None = None
     ) -> Float[Tensor, "batch heads grid_height grid_width"]:
         """Entropy of every token of a kept layer, laid out on the image, nats.
+
+        Args:
+            layer: its name.
+            step: of the sampling.
+            sampling: which run of the pipeline.
+            branch: of the guidance; the whole batch of the step's first forward if none.
 
         Raises:
             InputError: if the rows of that layer and step were not kept (`capture(keep=..., keep_steps=...)`).
         """
-        for record in self.records:
-            moment, grid, values = self._moments[record.forward.number], record.grid, record.entropy_rows
-            here = (record.layer, moment.step, moment.sampling) == (layer, step, sampling)
-            if here and values is not None and grid is not None:
-                return values.reshape(*values.shape[:-1], grid.height, grid.width)
-        raise InputError(f"no rows of layer {layer!r} at step {step} were kept: capture with keep=[{layer!r}]")
+        there = [r for r in self.records if r.layer == layer and r.multiplier == 1.0]
+        for record in there:
+            moment, grid, rows = self._moments[record.forward.number], record.grid, record.entropy_rows
+            if rows is None or grid is None or (moment.step, moment.sampling) != (step, sampling):
+                continue
+            own = rows if branch is None else rows[self.items(record.forward.number, len(rows), branch)]
+            if len(own):
+                return own.reshape(*own.shape[:-1], grid.height, grid.width)
+        if there and all(record.entropy_rows is None for record in there):
+            why = (
+                f"capture with keep=[{layer!r}]; only self-attention over an image has a map, and joint attention of "
+                "which the model tells where the image stands"
+            )
+        else:
+            steps = sorted({self._moments[r.forward.number].step for r in there if r.entropy_rows is not None})
+            why = f"kept are its steps {', '.join(map(str, steps))}" if steps else "no such layer was measured"
+        raise InputError(f"no rows of layer {layer!r} at step {step} were kept: {why}")
 
 
 def visual(frame: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from entropy_probe.capture import AttentionCall, TokenGrid, attention_calls, find_denoiser
+from entropy_probe.capture import AttentionCall, TokenGrid, attention_calls, default_pixels, find_denoiser
 from entropy_probe.errors import InputError
 
 Size = tuple[int, int]
@@ -40,14 +40,14 @@ def pixels_per_latent(pipeline: Any) -> int:
 
 
 def training_size(pipeline: Any) -> Size:
-    """Height and width, in pixels, that the model was trained at, from the denoiser's `sample_size`.
+    """Height and width, in pixels, that the model was trained at: the denoiser's `sample_size`, or the default size.
 
     Raises:
         InputError: if the configuration does not say.
     """
-    size = getattr(find_denoiser(pipeline).config, "sample_size", None) or getattr(
-        pipeline, "default_sample_size", None
-    )
+    size = getattr(find_denoiser(pipeline).config, "sample_size", None)
+    if size is None and (pixels := default_pixels(pipeline)):
+        return pixels, pixels
     if size is None:
         raise InputError(
             f"the configuration of {type(pipeline).__name__} does not tell its training size (sample_size)"

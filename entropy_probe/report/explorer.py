@@ -91,11 +91,12 @@ def look(sweep: Sweep, prompt: str, size: Size, layer: str, step: int) -> Look:
             steps=sweep.manifest.steps,
             guidance_scale=sweep.manifest.guidance_scale,
         )[0]
-    call = calls[0] if calls else None
+    of_prompt = ((c, captured.items(c.forward.number, len(c.query), "cond").start) for c in calls)
+    call, item = next(((c, start) for c, start in of_prompt if start < len(c.query)), (None, 0))
     if call is None or call.mask is not None or call.enable_gqa or call.grid is None:
         raise InputError(f"layer {layer!r} has no plain attention over the image at step {step}: choose another")
-    entropy = captured.entropy_map(layer, step)[-1]
-    return Look(image, call.grid, entropy, call.query[-1].cpu(), call.key[-1].cpu(), call.scale)
+    entropy = captured.entropy_map(layer, step, branch="cond")[0]
+    return Look(image, call.grid, entropy, call.query[item].cpu(), call.key[item].cpu(), call.scale)
 
 
 def draw_look(shown: Look, curves: pd.DataFrame, choice: Choice) -> Figure:

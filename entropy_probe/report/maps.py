@@ -58,5 +58,5 @@ def _map(sweep: Sweep, size: Size, law: ScalingLaw, layer: str, step: int) -> En
             steps=sweep.manifest.steps,
             guidance_scale=sweep.manifest.guidance_scale,
         )[0]
-    values = captured.entropy_map(layer, step)[-1].mean(0).numpy()
+    values = captured.entropy_map(layer, step, branch="cond")[0].mean(0).numpy()
     return EntropyMap(image, values, size, layer, step, law.name)

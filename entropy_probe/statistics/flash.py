@@ -5,19 +5,21 @@ With s_ij = scale * <q_i, k_j> and A = softmax(s),
     H_i = logsumexp_j(s_ij) - sum_j A_ij s_ij
 
 Kernels of our own, on a CPU (`cpu`) and on CUDA (`triton`), take the sums of 2^s and s 2^s as they make the logits: one
-matrix product, no map. On CUDA without Triton the second term is itself an attention with the keys as values,
-scale * <q_i, sum_j A_ij k_j>, so one fused attention call gives both. A bias m_j on the keys rides along as one more
-coordinate (1/scale on the query, m_j on the key), and the positions of the keys as more values. Elsewhere, in float64,
-and on a CPU for masks that differ between queries, blocks of rows small enough to stay in cache are written out.
+matrix product, no map. On CUDA where Triton cannot be used, the second term is itself an attention with the keys as
+values, scale * <q_i, sum_j A_ij k_j>, so one fused attention call gives both. A bias m_j on the keys rides along as one
+more coordinate (1/scale on the query, m_j on the key), and the positions of the keys as more values. Elsewhere, in
+float64, and on a CPU for masks that differ between queries, blocks of rows small enough to stay in cache are written
+out.
 Centring the keys shifts every logit of a row alike, which changes no statistic, and makes their mean 0, so that small
-logits need no row maximum.
+logits need no row maximum; keys in half precision stay as they are on CUDA, for the tensor cores, and their logits are
+centred instead.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -39,8 +41,8 @@ LARGE_DIFFERENCE = 16.0
 BLOCK_LOGITS = 2**20
 """Logits held at once where no fused kernel serves: 4 MiB in float32, so that a block and its weights stay in cache."""
 
-TRITON = importlib.util.find_spec("triton") is not None
-"""Whether there is a compiler for the CUDA kernel: torch brings it along on Linux."""
+_WITHOUT_TRITON: set[torch.device] = set()
+"""Devices on which the kernel could not be made: trying again at every call would cost seconds each time."""
 
 BIT = math.log(2)
 """Nats in a bit. Blocks hold their logits in bits: torch's exp2 takes a third of the time of its exp on a CPU."""
@@ -67,13 +69,11 @@ def flash(
     if is_causal and mask is not None:
         raise ValueError("give a mask or is_causal, not both: scaled_dot_product_attention takes one of them")
     dtype = torch.promote_types(query.dtype, torch.float32)
-    on_cuda = query.device.type == "cuda"
-    if on_cuda and TRITON and dtype == torch.float32 and query.numel() and key.numel():
-        from entropy_probe.statistics.triton import by_triton
-
-        result = by_triton(query, key, mask, is_causal, scale, positions)
-        if _largest(result) <= (LARGE_LOGIT if query.dtype == dtype else LARGE_HALF_LOGIT):
-            return result
+    on_cuda = _on_cuda(query)
+    if on_cuda and dtype == torch.float32 and query.numel() and key.numel():
+        by_triton = _triton(query, key, mask, is_causal, scale, positions)
+        if by_triton is not None and _is_exact(by_triton, torch.promote_types(query.dtype, key.dtype)):
+            return by_triton
     if enable_gqa:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     precise = precise_dtype(query.device)
@@ -86,7 +86,7 @@ def flash(
     elif not on_cuda:
         result, largest = _by_blocks(query.to(dtype), key.to(dtype), mask, is_causal, scale, positions)
         exact = dtype == precise or largest <= LARGE_LOGIT
-    elif shared and not TRITON:
+    elif shared and query.device in _WITHOUT_TRITON:
         result, largest = _fused(query.to(dtype), key.to(dtype), mask, scale, positions)
         exact = dtype == precise or largest <= LARGE_DIFFERENCE
     else:
@@ -96,10 +96,45 @@ def flash(
     return _by_blocks(query.to(precise), key.to(precise), mask, is_causal, scale, positions)[0]
 
 
-def _largest(statistics: RowStatistics) -> float:
-    """The largest size of a row's logits, nats: a measure of the digits that rounding has taken; NaN where there is."""
-    sizes = torch.maximum(statistics.log_sum.abs(), statistics.logit_mean.abs())
-    return sizes.masked_fill(~statistics.counted, 0.0).max().item()
+def _on_cuda(query: Tensor) -> bool:
+    return query.device.type == "cuda"
+
+
+def _triton(
+    query: Float[Tensor, "batch heads queries width"],
+    key: Float[Tensor, "batch kv_heads keys width"],
+    mask: Shaped[Tensor, "*#mask"] | None,
+    is_causal: bool,
+    scale: float,
+    positions: tuple[Float[Tensor, "queries 2"], Float[Tensor, "keys 2"]] | None,
+) -> RowStatistics | None:
+    """By the kernel for CUDA; None where it cannot be had."""
+    if query.device in _WITHOUT_TRITON:
+        return None
+    try:
+        from entropy_probe.statistics.triton import by_triton
+
+        return by_triton(query, key, mask, is_causal, scale, positions)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # Triton's own are many: no C compiler, a driver or GPU too old, no room
+        _WITHOUT_TRITON.add(query.device)
+        warnings.warn(
+            f"Triton cannot make the fused kernel on {query.device} ({type(error).__name__}: {error}): the entropy is "
+            "taken from torch's own attention, exact too, at twice the cost. Triton needs a C compiler and a GPU of "
+            "compute capability 8.0",
+            stacklevel=3,
+        )
+        return None
+
+
+def _is_exact(statistics: RowStatistics, dtype: torch.dtype) -> bool:
+    """Whether the logits of the Triton kernel were small enough for their rounding to leave H; not where NaN is."""
+    if dtype == torch.float32:  # its keys are centred
+        sizes, limit = statistics.log_sum - statistics.logit_mean, LARGE_LOGIT
+    else:
+        sizes, limit = torch.maximum(statistics.log_sum.abs(), statistics.logit_mean.abs()), LARGE_HALF_LOGIT
+    return bool(sizes.masked_fill(~statistics.counted, 0.0).max() <= limit)
 
 
 def _fused(

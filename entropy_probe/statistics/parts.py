@@ -5,19 +5,20 @@ Of one row, with m the mass on the image keys and h(m) = -m ln m - (1 - m) ln(1 
     H = h(m) + m H_image + (1 - m) H_text
 
 The masses follow from the log-sum-exps of the two parts, so that each part is one call of `flash`, and the whole is
-put together from them: no more work than measuring it at once, and no map.
+put together from them: no more work than measuring it at once, and no map. "Text" is whatever is no image token: with
+the words their padding, unless a mask bars it, registers, and the tokens of reference images.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from entropy_probe.statistics.flash import flash
-from entropy_probe.statistics.rows import BARRED, RowStatistics
+from entropy_probe.statistics.rows import BARRED, RowStatistics, default_scale
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class PartMeans:
         image_mass: share of the attention that goes to image keys.
         mass_entropy: entropy of the choice between image and text, nats.
         image_entropy: entropy among the image keys, nats, rows weighed by their image mass.
-        text_entropy: entropy among the other keys, nats, rows weighed by the mass there.
+        text_entropy: entropy among all other keys, nats, rows weighed by the mass there.
 
     So weighed, the chain rule holds for the means too: the mean of H is
     mass_entropy + image_mass * image_entropy + (1 - image_mass) * text_entropy.
@@ -49,18 +50,18 @@ class Parts:
         image: over the image keys.
         text: over all others.
         image_mass: share of each row that goes to image keys; 0 for rows that are not counted.
+        text_mass: share that goes to all others, to its own last digit where it is small; 0 likewise.
     """
 
     whole: RowStatistics
     image: RowStatistics
     text: RowStatistics
     image_mass: Float[Tensor, "batch heads queries"]
+    text_mass: Float[Tensor, "batch heads queries"]
 
     def means(self) -> PartMeans:
         """Means over the counted rows."""
-        counted, count = self.whole.counted, self.whole.counted.sum(-1)
-        image = self.image_mass
-        text = torch.where(counted, 1 - image, 0.0)
+        count, image, text = self.whole.counted.sum(-1), self.image_mass, self.text_mass
         return PartMeans(
             image_mass=image.sum(-1) / count,
             mass_entropy=(torch.special.entr(image) + torch.special.entr(text)).sum(-1) / count,
@@ -88,7 +89,17 @@ def parts(
         scale: as `flash` takes it.
         enable_gqa: as `flash` takes it.
         positions: places of the queries and of the image keys, for the attention distance among these.
+
+    Raises:
+        ValueError: where all keys are image tokens, or none.
     """
+    if not 0 < image.stop - image.start < key.shape[2]:
+        raise ValueError(f"{image} of {key.shape[2]} keys leaves nothing to take apart")
+    common = None
+    if key.device.type != "cuda" or key.dtype not in (torch.float16, torch.bfloat16):  # those go to tensor cores
+        key = key.to(torch.promote_types(key.dtype, torch.float32))
+        middle = key.mean(2, keepdim=True)
+        key, common = key - middle, _logits(query, middle, scale, enable_gqa)
     index = torch.arange(key.shape[2], device=key.device)
     which = index[image], torch.cat([index[: image.start], index[image.stop :]])
     if mask is not None:
@@ -112,7 +123,35 @@ def parts(
         attention_distance=own.attention_distance,
         counted=counted,
     )
-    return Parts(whole, own, text, mass)
+    # A row whose image keys are all barred counts, but spans no distance.
+    reduced = replace(whole.means(), attention_distance=own.means().attention_distance)
+    whole = replace(whole, reduced=reduced)
+    whole, own, text = (_shifted(part, common) for part in (whole, own, text))
+    return Parts(whole, own, text, mass, other)
+
+
+def _logits(
+    query: Float[Tensor, "batch heads queries width"],
+    key: Float[Tensor, "batch kv_heads 1 width"],
+    scale: float | None,
+    enable_gqa: bool,
+) -> Float[Tensor, "batch heads queries"]:
+    """Of one key, for every query."""
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    logits: Tensor = torch.linalg.vecdot(query.to(key.dtype), key)
+    return logits * (default_scale(query) if scale is None else scale)
+
+
+def _shifted(statistics: RowStatistics, by: Float[Tensor, "batch heads queries"] | None) -> RowStatistics:
+    """What they are when every logit of a row is larger by so much."""
+    if by is None:
+        return statistics
+    return replace(
+        statistics,
+        log_sum=statistics.log_sum + by,
+        logit_mean=statistics.logit_mean + by.masked_fill(~statistics.counted, 0.0),
+    )
 
 
 def _allowed(mask: Shaped[Tensor, "*#mask"] | None, columns: Int[Tensor, " keys"]) -> Shaped[Tensor, "*#rows"]:

@@ -7,7 +7,9 @@ Half-precision inputs go to the tensor cores as they are; every sum is in float3
 
 from __future__ import annotations
 
-from typing import no_type_check
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -31,17 +33,36 @@ CONFIGS = [
 """What is tried on a GPU, once for every kind of call; what does not fit into its shared memory is passed over."""
 
 
-@triton.autotune(CONFIGS[:1] if triton.knobs.runtime.interpret else CONFIGS, ["length", *_KIND])
+MOST_SHARED = 2**17
+"""Bytes that a block of queries and its keys may take: beyond, there is no room, and float32 compiles for minutes."""
+
+
+def fitting(configs: Sequence[triton.Config], named: dict[str, Any], **kwargs: Any) -> list[triton.Config]:
+    """Those of some configurations that are worth compiling for such a head width and dtype; the smallest at least."""
+    token = kwargs["DEPTH"] * named["query"].element_size()
+
+    def size(config: triton.Config) -> int:
+        return int((config.kwargs["ROWS"] + config.num_stages * config.kwargs["KEYS"]) * token)
+
+    return [config for config in configs if size(config) <= MOST_SHARED] or [min(configs, key=size)]
+
+
+@triton.autotune(
+    CONFIGS[:1] if triton.knobs.runtime.interpret else CONFIGS,
+    ["many", *_KIND],
+    prune_configs_by={"early_config_prune": fitting},
+)
 @triton.jit
 @no_type_check
 def _rows(
     query, key, middle, mask, here, there, entropy, variance, log_sum, logit_mean, distance, counted,
     query_b, query_h, query_n, query_d, key_b, key_h, key_n, key_d, mask_b, mask_h, mask_q, mask_k,
-    heads, group, queries, keys, length, scale, barred,
-    WIDTH: tl.constexpr, DEPTH: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr, PLACES: tl.constexpr,
+    heads, group, queries, keys, many, scale, barred,
+    WIDTH: tl.constexpr, DEPTH: tl.constexpr, CENTRED: tl.constexpr,
+    MASK: tl.constexpr, CAUSAL: tl.constexpr, PLACES: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    # A program does ROWS rows of one head. `length` only tells the tuner calls apart.
+    # A program does ROWS rows of one head. `many` only tells the tuner calls apart.
     bit: tl.constexpr = 0.6931471805599453  # nats
     lowest: tl.constexpr = -1e30  # -inf would make NaN of the difference of two
     blocks = (queries + ROWS - 1) // ROWS
@@ -75,13 +96,17 @@ def _rows(
             mask=(at < keys)[None, :] & (column < WIDTH)[:, None],
             other=0.0,
         )
-        s = (tl.dot(q, k, input_precision="ieee") * scale - shift[:, None]) / bit
+        s = tl.dot(q, k, input_precision="ieee") * scale
+        if not CENTRED:
+            s -= shift[:, None]
+        s /= bit
         allowed = inside[:, None] & (at < keys)[None, :]
         if CAUSAL:
             allowed = allowed & (at[None, :] <= row[:, None])
         if MASK != 0:
+            own_mask = mask + item * mask_b + head * mask_h
             given = tl.load(
-                mask + item * mask_b + head * mask_h + row[:, None].to(tl.int64) * mask_q + at[None, :] * mask_k,
+                own_mask + row[:, None].to(tl.int64) * mask_q + at[None, :].to(tl.int64) * mask_k,
                 mask=allowed,
                 other=0,
             )
@@ -91,9 +116,14 @@ def _rows(
                 allowed = allowed & (given.to(tl.float32) > barred)
                 s += tl.where(allowed, given.to(tl.float32), 0.0) / bit
         s = tl.where(allowed, s, 0.0)
-        number += tl.sum(allowed.to(tl.float32), 1)
-        mean += tl.sum(s, 1)
-        square += tl.sum(s * s, 1)
+        # Chan's way of joining two variances: with a mask the mean may be far from 0, where sums of squares cancel.
+        more = tl.sum(allowed.to(tl.float32), 1)
+        both = tl.maximum(number + more, 1.0)
+        own = tl.sum(s, 1) / tl.maximum(more, 1.0)
+        off = tl.where(allowed, s - own[:, None], 0.0)
+        square += tl.sum(off * off, 1) + (own - mean) * (own - mean) * number * (more / both)
+        mean += (own - mean) * (more / both)
+        number += more
         new = tl.maximum(highest, tl.max(tl.where(allowed, s, lowest), 1))
         fade = tl.exp2(highest - new)
         below = tl.where(allowed, s - new[:, None], 0.0)
@@ -111,11 +141,10 @@ def _rows(
     some = number > 0
     whole = tl.where(some, total, 1.0)
     count = tl.where(some, number, 1.0)
-    mean = mean / count
     out = one * queries + row
     excess = tl.log2(whole)
     h = tl.minimum(tl.maximum((excess - expected / whole) * bit, 0.0), tl.log(count))
-    spread = tl.maximum(square / count - mean * mean, 0.0) * (bit * bit)
+    spread = square / count * (bit * bit)
     tl.store(entropy + out, tl.where(some, h, 0.0), mask=inside)
     tl.store(variance + out, tl.where(some, spread, 0.0), mask=inside)
     tl.store(log_sum + out, tl.where(some, (highest + excess) * bit + shift, float("-inf")), mask=inside)
@@ -137,6 +166,8 @@ def by_triton(
     positions: tuple[Float[Tensor, "queries 2"], Float[Tensor, "keys 2"]] | None,
 ) -> RowStatistics:
     """Statistics of every row, in float32; arguments as those of `flash`, with fewer heads of keys or as many."""
+    dtype = torch.promote_types(query.dtype, key.dtype)
+    query, key = query.to(dtype), key.to(dtype)
     batch, heads, queries, width = query.shape
     kv_heads, keys = key.shape[1:3]
     numbers = torch.empty(5, batch, heads, queries, dtype=torch.float32, device=query.device)
@@ -148,17 +179,21 @@ def by_triton(
         given = given.view(torch.int8)
     places = (numbers, numbers) if positions is None else tuple(p.float().contiguous() for p in positions)
     middle = key.mean(2, dtype=torch.float32)
+    centred = dtype == torch.float32  # in half precision the difference would be rounded
+    if centred:
+        key = key - middle.unsqueeze(2)
 
     def grid(config: dict[str, int]) -> tuple[int]:
         return (batch * heads * triton.cdiv(queries, config["ROWS"]),)
 
-    _rows[grid](
-        query, key, middle, given, *places, *numbers, counted,
-        *query.stride(), *key.stride(), *strides,
-        heads, heads // kv_heads, queries, keys, triton.next_power_of_2(keys), scale, BARRED,
-        WIDTH=width, DEPTH=max(16, triton.next_power_of_2(width)),
-        MASK=kind, CAUSAL=is_causal, PLACES=positions is not None,
-    )  # fmt: skip
+    with torch.cuda.device(query.device) if query.is_cuda else nullcontext():  # Triton launches on the current one
+        _rows[grid](
+            query, key, middle, given, *places, *numbers, counted,
+            *query.stride(), *key.stride(), *strides,
+            heads, heads // kv_heads, queries, keys, int(keys > 512), scale, BARRED,
+            WIDTH=width, DEPTH=max(16, triton.next_power_of_2(width)), CENTRED=centred,
+            MASK=kind, CAUSAL=is_causal, PLACES=positions is not None,
+        )  # fmt: skip
     entropy, variance, log_sum, logit_mean, distance = numbers
     return RowStatistics(
         entropy, variance, log_sum, logit_mean, None if positions is None else distance, counted.bool()
