@@ -183,7 +183,7 @@ def explore(sweep: Sweep) -> VBox:
         except InputError as error:
             panel.value = html.escape(str(error))
             return
-        with figures.theme():
+        with figures.page_theme():
             panel.value = figures.inline_svg(draw_look(shown, curves, choice), f"{panel.model_id}-", "what was chosen")
 
     offer_heads()

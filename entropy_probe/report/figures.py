@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 import math
@@ -18,6 +19,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from entropy_probe.capture import Captured, visual
@@ -26,6 +28,7 @@ from entropy_probe.fitting.fit import FORMS
 from entropy_probe.laws import Measured, Paper, ScalingLaw, factors
 from entropy_probe.pipelines import Size, format_size, short_name
 from entropy_probe.report.maps import EntropyMap
+from entropy_probe.report.marks import Mark, description, marks
 from entropy_probe.report.tables import METRICS
 from entropy_probe.sweep import Sweep
 from entropy_probe.validation import HIGHER_IS_BETTER, Outcome, Quality
@@ -35,11 +38,34 @@ PALETTE = "colorblind"
 LAYERS_NAMED = 16
 """Lines up to which a legend names each layer."""
 
-GRID_PIXELS = 500_000
+GRID_PIXELS = 400_000
 """Pixels that one image grid may embed; larger pictures are shrunk, or a page of 1024 px images would weigh 100 MB."""
+
+HEAVY = 20_000
+"""Bytes of an embedded picture beyond which it is tried as JPEG."""
 
 INTERVAL = 1.96
 """Standard errors on either side of a mean, for 95 %."""
+
+
+CLEAR: dict[Any, Any] = {
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "legend.framealpha": 0,
+    "grid.color": "0.5",
+    "grid.alpha": 0.3,
+    "axes.edgecolor": "0.5",
+    "patch.edgecolor": "none",
+}
+"""The look of a figure that stands on whatever ground its page has, light or dark."""
+
+INK = ("#262626", "#000000")
+"""The colours of text and of black marks in `theme`, which become the colour of the page's own text."""
+
+
+def shades(count: int) -> list[tuple[float, float, float]]:
+    """Colours from first to last, none of which is lost on a white ground or on a dark one."""
+    return [mpl.colormaps["viridis"](place)[:3] for place in np.linspace(0.25, 0.88, count)]
 
 
 @contextmanager
@@ -48,6 +74,13 @@ def theme() -> Iterator[None]:
     style = {**sns.axes_style("whitegrid"), **sns.plotting_context("notebook", font_scale=0.85)}
     # Names of foreign layers are shown as they are: a dollar sign begins no formula.
     with mpl.rc_context({**style, "svg.hashsalt": "entropy-probe", "svg.fonttype": "none", "text.parse_math": False}):
+        yield
+
+
+@contextmanager
+def page_theme() -> Iterator[None]:
+    """`theme` for the figures of a page, which stand on its ground."""
+    with theme(), mpl.rc_context(CLEAR):
         yield
 
 
@@ -64,13 +97,15 @@ def entropy_over_layers(fit: Fit) -> Figure:
 
 def _layers_by_depth(figure: Figure, axes: Axes, fit: Fit) -> None:
     names = [law.layer for law in fit.layers[:-1]]
-    colours = mpl.colormaps["viridis"].resampled(256)
+    colours = mpl.colors.ListedColormap(shades(256))
     scale = mpl.colors.Normalize(1, max(2, len(names)))
     means = fit.points.groupby(["layer", "tokens"], sort=True)["entropy"].mean()
     for number, name in enumerate(names, 1):
         own = means.loc[name]
         x = np.log(own.index.to_numpy(float))
-        axes.plot(x, own, color=colours(scale(number)), marker="o", markersize=3.5, linewidth=1, alpha=0.85)
+        axes.plot(
+            x, own, color=colours(scale(number)), marker="o", markersize=3.5, linewidth=1, label=f"_{short_name(name)}"
+        )
     ends = np.log([fit.points["tokens"].min(), fit.points["tokens"].max()])
     axes.plot(ends, ends, color="0.5", linestyle=":", label="bound, H = ln N")
     axes.set_xlabel("ln N  (N tokens of the layer)")
@@ -176,7 +211,7 @@ def draw_timesteps(axes: Axes, frame: pd.DataFrame, training_size: Size, law: st
     by_layer = visual(frame).groupby([*keys, "layer"], sort=False)["entropy"].mean()
     means = by_layer.groupby(keys, sort=False).mean().reset_index()
     sizes = _sizes(frame)
-    colours = dict(zip(sizes, sns.color_palette("viridis", len(sizes)), strict=True))
+    colours = dict(zip(sizes, shades(len(sizes)), strict=True))
     for size in sizes:
         own = _of_size(means[means["law"] == law], size)
         if own.empty:
@@ -219,7 +254,7 @@ def draw_factors(axes: Axes, law: ScalingLaw) -> None:
     """g against N/T, a line per layer that the law names, coloured by depth, beside the paper's."""
     ratios = np.geomspace(0.25, 9, 61)
     lines = factors(law, ratios.tolist()).set_index("ratio").groupby("layer", sort=False)["multiplier"]
-    for colour, (name, line) in zip(sns.color_palette("viridis", len(lines)), lines, strict=True):
+    for colour, (name, line) in zip(shades(len(lines)), lines, strict=True):
         label = law.name if name == "*" else short_name(str(name))
         unnamed = len(lines) > LAYERS_NAMED
         axes.plot(line.index, line, color=colour, linewidth=1.5, label=None if unnamed else label)
@@ -246,6 +281,7 @@ def layers_and_heads(frame: pd.DataFrame, training_size: Size) -> Figure:
         "xticklabels": True if trained.shape[1] <= 12 else 5,
         "yticklabels": [short_name(str(name)) for name in trained.index],
         "linewidths": 0.4,
+        "linecolor": "0.5",
     }
     sns.heatmap(trained, ax=panels[0], cmap="viridis", cbar_kws={"label": "entropy, nats"}, **labels)
     panels[0].set_title(f"entropy at the training size, {format_size(training_size)}", fontsize=9)
@@ -257,7 +293,6 @@ def layers_and_heads(frame: pd.DataFrame, training_size: Size) -> Figure:
         panels[1].set_title(f"its drift at {format_size(others[-1])}", fontsize=9)
     for axes in panels:
         axes.grid(visible=False)  # else it shows where a layer has fewer heads
-        axes.set_facecolor("0.95")
         axes.set_ylabel("")
         axes.set_xlabel("head")
         axes.tick_params(axis="y", labelrotation=0, labelsize=font)
@@ -427,14 +462,21 @@ def image_grid(sweep: Sweep, prompt: str, pixels: float = GRID_PIXELS) -> Figure
     return figure
 
 
-def inline_svg(figure: Figure, prefix: str, description: str) -> str:
-    """A figure as inline SVG whose ids are its own, so that several stand on one page."""
+def inline_svg(figure: Figure, prefix: str, title: str, shown: Sequence[Mark] | None = None) -> str:
+    """A figure as inline SVG: ids of its own, so that several stand on one page, its numbers under the pointer, its
+    description for those who do not see it, and the colour of the text around it for what is black.
+
+    `shown` are its marks, if they are at hand.
+    """
+    shown = marks(figure) if shown is None else shown
+    box = figure.get_tightbbox().padded(0.1)
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches=box)
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     # Nothing refers to the ids of images, which are the same for the same picture: under every law at the trained size.
     text = re.sub(r'(<image\b[^>]*?)\sid="[^"]*"', r"\1", text)
+    text = re.sub(r"data:image/png;base64,([^\"]*)", lambda found: _lighter(found[1]), text)
     # Numbered as they appear: some of matplotlib's own ids come from addresses in memory and differ from run to run.
     numbers: dict[str, int] = {}
     text = re.sub(
@@ -444,8 +486,38 @@ def inline_svg(figure: Figure, prefix: str, description: str) -> str:
     )
     # A style sheet inside an inline SVG is one for the whole page around it; the same is said on the root.
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
-    root = f'<svg role="img" aria-label="{html.escape(description)}" stroke-linejoin="round" stroke-linecap="butt" '
-    return text.replace("<svg ", root, 1)
+    for colour in INK:
+        text = text.replace(colour, "currentColor")
+    label = html.escape(f"{title} {description(shown)}".strip())
+    # Black is SVG's own default for a fill and not written down.
+    root = f'<svg role="img" aria-label="{label}" fill="currentColor" stroke-linejoin="round" stroke-linecap="butt" '
+    hover = "".join(_under_the_pointer(mark, box) for mark in shown)
+    text = text.replace("<svg ", root, 1)
+    return text.replace("</svg>", f'<g class="marks" fill="none" pointer-events="all">{hover}</g></svg>')
+
+
+def _under_the_pointer(mark: Mark, page: Bbox) -> str:
+    """An invisible rectangle over a mark that says its number."""
+    x, y = 72 * (mark.box.xmin - page.xmin), 72 * (page.ymax - mark.box.ymax)
+    width, height = 72 * (mark.box.xmax - mark.box.xmin), 72 * (mark.box.ymax - mark.box.ymin)
+    size = f'width="{width:.1f}" height="{height:.1f}"'
+    return f'<rect x="{x:.1f}" y="{y:.1f}" {size}><title>{html.escape(mark.text())}</title></rect>'
+
+
+def _lighter(png: str) -> str:
+    """An embedded picture as a data URL: a heavy one as JPEG, if it is opaque and becomes smaller."""
+    content = base64.b64decode(png)
+    as_it_was = f"data:image/png;base64,{png}"
+    if len(content) < HEAVY:
+        return as_it_was
+    image = Image.open(io.BytesIO(content))
+    if image.mode == "RGBA" and np.asarray(image)[..., 3].min() < 255:
+        return as_it_was
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "jpeg", quality=85)
+    if buffer.tell() >= len(content):
+        return as_it_was
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _shrunk(image: Image.Image, pixels: float) -> Image.Image:

@@ -6,27 +6,24 @@ import html
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date
 from functools import cached_property, partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
-from matplotlib.figure import Figure
 
 from entropy_probe.errors import InputError
-from entropy_probe.escape import for_spreadsheet
+from entropy_probe.escape import for_terminal
 from entropy_probe.fitting import POOLED, Derivation, Fit
 from entropy_probe.fitting import fit as fit_laws
 from entropy_probe.laws import Kappa, Measured, ScalingLaw
 from entropy_probe.pipelines import format_size, short_name
-from entropy_probe.report import figures
+from entropy_probe.report import figures, page
 from entropy_probe.report.maps import EntropyMap
+from entropy_probe.report.page import Shown
 from entropy_probe.report.tables import (
     drift_table,
     entropy_table,
@@ -47,16 +44,6 @@ PROMPTS_SHOWN = 4
 
 PANELS_SHOWN = 20
 """Layers up to which the panel of each is shown; the panels of a bigger model are folded away."""
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """A figure of the page: where it belongs, what to look for in it, and how it is drawn."""
-
-    section: str
-    caption: str
-    draw: Callable[[], Figure]
-    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,16 +79,18 @@ class Report:
 
     def html(self) -> str:
         """The page: self-contained, no outside request."""
-        loader = jinja2.FunctionLoader(lambda name: (files("entropy_probe.report") / name).read_text("utf-8"))
-        page = jinja2.Environment(loader=loader, autoescape=True).get_template("page.html")
+        absent = self._absent()
         return page.render(
-            model=self.sweep.manifest.model,
-            verdict=self.verdict(),
-            sections=self._sections(),
-            tables=self._tables(),
-            facts=self._facts(),
-            absent=self._absent(),
-            today=date.today().isoformat(),
+            page.Content(
+                title=f"Attention entropy of {for_terminal(self.sweep.manifest.model)}",
+                verdict=self.verdict(),
+                nothing="The sweep has one size only: there is nothing to compare yet.",
+                shown=list(self._shown()),
+                tables=self._tables(),
+                facts=self._facts(),
+                remark=f"Not part of this run: {'; '.join(absent)}." if absent else "",
+                beside="Saved beside this page: records.parquet (every measured call), summary.csv, report.json.",
+            )
         )
 
     def _repr_html_(self) -> str:
@@ -118,7 +107,7 @@ class Report:
         self._frame.to_parquet(records, index=False, compression="zstd")
         made = {  # all of it before the first is written: a figure that fails leaves no half of a report
             target.with_name("records.parquet"): records.getvalue(),
-            target.with_name("summary.csv"): _csv(summary(self._frame)),
+            target.with_name("summary.csv"): page.csv(summary(self._frame)).encode(),
             target.with_name("report.json"): self.to_json().encode(),
             target: self.html().encode(),
         }
@@ -148,33 +137,24 @@ class Report:
             return self.derivation.kappa
         return kappa_of(self.law, self._frame) if isinstance(self.law, Measured | Kappa) else None
 
-    def _sections(self) -> list[tuple[str, list[tuple[str, str, bool]]]]:
-        """The figures by section: its title, and for each figure its caption, its SVG and whether it is folded."""
-        sections: dict[str, list[tuple[str, str, bool]]] = {}
-        with figures.theme():
-            for number, shown in enumerate(self._shown(), 1):
-                svg = figures.inline_svg(shown.draw(), f"f{number}-", f"{shown.section}: {shown.caption}")
-                sections.setdefault(shown.section, []).append((shown.caption, svg, shown.folded))
-        return list(sections.items())
-
-    def _shown(self) -> Iterator[_Shown]:
+    def _shown(self) -> Iterator[Shown]:
         frame, trained = self._frame, self.sweep.manifest.training_size
         if self.fit:
-            yield _Shown(
+            yield Shown(
                 "Entropy against the number of tokens",
-                "Right: the form on which the black dots lie is the law of this model; dots are means over prompts "
+                "Right: the form on which the round dots lie is the law of this model; they are means over prompts "
                 "with 95 % intervals, errors are those on a size left out of the fit (σ² is measured, not fitted). "
                 "Left: layers by depth, beneath the most entropy that N tokens can have.",
                 partial(figures.entropy_over_layers, self.fit),
             )
-            yield _Shown(
+            yield Shown(
                 "Entropy against the number of tokens",
                 "Layer by layer: a dot is the mean of one image; logits whose variance does not change with N climb "
                 "with slope b = 1, beside the dotted bound.",
                 partial(figures.entropy_against_tokens, self.fit),
                 folded=len(self.fit.layers) - 1 > PANELS_SHOWN,
             )
-        yield _Shown(
+        yield Shown(
             "Entropy over the sampling",
             "Under a law that works, every size follows the dashed line of the training size. Bands: 95 % intervals "
             "over prompts.",
@@ -182,7 +162,7 @@ class Report:
         )
         original = frame[frame["law"] == "original"]
         if ((original["height"] == trained[0]) & (original["width"] == trained[1])).any():
-            yield _Shown(
+            yield Shown(
                 "Layers and heads",
                 "Which heads attend widely at the training size, and which move most at the largest; layers from the "
                 "input (top) to the output.",
@@ -190,29 +170,29 @@ class Report:
             )
         if self.entropy_maps:
             one = self.entropy_maps[0]
-            yield _Shown(
+            yield Shown(
                 "Where attention is wide",
                 f"Entropy of each token in layer {short_name(one.layer)} at step {one.step}, mean over heads, laid "
                 "over a grey copy of the picture: under a law that works, the colours are those of the training size.",
                 partial(figures.entropy_maps, self.entropy_maps),
             )
         if self._kappa is not None:
-            yield _Shown(
+            yield Shown(
                 "The scaling factor",
-                "The one number per layer that comes closest to keeping its entropy at all sizes (black), beside the "
+                "The one number per layer that comes closest to keeping its entropy at all sizes (bars), beside the "
                 "paper's (diamond). The interval is over prompts only: where the sizes by themselves (small dots) lie "
                 "far apart, one number does not fit them all, and the measured law keeps a factor for each.",
                 partial(figures.kappa_by_layer, self._kappa, self.law),
             )
         if self.outcome:
-            yield _Shown(
+            yield Shown(
                 "Drift",
                 "How far the mean entropy of a layer is from that at the training size, and how much of that is gone "
                 "under each law; 95 % bootstrap intervals over prompts and seeds.",
                 partial(figures.drift_by_law, self.outcome),
             )
         if self.outcome and self.outcome.quality:
-            yield _Shown(
+            yield Shown(
                 "Quality, alignment and defects",
                 "Pictures under each law and of the original model (dashed), same prompts and seeds. Bars are 95 % "
                 "intervals of the difference from it, each by itself; the verdicts of the table are corrected for the "
@@ -221,29 +201,29 @@ class Report:
             )
         sampled = self.outcome.sweep if self.outcome else self.sweep
         for prompt in sampled.grid.prompts[:PROMPTS_SHOWN]:
-            yield _Shown(
+            yield Shown(
                 "Pictures",
-                f"“{prompt}”, seed {sampled.grid.seeds[0]}: rows are laws, columns sizes in pixels, at their true "
-                "relative sizes. Look for cut-off shapes in the small and repeated ones in the large.",
+                f"“{_isolated(prompt)}”, seed {sampled.grid.seeds[0]}: rows are laws, columns sizes in pixels, at "
+                "their true relative sizes. Look for cut-off shapes in the small and repeated ones in the large.",
                 partial(figures.image_grid, sampled, prompt),
             )
 
-    def _tables(self) -> list[tuple[str, str]]:
-        tables = []
+    def _tables(self) -> dict[str, pd.DataFrame]:
+        tables = {}
         if self.fit:
-            tables += [("Law H = a + b ln N of every layer", fit_table(self.fit))]
-            tables += [("Rival forms: error in nats on a size left out of the fit", rival_table(self.fit))]
-        tables.append(("Mean entropy ± standard error over prompts, nats; original model", entropy_table(self._frame)))
+            tables["Law H = a + b ln N of every layer"] = fit_table(self.fit)
+            tables["Rival forms: error in nats on a size left out of the fit"] = rival_table(self.fit)
+        tables["Mean entropy ± standard error over prompts, nats; original model"] = entropy_table(self._frame)
         if self._kappa is not None:
-            tables.append(("Scaling factor of every layer", kappa_table(self._kappa, self.law)))
+            tables["Scaling factor of every layer"] = kappa_table(self._kappa, self.law)
         if self.derivation:
-            tables.append(("Rounds of the refinement", rounds_table(self.derivation)))
+            tables["Rounds of the refinement"] = rounds_table(self.derivation)
         if self.outcome:
-            tables.append(("Drift, with 95 % intervals", drift_table(self.outcome)))
+            tables["Drift, with 95 % intervals"] = drift_table(self.outcome)
             if self.outcome.quality:
                 title = "Pictures under each law against the original, in pairs, with 95 % intervals"
-                tables.append((title, quality_table(self.outcome.quality)))
-        return [(title, table.to_html(index=False, border=0, escape=True)) for title, table in tables if len(table)]
+                tables[title] = quality_table(self.outcome.quality)
+        return {title: table for title, table in tables.items() if len(table)}
 
     def _settings(self) -> dict[str, Any]:
         manifest, sampled = self.sweep.manifest, self.outcome.sweep if self.outcome else self.sweep
@@ -274,7 +254,7 @@ class Report:
             "training size": f"{format_size(known['training_size'])} pixels",
             "sizes": ", ".join(map(format_size, known["sizes"])) + " pixels (height x width)",
             "laws": ", ".join(known["laws"]),
-            "prompts": "; ".join(known["prompts"]),
+            "prompts": "; ".join(map(_isolated, known["prompts"])),
             "seeds": ", ".join(map(str, known["seeds"])),
             "steps": str(known["steps"]),
             "guidance scale": str(known["guidance_scale"]),
@@ -326,6 +306,11 @@ def report(
     if law is None and derivation is not None:
         law = derivation.law
     return Report(sweep, fit, law, outcome, derivation, tuple(entropy_maps), command)
+
+
+def _isolated(text: str) -> str:
+    """A text from elsewhere, which may run from right to left, in a sentence that does not."""
+    return f"\u2068{for_terminal(text)}\u2069"
 
 
 def _law_sentences(fit: Fit) -> list[str]:
@@ -387,10 +372,3 @@ def _round_sentences(derivation: Derivation) -> list[str]:
             f"{', '.join(names[:4])}{more}."
         )
     return sentences
-
-
-def _csv(table: pd.DataFrame) -> bytes:
-    """A table for spreadsheets, in which no text is a formula."""
-    texts = table.select_dtypes("str").map(for_spreadsheet)
-    text: str = table.assign(**{str(name): column for name, column in texts.items()}).to_csv(index=False)
-    return text.encode()

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
@@ -25,20 +24,6 @@ from entropy_probe.report import figures
 from entropy_probe.report.tables import captured_table, drift_table, entropy_table, factor_table, fit_table
 from entropy_probe.sweep import Sweep
 from entropy_probe.validation import Outcome
-
-CLEAR: dict[Any, Any] = {
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "legend.framealpha": 0,
-    "grid.color": "0.5",
-    "grid.alpha": 0.3,
-    "axes.edgecolor": "0.5",
-    "patch.edgecolor": "none",
-}
-"""The look of a figure that stands on whatever ground the notebook has, light or dark."""
-
-INK = ("#262626", "#000000")
-"""The colours of text and of black marks in `figures.theme`, which become the colour of the notebook's own text."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +96,11 @@ def html(result: Any) -> str:
     table = shown.table.to_html(index=False, border=0, escape=True)
     # Several views stand on one page, and an id may be there once.
     prefix = f"v{hashlib.sha1((shown.title + table).encode()).hexdigest()[:8]}-"
-    with figures.theme(), mpl.rc_context(CLEAR):
+    with figures.page_theme():
         figure = Figure(figsize=(7, shown.height), layout="constrained")
         shown.on(figure.subplots())
         svg = figures.inline_svg(figure, prefix, shown.title)
-    for colour in INK:
-        svg = svg.replace(colour, "currentColor")
-    # Black is SVG's own default and not written down.
-    svg = svg.replace("<svg ", '<svg fill="currentColor" style="max-width: 100%; height: auto" ', 1)
+    svg = svg.replace("<svg ", '<svg style="max-width: 100%; height: auto" ', 1)
     return (
         f'<div style="max-width: 48em"><p><b>{escaping.escape(shown.title)}</b></p>'
         f'<div style="overflow: auto; max-height: 20em">{table}</div>{svg}</div>'

@@ -1,0 +1,230 @@
+"""The numbers of a figure, read back from what is drawn: for its hover text, its CSV file and its description."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.collections import FillBetweenPolyCollection, LineCollection, PathCollection, QuadMesh
+from matplotlib.colors import to_rgba
+from matplotlib.container import BarContainer, ErrorbarContainer
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedFormatter
+from matplotlib.transforms import Bbox
+
+Number = float | np.floating[Any]
+Interval = tuple[float, float]
+
+REACH = 4.0
+"""Points (1/72 inch) around a dot within which the pointer finds it."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A number that a figure shows.
+
+    Attributes:
+        panel, series: the title of its axes and the name of its line, dots or bars.
+        x_label, x, y_label, y: where it stands; a name on an axis of names.
+        low, high: the interval drawn around it, NaN where there is none.
+        value: what its colour says, NaN where it says nothing; `value_label` says what that is.
+        box: where the pointer finds it, in inches from the lower left corner.
+    """
+
+    panel: str
+    series: str
+    x_label: str
+    x: float | str
+    y_label: str
+    y: float | str
+    box: Bbox
+    low: float = np.nan
+    high: float = np.nan
+    value_label: str = ""
+    value: float = np.nan
+
+    def text(self) -> str:
+        """What the pointer is told."""
+        lines = [": ".join(part for part in (self.panel, self.series) if part)]
+        for label, shown in ((self.x_label, self.x), (self.y_label, self.y), (self.value_label, self.value)):
+            if isinstance(shown, str) or not np.isnan(shown):
+                lines.append(": ".join(part for part in (label, _shown(shown)) if part))
+        if not np.isnan(self.low):
+            lines[-1] += f" [{self.low:.4g}, {self.high:.4g}]"
+        return "\n".join(line for line in lines if line)
+
+
+def marks(figure: Figure) -> list[Mark]:
+    """Everything that a figure shows as a number; what has neither a name nor a colour scale is decoration."""
+    FigureCanvasSVG(figure)  # laid out as an SVG file is, so that places are exact
+    figure.set_dpi(72)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # it stays as it is laid out
+    found: list[Mark] = []
+    for axes in figure.axes:
+        if axes.get_visible() and axes.get_label() != "<colorbar>":
+            found += [*_errorbars(axes), *_bars(axes), *_lines(axes), *_scatters(axes), *_meshes(axes)]
+    return found
+
+
+def table(shown: Sequence[Mark]) -> pd.DataFrame:
+    """The marks as a table, without the columns that say nothing."""
+    names = ("panel", "series", "x_label", "x", "y_label", "y", "low", "high", "value_label", "value")
+    rows = pd.DataFrame([{name: getattr(mark, name) for name in names} for mark in shown])
+    return rows.loc[:, [name for name in rows if not rows[name].isin(["", np.nan]).all()]]
+
+
+def description(shown: Sequence[Mark]) -> str:
+    """What a figure shows, in words: its panels, axes and lines, and from where to where each line goes."""
+    sentences = []
+    for panel in dict.fromkeys(mark.panel for mark in shown):
+        own = [mark for mark in shown if mark.panel == panel]
+        axes = " against ".join(part for part in (own[0].y_label, own[0].x_label) if part)
+        lines = []
+        for series in list(dict.fromkeys(mark.series for mark in own))[:12]:
+            values = [_extent(mark) for mark in own if mark.series == series]
+            known = [value for value in values if not np.isnan(value)]
+            if known:
+                extent = f"{min(known):.3g} to {max(known):.3g}" if len(known) > 1 else f"{known[0]:.3g}"
+                lines.append(f"{series} {extent}".strip())
+        sentences.append(": ".join(part for part in (panel, axes, ", ".join(lines)) if part) + ".")
+    return " ".join(sentences[:12])
+
+
+def _extent(mark: Mark) -> float:
+    if not np.isnan(mark.value):
+        return mark.value
+    return next((float(shown) for shown in (mark.y, mark.x) if not isinstance(shown, str)), np.nan)
+
+
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def _mark(axes: Axes, series: str, x: float, y: float, box: Bbox | None = None, **more: Any) -> Mark:
+    if box is None:
+        (across, up) = axes.transData.transform((x, y)) / axes.figure.dpi
+        reach = REACH / 72
+        box = Bbox.from_extents(across - reach, up - reach, across + reach, up + reach)
+    return Mark(
+        axes.get_title().replace("\n", ", "),
+        series,
+        _label(axes, "x"),
+        _place(axes.xaxis, x),
+        _label(axes, "y"),
+        _place(axes.yaxis, y),
+        box,
+        **more,
+    )
+
+
+def _label(axes: Axes, which: str) -> str:
+    """The label of an axis, or that of the axes it is shared with, or of the whole figure."""
+    figure: Any = axes.figure
+    shared = getattr(axes, f"get_shared_{which}_axes")().get_siblings(axes)
+    own = [getattr(one, f"get_{which}label")() for one in (axes, *shared)]
+    return next((label for label in [*own, getattr(figure, f"get_sup{which}label")()] if label), "")
+
+
+def _place(axis: Axis, value: float) -> float | str:
+    """A value on an axis: on an axis of names, the name that is nearest, as bars stand beside each other."""
+    if not isinstance(axis.get_major_formatter(), FixedFormatter):
+        return float(value)
+    ticks = np.asarray(axis.get_majorticklocs())
+    nearest = int(np.argmin(np.abs(ticks - value))) if len(ticks) else 0
+    if len(ticks) and abs(ticks[nearest] - value) < 0.5:
+        return axis.get_ticklabels()[nearest].get_text()
+    return str(int(value))  # on a crowded axis not every tick is named
+
+
+def _name(label: object) -> str:
+    """The name of an artist; one that begins with an underscore is kept out of the legend only."""
+    text = str(label)
+    return "" if text.startswith(("_child", "_nolegend_", "_container")) else text.removeprefix("_")
+
+
+def _errorbars(axes: Axes) -> Iterator[Mark]:
+    for container in axes.containers:
+        if not isinstance(container, ErrorbarContainer) or container.lines[0] is None:
+            continue
+        x, y = (np.asarray(values, float) for values in container.lines[0].get_data())
+        bars = [np.asarray(bar.get_segments()) for bar in container.lines[2]]
+        along = 0 if container.has_xerr else 1
+        for at in range(len(x)):
+            low, high = sorted(bars[0][at][:, along]) if bars else (np.nan, np.nan)
+            yield _mark(axes, _name(container.get_label()), x[at], y[at], low=float(low), high=float(high))
+
+
+def _bars(axes: Axes) -> Iterator[Mark]:
+    segments = [one for lines in axes.collections if isinstance(lines, LineCollection) for one in lines.get_segments()]
+    intervals = {round(float(a[0]), 6): (float(a[1]), float(b[1])) for a, b in segments if a[0] == b[0]}
+    to_inches = axes.figure.dpi_scale_trans.inverted()
+    for container in axes.containers:
+        for bar in container if isinstance(container, BarContainer) else ():
+            x = bar.get_x() + bar.get_width() / 2
+            low, high = intervals.get(round(x, 6), (np.nan, np.nan))
+            box = bar.get_window_extent().transformed(to_inches)
+            yield _mark(axes, _name(container.get_label()), x, bar.get_height(), box, low=low, high=high)
+
+
+def _lines(axes: Axes) -> Iterator[Mark]:
+    for line in axes.lines:
+        series = _name(line.get_label())
+        if not series or line.get_transform() != axes.transData:  # a reference line goes from edge to edge
+            continue
+        band = _band(axes, line)
+        for x, y in zip(*(np.asarray(values, float) for values in line.get_data()), strict=True):
+            if np.isfinite(y):
+                low, high = band.get(float(x), (np.nan, np.nan))
+                yield _mark(axes, series, x, y, low=low, high=high)
+
+
+def _band(axes: Axes, line: Line2D) -> dict[float, Interval]:
+    """The interval at every x of a line: the band of its colour that encloses it."""
+    for band in axes.collections:
+        if not isinstance(band, FillBetweenPolyCollection):
+            continue
+        if not np.allclose(to_rgba(line.get_color())[:3], np.asarray(band.get_facecolor())[0, :3]):
+            continue
+        edges: dict[float, list[float]] = {}
+        for x, y in np.concatenate([path.vertices for path in band.get_paths()]):
+            edges.setdefault(float(x), []).append(float(y))
+        return {x: (min(ys), max(ys)) for x, ys in edges.items()}
+    return {}
+
+
+def _scatters(axes: Axes) -> Iterator[Mark]:
+    for dots in axes.collections:
+        if not isinstance(dots, PathCollection):
+            continue
+        places = np.asarray(np.ma.filled(dots.get_offsets(), np.nan), float)
+        colours = dots.get_array()
+        values = np.full(len(places), np.nan) if colours is None else np.asarray(colours, float)
+        for (x, y), value in zip(places, values, strict=True):
+            yield _mark(axes, _name(dots.get_label()), x, y, value=float(value), value_label=_scale(dots))
+
+
+def _meshes(axes: Axes) -> Iterator[Mark]:
+    for mesh in axes.collections:
+        if not isinstance(mesh, QuadMesh):
+            continue
+        grid = np.asarray(mesh.get_coordinates(), float)
+        corners = (axes.transData.transform(grid.reshape(-1, 2)) / axes.figure.dpi).reshape(grid.shape)
+        values: np.ndarray = np.ma.filled(np.ma.asarray(mesh.get_array(), dtype=float), np.nan)
+        for (row, column), value in np.ndenumerate(values.reshape(grid.shape[0] - 1, grid.shape[1] - 1)):
+            if np.isfinite(value):
+                box = Bbox([corners[row, column], corners[row + 1, column + 1]])
+                more = {"value": float(value), "value_label": _scale(mesh)}
+                yield _mark(axes, "", column + 0.5, row + 0.5, box, **more)
+
+
+def _scale(coloured: Any) -> str:
+    """What the colours of something mean."""
+    return "" if coloured.colorbar is None else str(coloured.colorbar.ax.get_ylabel())
