@@ -287,18 +287,34 @@ def report(
     quiet: QUIET = False,
 ) -> None:
     """Write report.html from what a run directory holds."""
-    from entropy_probe.fitting import Derivation
-    from entropy_probe.report import entropy_maps
-    from entropy_probe.report import report as make_report
-    from entropy_probe.validation import Outcome
+    from entropy_probe.report import Report
 
     made = _open(out, model, device)
-    derivation = Derivation.from_json(made.run.read_text("law.json")) if (out / "law.json").exists() else None
-    outcome = Outcome.from_json(made, made.run.read_text("outcome.json")) if (out / "outcome.json").exists() else None
-    law = derivation.law if derivation else None
-    maps = entropy_maps(made, law)
-    page = make_report(made, None, law, outcome, derivation=derivation, entropy_maps=maps, command=_command())
+    page = Report.open(out, made.pipeline, command=_command())
     _finish(page, page.save(out / "report.html"), as_json, _Say(quiet or as_json))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run directories, two or more.")],
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("compare.html"),
+    as_json: JSON = False,
+    quiet: QUIET = False,
+) -> None:
+    """Put several runs side by side, such as models or versions of one; nothing is sampled.
+
+    Example: entropy-probe compare runs/base runs/finetuned --out compare.html
+    """
+    from entropy_probe.report import compare as compare_runs
+
+    say = _Say(quiet or as_json)
+    comparison = compare_runs(runs, command=_command())
+    path = comparison.save(out)
+    if as_json:
+        sys.stdout.write(comparison.to_json())
+    for sentence in comparison.verdict():
+        say(sentence)
+    say(f"comparison: {path}")
 
 
 @app.command()

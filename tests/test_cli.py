@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -114,6 +115,14 @@ def test_the_stages_make_a_report(call, tiny_folder, tmp_path, prompts):
     assert code == 0
     assert "the measured law" in err.replace("\n", " ")
     assert {"report.html", "report.json", "records.parquet", "summary.csv", "law.json"} <= set(os.listdir(out))
+    shutil.copytree(out, tmp_path / "again")
+    page = tmp_path / "compare.html"
+    code, text, err = call("compare", out, tmp_path / "again", "--out", page, "--json")
+    assert (code, err) == (0, "")
+    assert [one["run"] for one in json.loads(text)["pooled"]] == ["run", "again"]
+    assert "command</dt><dd><code>entropy-probe compare" in page.read_text()
+    code, _, err = call("compare", out)
+    assert (code, err) == (2, "error: comparing takes two runs at least: name another run directory\n")
 
 
 def test_a_dry_run_tells_what_the_run_takes_and_keeps_nothing(call, tiny_folder, tmp_path, prompts):
@@ -211,5 +220,5 @@ def test_an_interrupt_is_exit_code_130(call, monkeypatch):
 def test_help_is_there():
     result = subprocess.run([sys.executable, "-m", "entropy_probe.cli", "--help"], capture_output=True, text=True)
     assert result.returncode == 0
-    for command in ("run", "sweep", "fit", "derive", "validate", "report", "sample", "info"):
+    for command in ("run", "sweep", "fit", "derive", "validate", "report", "compare", "sample", "info"):
         assert command in result.stdout

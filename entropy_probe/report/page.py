@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -101,6 +102,11 @@ def render(content: Content) -> str:
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
     )
+
+
+def frame(text: str) -> str:
+    """A page for a notebook, in a frame of its own."""
+    return f'<iframe srcdoc="{html.escape(text)}" width="100%" height="900" style="border:0"></iframe>'
 
 
 def csv(table: pd.DataFrame) -> str:

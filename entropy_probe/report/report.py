@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import io
 import json
 import math
@@ -22,7 +21,7 @@ from entropy_probe.fitting import fit as fit_laws
 from entropy_probe.laws import Kappa, Measured, ScalingLaw
 from entropy_probe.pipelines import format_size, short_name
 from entropy_probe.report import figures, page
-from entropy_probe.report.maps import EntropyMap
+from entropy_probe.report.maps import EntropyMap, entropy_maps
 from entropy_probe.report.page import Shown
 from entropy_probe.report.tables import (
     drift_table,
@@ -68,11 +67,38 @@ class Report:
     entropy_maps: tuple[EntropyMap, ...] = ()
     command: str | None = None
 
+    @classmethod
+    def open(cls, path: str | Path, pipeline: Any = None, *, command: str | None = None) -> Report:
+        """The report of what a run directory holds.
+
+        Args:
+            path: the run directory.
+            pipeline: the model, for the entropy maps, which are sampled anew.
+            command: the command line to quote.
+
+        Raises:
+            InputError: if the folder is no finished run, or a file in it is damaged.
+        """
+        made = Sweep.open(path, pipeline)
+
+        def text(name: str) -> str | None:
+            return made.run.read_text(name) if (made.run.path / name).exists() else None
+
+        law, outcome = text("law.json"), text("outcome.json")
+        derivation = Derivation.from_json(law) if law else None
+        return report(
+            made,
+            outcome=Outcome.from_json(made, outcome) if outcome else None,
+            derivation=derivation,
+            entropy_maps=entropy_maps(made, derivation.law if derivation else None),
+            command=command,
+        )
+
     def verdict(self) -> list[str]:
         """What was found, in sentences with their numbers."""
         return [
             *(_law_sentences(self.fit) if self.fit else []),
-            *(_kappa_sentences(self._kappa) if self._kappa is not None else []),
+            *(_kappa_sentences(self.kappa) if self.kappa is not None else []),
             *(_round_sentences(self.derivation) if self.derivation else []),
             *(self.outcome.verdict() if self.outcome else []),
         ]
@@ -87,14 +113,14 @@ class Report:
                 nothing="The sweep has one size only: there is nothing to compare yet.",
                 shown=list(self._shown()),
                 tables=self._tables(),
-                facts=self._facts(),
+                facts=self.facts(),
                 remark=f"Not part of this run: {'; '.join(absent)}." if absent else "",
                 beside="Saved beside this page: records.parquet (every measured call), summary.csv, report.json.",
             )
         )
 
     def _repr_html_(self) -> str:
-        return f'<iframe srcdoc="{html.escape(self.html())}" width="100%" height="900" style="border:0"></iframe>'
+        return page.frame(self.html())
 
     def save(self, path: str | Path) -> Path:
         """Write the page to `path`, and `records.parquet`, `summary.csv` and `report.json` beside it.
@@ -104,10 +130,10 @@ class Report:
         """
         target = Path(path)
         records = io.BytesIO()
-        self._frame.to_parquet(records, index=False, compression="zstd")
+        self.frame.to_parquet(records, index=False, compression="zstd")
         made = {  # all of it before the first is written: a figure that fails leaves no half of a report
             target.with_name("records.parquet"): records.getvalue(),
-            target.with_name("summary.csv"): page.csv(summary(self._frame)).encode(),
+            target.with_name("summary.csv"): page.csv(summary(self.frame)).encode(),
             target.with_name("report.json"): self.to_json().encode(),
             target: self.html().encode(),
         }
@@ -121,24 +147,26 @@ class Report:
             "verdict": self.verdict(),
             "settings": self._settings(),
             "fit": json.loads(self.fit.to_json()) if self.fit else None,
-            "kappa": None if self._kappa is None else self._kappa.to_dict("records"),
+            "kappa": None if self.kappa is None else self.kappa.to_dict("records"),
             "derivation": json.loads(self.derivation.to_json()) if self.derivation else None,
             "outcome": json.loads(self.outcome.to_json()) if self.outcome else None,
         }
         return to_strict_json(fields)
 
     @cached_property
-    def _frame(self) -> pd.DataFrame:
+    def frame(self) -> pd.DataFrame:
+        """Every measured call, of all laws that were sampled."""
         return self.outcome.sweep.frame() if self.outcome else self.sweep.frame()
 
     @cached_property
-    def _kappa(self) -> pd.DataFrame | None:
+    def kappa(self) -> pd.DataFrame | None:
+        """kappa of every layer as `Derivation.kappa` has it, if a law was derived."""
         if self.derivation:
             return self.derivation.kappa
-        return kappa_of(self.law, self._frame) if isinstance(self.law, Measured | Kappa) else None
+        return kappa_of(self.law, self.frame) if isinstance(self.law, Measured | Kappa) else None
 
     def _shown(self) -> Iterator[Shown]:
-        frame, trained = self._frame, self.sweep.manifest.training_size
+        frame, trained = self.frame, self.sweep.manifest.training_size
         if self.fit:
             yield Shown(
                 "Entropy against the number of tokens",
@@ -176,13 +204,13 @@ class Report:
                 "over a grey copy of the picture: under a law that works, the colours are those of the training size.",
                 partial(figures.entropy_maps, self.entropy_maps),
             )
-        if self._kappa is not None:
+        if self.kappa is not None:
             yield Shown(
                 "The scaling factor",
                 "The one number per layer that comes closest to keeping its entropy at all sizes (bars), beside the "
                 "paper's (diamond). The interval is over prompts only: where the sizes by themselves (small dots) lie "
                 "far apart, one number does not fit them all, and the measured law keeps a factor for each.",
-                partial(figures.kappa_by_layer, self._kappa, self.law),
+                partial(figures.kappa_by_layer, self.kappa, self.law),
             )
         if self.outcome:
             yield Shown(
@@ -213,9 +241,9 @@ class Report:
         if self.fit:
             tables["Law H = a + b ln N of every layer"] = fit_table(self.fit)
             tables["Rival forms: error in nats on a size left out of the fit"] = rival_table(self.fit)
-        tables["Mean entropy ± standard error over prompts, nats; original model"] = entropy_table(self._frame)
-        if self._kappa is not None:
-            tables["Scaling factor of every layer"] = kappa_table(self._kappa, self.law)
+        tables["Mean entropy ± standard error over prompts, nats; original model"] = entropy_table(self.frame)
+        if self.kappa is not None:
+            tables["Scaling factor of every layer"] = kappa_table(self.kappa, self.law)
         if self.derivation:
             tables["Rounds of the refinement"] = rounds_table(self.derivation)
         if self.outcome:
@@ -245,7 +273,7 @@ class Report:
             "hardware": manifest.hardware,
         }
 
-    def _facts(self) -> dict[str, str]:
+    def facts(self) -> dict[str, str]:
         """The settings as the page words them."""
         known = self._settings()
         return {

@@ -34,7 +34,7 @@ def captured_table(captured: Captured) -> pd.DataFrame:
         {
             "layer": short_name(row["layer"]),
             "kind": row["kind"],
-            "entropy, nats": _with_error(row["entropy"], row["entropy_se"]),
+            "entropy, nats": with_error(row["entropy"], row["entropy_se"]),
             "images": row["images"],
         }
         for row in table.to_dict("records")
@@ -47,7 +47,7 @@ def factor_table(law: ScalingLaw) -> pd.DataFrame:
     wide = factors(law).pivot(index="layer", columns="ratio", values="multiplier")
     wide = wide.reindex(dict.fromkeys(factors(law)["layer"]))
     wide.index = wide.index.map(lambda name: "every layer" if name == "*" else short_name(name))
-    return wide.map(_number).rename(columns="N/T = {:g}".format).rename_axis(columns=None).reset_index()
+    return wide.map(number).rename(columns="N/T = {:g}".format).rename_axis(columns=None).reset_index()
 
 
 def fit_table(fit: Fit) -> pd.DataFrame:
@@ -55,9 +55,9 @@ def fit_table(fit: Fit) -> pd.DataFrame:
     rows = [
         {
             "layer": short_name(law.layer),
-            "slope b": _with_error(law.slope, law.slope_se),
-            "95 % interval": _between(law.slope_low, law.slope_high),
-            "intercept a, nats": _with_error(law.intercept, law.intercept_se),
+            "slope b": with_error(law.slope, law.slope_se),
+            "95 % interval": between(law.slope_low, law.slope_high),
+            "intercept a, nats": with_error(law.intercept, law.intercept_se),
             "R²": f"{law.r_squared:.4f}",
         }
         for law in fit.layers
@@ -71,7 +71,7 @@ def rival_table(fit: Fit) -> pd.DataFrame:
     for law in fit.layers:
         own = fit.rivals[fit.rivals["layer"] == law.layer].sort_values("error")
         errors = dict(zip(own["form"], own["error"], strict=True))
-        shown = {form: _number(errors[form]) for form in ("log", "power", "linear", "gaussian")}
+        shown = {form: number(errors[form]) for form in ("log", "power", "linear", "gaussian")}
         known = own["error"].notna().sum() > 1
         rows.append({"layer": short_name(law.layer), **shown, "best": str(own.iloc[0]["form"]) if known else UNKNOWN})
     return pd.DataFrame(rows)
@@ -80,7 +80,7 @@ def rival_table(fit: Fit) -> pd.DataFrame:
 def entropy_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean entropy of the original model, nats, with its standard error; rows are layers, columns sizes."""
     table = summary(visual(frame[frame["law"] == "original"]))
-    table["entropy, nats"] = [_with_error(h, se) for h, se in zip(table["entropy"], table["entropy_se"], strict=True)]
+    table["entropy, nats"] = [with_error(h, se) for h, se in zip(table["entropy"], table["entropy_se"], strict=True)]
     table["pixels"] = [format_size((int(h), int(w))) for h, w in zip(table["height"], table["width"], strict=True)]
     order = table.assign(area=table["height"] * table["width"]).sort_values("area")["pixels"].drop_duplicates()
     wide = table.pivot(index="layer", columns="pixels", values="entropy, nats")
@@ -110,9 +110,9 @@ def kappa_table(kappa: pd.DataFrame, law: ScalingLaw | None = None) -> pd.DataFr
     for row in kappa.to_dict("records"):
         shown = {
             "layer": short_name(row["layer"]),
-            "κ": _with_error(row["kappa"], row["kappa_se"]),
-            "95 % interval": _between(row["low"], row["high"]),
-            "paper's κ": _number(row["paper"]),
+            "κ": with_error(row["kappa"], row["kappa_se"]),
+            "95 % interval": between(row["low"], row["high"]),
+            "paper's κ": number(row["paper"]),
         }
         if isinstance(law, Measured):
             points = law.points.get(row["layer"], ())
@@ -123,7 +123,7 @@ def kappa_table(kappa: pd.DataFrame, law: ScalingLaw | None = None) -> pd.DataFr
 
 def rounds_table(derivation: Derivation) -> pd.DataFrame:
     """Drift that remained after every sampling of the refinement; round 0 is the original model."""
-    rows = [{"round": r.number, "drift, nats": _with_error(r.drift, r.drift_se)} for r in derivation.rounds]
+    rows = [{"round": r.number, "drift, nats": with_error(r.drift, r.drift_se)} for r in derivation.rounds]
     return pd.DataFrame(rows)
 
 
@@ -175,13 +175,16 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return table.assign(prompts=by_prompt.size()).reset_index()
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Three decimals."""
     return UNKNOWN if math.isnan(value) else f"{value:.3f}"
 
 
-def _with_error(value: float, error: float) -> str:
-    return _number(value) if math.isnan(error) else f"{value:.3f} ± {error:.3f}"
+def with_error(value: float, error: float) -> str:
+    """A value and its standard error."""
+    return number(value) if math.isnan(error) else f"{value:.3f} ± {error:.3f}"
 
 
-def _between(low: float, high: float) -> str:
+def between(low: float, high: float) -> str:
+    """An interval."""
     return UNKNOWN if math.isnan(low) else f"{low:.3f} to {high:.3f}"
