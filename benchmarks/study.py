@@ -131,15 +131,9 @@ def draw_losses(found: dict[str, dict[str, pd.DataFrame]]) -> Figure:
 
 
 def _curves(axes: Axes, table: pd.DataFrame, x: str, title: str, hue: str = "size") -> None:
-    values = list(dict.fromkeys(table[hue]))
-    for value, colour in zip(values, sns.color_palette("viridis", len(values)), strict=True):
-        own = table[table[hue] == value]
-        label = f"{value} px" if hue == "size" else f"t = {value}"
-        axes.plot(own[x], 100 * own["change"], "o-", color=colour, label=label, markersize=3)
-        axes.fill_between(own[x], 100 * own["low"], 100 * own["high"], color=colour, alpha=0.25, linewidth=0)
-    axes.axhline(0, color="0.3", linewidth=0.8)
-    axes.set_ylim(min(-4.0, 100 * table["low"].min() - 1), 8)
-    axes.set(title=title, xlabel=x, ylabel="change of the loss, %")
+    named = table.assign(**{hue: [f"{value} px" if hue == "size" else f"t = {value}" for value in table[hue]]})
+    figures.draw_loss(axes, named, x, hue)
+    axes.set(title=title, xlabel=x)
     axes.legend(frameon=False, fontsize=7)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -14,7 +15,9 @@ from entropy_probe.errors import InputError
 from entropy_probe.fitting import Derivation, fit
 from entropy_probe.fitting.derive import Round
 from entropy_probe.laws import Kappa, Measured, Paper, resolve
-from entropy_probe.report import EntropyMap, entropy_maps, figures, report
+from entropy_probe.report import EntropyMap, Report, entropy_maps, figures, report
+from entropy_probe.report.pictures import chosen_prompts
+from entropy_probe.report.tables import kappa_of_laws, quality_against_kappa
 from entropy_probe.sweep import Grid, Manifest, RunDirectory, Sweep, sweep
 from entropy_probe.validation import Comparison, Quality, outcome_of
 
@@ -166,10 +169,10 @@ def test_the_page_is_whole_and_asks_nothing_of_the_outside(page):
 def test_the_quality_of_the_pictures_is_drawn_and_told(full):
     def compared(law, metric, difference, verdict, needed):
         interval = (difference - 0.01, difference + 0.01)
-        return Comparison(law, (32, 32), metric, 0.5, difference, *interval, 0.01, verdict, 16, needed)
+        return Comparison(law, (32, 48), metric, 0.5, difference, *interval, 0.01, verdict, 16, needed)
 
     rows = [
-        {"size": size, "metric": m, "value": 0.4} for size in [(32, 32), (64, 64)] for m in ("text_score", "repetition")
+        {"size": size, "metric": m, "value": 0.4} for size in [(32, 48), (64, 64)] for m in ("text_score", "repetition")
     ]
     found = Quality(
         pd.DataFrame(),
@@ -182,13 +185,78 @@ def test_the_quality_of_the_pictures_is_drawn_and_told(full):
         ),
     )
     judged = replace(full, outcome=replace(full.outcome, quality=found))
-    assert "better in text_score at 32; worse in nothing" in " ".join(judged.verdict())
+    assert "better in text_score at 32x48; worse in nothing" in " ".join(judged.verdict())
     page = judged.html()
     assert "Quality, alignment and defects" in page
-    assert Page(page).tags.count("svg") == 10
+    assert Page(page).tags.count("svg") == 12  # the metrics, the two defects, and all against kappa
     assert "12,345" in page
     assert "the pictures were not judged" not in page
     assert "the pictures were not judged" in full.html()
+
+
+def test_quality_stands_beside_the_kappa_of_its_law(full):
+    outcome = judged(full.outcome)
+    laws = (*outcome.sweep.grid.laws, Kappa({"*": 0.25}))
+    kappas = kappa_of_laws(laws, full.frame).set_index(["law", "size"])["kappa"]
+    assert kappas["kappa=0.25", "128"] == pytest.approx(0.25)
+    assert kappas["original", "128"] == 0
+    # The layers alternate between 256 and 64 tokens at the training size; at 128 px both have four times as many.
+    by_layer = [(np.log(4 * t) / np.log(t) - 1) / np.log(4) for t in (256, 64, 256)]
+    assert kappas["paper", "128"] == pytest.approx(np.mean(by_layer))
+    table = quality_against_kappa(outcome.quality, kappas.reset_index())
+    assert "64" not in set(table["size"])  # g = 1 whatever kappa is
+    row = table[(table["law"] == "paper") & (table["size"] == "128") & (table["metric"] == "repetition")].iloc[0]
+    assert (row["value"], row["low"], row["high"]) == pytest.approx((0.5, 0.45, 0.55))
+
+
+def test_the_prompts_on_which_laws_differ_most_and_least_are_shown(tmp_path):
+    prompts = [f"prompt {n}" for n in range(6)]
+    swept = synthetic(tmp_path / "run", prompts=prompts, laws=("original", "paper"), layers=1)
+    for cell in swept.grid.cells():
+        if cell.law == "paper" and cell.size == (128, 128):
+            shade = 200 - 10 * prompts.index(cell.prompt)
+            Image.new("RGB", (128, 128), (shade, 40, 40)).save(swept.run.image_path(cell))
+    chosen = chosen_prompts(swept, 4)
+    assert [prompt for prompt, _ in chosen] == ["prompt 5", "prompt 4", "prompt 1", "prompt 0"]
+    # One channel of three, at one of two sizes; on the original pictures all laws agree.
+    assert [share for _, share in chosen] == pytest.approx([50 / 255 / 6, 40 / 255 / 6, 10 / 255 / 6, 0])
+    assert chosen_prompts(replace(swept, grid=replace(swept.grid, laws=swept.grid.laws[:1])), 2) == [
+        ("prompt 0", 0.0), ("prompt 1", 0.0),
+    ]  # fmt: skip
+    page = report(swept, outcome=outcome_of(swept)).html()
+    assert "prompt 2\u2069”, seed" not in page
+    assert "whose pixels the laws move by 3.3 % on average" in page
+
+
+def test_the_losses_of_a_run_directory_are_drawn(tmp_path):
+    swept = synthetic(tmp_path / "run")
+    assert "The denoising loss" not in Report.open(tmp_path / "run").html()
+    losses = pd.DataFrame(
+        [
+            {"size": size, "g": g, "change": (g - 1.2) ** 2 - 0.04, "low": -0.05, "high": 0.05}
+            for size in ("32x48", "128")
+            for g in (0.5, 1.0, 1.25, 2.0)
+        ]
+    )
+    swept.run.write("loss-g.json", losses.to_json(orient="records"))
+    opened = Report.open(tmp_path / "run")
+    pd.testing.assert_frame_equal(opened.losses["g"], losses)
+    page = opened.html()
+    assert page.count("The denoising loss") > 1
+    assert "g, what the logits are multiplied by: 1.25" in page  # under the pointer
+    swept.run.write("loss-g.json", '[{"size": "32x48"}]')
+    with pytest.raises(InputError, match=r"loss-g\.json is no table of losses"):
+        Report.open(tmp_path / "run")
+
+
+def test_a_run_directory_holds_its_report(base, full, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(full.outcome.sweep.run.path, folder)
+    swept = Sweep.open(folder)
+    swept.run.write("law.json", full.derivation.to_json())
+    swept.run.write("outcome.json", full.outcome.to_json())
+    opened = Report.open(folder)
+    assert opened.verdict() == replace(full, sweep=swept, fit=fit(swept)).verdict()
 
 
 def test_the_page_is_the_same_each_time(full, page):

@@ -14,7 +14,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 from test_report import HOSTILE, derived, judged, synthetic
 
-from entropy_probe.report import EntropyMap, report
+from entropy_probe.report import EntropyMap, compare, report
 from entropy_probe.validation import outcome_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -37,6 +37,12 @@ def page_file(tmp_path_factory):
     maps = [EntropyMap(Image.new("RGB", (64, 64)), np.linspace(2, 5, 256).reshape(16, 16), (64, 64), "a.b", 1, "paper")]
     made = report(base, None, None, judged(outcome), derivation=derivation, entropy_maps=maps, command=HOSTILE)
     return made.save(folder / "report.html")
+
+
+@pytest.fixture(scope="module")
+def comparison_file(page_file):
+    synthetic(page_file.parent / "other", prompts=("a cat", "a dog"), layers=4)
+    return compare([page_file.parent / "all", page_file.parent / "other"]).save(page_file.with_name("compare.html"))
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +116,19 @@ def test_axe_finds_nothing_serious(show, window, scheme):
     found = Axe().run(page).response["violations"]
     bad = [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
     assert bad == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("window", WINDOWS)
+def test_the_page_of_a_comparison_is_held_to_the_same(show, comparison_file, window, scheme):
+    page = show(window, scheme, comparison_file)
+    page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+    assert page.locator("figure svg").count() >= 3
+    assert all(drawing.bounding_box()["width"] > 200 for drawing in page.locator("figure svg").all())
+    assert page.evaluate("document.documentElement.scrollWidth") <= WINDOWS[window][0]
+    found = Axe().run(page).response["violations"]
+    assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
+    assert page.noise == []
 
 
 def test_tables_sort_up_down_and_back(show):

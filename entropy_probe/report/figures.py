@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +20,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 from PIL import Image
 
@@ -29,7 +31,7 @@ from entropy_probe.laws import Measured, Paper, ScalingLaw, factors
 from entropy_probe.pipelines import Size, format_size, short_name
 from entropy_probe.report.maps import EntropyMap
 from entropy_probe.report.marks import Mark, description, marks
-from entropy_probe.report.tables import METRICS
+from entropy_probe.report.tables import METRICS, quality_against_kappa
 from entropy_probe.sweep import Sweep
 from entropy_probe.validation import HIGHER_IS_BETTER, Outcome, Quality
 
@@ -65,7 +67,7 @@ INK = ("#262626", "#000000")
 
 def shades(count: int) -> list[tuple[float, float, float]]:
     """Colours from first to last, none of which is lost on a white ground or on a dark one."""
-    return [mpl.colormaps["viridis"](place)[:3] for place in np.linspace(0.25, 0.88, count)]
+    return [mpl.colormaps["viridis"](place)[:3] for place in np.linspace(0.32, 0.88, count)]
 
 
 @contextmanager
@@ -398,36 +400,104 @@ def draw_drift(axes: Axes, outcome: Outcome, level: str = "layer") -> None:
     _size_ticks(axes, sizes)
 
 
-def quality_by_law(quality: Quality) -> Figure:
-    """Every metric against the size: the original model as a dashed line, each law with its 95 % interval."""
-    table = quality.table()
-    metrics, laws = list(dict.fromkeys(table["metric"])), list(dict.fromkeys(table["law"]))
-    sizes = list(dict.fromkeys(quality.original["size"]))
-    places = {format_size(size): place for place, size in enumerate(sizes)}
-    columns = 3
-    rows = -(-len(metrics) // columns)
-    figure = Figure(figsize=(10, 2.9 * rows + 0.4), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+def quality_by_law(quality: Quality, metrics: Sequence[str] | None = None) -> Figure:
+    """Metrics (all, if none are named) against the size: a line for each law with its 95 % interval.
+
+    At the training size every law leaves the model as it is, and all lines meet.
+    """
+    table, before = quality.table(), quality.original.assign(name=quality.original["size"].map(format_size))
+    laws = list(dict.fromkeys(table["law"]))
+    sizes = sorted(dict.fromkeys(quality.original["size"]), key=lambda s: s[0] * s[1])
+    names = [format_size(size) for size in sizes]
     colours = dict(zip(["original", *laws], sns.color_palette(PALETTE, len(laws) + 1), strict=True))
-    for metric, axes in zip(metrics, panels, strict=False):  # the metrics first: none takes a panel in vain
-        before = quality.original[quality.original["metric"] == metric].set_index("size")["value"].reindex(sizes)
-        axes.plot(range(len(sizes)), before, "o--", color=colours["original"], label="original")
+    figure, panels = _metric_panels(quality, metrics)
+    for metric, axes in panels.items():
+        originals = before[before["metric"] == metric].set_index("name")["value"].reindex(names)
+        axes.plot(range(len(sizes)), originals, "o--", color=colours["original"], label="original")
         for number, law in enumerate(laws, 1):
-            own = table[(table["law"] == law) & (table["metric"] == metric)]
-            x = np.array([places[size] for size in own["size"]]) + 0.12 * number
-            value = own["value"].to_numpy()
-            change = own["difference"].to_numpy()
-            bars = np.abs(np.stack([change - own["low"], own["high"] - change]))
-            axes.errorbar(x, value, yerr=bars, fmt="o", color=colours[law], label=law)
+            own = table[(table["law"] == law) & (table["metric"] == metric)].set_index("size").reindex(names)
+            low, high = own["difference"] - own["low"], own["high"] - own["difference"]
+            bars = np.nan_to_num(np.abs(np.stack([low, high])))
+            x = np.arange(len(sizes)) + 0.08 * number
+            values = own["value"].fillna(originals)
+            style: dict[str, Any] = {"fmt": "o-", "linewidth": 1, "elinewidth": 1.5, "markersize": 4}
+            axes.errorbar(x, values, yerr=bars, color=colours[law], label=law, **style)
+        axes.set_xticks(range(len(sizes)), names)
+        axes.set_xlabel("size, pixels")
+    _legend_of_all(figure)
+    return figure
+
+
+def quality_by_kappa(quality: Quality, kappas: pd.DataFrame, metrics: Sequence[str] | None = None) -> Figure:
+    """Metrics against kappa, a line for each size through the laws, which differ in kappa.
+
+    Args:
+        quality: of the pictures.
+        kappas: `law`, `size` (as `format_size` writes it), `kappa`.
+        metrics: all, if none are named.
+    """
+    table = quality_against_kappa(quality, kappas)
+    sizes, laws = list(dict.fromkeys(table["size"])), list(dict.fromkeys(table["law"]))
+    shapes = dict(zip(laws, itertools.cycle("osD^vPX*"), strict=False))
+    figure, panels = _metric_panels(quality, metrics)
+    for metric, axes in panels.items():
+        for size, colour in zip(sizes, shades(len(sizes)), strict=True):
+            own = table[(table["size"] == size) & (table["metric"] == metric)].sort_values("kappa")
+            bars = np.nan_to_num(np.abs(np.stack([own["value"] - own["low"], own["high"] - own["value"]])))
+            axes.errorbar(own["kappa"], own["value"], yerr=bars, fmt="-", color=colour, linewidth=1, label=size)
+            for row in own.itertuples():
+                style: dict[str, Any] = {"color": colour, "linestyle": "none", "markersize": 5}
+                axes.plot(row.kappa, row.value, marker=shapes[row.law], label=f"_{row.law}, {size}", **style)
+        axes.set_xlabel("κ, mean over the layers")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    handles += [Line2D([], [], color="0.5", marker=shapes[law], linestyle="none", markersize=5) for law in laws]
+    columns = min(8, len(handles))
+    figure.legend(handles, labels + laws, loc="outside upper center", ncols=columns, frameon=False)
+    return figure
+
+
+def losses(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Change of the denoising loss against g, kappa or both, a line and a 95 % band for each size."""
+    figure = Figure(figsize=(max(6.0, 4.6 * len(tables)), 3.8), layout="constrained")
+    for axes, (name, table) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True):
+        draw_loss(axes, table, name)
+        axes.set_xlabel({"kappa": "κ in g² = 1 + κ ln(N/T)"}.get(name, f"{name}, what the logits are multiplied by"))
+    _legend_of_all(figure, "size, pixels")
+    return figure
+
+
+def draw_loss(axes: Axes, table: pd.DataFrame, x: str, hue: str = "size") -> None:
+    """Change of the loss in percent against the column `x`, a line and a 95 % band for each value of `hue`."""
+    values = list(dict.fromkeys(table[hue]))
+    for value, colour in zip(values, shades(len(values)), strict=True):
+        own = table[table[hue] == value].sort_values(x)
+        axes.plot(own[x], 100 * own["change"], "o-", color=colour, label=str(value), markersize=3)
+        axes.fill_between(own[x], 100 * own["low"], 100 * own["high"], color=colour, alpha=0.25, linewidth=0)
+    axes.axhline(0, color="0.5", linewidth=0.8)
+    axes.set_ylim(min(-4.0, 100 * table["low"].min() - 1), 8)  # the far ends would press the minima flat
+    axes.set_ylabel("change of the loss, %")
+
+
+def _metric_panels(quality: Quality, metrics: Sequence[str] | None) -> tuple[Figure, dict[str, Axes]]:
+    """A panel per metric that was measured."""
+    measured = dict.fromkeys(c.metric for c in quality.comparisons)
+    shown = [metric for metric in measured if metrics is None or metric in metrics]
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(max(5.5, 3.3 * columns), 2.9 * rows + 0.4), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels[len(shown) :]:
+        axes.set_visible(False)
+    for metric, axes in zip(shown, panels, strict=False):
         better = "higher" if HIGHER_IS_BETTER[metric] else "lower"
         axes.set_title(f"{METRICS[metric]} ({better} is better)", fontsize=9)
-        axes.set_xticks(range(len(sizes)), places)
-        axes.set_xlabel("size, pixels")
-    for axes in panels:
-        axes.set_visible(False)
+    return figure, dict(zip(shown, panels, strict=False))
+
+
+def _legend_of_all(figure: Figure, title: str | None = None) -> None:
+    """One legend above for panels that show the same lines."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
-    return figure
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(6, len(labels)), frameon=False, title=title)
 
 
 def image_grid(sweep: Sweep, prompt: str, pixels: float = GRID_PIXELS) -> Figure:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -23,23 +23,34 @@ from entropy_probe.pipelines import format_size, short_name
 from entropy_probe.report import figures, page
 from entropy_probe.report.maps import EntropyMap, entropy_maps
 from entropy_probe.report.page import Shown
+from entropy_probe.report.pictures import chosen_prompts
 from entropy_probe.report.tables import (
+    METRICS,
     drift_table,
     entropy_table,
     fit_table,
     kappa_of,
+    kappa_of_laws,
     kappa_table,
+    picture_table,
+    quality_against_kappa,
     quality_table,
     rival_table,
     rounds_table,
     summary,
 )
-from entropy_probe.strict_json import to_strict_json
+from entropy_probe.strict_json import from_strict_json, to_strict_json
 from entropy_probe.sweep import Sweep, write_atomically
-from entropy_probe.validation import Outcome
+from entropy_probe.validation import Outcome, Quality
 
 PROMPTS_SHOWN = 4
-"""Prompts whose pictures are on the page."""
+"""Prompts whose pictures are on the page: half of them those on which the laws differ most, half least."""
+
+LOSSES = {"g": "loss-g.json", "kappa": "loss-kappa.json"}
+"""Where a run directory keeps the denoising loss against these, if it was measured."""
+
+DEFECTS = ("incompleteness", "repetition")
+"""Those of the metrics that are shown by themselves."""
 
 PANELS_SHOWN = 20
 """Layers up to which the panel of each is shown; the panels of a bigger model are folded away."""
@@ -56,6 +67,7 @@ class Report:
         outcome: what the laws did, if they were sampled.
         derivation: how the law was derived, if that is known.
         entropy_maps: see `report.maps`.
+        losses: tables of `validation.loss.LossCurve`, by what the loss is against, `g` or `kappa`.
         command: the command line, if there was one.
     """
 
@@ -65,6 +77,7 @@ class Report:
     outcome: Outcome | None = None
     derivation: Derivation | None = None
     entropy_maps: tuple[EntropyMap, ...] = ()
+    losses: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     command: str | None = None
 
     @classmethod
@@ -91,6 +104,7 @@ class Report:
             outcome=Outcome.from_json(made, outcome) if outcome else None,
             derivation=derivation,
             entropy_maps=entropy_maps(made, derivation.law if derivation else None),
+            losses={name: _loss_table(found, name) for name, file in LOSSES.items() if (found := text(file))},
             command=command,
         )
 
@@ -219,21 +233,52 @@ class Report:
                 "under each law; 95 % bootstrap intervals over prompts and seeds.",
                 partial(figures.drift_by_law, self.outcome),
             )
-        if self.outcome and self.outcome.quality:
+        if self.losses:
             yield Shown(
-                "Quality, alignment and defects",
-                "Pictures under each law and of the original model (dashed), same prompts and seeds. Bars are 95 % "
-                "intervals of the difference from it, each by itself; the verdicts of the table are corrected for the "
-                "number of comparisons.",
-                partial(figures.quality_by_law, self.outcome.quality),
+                "The denoising loss",
+                "Which factor the model's own objective asks for: its loss on true pictures of each size, relative to "
+                "that of the model as it is; same pictures, noise and timesteps, 95 % intervals over the pictures.",
+                partial(figures.losses, self.losses),
             )
+        if self.outcome and self.outcome.quality:
+            yield from self._quality_shown(self.outcome, self.outcome.quality)
+        yield from self._pictures_shown()
+
+    def _quality_shown(self, outcome: Outcome, quality: Quality) -> Iterator[Shown]:
+        section, measured = "Quality, alignment and defects", {c.metric for c in quality.comparisons}
+        groups = {
+            "Pictures under each law and of the original model (dashed)": measured - {*DEFECTS},
+            "The two defects: shapes that are cut off, and shapes that repeat": measured & {*DEFECTS},
+        }
+        for caption, metrics in groups.items():
+            if metrics:
+                yield Shown(
+                    section,
+                    f"{caption}, same prompts and seeds. Bars are 95 % intervals of the difference from the original, "
+                    "each by itself; the verdicts of the table are corrected for the number of comparisons.",
+                    partial(figures.quality_by_law, quality, sorted(metrics, key=list(METRICS).index)),
+                )
+        kappas = kappa_of_laws(outcome.sweep.grid.laws, self.frame)
+        if len(outcome.sweep.grid.laws) > 2 and len(kappas):
+            yield Shown(
+                section,
+                "The same against what the laws differ in: kappa, to which their g amounts at that size; the original "
+                "is at 0. Bars are 95 % intervals of the difference from it.",
+                partial(figures.quality_by_kappa, quality, kappas),
+                numbers=partial(quality_against_kappa, quality, kappas),
+            )
+
+    def _pictures_shown(self) -> Iterator[Shown]:
         sampled = self.outcome.sweep if self.outcome else self.sweep
-        for prompt in sampled.grid.prompts[:PROMPTS_SHOWN]:
+        seed, quality = sampled.grid.seeds[0], self.outcome.quality if self.outcome else None
+        for prompt, difference in chosen_prompts(sampled, PROMPTS_SHOWN):
+            place = f", whose pixels the laws move by {100 * difference:.1f} % on average" if difference else ""
             yield Shown(
                 "Pictures",
-                f"“{_isolated(prompt)}”, seed {sampled.grid.seeds[0]}: rows are laws, columns sizes in pixels, at "
-                "their true relative sizes. Look for cut-off shapes in the small and repeated ones in the large.",
+                f"“{_isolated(prompt)}”, seed {seed}{place}: rows are laws, columns sizes in pixels, at their true "
+                "relative sizes. Look for cut-off shapes in the small and repeated ones in the large.",
                 partial(figures.image_grid, sampled, prompt),
+                numbers=partial(picture_table, self.frame, prompt, seed, quality),
             )
 
     def _tables(self) -> dict[str, pd.DataFrame]:
@@ -315,6 +360,7 @@ def report(
     *,
     derivation: Derivation | None = None,
     entropy_maps: Sequence[EntropyMap] = (),
+    losses: Mapping[str, pd.DataFrame] | None = None,
     command: str | None = None,
 ) -> Report:
     """Put together what is known about a sweep; what was not run is left out, and the page says so.
@@ -326,6 +372,7 @@ def report(
         outcome: of `validate`.
         derivation: of `fitting.derive_measured`; tells kappa, its intervals and the rounds.
         entropy_maps: of `report.entropy_maps`.
+        losses: tables of `validation.loss.LossCurve`, by what the loss is against: `{"g": curve.table()}`.
         command: the command line to quote.
     """
     if fit is None and len(sweep.grid.sizes) > 1:
@@ -333,7 +380,20 @@ def report(
             fit = fit_laws(sweep)
     if law is None and derivation is not None:
         law = derivation.law
-    return Report(sweep, fit, law, outcome, derivation, tuple(entropy_maps), command)
+    return Report(sweep, fit, law, outcome, derivation, tuple(entropy_maps), dict(losses or {}), command)
+
+
+def _loss_table(text: str, name: str) -> pd.DataFrame:
+    """A table of `LossCurve` as records in JSON.
+
+    Raises:
+        InputError: for another text.
+    """
+    try:
+        table = pd.DataFrame(from_strict_json(list[dict[str, str | float | None]], text))
+        return table.astype(dict.fromkeys((name, "change", "low", "high"), float)).astype({"size": str})
+    except (InputError, KeyError, ValueError) as error:
+        raise InputError(f"{LOSSES[name]} is no table of losses as entropy-probe makes them: {error}") from error
 
 
 def _isolated(text: str) -> str:

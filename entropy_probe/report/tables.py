@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -163,6 +164,47 @@ def quality_table(quality: Quality) -> pd.DataFrame:
         for c in quality.comparisons
     ]
     return pd.DataFrame(rows)
+
+
+def kappa_of_laws(laws: Sequence[ScalingLaw], frame: pd.DataFrame) -> pd.DataFrame:
+    """`law`, `size`, `kappa`: that of g^2 = 1 + kappa ln(N/T) to which a law amounts there, mean over the layers."""
+    known = visual(frame).dropna(subset=["training_tokens"])
+    calls = known[["layer", "tokens", "training_tokens", "height", "width"]].drop_duplicates()
+    rows = [
+        {
+            "law": law.name,
+            "size": format_size((int(call.height), int(call.width))),
+            "kappa": (law.multiplier(str(call.layer), int(call.tokens), int(call.training_tokens)) ** 2 - 1)
+            / math.log(call.tokens / call.training_tokens),
+        }
+        for law in laws
+        for call in calls.itertuples()
+        if call.tokens != call.training_tokens
+    ]
+    table = pd.DataFrame(rows, columns=["law", "size", "kappa"])
+    return table.groupby(["law", "size"], sort=False, as_index=False)["kappa"].mean()
+
+
+def quality_against_kappa(quality: Quality, kappas: pd.DataFrame) -> pd.DataFrame:
+    """`law`, `size`, `metric`, `kappa`, `value`, and `low`, `high` of its difference from the original; by size."""
+    compared = quality.table()
+    for end in ("low", "high"):
+        compared[end] += compared["value"] - compared["difference"]
+    before = quality.original.assign(size=quality.original["size"].map(format_size), law="original")
+    columns = ["law", "size", "metric", "value", "low", "high"]
+    table = pd.concat([before, compared]).reindex(columns=columns)
+    return table.merge(kappas, on=["law", "size"])  # without the training size, where kappa says nothing
+
+
+def picture_table(frame: pd.DataFrame, prompt: str, seed: int, quality: Quality | None) -> pd.DataFrame:
+    """The pictures of a prompt and seed: law and size, mean entropy of the layers (nats), and their metrics."""
+    keys = ["law", "height", "width"]
+    own = visual(frame[(frame["prompt"] == prompt) & (frame["seed"] == seed)])
+    means = own.groupby([*keys, "layer"], sort=False)["entropy"].mean().groupby(keys, sort=False).mean()
+    table = means.reset_index().assign(prompt=prompt, seed=seed)
+    if quality is not None and len(quality.pictures):
+        table = table.merge(quality.pictures, on=[*keys, "prompt", "seed"], how="left")
+    return table
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
