@@ -1,10 +1,12 @@
 """The page and the files beside it, from a run that no model was needed for."""
 
+import io
 import json
 import re
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -164,6 +166,16 @@ def test_the_page_is_whole_and_asks_nothing_of_the_outside(page):
     assert not {"link", "iframe", "object", "embed", "base"} & set(seen.tags)
     assert not re.search(r"https?:|//[a-z]|@import", re.sub(r'xmlns(:\w+)?="[^"]*"|base64,[^"]*', "", page))
     assert len(page) < 5e6
+
+
+def test_every_figure_is_saved_as_its_numbers(full, page):
+    saved = re.findall(r'<figure.*?download="[^"]*\.csv" href="data:text/csv;charset=utf-8,([^"]*)"', page, re.DOTALL)
+    assert len(saved) == page.count("<figure")
+    maps = pd.read_csv(
+        io.StringIO(unquote(next(one for one in saved if one.startswith("layer,step,law,size,row,0,1"))))
+    )
+    first = maps[maps["law"] == "original"].loc[:, "0":].to_numpy()
+    np.testing.assert_allclose(first, full.entropy_maps[0].values, atol=5e-4)
 
 
 def test_the_quality_of_the_pictures_is_drawn_and_told(full):

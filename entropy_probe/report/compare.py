@@ -21,7 +21,7 @@ from entropy_probe.pipelines import format_size, short_name
 from entropy_probe.report import compare_figures, page
 from entropy_probe.report.page import Shown
 from entropy_probe.report.report import Report
-from entropy_probe.report.tables import between, drift_table, number, quality_table, with_error
+from entropy_probe.report.tables import between, drift_table, number, quality_table, span, with_error
 from entropy_probe.strict_json import to_strict_json
 from entropy_probe.sweep import Manifest, write_atomically
 
@@ -62,8 +62,7 @@ class RunComparison:
             if run.kappa is not None:
                 sentences.append(
                     f"Keeping the entropy of {name} asks for a median kappa of {run.kappa['kappa'].median():.2f} "
-                    f"({run.kappa['kappa'].min():.2f} to {run.kappa['kappa'].max():.2f}); the paper's is "
-                    f"{run.kappa['paper'].min():.2f} to {run.kappa['paper'].max():.2f}."
+                    f"({span(run.kappa['kappa'])}); the paper's is {span(run.kappa['paper'])}."
                 )
         sentences += [
             f"{name}: {line}" for name, run in self.runs.items() if run.outcome for line in run.outcome.verdict()

@@ -171,7 +171,7 @@ def entropy_against_tokens(fit: Fit) -> Figure:
         ends = np.array([x.min(), x.max()])
         axes.plot(ends, ends, color="0.6", linestyle=":", label="bound, H = ln N")
         axes.plot(ends, law.intercept + law.slope * ends, color=colours[3], label="H = a + b ln N")
-        axes.scatter(x, points["entropy"], s=8, alpha=0.5, color=colours[0], label="an image", linewidths=0)
+        axes.scatter(x, points["entropy"], s=9, alpha=0.75, color=colours[9], label="an image", linewidths=0)
         error = "" if math.isnan(law.slope_se) else f" ± {law.slope_se:.3f}"
         axes.set_title(f"{short_name(law.layer)}\nb = {law.slope:.3f}{error}", fontsize=8)
     for axes in grid.flat[len(layers) :]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 from PIL import Image
 
 from entropy_probe.capture import capture
 from entropy_probe.laws import Original, ScalingLaw, scaled
-from entropy_probe.pipelines import Size, draw, layers
+from entropy_probe.pipelines import Size, draw, format_size, layers
 from entropy_probe.sweep import Sweep
 
 
@@ -46,6 +48,16 @@ def entropy_maps(sweep: Sweep, law: ScalingLaw | None = None) -> tuple[EntropyMa
     if largest != trained:
         wanted += [(largest, Original())] + ([(largest, law)] if law is not None else [])
     return tuple(_map(sweep, size, one, layer, step) for size, one in wanted)
+
+
+def map_table(maps: Sequence[EntropyMap]) -> pd.DataFrame:
+    """Entropies in nats: a line per row of tokens, a column per token, after `layer`, `step`, `law`, `size`, `row`."""
+    parts = []
+    for one in maps:
+        values = pd.DataFrame(np.round(np.asarray(one.values, float), 3))
+        known = {"layer": one.layer, "step": one.step, "law": one.law, "size": format_size(one.size)}
+        parts.append(pd.concat([pd.DataFrame([known] * len(values)).assign(row=values.index), values], axis=1))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _map(sweep: Sweep, size: Size, law: ScalingLaw, layer: str, step: int) -> EntropyMap:

@@ -70,7 +70,9 @@ def marks(figure: Figure) -> list[Mark]:
     found: list[Mark] = []
     for axes in figure.axes:
         if axes.get_visible() and axes.get_label() != "<colorbar>":
-            found += [*_errorbars(axes), *_bars(axes), *_lines(axes), *_scatters(axes), *_meshes(axes)]
+            # What has markers comes last: it lies uppermost, where the pointer finds it.
+            found += [*_meshes(axes), *_lines(axes, marked=False)]
+            found += [*_bars(axes), *_scatters(axes), *_errorbars(axes), *_lines(axes, marked=True)]
     return found
 
 
@@ -174,10 +176,12 @@ def _bars(axes: Axes) -> Iterator[Mark]:
             yield _mark(axes, _name(container.get_label()), x, bar.get_height(), box, low=low, high=high)
 
 
-def _lines(axes: Axes) -> Iterator[Mark]:
+def _lines(axes: Axes, marked: bool) -> Iterator[Mark]:
     for line in axes.lines:
         series = _name(line.get_label())
         if not series or line.get_transform() != axes.transData:  # a reference line goes from edge to edge
+            continue
+        if (line.get_marker() != "None") != marked:
             continue
         band = _band(axes, line)
         for x, y in zip(*(np.asarray(values, float) for values in line.get_data()), strict=True):

@@ -21,7 +21,7 @@ from entropy_probe.fitting import fit as fit_laws
 from entropy_probe.laws import Kappa, Measured, ScalingLaw
 from entropy_probe.pipelines import format_size, short_name
 from entropy_probe.report import figures, page
-from entropy_probe.report.maps import EntropyMap, entropy_maps
+from entropy_probe.report.maps import EntropyMap, entropy_maps, map_table
 from entropy_probe.report.page import Shown
 from entropy_probe.report.pictures import chosen_prompts
 from entropy_probe.report.tables import (
@@ -37,6 +37,7 @@ from entropy_probe.report.tables import (
     quality_table,
     rival_table,
     rounds_table,
+    span,
     summary,
 )
 from entropy_probe.strict_json import from_strict_json, to_strict_json
@@ -217,6 +218,7 @@ class Report:
                 f"Entropy of each token in layer {short_name(one.layer)} at step {one.step}, mean over heads, laid "
                 "over a grey copy of the picture: under a law that works, the colours are those of the training size.",
                 partial(figures.entropy_maps, self.entropy_maps),
+                numbers=partial(map_table, self.entropy_maps),
             )
         if self.kappa is not None:
             yield Shown(
@@ -431,7 +433,7 @@ def _kappa_sentences(kappa: pd.DataFrame) -> list[str]:
     sentence = (
         f"Keeping the entropy asks for kappa between {least['kappa']:.2f} ({short_name(least['layer'])}) and "
         f"{most['kappa']:.2f} ({short_name(most['layer'])}), median {kappa['kappa'].median():.2f}, where the paper's "
-        f"is {kappa['paper'].min():.2f} to {kappa['paper'].max():.2f}"
+        f"is {span(kappa['paper'])}"
     )
     bounded = kappa.dropna(subset=["low", "high", "paper"])
     if len(bounded):

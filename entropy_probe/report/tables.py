@@ -227,6 +227,12 @@ def with_error(value: float, error: float) -> str:
     return number(value) if math.isnan(error) else f"{value:.3f} ± {error:.3f}"
 
 
+def span(values: pd.Series) -> str:
+    """From the least to the most, or the one there is."""
+    ends = list(dict.fromkeys(f"{value:.2f}" for value in (values.min(), values.max())))
+    return " to ".join(ends)
+
+
 def between(low: float, high: float) -> str:
     """An interval."""
     return UNKNOWN if math.isnan(low) else f"{low:.3f} to {high:.3f}"
