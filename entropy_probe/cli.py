@@ -296,7 +296,7 @@ def report(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run directories, two or more.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories, two or more.")],
     out: Annotated[Path, typer.Option(help="The page.")] = Path("compare.html"),
     as_json: JSON = False,
     quiet: QUIET = False,
