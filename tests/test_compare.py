@@ -1,8 +1,12 @@
 """Several runs side by side, from runs that no model was needed for."""
 
+import csv
+import io
 import json
+import re
 import shutil
 from dataclasses import replace
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -103,10 +107,14 @@ def test_folders_of_one_name_are_told_apart_by_their_path(runs, tmp_path):
 
 
 def test_hostile_names_are_text(tmp_path):
-    name = HOSTILE.replace("/", "") + "\u202e"
-    for folder in (name, "b"):
+    name, formula = HOSTILE.replace("/", "") + "\u202e", "=1+1"
+    for folder in (name, formula):
         synthetic(tmp_path / folder, sizes=((32, 32), (64, 64)), layers=2)
-    page = compare([tmp_path / name, tmp_path / "b"]).html()
+    page = compare([tmp_path / name, tmp_path / formula]).html()
+    saved = [unquote(one) for one in re.findall(r'href="data:text/csv;charset=utf-8,([^"]*)"', page)]
+    cells = [cell for text in saved for row in csv.reader(io.StringIO(text)) for cell in row]
+    assert "'=1+1" in cells
+    assert not [cell for cell in cells if cell.startswith(("=", "@"))]
     assert "<script>alert" not in page
     assert "\u202e" not in page
     assert "&lt;script&gt;alert(1)" in page

@@ -110,11 +110,14 @@ def frame(text: str) -> str:
 
 
 def csv(table: pd.DataFrame) -> str:
-    """A table for spreadsheets, in which no text is a formula."""
-    texts = table.select_dtypes(["str", "object"]).map(
-        lambda cell: for_spreadsheet(cell) if isinstance(cell, str) else cell
-    )
-    text: str = table.assign(**{str(name): column for name, column in texts.items()}).to_csv(index=False)
+    """A table for spreadsheets, in which no text is a formula, nor the name of a column."""
+
+    def harmless(cell: object) -> object:
+        return for_spreadsheet(cell) if isinstance(cell, str) else cell
+
+    texts = table.select_dtypes(["str", "object"]).map(harmless)
+    told = table.assign(**{str(name): column for name, column in texts.items()}).rename(columns=harmless)
+    text: str = told.to_csv(index=False)
     return text
 
 
