@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from entropy_probe.laws import ScalingLaw
     from entropy_probe.pipelines import Pictures, Size
     from entropy_probe.regression import Comparison
-    from entropy_probe.sweep import Sweep
+    from entropy_probe.sweep import Engine, Sweep
     from entropy_probe.validation import Judge
 
 app = typer.Typer(
@@ -50,6 +50,10 @@ GUIDANCE = Annotated[float, typer.Option(help="Scale of classifier-free guidance
 LAWS = Annotated[str, typer.Option(help="Scaling laws by name, or the JSON file of one: original,paper,law.json.")]
 ROWS = Annotated[str, typer.Option(help="Attention rows measured per call: all, auto (at most 1024) or a number.")]
 SHARD = Annotated[str, typer.Option(help="i/n samples the i-th of n parts of the grid, as an array job does.")]
+ENGINE = Annotated[str, typer.Option(help="Where cells are sampled: local, in this process, or ray, on a Ray cluster.")]
+ADDRESS = Annotated[
+    str | None, typer.Option(help="Of the Ray cluster, such as auto; without it one is found, or started here.")
+]
 DRY_RUN = Annotated[
     bool,
     typer.Option("--dry-run", help="Only tell the grid, and the time and space it takes, from one cell of each size."),
@@ -105,6 +109,8 @@ def run(
     metrics: METRICS = "auto",
     images: IMAGES = None,
     rows: ROWS = "all",
+    engine: ENGINE = "local",
+    address: ADDRESS = None,
     device: DEVICE = "auto",
     dtype: DTYPE = "auto",
     quick: QUICK = False,
@@ -124,14 +130,16 @@ def run(
     _check_laws(laws)
     say = _Say(quiet or as_json)
     judge = _judge(metrics, images, model)
+    where = _engine(engine, address, model, device, dtype, dry_run, here="auto")
     pipeline, grid = _grid(
-        model, sizes, prompts, seeds, steps, guidance_scale, rows, device, dtype, plan, quick, say, least_sizes=2
-    )
+        model, sizes, prompts, seeds, steps, guidance_scale, rows, where.device, where.dtype, plan, quick, say,
+        least_sizes=2,
+    )  # fmt: skip
     if dry_run:
         rounds = plan.rounds if "measured" in _names(laws) else 0
         _tell_forecast(pipeline, grid, rounds, len({*_names(laws)} - {"original"}), as_json)
         return
-    made = sample_grid(pipeline, store=out, model=model, progress=say.progress, **grid)
+    made = sample_grid(pipeline, store=out, model=model, engine=where.engine, progress=say.progress, **grid)
     fitted = fit_laws(made)
     made.run.write("fit.json", fitted.to_json())
     say(str(fitted))
@@ -164,6 +172,8 @@ def sweep(
     guidance_scale: GUIDANCE = GUIDANCE_SCALE,
     rows: ROWS = "all",
     shard: SHARD = "1/1",
+    engine: ENGINE = "local",
+    address: ADDRESS = None,
     device: DEVICE = "auto",
     dtype: DTYPE = "auto",
     quick: QUICK = False,
@@ -177,11 +187,16 @@ def sweep(
     plan = _QUICK if quick else _FULL
     say = _Say(quiet or as_json)
     part = _parse_shard(shard)
-    pipeline, grid = _grid(model, sizes, prompts, seeds, steps, guidance_scale, rows, device, dtype, plan, quick, say)
+    where = _engine(engine, address, model, device, dtype, dry_run, here="cpu")
+    pipeline, grid = _grid(
+        model, sizes, prompts, seeds, steps, guidance_scale, rows, where.device, where.dtype, plan, quick, say
+    )
     if dry_run:
         _tell_forecast(pipeline, grid, 0, 0, as_json)
         return
-    made = sample_grid(pipeline, store=out, model=model, shard=part, progress=say.progress, **grid)
+    made = sample_grid(
+        pipeline, store=out, model=model, shard=part, engine=where.engine, progress=say.progress, **grid
+    )
     if as_json:
         _print_json({"run": str(out), "cells": len(made.grid)})
     say(f"{len(made.grid)} cells in {out}")
@@ -574,6 +589,32 @@ def _tell_forecast(pipeline: Any, grid: dict[str, Any], rounds: int, laws: int, 
     console = Console(highlight=False)
     console.print(_table(rows))
     console.print(f"at most {seconds / 60:.1f} minutes in one process, and {space / 1e6:.1f} MB; nothing was kept")
+
+
+@dataclass(frozen=True)
+class _Where:
+    """What samples, and how the model is loaded in this process beside it."""
+
+    engine: Engine
+    device: str
+    dtype: str
+
+
+def _engine(engine: str, address: str | None, model: str, device: str, dtype: str, dry_run: bool, here: str) -> _Where:
+    """The engine; on a cluster `--device` is that of its workers, and the model is also loaded on the device `here`."""
+    from entropy_probe.sweep import LocalEngine, RayEngine
+
+    if engine == "local":
+        if address is not None:
+            raise InputError(f"--address {address!r} is of a Ray cluster: add --engine ray")
+        return _Where(LocalEngine(), device, dtype)
+    if engine != "ray":
+        raise InputError(f"engine must be local or ray, not {engine!r}")
+    if dry_run:
+        raise InputError("--dry-run measures in this process: leave --engine ray out, where a worker's device is")
+    made = RayEngine.connect(address, model=model, device=device)
+    precision = ("float32" if made.device == "cpu" else "float16") if dtype == "auto" else dtype
+    return _Where(made, here, precision)
 
 
 def default_sizes(trained: Size, quick: bool = False) -> list[Size]:

@@ -1,5 +1,6 @@
 """The grid of prompts, sizes, seeds and laws, sampling it, and the store on disk."""
 
+from entropy_probe.sweep.engines import Engine, LocalEngine, RayEngine
 from entropy_probe.sweep.files import write_atomically
 from entropy_probe.sweep.forecast import Forecast, forecast
 from entropy_probe.sweep.grid import Cell, Grid
@@ -10,10 +11,13 @@ from entropy_probe.sweep.store import Manifest, RunDirectory
 __all__ = [
     "CURVE",
     "Cell",
+    "Engine",
     "Failed",
     "Forecast",
     "Grid",
+    "LocalEngine",
     "Manifest",
+    "RayEngine",
     "RunDirectory",
     "Sampled",
     "Sweep",

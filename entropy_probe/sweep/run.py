@@ -7,8 +7,9 @@ import os
 import platform
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -32,8 +33,9 @@ from entropy_probe.pipelines import (
     format_size,
     training_size,
 )
+from entropy_probe.sweep.engines import Engine, LocalEngine, RayEngine, Task
 from entropy_probe.sweep.grid import Cell, Grid, batches, law_id, share
-from entropy_probe.sweep.sample import Failed, sample_cells
+from entropy_probe.sweep.sample import Failed, Sampled
 from entropy_probe.sweep.store import Manifest, RunDirectory, State
 from entropy_probe.version import __version__
 from entropy_probe.views import Viewed
@@ -51,12 +53,14 @@ class Sweep(Viewed):
         run: the run directory.
         manifest: the model and the settings.
         pipeline: the pipeline that was sampled, if it is at hand.
+        engine: where what is sampled further is sampled.
     """
 
     grid: Grid
     run: RunDirectory
     manifest: Manifest
     pipeline: Any = field(default=None, repr=False, compare=False)
+    engine: Engine = field(default=LocalEngine(), repr=False, compare=False)
     _keep: Any = field(default=None, repr=False, compare=False)
 
     def frame(self, *, curves: bool = False) -> pd.DataFrame:
@@ -119,6 +123,7 @@ def sweep(
     multipliers: Sequence[float] = CURVE,
     batch: int = 8,
     shard: tuple[int, int] = (1, 1),
+    engine: Engine | Literal["local", "ray"] = "local",
     progress: bool = True,
 ) -> Sweep:
     """Sample prompts x sizes x seeds x laws, with every attention layer captured.
@@ -140,6 +145,7 @@ def sweep(
         multipliers: values of g of the measured curves H(g), besides 1; see `capture`.
         batch: images sampled at once at the training size; larger sizes take proportionally fewer.
         shard: (i, n) samples the i-th of n parts of the grid, counted from 1; the sweep is whole when all n are done.
+        engine: where the cells are sampled: "local" in this process, "ray" on a Ray cluster, see `RayEngine`.
         progress: show a progress bar with the time left.
 
     Raises:
@@ -152,6 +158,7 @@ def sweep(
         check_size(pipeline, size)
     check_steps(pipeline, steps)
     check_guidance(guidance_scale)
+    where = _engine(engine)
     manifest = Manifest(
         model=model or str(getattr(pipeline, "name_or_path", "") or type(pipeline).__name__),
         fingerprint=fingerprint(pipeline),
@@ -173,7 +180,7 @@ def sweep(
     run.create(manifest)
 
     run.write("grid.json", grid.to_json())
-    made = Sweep(grid, run, manifest, pipeline, keep)
+    made = Sweep(grid, run, manifest, pipeline, where, keep)
     _fill(made, batch, progress, shard)
     return made
 
@@ -225,18 +232,15 @@ def _fill(made: Sweep, batch: int, progress: bool, shard: tuple[int, int] = (1, 
     begun = _begun(states)
     fresh = set(missing).difference(*begun)
     left = [*begun, *batches([cell for cell in missing if cell in fresh], batch, trained)]
+    wanted = {cell for cell, state in states.items() if state.fault}
     failures: list[Failed] = []
-    with _bar(len(cells), len(cells) - len(missing), progress) as advance:
-        for wait in (False, True):  # first what nobody else is at, then what the others did not finish
-            passed, left = left, []
-            for part in passed:
-                own = [cell for cell in part if states[cell].fault]
-                with made.run.claim(own, wait=wait) as mine:
-                    if mine:
-                        failures += _sample(made, part)
-                        advance(own)
-                    else:
-                        left.append(part)
+    with (
+        _bar(len(cells), len(cells) - len(missing), progress) as advance,
+        _Tasks(made, left, wanted, advance) as tasks,
+        closing(made.engine.sample(made.pipeline, made.manifest, tasks.take)) as sampled,
+    ):
+        for task, results in sampled:
+            failures += tasks.keep(task, results)
     made.run.tidy()
     if failures:
         raise IncompleteError(
@@ -257,22 +261,81 @@ def _begun(states: dict[Cell, State]) -> list[list[Cell]]:
     return [cells for cells in batches if any(states[cell].fault for cell in cells)]
 
 
-def _sample(made: Sweep, part: list[Cell]) -> list[Failed]:
-    """Sample a batch and save those of its claimed cells that nobody has saved yet."""
-    missing = {cell for cell in part if made.run.state(cell).fault}
-    if not missing:
-        return []
-    law = next(law for law in made.grid.laws if law_id(law) == part[0].law_id)
-    failures = []
-    for done in sample_cells(made.pipeline, part, law, made.manifest):
-        if done.cell not in missing:
-            continue
-        if isinstance(done, Failed):
-            made.run.fail(done.cell, done.reason)
-            failures.append(done)
-        else:
-            made.run.save(done.cell, done.frame, done.image, done.batch)
-    return failures
+class _Tasks:
+    """The batches that are left of a sweep: claimed when they are taken, free again when their results are kept."""
+
+    def __init__(
+        self, made: Sweep, left: Iterable[list[Cell]], wanted: set[Cell], advance: Callable[..., None]
+    ) -> None:
+        self._made, self._left, self._wanted, self._advance = made, deque(left), wanted, advance
+        self._taken: dict[Task, tuple[set[Cell], ExitStack]] = {}
+
+    def __enter__(self) -> _Tasks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for _missing, claim in self._taken.values():
+            claim.close()
+
+    def take(self, *, wait: bool) -> Task | None:
+        """First what nobody else is at, then what the others did not finish; see `engines.Take`."""
+        while True:
+            for _ in range(len(self._left)):
+                if task := self._claimed(self._left.popleft(), wait=False):
+                    return task
+            if not (wait and self._left):
+                return None
+            if task := self._claimed(self._left.popleft(), wait=True):
+                return task
+
+    def keep(self, task: Task, results: Iterable[Sampled | Failed]) -> list[Failed]:
+        """Write those results of a task that nobody has written yet, and return what failed."""
+        missing, claim = self._taken.pop(task)
+        run, failures = self._made.run, []
+        with claim:
+            for done in results:
+                if done.cell not in missing:
+                    continue
+                if isinstance(done, Failed):
+                    run.fail(done.cell, done.reason)
+                    failures.append(done)
+                else:
+                    run.save(done.cell, done.frame, done.image, done.batch)
+        self._advance(self._own(task.cells))
+        return failures
+
+    def _claimed(self, part: list[Cell], *, wait: bool) -> Task | None:
+        """A batch as a task; none if somebody else is at it, who may fail, or has done it."""
+        own = self._own(part)
+        with ExitStack() as claim:
+            if not claim.enter_context(self._made.run.claim(own, wait=wait)):
+                self._left.append(part)
+                return None
+            missing = {cell for cell in part if self._made.run.state(cell).fault}
+            if missing:
+                law = next(law for law in self._made.grid.laws if law_id(law) == part[0].law_id)
+                task = Task(tuple(part), law)
+                self._taken[task] = missing, claim.pop_all()
+                return task
+        self._advance(own)
+        return None
+
+    def _own(self, cells: Iterable[Cell]) -> list[Cell]:
+        return [cell for cell in cells if cell in self._wanted]
+
+
+def _engine(engine: Engine | str) -> Engine:
+    """An engine by its name.
+
+    Raises:
+        InputError: for any other name.
+    """
+    known: dict[str, Engine] = {"local": LocalEngine(), "ray": RayEngine()}
+    if not isinstance(engine, str):
+        return engine
+    if engine not in known:
+        raise InputError(f"engine must be {' or '.join(known)}, not {engine!r}")
+    return known[engine]
 
 
 def versions() -> dict[str, str]:

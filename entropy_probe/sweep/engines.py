@@ -1,0 +1,283 @@
+"""Where cells are sampled: in this process, or by workers on a Ray cluster, whose results come back to this one."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import PicklingError
+from typing import Any, Protocol
+
+import torch
+
+from entropy_probe.errors import InputError
+from entropy_probe.laws import ScalingLaw
+from entropy_probe.pipelines import fingerprint, load, quiet_libraries
+from entropy_probe.sweep.grid import Cell
+from entropy_probe.sweep.sample import Failed, Sampled, sample_cells
+from entropy_probe.sweep.store import Manifest
+
+PATIENCE = 3
+"""Workers that may die over one batch before its cells are given up."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Cells of one size and law, to be sampled together."""
+
+    cells: tuple[Cell, ...]
+    law: ScalingLaw
+
+
+class Take(Protocol):
+    """The tasks of a sweep, handed out one by one to whoever has somebody to do them."""
+
+    def __call__(self, *, wait: bool) -> Task | None:
+        """The next task, or None if there is none now.
+
+        Args:
+            wait: for tasks that other processes are at; only for one who holds no task, since two that hold and wait
+                would wait forever. None is then the end.
+        """
+        ...
+
+
+Done = tuple[Task, Iterable[Sampled | Failed]]
+"""A task, and what `sample_cells` makes of it."""
+
+
+class Engine(Protocol):
+    """What samples."""
+
+    def sample(self, pipeline: Any, manifest: Manifest, take: Take) -> Generator[Done, None, None]:
+        """All tasks, in any order; a task is held until the next is asked of this iterator."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalEngine:
+    """Samples in this process."""
+
+    def sample(self, pipeline: Any, manifest: Manifest, take: Take) -> Generator[Done, None, None]:
+        """See `Engine`."""
+        while task := take(wait=True):
+            yield task, sample_cells(pipeline, list(task.cells), task.law, manifest)
+
+
+@dataclass(frozen=True)
+class RayEngine:
+    """Samples on a Ray cluster: an actor with the pipeline on every GPU, or on as many CPUs as torch has threads here.
+
+    Only this process writes, so that the workers need no folder in common. What a worker or a node that died was at is
+    done by another, at most `PATIENCE` times. With the same number of threads a CPU gives the same records as it does
+    here, to the bit.
+
+    Attributes:
+        address: of the cluster, as `ray.init` takes it; if none, one that is connected, running or started here.
+        model: hub id, folder or bundled name that every worker loads by itself; if none, the pipeline is sent to
+            them, as it is, through Ray's object store.
+        device: `cuda` or `cpu`, of the workers; that of the pipeline if none.
+
+    Raises:
+        InputError: for another device.
+    """
+
+    address: str | None = None
+    model: str | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.device not in (None, "cpu", "cuda"):
+            raise InputError(f"workers sample on cpu or cuda, not on {self.device!r}")
+
+    @classmethod
+    def connect(cls, address: str | None = None, *, model: str | None = None, device: str = "auto") -> RayEngine:
+        """An engine on a cluster that this process is connected to from now on.
+
+        Args:
+            address: see `RayEngine`.
+            model: see `RayEngine`.
+            device: of the workers; `auto` takes cuda if the cluster has GPUs, else cpu.
+
+        Raises:
+            InputError: for another device, or if there is no Ray or no cluster.
+        """
+        ray = _connect(address)
+        if device == "auto":
+            device = "cuda" if ray.cluster_resources().get("GPU") else "cpu"
+        return cls(address, model, device)
+
+    def sample(self, pipeline: Any, manifest: Manifest, take: Take) -> Generator[Done, None, None]:
+        """See `Engine`.
+
+        Raises:
+            InputError: if Ray is not installed or cannot be reached, has no place for a worker, or its workers cannot
+                load the model or load another one.
+        """
+        with _connected(self.address) as ray:
+            device = self.device or pipeline.device.type
+            threads = None if device == "cuda" else torch.get_num_threads()
+            needs = {"num_cpus": threads or 1, "num_gpus": int(device == "cuda")}
+            places = _places(ray.nodes(), needs)
+            source = _resolved(self.model) if self.model else _sent(ray, pipeline)
+            hire = ray.remote(**needs, max_restarts=0)(_Worker).remote
+            yield from _by_workers(ray, lambda: hire(source, device, threads, manifest), places, take)
+
+
+class _Worker:
+    """Holds a pipeline in a process of its own; an actor, so that the weights are loaded once."""
+
+    def __init__(self, source: Any, device: str, threads: int | None, manifest: Manifest) -> None:
+        if threads:
+            torch.set_num_threads(threads)  # they decide the last digits
+        self._source, self._device, self._manifest = source, device, manifest
+        self._pipeline: Any = None
+
+    def load(self) -> None:
+        """Not when the actor is made: what goes wrong there is told as a text, and here as the error that it is."""
+        quiet_libraries()
+        if isinstance(self._source, str):
+            self._pipeline = load(self._source, device=self._device, dtype=self._manifest.dtype)
+        else:
+            self._pipeline = self._source.to(self._device)
+        if fingerprint(self._pipeline) != self._manifest.fingerprint:
+            raise InputError(f"a worker finds another model under the name {self._source!r} than there is here")
+
+    def sample(self, cells: Sequence[Cell], law: ScalingLaw) -> list[Sampled | Failed]:
+        """See `sample_cells`."""
+        return list(sample_cells(self._pipeline, list(cells), law, self._manifest))
+
+
+def _by_workers(ray: Any, hire: Callable[[], Any], places: int, take: Take) -> Generator[Done, None, None]:
+    """Keep every worker busy, replace those that die, and give what they were at to others."""
+    idle: list[Any] = []
+    busy: dict[Any, tuple[Any, Task | None]] = {}  # a reference to what will come -> from whom, of which task
+    again: list[Task] = []
+    deaths: Counter[Task | None] = Counter()
+
+    def engage() -> None:
+        worker = hire()
+        busy[worker.load.remote()] = worker, None
+
+    def held() -> bool:
+        return bool(again) or any(task for _, task in busy.values())
+
+    try:
+        for _ in range(places):
+            engage()
+        while True:
+            while idle and (task := again.pop() if again else take(wait=not held())):
+                worker = idle.pop()
+                busy[worker.sample.remote(task.cells, task.law)] = worker, task
+            if idle and not held():
+                return
+            (ready,), _ = ray.wait(list(busy), num_returns=1)
+            worker, task = busy.pop(ready)
+            try:
+                made = ray.get(ready)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+            except ray.exceptions.RayError as error:  # what had been made is gone with whoever made it
+                ray.kill(worker)
+                engage()
+                deaths[task] += 1
+                yield from _after_death(task, deaths[task], places, again, " ".join(str(error).split())[:300])
+            else:
+                deaths[None] = 0
+                idle.append(worker)
+                if task:
+                    yield task, made
+    finally:
+        for worker in (*idle, *(worker for worker, _ in busy.values())):
+            ray.kill(worker)
+
+
+def _after_death(task: Task | None, deaths: int, places: int, again: list[Task], reason: str) -> Iterator[Done]:
+    """A task whose worker died is done again, or given up."""
+    if task is None:
+        if deaths >= PATIENCE * places:
+            raise InputError(f"the workers die while they load the model: {reason}")
+    elif deaths < PATIENCE:
+        warnings.warn(f"a worker died, another one samples its cells: {reason}", stacklevel=3)
+        again.append(task)
+    else:
+        yield task, [Failed(cell, f"{deaths} workers died over it: {reason}") for cell in task.cells]
+
+
+def _places(nodes: list[dict[str, Any]], needs: dict[str, int]) -> int:
+    """How many workers the nodes of a cluster have room for.
+
+    Raises:
+        InputError: if there is room for none.
+    """
+    wanted = {"CPU": needs["num_cpus"], "GPU": needs["num_gpus"]}
+    there = [node["Resources"] for node in nodes if node["Alive"]]
+    places = sum(min(int(node.get(kind, 0)) // n for kind, n in wanted.items() if n) for node in there)
+    if not places:
+        said = " and ".join(f"{n} {kind}s" for kind, n in wanted.items() if n)
+        raise InputError(
+            f"no node of the Ray cluster has {said} for a worker: a worker on CPUs takes as many as torch has threads "
+            "here (set OMP_NUM_THREADS to change it), one on a GPU takes one"
+        )
+    return places
+
+
+def _resolved(model: str) -> str:
+    """A folder by its whole path: workers start elsewhere."""
+    return str(Path(model).absolute()) if Path(model).exists() else model
+
+
+def _sent(ray: Any, pipeline: Any) -> Any:
+    """A pipeline in the object store.
+
+    Raises:
+        InputError: if it cannot be sent.
+    """
+    try:
+        return ray.put(pipeline)
+    except (TypeError, AttributeError, PicklingError) as error:
+        raise InputError(
+            f"this pipeline cannot be sent to workers ({error}): name its model, engine=RayEngine(model=...)"
+        ) from error
+
+
+@contextmanager
+def _connected(address: str | None) -> Iterator[Any]:
+    """Connected for as long as it takes; a connection that was there before is kept."""
+    ray = _ray()
+    before = ray.is_initialized()
+    _connect(address)
+    try:
+        yield ray
+    finally:
+        if not before:
+            ray.shutdown()
+
+
+def _connect(address: str | None) -> Any:
+    """The module `ray`, connected.
+
+    Raises:
+        InputError: if Ray is not installed, or there is no cluster at the address.
+    """
+    ray = _ray()
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what is measured here is nobody else's business
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InputError(f"cannot reach a Ray cluster at {address or 'this machine'}: {error}") from error
+    return ray
+
+
+def _ray() -> Any:
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise InputError("this engine needs Ray: pip install 'entropy-probe[ray]'") from error
