@@ -194,9 +194,7 @@ def sweep(
     if dry_run:
         _tell_forecast(pipeline, grid, 0, 0, as_json)
         return
-    made = sample_grid(
-        pipeline, store=out, model=model, shard=part, engine=where.engine, progress=say.progress, **grid
-    )
+    made = sample_grid(pipeline, store=out, model=model, shard=part, engine=where.engine, progress=say.progress, **grid)
     if as_json:
         _print_json({"run": str(out), "cells": len(made.grid)})
     say(f"{len(made.grid)} cells in {out}")
