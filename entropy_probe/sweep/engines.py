@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import PicklingError
 from typing import Any, Protocol
@@ -108,10 +108,10 @@ class RayEngine:
         Raises:
             InputError: for another device, or if there is no Ray or no cluster.
         """
+        made = cls(address, model, None if device == "auto" else device)
         ray = _connect(address)
-        if device == "auto":
-            device = "cuda" if ray.cluster_resources().get("GPU") else "cpu"
-        return cls(address, model, device)
+        gpus = ray.cluster_resources().get("GPU", 0)
+        return replace(made, device=made.device or ("cuda" if gpus else "cpu"))
 
     def sample(self, pipeline: Any, manifest: Manifest, take: Take) -> Generator[Done, None, None]:
         """See `Engine`.

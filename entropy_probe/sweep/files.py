@@ -39,7 +39,7 @@ def replace_file(path: Path, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)
-        except OSError:
+        except BaseException:
             part.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
