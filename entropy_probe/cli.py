@@ -37,7 +37,7 @@ MODEL = Annotated[
     str, typer.Option(help="Hub id, folder of a diffusers pipeline, or a bundled one: reference, reference-dit.")
 ]
 STAGE_MODEL = Annotated[str | None, typer.Option("--model", help="The model, if it is not where the run found it.")]
-OUT = Annotated[Path, typer.Option(help="The run directory.")]
+OUT = Annotated[str, typer.Option(help="The run directory: a folder, or a URL such as s3://bucket/run.")]
 SIZES = Annotated[
     str | None, typer.Option(help="Pixels, such as 32,64,96x128: one number is square, else HEIGHTxWIDTH.")
 ]
@@ -75,7 +75,7 @@ IMAGES = Annotated[
 JSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 QUIET = Annotated[bool, typer.Option("--quiet", help="No progress bars and no summary.")]
 
-DEFAULT_OUT = Path("entropy-run")
+DEFAULT_OUT = "entropy-run"
 GUIDANCE_SCALE = 4.0
 CALIBRATED_ON = 6
 """Every how-manieth of the bundled drawings serves for calibration."""
@@ -157,7 +157,7 @@ def run(
     law = derivation.law if derivation else None
     maps = entropy_maps(made, law)
     page = make_report(made, fitted, law, outcome, derivation=derivation, entropy_maps=maps, command=_command())
-    path = page.save(out / "report.html")
+    path = page.save(made.run.path / "report.html")
     _finish(page, path, as_json, say)
 
 
@@ -304,7 +304,7 @@ def report(
 
     made = _open(out, model, device)
     page = Report.open(out, made.pipeline, command=_command())
-    _finish(page, page.save(out / "report.html"), as_json, _Say(quiet or as_json))
+    _finish(page, page.save(made.run.path / "report.html"), as_json, _Say(quiet or as_json))
 
 
 @app.command()
@@ -334,7 +334,7 @@ def compare(
 def sample(
     prompt: Annotated[list[str], typer.Argument(help="One or more prompts.")],
     model: MODEL = "reference",
-    out: OUT = Path("samples"),
+    out: Annotated[Path, typer.Option(help="The folder for the images.")] = Path("samples"),
     sizes: SIZES = None,
     seeds: SEEDS = "0",
     steps: STEPS = 20,
@@ -622,11 +622,11 @@ def default_sizes(trained: Size, quick: bool = False) -> list[Size]:
     return [(int(height * a) // 8 * 8, int(width * b) // 8 * 8) for a, b in factors]
 
 
-def _open(out: Path, model: str | None, device: str) -> Sweep:
-    from entropy_probe.sweep import RunDirectory
+def _open(out: str, model: str | None, device: str) -> Sweep:
+    from entropy_probe.sweep import RunDirectory, place
     from entropy_probe.sweep import Sweep as Opened
 
-    manifest = RunDirectory(out).manifest()
+    manifest = RunDirectory(place(out)).manifest()
     return Opened.open(out, _load(model or manifest.model, device, manifest.dtype))
 
 

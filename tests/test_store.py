@@ -190,7 +190,7 @@ SWEEPER = """
 import importlib, sys, torch
 from entropy_probe.pipelines import load
 from entropy_probe.sweep import sweep
-module = importlib.import_module("entropy_probe.sweep.run")
+module = importlib.import_module("entropy_probe.sweep.engines")
 
 def noted(pipeline, part, law, manifest, sample=module.sample_cells):
     for cell in part:

@@ -41,7 +41,7 @@ from entropy_probe.report.tables import (
     summary,
 )
 from entropy_probe.strict_json import from_strict_json, to_strict_json
-from entropy_probe.sweep import Sweep, write_atomically
+from entropy_probe.sweep import Sweep, place, write_atomically
 from entropy_probe.validation import Outcome, Quality
 
 PROMPTS_SHOWN = 4
@@ -143,7 +143,7 @@ class Report:
         Raises:
             InputError: if the folder cannot be written.
         """
-        target = Path(path)
+        target = place(path)
         records = io.BytesIO()
         self.frame.to_parquet(records, index=False, compression="zstd")
         made = {  # all of it before the first is written: a figure that fails leaves no half of a report
@@ -152,8 +152,8 @@ class Report:
             target.with_name("report.json"): self.to_json().encode(),
             target: self.html().encode(),
         }
-        for place, content in made.items():
-            write_atomically(place, content)
+        for file, content in made.items():
+            write_atomically(file, content)
         return target
 
     def to_json(self) -> str:

@@ -1,7 +1,7 @@
 """The grid of prompts, sizes, seeds and laws, sampling it, and the store on disk."""
 
 from entropy_probe.sweep.engines import Engine, LocalEngine, RayEngine
-from entropy_probe.sweep.files import write_atomically
+from entropy_probe.sweep.files import place, write_atomically
 from entropy_probe.sweep.forecast import Forecast, forecast
 from entropy_probe.sweep.grid import Cell, Grid
 from entropy_probe.sweep.run import CURVE, Sweep, extend, sweep, versions
@@ -23,6 +23,7 @@ __all__ = [
     "Sweep",
     "extend",
     "forecast",
+    "place",
     "sample_cells",
     "sweep",
     "versions",

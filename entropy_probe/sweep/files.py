@@ -1,4 +1,7 @@
-"""Files that are whole or not there, and claims on them that end with their process."""
+"""Files that are whole or not there, and claims on them that end with their process.
+
+A path may also be a `UPath`, of an object store: there a file is whole by nature, and nothing can be claimed.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,31 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from filelock import FileLock, Timeout
 
 from entropy_probe.errors import InputError
+
+
+def place(where: str | Path) -> Path:
+    """The path of a folder or file, or what behaves like one for the URL of any file system that fsspec knows.
+
+    Raises:
+        InputError: if the URL cannot be used, or what it takes is not installed.
+    """
+    if isinstance(where, Path) or "://" not in str(where):
+        return Path(where)
+    try:
+        from upath import UPath
+
+        found = UPath(where, use_listings_cache=False)  # others write there too
+        found.fs  # noqa: B018 - made now, so that what is missing is known now
+    except ImportError as error:
+        raise InputError(f"{where} needs more: pip install 'entropy-probe[remote]', and {error}") from error
+    except ValueError as error:
+        raise InputError(f"cannot use {where}: {error}") from error
+    return Path(found.path) if found.protocol in ("file", "local") else cast(Path, found)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -33,6 +57,9 @@ def replace_file(path: Path, content: bytes) -> None:
     """
     part = _part(path)
     with refusal(path):
+        if _remote(path):
+            path.write_bytes(content)
+            return
         try:
             with part.open("wb") as file:
                 file.write(content)
@@ -49,7 +76,8 @@ def replace_file(path: Path, content: bytes) -> None:
 def claim(paths: Iterable[Path], *, wait: bool = True) -> Iterator[bool]:
     """Whether the files are this process's own to write until the context ends.
 
-    A claim is a lock of the operating system on a file beside: it ends with its process, however that ends.
+    A claim is a lock of the operating system on a file beside: it ends with its process, however that ends. Object
+    stores have none: what is there is for everybody, and two that write a cell write the same.
 
     Args:
         paths: the files; always claimed in the same order, so that two processes never wait for each other.
@@ -58,7 +86,8 @@ def claim(paths: Iterable[Path], *, wait: bool = True) -> Iterator[bool]:
     Raises:
         InputError: if the folder cannot be written.
     """
-    locks = [FileLock(_lock(path), timeout=-1 if wait else 0) for path in sorted(paths)]
+    local = [path for path in paths if not _remote(path)]
+    locks = [FileLock(_lock(path), timeout=-1 if wait else 0) for path in sorted(local)]
     try:
         yield all(_taken(lock) for lock in locks)
     finally:
@@ -71,10 +100,23 @@ def claim(paths: Iterable[Path], *, wait: bool = True) -> Iterator[bool]:
 
 def tidy(folder: Path) -> None:
     """Remove what killed processes left of their files; what a living one has claimed stays."""
+    if _remote(folder):
+        return
     for path in {path.with_name(path.stem[1:]) for mark in ("lock", "part") for path in folder.glob(f".*.{mark}")}:
         with claim([path], wait=False) as mine:
             if mine:
                 _part(path).unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder where there is none; an object store has none, and would make a bucket.
+
+    Raises:
+        InputError: if it cannot be made.
+    """
+    with refusal(path):
+        if not _remote(path):
+            path.mkdir(parents=True, exist_ok=True)
 
 
 def is_temporary(path: Path) -> bool:
@@ -96,6 +138,10 @@ def refusal(path: Path) -> Iterator[None]:
     except OSError as error:
         cause = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
         raise InputError(f"cannot write {path}: {cause}") from error
+
+
+def _remote(path: object) -> bool:
+    return not isinstance(path, Path)
 
 
 def _taken(lock: FileLock) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import platform
@@ -34,6 +35,7 @@ from entropy_probe.pipelines import (
     training_size,
 )
 from entropy_probe.sweep.engines import Engine, LocalEngine, RayEngine, Task
+from entropy_probe.sweep.files import place
 from entropy_probe.sweep.grid import Cell, Grid, batches, law_id, share
 from entropy_probe.sweep.sample import Failed, Sampled
 from entropy_probe.sweep.store import Manifest, RunDirectory, State
@@ -77,13 +79,13 @@ class Sweep(Viewed):
         """A sweep from its run directory.
 
         Args:
-            path: the run directory.
+            path: the run directory, a folder or the URL of one.
             pipeline: the model, for stages that sample again.
 
         Raises:
             InputError: if the folder is no run, cells are missing, or the pipeline is another model.
         """
-        run = RunDirectory(Path(path))
+        run = RunDirectory(place(path))
         manifest = run.manifest()
         grid = Grid.from_json(run.read_text("grid.json"))
         if pipeline is not None and fingerprint(pipeline) != manifest.fingerprint:
@@ -103,7 +105,7 @@ class Sweep(Viewed):
         """
         for cell in self.grid.cells():
             if (cell.prompt, cell.size, cell.seed, cell.law) == (prompt, size, seed, law):
-                with Image.open(self.run.image_path(cell)) as image:
+                with Image.open(io.BytesIO(self.run.image_path(cell).read_bytes())) as image:
                     return image.convert("RGB")
         raise InputError(f"the sweep has no cell {prompt!r}, {format_size(size)}, seed {seed}, law {law!r}")
 
@@ -139,7 +141,8 @@ def sweep(
         laws: scaling laws to sample under, by name, file or as they are.
         steps: sampling steps.
         guidance_scale: of classifier-free guidance; 1 turns it off.
-        store: the run directory; a temporary one, gone with the returned sweep, if none is given.
+        store: the run directory, a folder or a URL that fsspec knows; a temporary one, gone with the returned sweep, if
+            none is given.
         model: the name that the manifest gives the model, to load it again from.
         rows: attention rows measured per call, "all" or a number.
         multipliers: values of g of the measured curves H(g), besides 1; see `capture`.
@@ -176,7 +179,7 @@ def sweep(
     if store is None:
         keep = tempfile.TemporaryDirectory(prefix="entropy-probe-")
         store = keep.name
-    run = RunDirectory(Path(store))
+    run = RunDirectory(place(store))
     run.create(manifest)
 
     run.write("grid.json", grid.to_json())

@@ -19,7 +19,7 @@ from entropy_probe.errors import InputError
 from entropy_probe.strict_json import from_strict_json, to_strict_json
 from entropy_probe.sweep import cells
 from entropy_probe.sweep.cells import FORMAT
-from entropy_probe.sweep.files import claim, is_temporary, refusal, replace_file, tidy, write_atomically
+from entropy_probe.sweep.files import claim, is_temporary, make_folder, replace_file, tidy, write_atomically
 from entropy_probe.sweep.grid import Cell
 
 _Name = Annotated[str, Field(max_length=4096)]
@@ -83,9 +83,8 @@ class RunDirectory:
         """
         if self.path.is_dir() and not self.manifest_path.exists() and any(map(_foreign, self.path.iterdir())):
             raise InputError(f"{self.path} is neither empty nor a run of entropy-probe: choose another folder")
-        with refusal(self.path):
-            for folder in ("cells", "images", "failed"):
-                (self.path / folder).mkdir(parents=True, exist_ok=True)
+        for folder in ("cells", "images", "failed"):
+            make_folder(self.path / folder)
         with claim([self.manifest_path]):
             if not self.manifest_path.exists():
                 replace_file(self.manifest_path, to_strict_json(asdict(manifest)).encode())
