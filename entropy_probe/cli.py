@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import sys
 import warnings
 from dataclasses import dataclass
@@ -82,6 +84,7 @@ CALIBRATED_ON = 6
 
 FAILED = 1
 INTERRUPTED = 130
+INTERRUPTION = "interrupted; what is sampled is kept, the same command goes on from there"
 
 
 @dataclass(frozen=True)
@@ -610,6 +613,7 @@ def _engine(engine: str, address: str | None, model: str, device: str, dtype: st
         raise InputError(f"engine must be local or ray, not {engine!r}")
     if dry_run:
         raise InputError("--dry-run measures in this process: leave --engine ray out, where a worker's device is")
+    _interrupt_by_exception()
     made = RayEngine.connect(address, model=model, device=device)
     precision = ("float32" if made.device == "cpu" else "float16") if dtype == "auto" else dtype
     return _Where(made, here, precision)
@@ -634,7 +638,9 @@ def _load(model: str, device: str, dtype: str) -> Any:
     from entropy_probe.pipelines import load, quiet_libraries
 
     quiet_libraries()
-    return load(model, device=device, dtype=dtype)
+    pipeline = load(model, device=device, dtype=dtype)
+    _interrupt_by_exception()
+    return pipeline
 
 
 def _judge(metrics: str, images: Path | None, model: str) -> Judge | None:
@@ -791,6 +797,25 @@ def _print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
+def _interrupt_at_once() -> None:
+    """Until there is something to put in order, Ctrl-C ends the process itself.
+
+    An exception in the middle of what torch does while it is imported can abort the process, or be lost.
+    """
+
+    def leave(*_: object) -> None:
+        os.write(2, f"{INTERRUPTION}\n".encode())
+        os._exit(INTERRUPTED)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, leave)
+
+
+def _interrupt_by_exception() -> None:
+    if callable(signal.getsignal(signal.SIGINT)):  # it may be ignored, as under nohup
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _command() -> str:
     return shlex.join(["entropy-probe", *sys.argv[1:]])
 
@@ -802,6 +827,8 @@ def main() -> None:
     def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
         errors.print(for_terminal(f"warning: {message}"), markup=False)
 
+    before = signal.getsignal(signal.SIGINT)
+    _interrupt_at_once()
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module="entropy_probe")
     warnings.showwarning = show_warning
@@ -822,8 +849,10 @@ def main() -> None:
         if error.format_message():  # without a command there is help to read, and nothing to say
             errors.print(for_terminal(f"error: {error.format_message()}"), markup=False)
         code = 2
+    finally:
+        signal.signal(signal.SIGINT, before)
     if code == INTERRUPTED:
-        errors.print("interrupted; what is sampled is kept, the same command goes on from there", markup=False)
+        errors.print(INTERRUPTION, markup=False)
     sys.exit(code or 0)
 
 

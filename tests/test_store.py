@@ -142,9 +142,10 @@ def test_reading_a_damaged_cell_names_it(run):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"format": 1, "anything": 0}, r"layout 1, from before entropy-probe 0\.1\.0 .*: sample anew"),
         (
-            {"format": 1, "anything": 0},
-            r"layout 1, .* reads layout 2: read it with the version that wrote it, '0\.1\.0'",
+            {"format": 3, "anything": 0, "versions": {"entropy-probe": "0.9"}},
+            r"layout 3, .* reads layout 2: install the version that wrote it, '0\.9'",
         ),
         ({"anything": 0}, "damaged: .*'anything'"),
         ({"steps": "3"}, "valid integer in 'steps'"),

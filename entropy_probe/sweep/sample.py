@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,12 @@ import pandas as pd
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from PIL import Image
 
-from entropy_probe.capture import capture
+from entropy_probe.capture import capture, find_denoiser
 from entropy_probe.laws import Original, ScalingLaw, scaled
 from entropy_probe.pipelines import draw, format_size
 from entropy_probe.sweep.cells import COLUMNS
 from entropy_probe.sweep.grid import Cell
+from entropy_probe.sweep.interruption import held_back
 from entropy_probe.sweep.store import Manifest
 
 
@@ -76,7 +77,11 @@ def _together(pipeline: Any, cells: list[Cell], law: ScalingLaw, manifest: Manif
     size = cells[0].size
     under_law = nullcontext() if isinstance(law, Original) else scaled(pipeline, law)
     rows: Any = manifest.rows
-    with under_law, capture(pipeline, rows=rows, multipliers=manifest.multipliers) as captured:
+    with (
+        _interruptible_between_steps(pipeline),
+        under_law,
+        capture(pipeline, rows=rows, multipliers=manifest.multipliers) as captured,
+    ):
         images = draw(
             pipeline,
             [cell.prompt for cell in cells],
@@ -93,3 +98,14 @@ def _together(pipeline: Any, cells: list[Cell], law: ScalingLaw, manifest: Manif
         )
         made.append(Sampled(cell, own[[column.name for column in COLUMNS]], image, tuple(cells)))
     return made
+
+
+@contextmanager
+def _interruptible_between_steps(pipeline: Any) -> Iterator[None]:
+    """Ctrl-C comes through right before the denoiser runs, where torch has nothing in its hands."""
+    with held_back() as let_through:
+        hook = find_denoiser(pipeline).register_forward_pre_hook(lambda *_: let_through(), prepend=True)
+        try:
+            yield
+        finally:
+            hook.remove()

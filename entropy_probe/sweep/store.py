@@ -21,6 +21,7 @@ from entropy_probe.sweep import cells
 from entropy_probe.sweep.cells import FORMAT
 from entropy_probe.sweep.files import claim, is_temporary, make_folder, replace_file, tidy, write_atomically
 from entropy_probe.sweep.grid import Cell
+from entropy_probe.version import __version__
 
 _Name = Annotated[str, Field(max_length=4096)]
 _Count = Annotated[int, Field(ge=1, le=2**31)]
@@ -118,10 +119,15 @@ class RunDirectory:
             written, by = int(fields["format"]), str(fields["versions"]["entropy-probe"])[:40]
         except (ValueError, KeyError, TypeError, RecursionError):
             return
-        if written != FORMAT:
+        if written < FORMAT:
             raise InputError(
-                f"{self.path} has layout {written}, this version of entropy-probe reads layout {FORMAT}: read it with "
-                f"the version that wrote it, {by!r}, or sample anew into another folder"
+                f"{self.path} has layout {written}, from before entropy-probe 0.1.0 was released, and layout {FORMAT} "
+                "is the first that a release reads: sample anew into another folder"
+            )
+        if written > FORMAT:
+            raise InputError(
+                f"{self.path} has layout {written}, this is entropy-probe {__version__} and reads layout {FORMAT}: "
+                f"install the version that wrote it, {by!r}"
             )
 
     def cell_path(self, cell: Cell) -> Path:
