@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections import Counter
@@ -25,16 +26,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import psutil
 import torch
 from rich.console import Console
 
+from benchmarks.endurance import Endurance, measure, section
+from entropy_probe.capture import find_denoiser
 from entropy_probe.errors import IncompleteError, InputError
 from entropy_probe.fitting import derive_measured, fit
 from entropy_probe.pipelines import load
 from entropy_probe.report import Report
-from entropy_probe.sweep import Sweep, sweep
+from entropy_probe.sweep import Engine, RayEngine, Sweep, sweep
 from entropy_probe.sweep.run import hardware, versions
 from entropy_probe.validation import validate_sweep
 
@@ -81,8 +85,8 @@ class Trial:
     seconds: float
     random: random.Random
 
-    def sweep(self, store: Path) -> Sweep:
-        return sweep(self.pipeline, store=store, model="model", **GRID)
+    def sweep(self, store: Path, engine: Engine | Literal["local"] = "local") -> Sweep:
+        return sweep(self.pipeline, store=store, model="model", engine=engine, **GRID)
 
     def lost(self, store: Path) -> int:
         """Files that differ from the undisturbed run's, by name or by a bit."""
@@ -156,6 +160,44 @@ def killed_at_random(trial: Trial, folder: Path, kills: int) -> Fault:
         say(f"{done} of {kills} kills, {runs} sweeps finished, {lost} files lost")
     seen = f"the same command goes on; {runs} sweeps were finished"
     return Fault("`sweep` killed at a random moment", done, lost, seen)
+
+
+def interrupted_at_random(trial: Trial, folder: Path, times: int) -> Fault:
+    """Interrupt a sweep, as by Ctrl-C, at random moments until it is finished, and begin another."""
+    done = lost = runs = 0
+
+    def work() -> None:
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            trial.sweep(store)
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        except KeyboardInterrupt:
+            os._exit(130)
+
+    def cells() -> int:
+        return len(list(store.glob("cells/*.parquet")))
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until there is somebody to take it
+    while done < times:
+        store = folder / f"run-{runs}"
+        while True:
+            process = start(work)
+            process.join(trial.random.uniform(0, trial.seconds))
+            if process.exitcode is not None:
+                break
+            before = cells()
+            os.kill(process.pid or 0, signal.SIGINT)
+            process.join()
+            done += 1
+            if process.exitcode == 0:  # it may have come when all was done; but nobody does two batches more
+                lost += cells() - before > GRID["batch"]  # type: ignore[operator]
+                break
+            lost += (process.exitcode != 130) + len(list(store.rglob(".*.lock")))
+        lost += trial.lost(store) + (process.exitcode != 0)
+        runs += 1
+        shutil.rmtree(store)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    return Fault("`sweep` interrupted at a random moment", done, lost, "exit code 130; the same command goes on")
 
 
 def killed_at_changes(trial: Trial, folder: Path, stride: int) -> Fault:
@@ -353,12 +395,118 @@ def out_of_memory(trial: Trial, folder: Path) -> Fault:
     return Fault("out of memory in a cell", failed, lost, seen)
 
 
+@contextlib.contextmanager
+def two_nodes() -> Iterator[tuple[Any, list[Any]]]:
+    """A Ray cluster of two nodes on this machine, with room for one worker each; the second may be replaced."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield (lambda: cluster.add_node(**node)), cluster.remove_node
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@contextlib.contextmanager
+def once_there_are(store: Path, cells: int, deed: Callable[[], Any]) -> Iterator[None]:
+    """Do something as soon as a run has so many cells."""
+
+    def watch() -> None:
+        while len(list(store.glob("cells/*.parquet"))) < cells:
+            time.sleep(0.005)
+        deed()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    yield
+    watcher.join()
+
+
+def ray_workers() -> list[psutil.Process]:
+    """Their processes, whose names Ray makes of what they do."""
+    return [p for p in psutil.Process().children(recursive=True) if "_Worker" in " ".join(p.cmdline())]
+
+
+def ray_disturbed(
+    trial: Trial, folder: Path, name: str, deed: Callable[[], Any], mend: Callable[[], Any], times: int
+) -> Fault:
+    """A sweep on a cluster to which something happens in the middle, at another number of cells each time."""
+    lost = 0
+    for number in range(times):
+        store = folder / f"run-{number}"
+        with once_there_are(store, 1 + number % 6, deed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trial.sweep(store, RayEngine())
+        mend()
+        lost += trial.lost(store)
+        say(f"{name}: {number + 1} of {times}, {lost} files lost")
+    return Fault(name, times, lost, "another worker samples it; records as of one process, to the bit")
+
+
+def deadly(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    """What a step with small latents does, in a worker."""
+    latents = arguments[0] if arguments else named["sample"]
+    if latents.shape[-1] < 16:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def ray_deadly(trial: Trial, folder: Path) -> Fault:
+    """A batch that kills every worker that takes it, as one does that has not enough memory; then it is harmless."""
+    store, count = folder / "run", len(list((trial.truth / "cells").iterdir()))
+    hook = find_denoiser(trial.pipeline).register_forward_pre_hook(deadly, with_kwargs=True)
+    lost = 1
+    try:
+        with warnings.catch_warnings(), contextlib.suppress(IncompleteError):
+            warnings.simplefilter("ignore")
+            trial.sweep(store, RayEngine())
+            lost += 1  # it has not said so
+        lost -= 1
+    finally:
+        hook.remove()
+    done, marked = len(list(store.glob("cells/*"))), len(list(store.glob("failed/*")))
+    lost += count - done - marked
+    trial.sweep(store)
+    lost += trial.lost(store)
+    seen = f"exit code 1, the reason in `failed/`; {done} cells beside them were done"
+    return Fault("Ray: a cell kills every worker", marked, lost, seen)
+
+
+def on_ray(trial: Trial, folder: Path, times: int) -> Iterator[Fault]:
+    """What may happen to a cluster."""
+    with two_nodes() as (add, remove):
+        nodes = [add()]
+
+        def kill_worker() -> None:
+            ray_workers()[0].kill()
+
+        def kill_node() -> None:
+            remove(nodes.pop(), allow_graceful=False)
+
+        for number, fault in enumerate(
+            (
+                lambda f: ray_disturbed(trial, f, "Ray: a worker killed", kill_worker, lambda: None, times),
+                lambda f: ray_disturbed(trial, f, "Ray: a node killed", kill_node, lambda: nodes.append(add()), times),
+                lambda f: ray_deadly(trial, f),
+            )
+        ):
+            own = folder / f"ray-{number}"
+            own.mkdir()
+            yield fault(own)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="reference")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--times", type=int, default=20, help="how often each of the other faults is tried")
     parser.add_argument("--stride", type=int, default=1, help="kill before every how-manieth change of a file")
+    parser.add_argument("--ray", type=int, default=10, help="how often each fault of a Ray cluster is tried")
+    parser.add_argument("--cells", type=int, default=1000, help="of the sweep whose memory is measured; 0: of none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="the page; without it, JSON on standard output")
     options = parser.parse_args()
@@ -372,8 +520,11 @@ def main() -> None:
         sweep(pipeline, store=truth, model="model", **GRID)
         trial = Trial(pipeline, truth, time.monotonic() - before, random.Random(options.seed))
         faults = list(tried(trial, Path(name), options.kills, options.times, options.stride))
+        long = measure(pipeline, options.cells, Path(name)) if options.cells else None
+        if options.ray:  # last: with Ray a process has threads, and is not forked any more
+            faults += on_ray(trial, Path(name), options.ray)
     if options.out:
-        options.out.write_text(page(faults, options, trial.seconds, time.monotonic() - began))
+        options.out.write_text(page(faults, long, options, trial.seconds, time.monotonic() - began))
     else:
         print(json.dumps([asdict(fault) for fault in faults]))
 
@@ -384,6 +535,7 @@ def tried(trial: Trial, folder: Path, kills: int, times: int, stride: int) -> It
     mounts = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
     faults: list[Callable[[Path], Fault]] = [
         lambda f: killed_at_random(trial, f, kills),
+        lambda f: interrupted_at_random(trial, f, kills),
         lambda f: killed_at_changes(trial, f, stride),
         *(partial(lambda name, f: stage_killed(trial, f, name, stride), name) for name in STAGES),
         lambda f: peer_killed(trial, f, times),
@@ -405,11 +557,12 @@ def tried(trial: Trial, folder: Path, kills: int, times: int, stride: int) -> It
         yield made
 
 
-def page(faults: list[Fault], options: argparse.Namespace, seconds: float, total: float) -> str:
+def page(faults: list[Fault], long: Endurance | None, options: argparse.Namespace, seconds: float, total: float) -> str:
     rows = "\n".join(f"| {f.name} | {f.tried} | {f.lost} | {f.seen} |" for f in faults)
     cells = len(GRID["prompts"]) * len(GRID["sizes"]) * len(GRID["seeds"])  # type: ignore[arg-type]
     named = ", ".join(f"{name} {version}" for name, version in versions().items())
     command = f"--model {options.model} --kills {options.kills} --times {options.times} --stride {options.stride}"
+    command += f" --ray {options.ray} --cells {options.cells}"
     return f"""# What a run directory survives
 
 Made by `python -m benchmarks.faults {command} --seed {options.seed}`
@@ -427,8 +580,9 @@ file nor the new one.
 A kill is SIGKILL to a process of its own; what the operating system has taken by then, it still writes. A loss of power
 was not tried: files and folders are forced to the disk before a cell counts. Nor were two machines on one shared
 folder. A process that the system kills for want of memory is a kill like any other, and is killed again where it has no
-more.
-"""
+more. The Ray cluster is two nodes on one machine, a worker each.
+
+{section(long) if long else ""}"""
 
 
 if __name__ == "__main__":

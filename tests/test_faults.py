@@ -16,6 +16,7 @@ ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
 @pytest.fixture(scope="module")
 def faults(tiny_folder):
     command = ["-m", "benchmarks.faults", "--model", tiny_folder, "--kills", "10", "--times", "1", "--stride", "13"]
+    command += ["--ray", "0", "--cells", "0"]
     told = subprocess.run([sys.executable, *command], cwd=ROOT, env=ALONE, stdout=subprocess.PIPE, check=True).stdout
     return {fault["name"]: fault for fault in json.loads(told)}
 
