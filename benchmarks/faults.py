@@ -168,6 +168,7 @@ def interrupted_at_random(trial: Trial, folder: Path, times: int) -> Fault:
 
     def work() -> None:
         try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             trial.sweep(store)
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
