@@ -193,7 +193,10 @@ def interrupted_at_random(trial: Trial, folder: Path, times: int) -> Fault:
             if process.exitcode == 0:  # it may have come when all was done; but nobody does two batches more
                 lost += cells() - before > GRID["batch"]  # type: ignore[operator]
                 break
-            lost += (process.exitcode != 130) + len(list(store.rglob(".*.lock")))
+            left = [str(path) for path in store.rglob(".*.lock")]
+            lost += (process.exitcode != 130) + len(left)
+            if process.exitcode != 130 or left:
+                say(f"interrupted: exit code {process.exitcode}, {left} left")
         lost += trial.lost(store) + (process.exitcode != 0)
         runs += 1
         shutil.rmtree(store)
@@ -430,7 +433,11 @@ def once_there_are(store: Path, cells: int, deed: Callable[[], Any]) -> Iterator
 
 def ray_workers() -> list[psutil.Process]:
     """Their processes, whose names Ray makes of what they do."""
-    return [p for p in psutil.Process().children(recursive=True) if "_Worker" in " ".join(p.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it may be gone by now
+            found += [process] if "_Worker" in " ".join(process.cmdline()) else []
+    return found
 
 
 def ray_disturbed(

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -58,8 +58,11 @@ def contents(path):
 
 def workers():
     """Processes of workers; Ray names them after what they do."""
-    found = psutil.Process().children(recursive=True)
-    return [process for process in found if process.is_running() and "_Worker" in " ".join(process.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it may be gone by now
+            found += [process] if "_Worker" in " ".join(process.cmdline()) else []
+    return found
 
 
 @contextmanager
@@ -91,6 +94,12 @@ def test_a_worker_and_then_a_node_die_and_the_run_is_that_of_one_process(tiny_pi
     assert len(told) >= 1
     assert contents(made.run.path) == contents(alone.run.path)
     assert made.frame().equals(alone.frame())
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_in_a_worker_is_told_as_it_is_here(tiny_pipeline, cluster, tmp_path):
+    with pytest.raises(InputError, match=r"^a worker finds another model under the name 'reference'"):
+        sweep(tiny_pipeline, store=tmp_path / "run", engine=RayEngine(model="reference"), **SETTINGS)
 
 
 @pytest.mark.slow

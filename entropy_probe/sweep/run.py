@@ -37,6 +37,7 @@ from entropy_probe.pipelines import (
 from entropy_probe.sweep.engines import Engine, LocalEngine, RayEngine, Task
 from entropy_probe.sweep.files import place
 from entropy_probe.sweep.grid import Cell, Grid, batches, law_id, share
+from entropy_probe.sweep.interruption import held_back
 from entropy_probe.sweep.sample import Failed, Sampled
 from entropy_probe.sweep.store import Manifest, RunDirectory, State
 from entropy_probe.version import __version__
@@ -244,7 +245,8 @@ def _fill(made: Sweep, batch: int, progress: bool, shard: tuple[int, int] = (1, 
     ):
         for task, results in sampled:
             failures += tasks.keep(task, results)
-    made.run.tidy()
+    with held_back():
+        made.run.tidy()
     if failures:
         raise IncompleteError(
             f"{len(failures)} of {len(cells)} cells failed, the first {failures[0].reason}; the others are in "
@@ -277,14 +279,17 @@ class _Tasks:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for _missing, claim in self._taken.values():
-            claim.close()
+        with held_back():
+            for _missing, claim in self._taken.values():
+                claim.close()
 
     def take(self, *, wait: bool) -> Task | None:
         """First what nobody else is at, then what the others did not finish; see `engines.Take`."""
         while True:
             for _ in range(len(self._left)):
-                if task := self._claimed(self._left.popleft(), wait=False):
+                with held_back():
+                    task = self._claimed(self._left.popleft(), wait=False)
+                if task:
                     return task
             if not (wait and self._left):
                 return None
@@ -293,17 +298,20 @@ class _Tasks:
 
     def keep(self, task: Task, results: Iterable[Sampled | Failed]) -> list[Failed]:
         """Write those results of a task that nobody has written yet, and return what failed."""
-        missing, claim = self._taken.pop(task)
+        missing, claim = self._taken[task]
         run, failures = self._made.run, []
-        with claim:
-            for done in results:
-                if done.cell not in missing:
-                    continue
+        for done in results:
+            if done.cell not in missing:
+                continue
+            with held_back():
                 if isinstance(done, Failed):
                     run.fail(done.cell, done.reason)
                     failures.append(done)
                 else:
                     run.save(done.cell, done.frame, done.image, done.batch)
+        with held_back():
+            claim.close()
+            del self._taken[task]
         self._advance(self._own(task.cells))
         return failures
 

@@ -51,7 +51,9 @@ def sample_cells(pipeline: Any, cells: list[Cell], law: ScalingLaw, manifest: Ma
         manifest: the settings.
     """
     try:
-        yield from _together(pipeline, cells, law, manifest)
+        with _interruptible_between_steps(pipeline):
+            made = _together(pipeline, cells, law, manifest)
+        yield from made
         return
     except (RuntimeError, MemoryError) as error:
         if not _out_of_memory(error):
@@ -77,11 +79,7 @@ def _together(pipeline: Any, cells: list[Cell], law: ScalingLaw, manifest: Manif
     size = cells[0].size
     under_law = nullcontext() if isinstance(law, Original) else scaled(pipeline, law)
     rows: Any = manifest.rows
-    with (
-        _interruptible_between_steps(pipeline),
-        under_law,
-        capture(pipeline, rows=rows, multipliers=manifest.multipliers) as captured,
-    ):
+    with under_law, capture(pipeline, rows=rows, multipliers=manifest.multipliers) as captured:
         images = draw(
             pipeline,
             [cell.prompt for cell in cells],
