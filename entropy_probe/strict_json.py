@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from entropy_probe.errors import InputError
+from entropy_probe.interruption import held_back
 
 MOST_BYTES = 64 * 2**20
 """A file that is longer is not read: a law of a large model takes a hundredth of it."""
@@ -31,7 +32,8 @@ def from_strict_json(kind: type[T], text: str) -> T:
     if len(text) > MOST_BYTES:
         raise InputError(f"it is longer than {MOST_BYTES >> 20} MiB")
     try:
-        return TypeAdapter(kind).validate_json(text, strict=True, extra="forbid")
+        with held_back():  # pydantic takes an interruption for a value of another type
+            return TypeAdapter(kind).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))

@@ -6,12 +6,15 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Annotated
 
 import pytest
 import torch
+from pydantic import AfterValidator
 
+from entropy_probe.interruption import held_back
+from entropy_probe.strict_json import from_strict_json
 from entropy_probe.sweep import Sweep, sweep
-from entropy_probe.sweep.interruption import held_back
 
 SETTINGS = dict(
     prompts=["noto red apple"], sizes=[(64, 64)], seeds=[0, 1], steps=3, guidance_scale=4.0, multipliers=(),
@@ -53,6 +56,20 @@ def test_it_is_not_lost_in_a_destructor():
 
     with pytest.raises(KeyboardInterrupt), held_back():
         Dying()
+
+
+def test_a_file_is_read_to_its_end_first():
+    """Pydantic was seen to take the exception for a value of another type, and a whole manifest for a damaged one."""
+    read = []
+
+    def check(value):
+        interrupt()
+        read.append(value)
+        return value
+
+    with pytest.raises(KeyboardInterrupt):
+        from_strict_json(Annotated[int, AfterValidator(check)], "3")
+    assert read == [3]
 
 
 def test_who_handles_it_otherwise_goes_on_doing_so():

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from entropy_probe.capture import find_denoiser
 from entropy_probe.errors import IncompleteError, InputError
+from entropy_probe.interruption import held_back
 from entropy_probe.laws import ScalingLaw, resolve
 from entropy_probe.pipelines import (
     Size,
@@ -37,7 +38,6 @@ from entropy_probe.pipelines import (
 from entropy_probe.sweep.engines import Engine, LocalEngine, RayEngine, Task
 from entropy_probe.sweep.files import place
 from entropy_probe.sweep.grid import Cell, Grid, batches, law_id, share
-from entropy_probe.sweep.interruption import held_back
 from entropy_probe.sweep.sample import Failed, Sampled
 from entropy_probe.sweep.store import Manifest, RunDirectory, State
 from entropy_probe.version import __version__
@@ -233,14 +233,16 @@ def _fill(made: Sweep, batch: int, progress: bool, shard: tuple[int, int] = (1, 
     for cell in (cell for cell, state in states.items() if state.fault == "damaged"):
         warnings.warn(f"cell {cell.name} is damaged and will be sampled again", stacklevel=3)
     missing = [cell for cell, state in states.items() if state.fault]
+    if not missing:
+        made.run.tidy()
+        return
     begun = _begun(states)
     fresh = set(missing).difference(*begun)
     left = [*begun, *batches([cell for cell in missing if cell in fresh], batch, trained)]
-    wanted = {cell for cell, state in states.items() if state.fault}
     failures: list[Failed] = []
     with (
         _bar(len(cells), len(cells) - len(missing), progress) as advance,
-        _Tasks(made, left, wanted, advance) as tasks,
+        _Tasks(made, left, set(missing), advance) as tasks,
         closing(made.engine.sample(made.pipeline, made.manifest, tasks.take)) as sampled,
     ):
         for task, results in sampled:

@@ -12,11 +12,11 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from PIL import Image
 
 from entropy_probe.capture import capture, find_denoiser
+from entropy_probe.interruption import held_back
 from entropy_probe.laws import Original, ScalingLaw, scaled
 from entropy_probe.pipelines import draw, format_size
 from entropy_probe.sweep.cells import COLUMNS
 from entropy_probe.sweep.grid import Cell
-from entropy_probe.sweep.interruption import held_back
 from entropy_probe.sweep.store import Manifest
 
 
