@@ -51,12 +51,12 @@ cli.main()
 
 @pytest.mark.slow
 def test_too_little_memory_for_some_cells_is_exit_code_1(tiny_folder, tmp_path):
-    options = ["--out", tmp_path / "run", "--sizes", "32,64,320", "--prompts", "2", "--seeds", "0", "--steps", "1"]
+    options = ["--out", tmp_path / "run", "--sizes", "32,64,640", "--prompts", "2", "--seeds", "0", "--steps", "1"]
     command = [sys.executable, "-c", LITTLE_MEMORY, tiny_folder, *options, "--device", "cpu", "--quiet"]
     ended = subprocess.run([str(p) for p in command], env=ALONE, cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 1, ended.stderr
-    assert "2 of 6 cells failed, the first out of memory at 320" in ended.stderr
+    assert "2 of 6 cells failed, the first out of memory at 640" in ended.stderr
     assert "the same command tries the failed ones again" in ended.stderr
     assert len(list((tmp_path / "run" / "cells").iterdir())) == 4
     (reason, _) = sorted((tmp_path / "run" / "failed").iterdir())
-    assert json.loads(reason.read_text())["reason"].startswith("out of memory at 320")
+    assert json.loads(reason.read_text())["reason"].startswith("out of memory at 640")
