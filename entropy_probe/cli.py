@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 import warnings
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,14 +30,56 @@ if TYPE_CHECKING:
     from entropy_probe.sweep import Engine, Sweep
     from entropy_probe.validation import Judge
 
+
+def _examples(*lines: str) -> str:
+    """The end of a help text: commands to copy."""
+    return "\n\n".join(["[bold]Examples[/bold]", *(f"[cyan]  {line}[/cyan]" for line in lines)])
+
+
+def _words(*words: str) -> Callable[[str], list[str]]:
+    """What the shell completes an option with."""
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
+
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Measure a diffusion model's attention entropy, derive the scaling factor each size needs, see if it helps.",
+    epilog=_examples(
+        "entropy-probe run",
+        "entropy-probe run --model my-folder --sizes 512,768,1024 --out my-run",
+        "entropy-probe run --config my-run/config.yaml --out again",
+        "entropy-probe --install-completion",
+    ),
 )
 
+
+def _take(context: typer.Context, path: Path | None) -> Path | None:
+    """Put what a config file says in place of the defaults, for the options that this command has."""
+    if path is not None and not context.resilient_parsing:
+        from entropy_probe.config import read_config
+
+        said = read_config(path, _known())
+        mine = _settings(context.command)
+        context.default_map = {mine[name]: text for name, text in said.items() if name in mine}
+    return path
+
+
+CONFIG = Annotated[
+    Path | None,
+    typer.Option(
+        callback=_take,
+        is_eager=True,
+        help="YAML file of settings, named as the flags; a flag given here counts for more. A run keeps its own as "
+        "config.yaml.",
+    ),
+]
 MODEL = Annotated[
-    str, typer.Option(help="Hub id, folder of a diffusers pipeline, or a bundled one: reference, reference-dit.")
+    str,
+    typer.Option(
+        help="Hub id, folder of a diffusers pipeline, or a bundled one: reference, reference-dit.",
+        autocompletion=_words("reference", "reference-dit"),
+    ),
 ]
 STAGE_MODEL = Annotated[str | None, typer.Option("--model", help="The model, if it is not where the run found it.")]
 OUT = Annotated[str, typer.Option(help="The run directory: a folder, or a URL such as s3://bucket/run.")]
@@ -50,6 +93,9 @@ SEEDS = Annotated[str | None, typer.Option(help="Seeds, such as 0,1: one image e
 STEPS = Annotated[int | None, typer.Option(help="Sampling steps.")]
 GUIDANCE = Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 turns it off.")]
 LAWS = Annotated[str, typer.Option(help="Scaling laws by name, or the JSON file of one: original,paper,law.json.")]
+ROUNDS = Annotated[
+    int | None, typer.Option(min=0, help="Most samplings of the refinement of the measured law; 3, or 1 if --quick.")
+]
 ROWS = Annotated[str, typer.Option(help="Attention rows measured per call: all, auto (at most 1024) or a number.")]
 SHARD = Annotated[str, typer.Option(help="i/n samples the i-th of n parts of the grid, as an array job does.")]
 ENGINE = Annotated[str, typer.Option(help="Where cells are sampled: local, in this process, or ray, on a Ray cluster.")]
@@ -60,14 +106,24 @@ DRY_RUN = Annotated[
     bool,
     typer.Option("--dry-run", help="Only tell the grid, and the time and space it takes, from one cell of each size."),
 ]
-DEVICE = Annotated[str, typer.Option(help="auto takes cuda, else mps, else cpu.")]
-DTYPE = Annotated[str, typer.Option(help="float32, bfloat16, float16; auto is float32 on the CPU, else float16.")]
+DEVICE = Annotated[
+    str,
+    typer.Option(help="auto takes cuda, else mps, else cpu.", autocompletion=_words("auto", "cpu", "cuda", "mps")),
+]
+DTYPE = Annotated[
+    str,
+    typer.Option(
+        help="float32, bfloat16, float16; auto is float32 on the CPU, else float16.",
+        autocompletion=_words("auto", "float32", "bfloat16", "float16"),
+    ),
+]
 QUICK = Annotated[bool, typer.Option("--quick", help="A small grid, for a first look.")]
 METRICS = Annotated[
     str,
     typer.Option(
+        autocompletion=_words("auto", "critic", "none"),
         help="What judges the pictures: critic (knows the bundled models' drawings), the hub id or folder of a CLIP, "
-        "none, or auto: the critic for a bundled model."
+        "none, or auto: the critic for a bundled model.",
     ),
 ]
 IMAGES = Annotated[
@@ -99,7 +155,14 @@ _FULL = _Plan(prompts=8, seeds=(0, 1), steps=8, rounds=3)
 _QUICK = _Plan(prompts=4, seeds=(0,), steps=8, rounds=1)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "entropy-probe run --quick",
+        "entropy-probe run --model my-folder --sizes 512,768,1024x512 --steps 20",
+        "entropy-probe run --config my-run/config.yaml --seeds 2,3 --out other-seeds",
+        "entropy-probe run --json --out my-run | jq .verdict",
+    ),
+)
 def run(
     model: MODEL = "reference",
     out: OUT = DEFAULT_OUT,
@@ -111,6 +174,7 @@ def run(
     laws: LAWS = "original,paper,measured",
     metrics: METRICS = "auto",
     images: IMAGES = None,
+    rounds: ROUNDS = None,
     rows: ROWS = "all",
     engine: ENGINE = "local",
     address: ADDRESS = None,
@@ -120,6 +184,7 @@ def run(
     dry_run: DRY_RUN = False,
     as_json: JSON = False,
     quiet: QUIET = False,
+    config: CONFIG = None,
 ) -> None:
     """Do everything: sample, fit, derive the scaling factor, validate it, and write the report."""
     from entropy_probe.fitting import derive_measured
@@ -134,15 +199,17 @@ def run(
     say = _Say(quiet or as_json)
     judge = _judge(metrics, images, model)
     where = _engine(engine, address, model, device, dtype, dry_run, here="auto")
+    most = plan.rounds if rounds is None else rounds
     pipeline, grid = _grid(
         model, sizes, prompts, seeds, steps, guidance_scale, rows, where.device, where.dtype, plan, quick, say,
         least_sizes=2,
     )  # fmt: skip
     if dry_run:
-        rounds = plan.rounds if "measured" in _names(laws) else 0
-        _tell_forecast(pipeline, grid, rounds, len({*_names(laws)} - {"original"}), as_json)
+        refined = most if "measured" in _names(laws) else 0
+        _tell_forecast(pipeline, grid, refined, len({*_names(laws)} - {"original"}), as_json)
         return
     made = sample_grid(pipeline, store=out, model=model, engine=where.engine, progress=say.progress, **grid)
+    _keep_config(made, device, laws=laws, metrics=metrics, images=images, rounds=most)
     fitted = fit_laws(made)
     made.run.write("fit.json", fitted.to_json())
     say(str(fitted))
@@ -150,7 +217,7 @@ def run(
     if "measured" in _names(laws):
         derivation = derive_measured(
             made,
-            rounds=plan.rounds,
+            rounds=most,
             progress=say.progress,
             on_round=lambda r: say(f"round {r.number}: {r.drift:.3f} +- {r.drift_se:.3f} nats of drift remain"),
         )
@@ -164,7 +231,13 @@ def run(
     _finish(page, path, as_json, say)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "entropy-probe sweep --sizes 32,64,128 --prompts 16 --out my-run",
+        "entropy-probe sweep --dry-run --sizes 32,64,128",
+        "entropy-probe sweep --shard 1/4 --out /shared/my-run",
+    ),
+)
 def sweep(
     model: MODEL = "reference",
     out: OUT = DEFAULT_OUT,
@@ -183,6 +256,7 @@ def sweep(
     dry_run: DRY_RUN = False,
     as_json: JSON = False,
     quiet: QUIET = False,
+    config: CONFIG = None,
 ) -> None:
     """Sample the original model over prompts, sizes and seeds, with every attention layer measured."""
     from entropy_probe.sweep import sweep as sample_grid
@@ -198,13 +272,19 @@ def sweep(
         _tell_forecast(pipeline, grid, 0, 0, as_json)
         return
     made = sample_grid(pipeline, store=out, model=model, shard=part, engine=where.engine, progress=say.progress, **grid)
+    _keep_config(made, device)
     if as_json:
         _print_json({"run": str(out), "cells": len(made.grid)})
     say(f"{len(made.grid)} cells in {out}")
 
 
-@app.command()
-def fit(out: OUT = DEFAULT_OUT, as_json: JSON = False, quiet: QUIET = False) -> None:
+@app.command(
+    epilog=_examples(
+        "entropy-probe fit --out my-run",
+        "entropy-probe fit --out my-run --json",
+    ),
+)
+def fit(out: OUT = DEFAULT_OUT, as_json: JSON = False, quiet: QUIET = False, config: CONFIG = None) -> None:
     """Fit H = a + b ln N to a sweep, per layer and pooled."""
     from entropy_probe.fitting import fit as fit_laws
     from entropy_probe.sweep import Sweep
@@ -219,18 +299,29 @@ def fit(out: OUT = DEFAULT_OUT, as_json: JSON = False, quiet: QUIET = False) -> 
     say(str(fitted))
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "entropy-probe derive --out my-run",
+        "entropy-probe derive --out my-run --method calibrated",
+        "entropy-probe derive --out my-run --method calibrated --images my-pictures",
+    ),
+)
 def derive(
     out: OUT = DEFAULT_OUT,
     model: STAGE_MODEL = None,
     method: Annotated[
-        str, typer.Option(help="measured keeps the entropy; calibrated lowers the denoising loss on true pictures.")
+        str,
+        typer.Option(
+            help="measured keeps the entropy; calibrated lowers the denoising loss on true pictures.",
+            autocompletion=_words("measured", "calibrated"),
+        ),
     ] = "measured",
-    rounds: Annotated[int, typer.Option(min=0, help="Most samplings of the refinement.")] = 3,
+    rounds: ROUNDS = None,
     images: IMAGES = None,
     device: DEVICE = "auto",
     as_json: JSON = False,
     quiet: QUIET = False,
+    config: CONFIG = None,
 ) -> None:
     """Derive a scaling law from a sweep: measured, which samples again (law.json), or calibrated (calibrated.json)."""
     from entropy_probe.fitting import derive_measured
@@ -239,16 +330,18 @@ def derive(
         raise InputError(f"method must be measured or calibrated, not {method!r}")
     say = _Say(quiet or as_json)
     made = _open(out, model, device)
+    most = _FULL.rounds if rounds is None else rounds
     if method == "calibrated":
         _derive_calibrated(made, images, as_json, say)
         return
     derivation = derive_measured(
         made,
-        rounds=rounds,
+        rounds=most,
         progress=say.progress,
         on_round=lambda r: say(f"round {r.number}: {r.drift:.3f} +- {r.drift_se:.3f} nats of drift remain"),
     )
     path = _keep_law(made, derivation)
+    _keep_config(made, device, rounds=most)
     if as_json:
         sys.stdout.write(path.read_text())
     say(_table(_layer_rows(derivation.kappa)))
@@ -267,7 +360,13 @@ def _derive_calibrated(made: Sweep, images: Path | None, as_json: bool, say: _Sa
     say(f"law written to {path}")
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "entropy-probe validate --out my-run",
+        "entropy-probe validate --out my-run --laws paper,log,measured --metrics none",
+        "entropy-probe validate --metrics owner/clip --images my-pictures",
+    ),
+)
 def validate(
     out: OUT = DEFAULT_OUT,
     laws: LAWS = "original,paper,measured",
@@ -277,6 +376,7 @@ def validate(
     device: DEVICE = "auto",
     as_json: JSON = False,
     quiet: QUIET = False,
+    config: CONFIG = None,
 ) -> None:
     """Sample a sweep's grid under other laws: how much of the drift each removes, and what becomes of the pictures."""
     from entropy_probe.validation import validate_sweep
@@ -287,6 +387,7 @@ def validate(
     judge = _judge(metrics, images, made.manifest.model)
     outcome = validate_sweep(made, _resolve_laws(made, laws), judge=judge, progress=say.progress)
     made.run.write("outcome.json", outcome.to_json())
+    _keep_config(made, device, laws=laws, metrics=metrics, images=images)
     if as_json:
         sys.stdout.write(outcome.to_json())
     say(_table(outcome.table().drop(columns="level").to_dict("records")))
@@ -294,13 +395,18 @@ def validate(
         say(sentence)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "entropy-probe report --out my-run",
+    ),
+)
 def report(
     out: OUT = DEFAULT_OUT,
     model: STAGE_MODEL = None,
     device: DEVICE = "auto",
     as_json: JSON = False,
     quiet: QUIET = False,
+    config: CONFIG = None,
 ) -> None:
     """Write report.html from what a run directory holds."""
     from entropy_probe.report import Report
@@ -310,17 +416,14 @@ def report(
     _finish(page, page.save(made.run.path / "report.html"), as_json, _Say(quiet or as_json))
 
 
-@app.command()
+@app.command(epilog=_examples("entropy-probe compare runs/base runs/finetuned --out compare.html"))
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories, two or more.")],
     out: Annotated[Path, typer.Option(help="The page.")] = Path("compare.html"),
     as_json: JSON = False,
     quiet: QUIET = False,
 ) -> None:
-    """Put several runs side by side, such as models or versions of one; nothing is sampled.
-
-    Example: entropy-probe compare runs/base runs/finetuned --out compare.html
-    """
+    """Put several runs side by side, such as models or versions of one; nothing is sampled."""
     from entropy_probe.report import compare as compare_runs
 
     say = _Say(quiet or as_json)
@@ -333,7 +436,13 @@ def compare(
     say(f"comparison: {path}")
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        'entropy-probe sample "noto red apple" --sizes 32,64,128x96',
+        'entropy-probe sample "noto red apple" "flat pizza" --sizes 128 --law paper',
+        'entropy-probe sample "noto red apple" --sizes 128 --law entropy-run/law.json',
+    ),
+)
 def sample(
     prompt: Annotated[list[str], typer.Argument(help="One or more prompts.")],
     model: MODEL = "reference",
@@ -345,7 +454,9 @@ def sample(
     law: Annotated[str, typer.Option(help="The scaling law: a name, or a JSON file.")] = "original",
     device: DEVICE = "auto",
     dtype: DTYPE = "auto",
+    as_json: JSON = False,
     quiet: QUIET = False,
+    config: CONFIG = None,
 ) -> None:
     """Draw images under a scaling law."""
     from entropy_probe.laws import resolve, scaled
@@ -359,6 +470,7 @@ def sample(
     for size in wanted:
         check_size(pipeline, size)
     check_steps(pipeline, steps or 0)
+    say, drawn = _Say(quiet or as_json), []
     try:
         out.mkdir(parents=True, exist_ok=True)
         with scaled(pipeline, made):
@@ -370,18 +482,29 @@ def sample(
                     for number, image in enumerate(images):
                         path = out / f"{number:02d}_{format_size(size)}_s{seed}_{made.name}.png"
                         image.save(path)
-                        _Say(quiet)(str(path))
+                        say(str(path))
+                        drawn.append(
+                            {"file": str(path), "prompt": prompt[number], "size": format_size(size), "seed": seed}
+                        )
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror or error}") from error
+    if as_json:
+        _print_json({"law": made.name, "images": drawn})
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "entropy-probe info",
+        "entropy-probe info --model my-folder --sizes 768,1024x512",
+    ),
+)
 def info(
     model: MODEL = "reference",
     sizes: SIZES = None,
     device: DEVICE = "auto",
     dtype: DTYPE = "auto",
     as_json: JSON = False,
+    config: CONFIG = None,
 ) -> None:
     """Show the attention layers of a model, their training tokens, and their token grids at other sizes."""
     from entropy_probe.pipelines import check_size, format_size, layers, short_name, training_size
@@ -414,7 +537,14 @@ def info(
     Console(highlight=False).print(f"{type(pipeline).__name__}, trained at {format_size(trained)} pixels", table)
 
 
-baseline = typer.Typer(no_args_is_help=True, help="Keep a model's entropy profile, and see whether it has moved.")
+baseline = typer.Typer(
+    no_args_is_help=True,
+    help="Keep a model's entropy profile, and see whether it has moved.",
+    epilog=_examples(
+        "entropy-probe baseline save my-folder --out baseline.json",
+        "entropy-probe baseline check my-folder baseline.json",
+    ),
+)
 app.add_typer(baseline, name="baseline")
 
 PROFILED = Annotated[
@@ -425,7 +555,13 @@ JUNIT = Annotated[Path | None, typer.Option(help="Write JUnit XML, a test case f
 MARKDOWN = Annotated[Path | None, typer.Option(help="Write a summary in Markdown, as for a pull request.")]
 
 
-@baseline.command("save")
+@baseline.command(
+    "save",
+    epilog=_examples(
+        "entropy-probe baseline save reference --out baseline.json",
+        "entropy-probe baseline save my-folder --sizes 512,1024 --seeds 0,1,2,3,4",
+    ),
+)
 def baseline_save(
     model: PROFILED,
     out: Annotated[Path, typer.Option(help="The file.")] = Path("entropy-baseline.json"),
@@ -436,12 +572,14 @@ def baseline_save(
     guidance_scale: GUIDANCE = GUIDANCE_SCALE,
     device: DEVICE = "auto",
     dtype: DTYPE = "auto",
+    as_json: JSON = False,
     quiet: QUIET = False,
+    config: CONFIG = None,
 ) -> None:
     """Sample a model and keep its entropy profile: layer x head x size, image by image."""
     from entropy_probe.regression import profile
 
-    say = _Say(quiet)
+    say = _Say(quiet or as_json)
     given = {
         "prompts": None if prompts is None else _parse_prompts(prompts, 0),
         "sizes": _parse_sizes(sizes),
@@ -451,10 +589,19 @@ def baseline_save(
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     pipeline = _load(model, device, dtype)
     made = profile(pipeline, **settings, guidance_scale=guidance_scale, model=model, progress=say.progress)
-    say(f"{len(made.entropy)} mean entropies of {len(made.entropy.columns)} images in {made.save(out)}")
+    path = made.save(out)
+    if as_json:
+        _print_json({"file": str(path), "entropies": len(made.entropy), "images": len(made.entropy.columns)})
+    say(f"{len(made.entropy)} mean entropies of {len(made.entropy.columns)} images in {path}")
 
 
-@baseline.command("check")
+@baseline.command(
+    "check",
+    epilog=_examples(
+        "entropy-probe baseline check my-folder baseline.json",
+        "entropy-probe baseline check my-folder baseline.json --junit results.xml",
+    ),
+)
 def baseline_check(
     model: PROFILED,
     file: KEPT,
@@ -465,6 +612,7 @@ def baseline_check(
     markdown: MARKDOWN = None,
     as_json: JSON = False,
     quiet: QUIET = False,
+    config: CONFIG = None,
 ) -> None:
     """Sample a model as its baseline was, and compare: exit code 0 if it is the same, 1 if it has moved."""
     from dataclasses import asdict
@@ -478,7 +626,13 @@ def baseline_check(
     _conclude(compare(kept, now), junit, markdown, as_json, say)
 
 
-@baseline.command("diff")
+@baseline.command(
+    "diff",
+    epilog=_examples(
+        "entropy-probe baseline diff before.json after.json",
+        "entropy-probe baseline diff before.json after.json --json",
+    ),
+)
 def baseline_diff(
     before: KEPT,
     after: KEPT,
@@ -486,6 +640,7 @@ def baseline_diff(
     markdown: MARKDOWN = None,
     as_json: JSON = False,
     quiet: QUIET = False,
+    config: CONFIG = None,
 ) -> None:
     """Compare two baselines: exit code 0 if they are of the same model as far as can be told, 1 if it has moved."""
     from entropy_probe.regression import Profile, compare
@@ -668,6 +823,57 @@ def _pictures(made: Sweep, images: Path | None) -> Pictures:
     raise InputError("the calibrated law needs true pictures with captions: give a folder of them with --images")
 
 
+def _keep_config(made: Sweep, device: str, **settings: Any) -> None:
+    """Write config.yaml, which makes the run again elsewhere: what it said, what is sampled, and more settings."""
+    from entropy_probe.config import read_config, to_yaml
+    from entropy_probe.laws import LAWS
+    from entropy_probe.pipelines import REFERENCES, format_size
+
+    path = made.run.path / "config.yaml"
+    before = read_config(path, _known()) if path.exists() else {}
+    sampled = {
+        "model": _lasting(made.manifest.model, REFERENCES),
+        "sizes": list(map(format_size, made.grid.sizes)),
+        "prompts": list(made.grid.prompts),
+        "seeds": list(made.grid.seeds),
+        "steps": made.manifest.steps,
+        "guidance-scale": made.manifest.guidance_scale,
+        "rows": made.manifest.rows,
+        "device": device,
+        "dtype": made.manifest.dtype,
+    }
+    if "laws" in settings:
+        settings["laws"] = [_lasting(name, LAWS) for name in _names(settings["laws"])]
+    if "metrics" in settings:
+        settings["metrics"] = _lasting(settings["metrics"], ("auto", "critic", "none"))
+    if settings.get("images"):
+        settings["images"] = _lasting(settings["images"])
+    kept = {name: value for name, value in {**before, **sampled, **settings}.items() if value is not None}
+    made.run.write(path.name, to_yaml(kept))
+
+
+def _lasting(name: str | Path, known: Collection[str] = ()) -> str:
+    """A name, or the path of a file or folder as it is understood from everywhere."""
+    return str(Path(name).absolute()) if name not in known and Path(name).exists() else str(name)
+
+
+def _commands() -> Iterator[Any]:
+    """All commands, those of `baseline` too."""
+    commands = list(typer.main.get_group(app).commands.values())
+    for command in commands:
+        yield from getattr(command, "commands", {}).values() if hasattr(command, "commands") else [command]
+
+
+def _known() -> set[str]:
+    return {name for command in _commands() for name in _settings(command)}
+
+
+def _settings(command: Any) -> dict[str, str]:
+    """The parameters of a command that a config file may set, by the name of their flag."""
+    flags = {flag[2:]: one.name for one in command.params for flag in one.opts if flag.startswith("--")}
+    return {flag: name for flag, name in flags.items() if flag not in ("config", "help")}
+
+
 def _keep_law(made: Sweep, derivation: Any) -> Path:
     return made.run.write("law.json", derivation.to_json())
 
@@ -746,6 +952,8 @@ def _parse_rows(text: str) -> Any:
 def _parse_prompts(text: str | None, count: int) -> list[str]:
     from entropy_probe.reference import prompts as bundled
 
+    if text is not None and "\n" in text:
+        return _prompts_of(text, "the text of the prompts")
     if text is None or text.lstrip("-").isdigit():
         wanted = count if text is None else int(text)
         _check_positive("prompts", wanted)
@@ -754,12 +962,17 @@ def _parse_prompts(text: str | None, count: int) -> list[str]:
             raise InputError(f"there are {len(known)} bundled prompts, not {wanted}: give a file for more")
         return known[:wanted]
     try:
-        lines = [line.strip() for line in Path(text).read_text("utf-8-sig").split("\n")]
+        content = Path(text).read_text("utf-8-sig")
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the prompts file {text!r}: {error}") from error
+    return _prompts_of(content, f"the prompts file {text!r}")
+
+
+def _prompts_of(text: str, source: str) -> list[str]:
+    lines = (line.strip() for line in text.split("\n"))
     prompts = list(dict.fromkeys(line for line in lines if line))
     if not prompts:
-        raise InputError(f"the prompts file {text!r} is empty: write one prompt a line")
+        raise InputError(f"{source} is empty: write one prompt a line")
     return prompts
 
 

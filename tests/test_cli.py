@@ -2,11 +2,18 @@
 
 import json
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import pandas as pd
 import pytest
+import typer
+import yaml
 from PIL import Image
 
 import entropy_probe as ep
@@ -62,6 +69,7 @@ BAD = {
     "a judge without pictures": (["--metrics", "some/clip"], "give a folder of them with --images"),
     "no folder of pictures": (["--metrics", "critic", "--images", "/nowhere"], "no folder of pictures '/nowhere'"),
     "unknown option": (["--colour", "red"], "No such option"),
+    "no config file": (["--config", "nowhere.yaml"], "cannot read the config file 'nowhere.yaml'"),
 }
 
 
@@ -171,15 +179,74 @@ def test_a_law_is_calibrated_on_a_folder_of_pictures_and_validated(call, tiny_fo
     assert call("derive", "--out", out, "--method", "magic")[0] == 2
 
 
-def test_run_does_it_all_and_a_second_run_samples_nothing(call, tiny_folder, tmp_path, prompts):
-    out = tmp_path / "run"
-    arguments = ("run", "--quick", "--model", tiny_folder, "--out", out, "--prompts", prompts, *GRID)
-    code, text, _ = call(*arguments, "--json")
+@pytest.fixture(scope="module")
+def done(tiny_folder, tmp_path_factory, prompts):
+    """A folder with a finished run and a baseline."""
+    folder = tmp_path_factory.mktemp("done")
+    run = ["run", "--quick", "--model", tiny_folder, "--out", folder / "run", "--prompts", prompts, *GRID]
+    save = ["baseline", "save", tiny_folder, "--out", folder / "baseline.json", "--sizes", "64", "--steps", "1"]
+    for arguments in (run, [*save, "--seeds", "0,1,2,3,4", "--prompts", prompts, "--device", "cpu"]):
+        command = [sys.executable, "-m", "entropy_probe.cli", *arguments]
+        subprocess.run([str(part) for part in command], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def test_a_second_run_samples_nothing(call, done, tiny_folder, prompts):
+    out = done / "run"
+    times = {p: p.stat().st_mtime_ns for p in (out / "cells").iterdir()}
+    code, text, _ = call("run", "--quick", "--model", tiny_folder, "--out", out, "--prompts", prompts, *GRID, "--json")
     assert code == 0
     assert json.loads(text)["verdict"]
-    times = {p: p.stat().st_mtime_ns for p in (out / "cells").iterdir()}
-    assert call(*arguments)[0] == 0
     assert {p: p.stat().st_mtime_ns for p in (out / "cells").iterdir()} == times
+
+
+def records(out):
+    frame = pd.read_parquet(out / "records.parquet")
+    return frame.sort_values(["law", "height", "width", "prompt", "seed"], kind="stable", ignore_index=True)
+
+
+def test_the_config_of_a_run_makes_its_records_again(call, done, tmp_path):
+    first, second = done / "run", tmp_path / "second"
+    config = yaml.safe_load((first / "config.yaml").read_text())
+    assert config["prompts"] == ["noto red apple", "flat pizza"]
+    assert (config["steps"], config["rounds"], config["laws"]) == (2, 1, ["original", "paper", "measured"])
+    assert call("run", "--config", first / "config.yaml", "--out", second, "--quiet") == (0, "", "")
+    pd.testing.assert_frame_equal(records(second), records(first), check_exact=True)
+    assert (second / "config.yaml").read_text() == (first / "config.yaml").read_text()
+    page = (first / "report.html").read_text()
+    assert "- noto red apple\n- flat pizza\n" in page
+    assert "guidance-scale: 4.0" in page
+
+
+def test_the_stages_keep_the_config_of_the_whole_chain(call, tiny_folder, tmp_path, prompts):
+    out = tmp_path / "run"
+    file = tmp_path / "run.yaml"
+    file.write_text(f"model: {tiny_folder}\nprompts: {prompts}\nsizes: [64, 32]\nseeds: 0\nsteps: 3\nlaws: paper\n")
+    assert call("sweep", "--config", file, "--steps", "1", "--out", out, "--device", "cpu", "--quiet")[0] == 0
+    assert "laws" not in yaml.safe_load((out / "config.yaml").read_text())
+    assert call("validate", "--config", file, "--out", out, "--device", "cpu", "--quiet")[0] == 0
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert (config["steps"], config["laws"], config["sizes"]) == (1, ["paper"], ["64", "32"])
+
+
+BAD_CONFIG = {
+    "size: 64": "line 1: there is no setting 'size', the nearest is 'sizes'",
+    "config: other.yaml": "there is no setting 'config'",
+    "steps: many": "Invalid value for '--steps'",
+    "quick: perhaps": "Invalid value for '--quick'",
+    "rounds: -1": "Invalid value for '--rounds'",
+    "seeds: [0, -1]": "seeds must not be negative",
+    "sizes: [64, 50]": "multiples of 8",
+}
+
+
+@pytest.mark.parametrize("text", BAD_CONFIG)
+def test_a_config_is_held_to_the_rules_of_the_flags(call, tiny_folder, tmp_path, text):
+    (tmp_path / "run.yaml").write_text(f"{text}\nmodel: {tiny_folder}\n")
+    code, out, err = call("run", "--config", tmp_path / "run.yaml", "--out", tmp_path / "run", "--device", "cpu")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert BAD_CONFIG[text] in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_samples_are_drawn_under_a_law(call, tiny_folder, tmp_path):
@@ -195,8 +262,13 @@ def test_samples_are_drawn_under_a_law(call, tiny_folder, tmp_path):
         "--law",
         "paper",
     )
-    assert call("sample", "noto red apple", "flat pizza", *arguments)[0] == 0
-    assert len(list((tmp_path / "out").glob("*_paper.png"))) == 4
+    code, text, err = call("sample", "noto red apple", "flat pizza", *arguments, "--json")
+    drawn = json.loads(text)
+    assert (code, err, drawn["law"]) == (0, "", "paper")
+    assert {(d["prompt"], d["size"], d["seed"]) for d in drawn["images"]} == {
+        (prompt, size, 0) for prompt in ("noto red apple", "flat pizza") for size in ("32", "64x96")
+    }
+    assert sorted(d["file"] for d in drawn["images"]) == sorted(map(str, (tmp_path / "out").glob("*_paper.png")))
 
 
 def test_info_names_the_layers(call, tiny_folder):
@@ -215,6 +287,107 @@ def test_an_interrupt_is_exit_code_130(call, monkeypatch):
     code, _, err = call("info")
     assert code == 130
     assert "interrupted" in err
+
+
+def test_an_interrupted_sweep_keeps_its_cells_and_goes_on_from_them(tiny_folder, tmp_path):
+    out = tmp_path / "run"
+    options = ["--model", tiny_folder, "--out", out, "--sizes", "64", "--prompts", "8", "--steps", "3"]
+    command = [sys.executable, "-m", "entropy_probe.cli", "sweep", "--seeds", "0,1,2,3", *options, "--device", "cpu"]
+    command = [str(part) for part in command]
+    going = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        while going.poll() is None and not any((out / "cells").glob("*.parquet")):
+            time.sleep(0.01)
+        going.send_signal(signal.SIGINT)
+        _, err = going.communicate(timeout=120)
+    finally:
+        going.kill()
+    assert going.returncode == 130, err
+    assert "interrupted; what is sampled is kept" in err
+    kept = {path: path.stat().st_mtime_ns for path in (out / "cells").glob("*.parquet")}
+    assert 0 < len(kept) < 32
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert len(list((out / "cells").glob("*.parquet"))) == 32
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def commands(group=None, path=()):
+    """Every command with the words that call it."""
+    for name, command in (group or typer.main.get_command(cli.app)).commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+COMMANDS = dict(commands())
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_the_help_of_every_command_has_examples_that_it_accepts(call, monkeypatch, words):
+    monkeypatch.setenv("COLUMNS", "80")  # none is broken into two lines
+    text = call(*words, "--help")[1]
+    examples = [line.strip() for line in text.split("Examples")[1].splitlines() if line.strip()]
+    assert examples
+    for example in examples:
+        program, *arguments = shlex.split(example.split(" | ")[0])
+        assert program == "entropy-probe"
+        assert tuple(arguments[: len(words)]) == words
+        COMMANDS[words].make_context("example", arguments[len(words) :], resilient_parsing=True)
+        known = {flag for option in COMMANDS[words].params for flag in option.opts}
+        assert {word for word in arguments if word.startswith("--")} <= known
+
+
+@pytest.fixture
+def arguments(done, tiny_folder, tmp_path, prompts):
+    """What each command is called with, to have a result."""
+    run = ["--out", shutil.copytree(done / "run", tmp_path / "run")]
+    given = {
+        ("run",): ["--quick", "--model", tiny_folder, "--prompts", prompts, *GRID, *run],
+        ("sweep",): ["--model", tiny_folder, "--prompts", prompts, *GRID, *run],
+        ("derive",): ["--rounds", "0", *run],
+        ("validate",): ["--laws", "paper", *run],
+        ("sample",): ["flat pizza", "--model", tiny_folder, "--steps", "1", "--out", tmp_path / "samples"],
+        ("info",): ["--model", tiny_folder],
+        ("baseline", "save"): [tiny_folder, "--sizes", "64", "--steps", "1", "--out", tmp_path / "baseline.json"],
+        ("baseline", "check"): [tiny_folder, done / "baseline.json"],
+        ("baseline", "diff"): [done / "baseline.json", done / "baseline.json"],
+    }
+    return lambda words: [*words, *given.get(words, run)]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_json_is_all_that_is_printed(call, arguments, words):
+    code, text, err = call(*arguments(words), "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(text)
+
+
+@pytest.mark.parametrize("words", COMMANDS.keys() - {("info",)}, ids=" ".join)
+def test_quiet_prints_nothing(call, arguments, words):
+    assert call(*arguments(words), "--quiet") == (0, "", "")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("entropy-probe val", "validate"),
+        ("entropy-probe baseline ch", "check"),
+        ("entropy-probe run --guid", "--guidance-scale"),
+        ("entropy-probe derive --method cal", "calibrated"),
+    ],
+)
+def test_bash_completes_commands_options_and_values(line, completed):
+    script = f"""
+        eval "$(entropy-probe --show-completion)"
+        COMP_WORDS=({line}) COMP_CWORD={len(line.split()) - 1}
+        _entropy_probe_completion entropy-probe
+        echo "${{COMPREPLY[@]}}"
+    """
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    told = subprocess.check_output(["bash", "-c", script], env={**os.environ, "PATH": path}, text=True)
+    assert told.split() == [completed]
 
 
 def test_help_is_there():

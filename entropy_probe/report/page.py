@@ -51,6 +51,7 @@ class Content:
         shown: the figures, those of a section one after the other.
         tables: by title.
         facts: how it was made.
+        config: settings that make it again, as YAML.
         remark: what is not on the page.
         beside: files that were saved with it.
     """
@@ -60,6 +61,7 @@ class Content:
     shown: Sequence[Shown]
     tables: dict[str, pd.DataFrame]
     facts: dict[str, str]
+    config: str = ""
     remark: str = ""
     beside: str = ""
     nothing: str = field(default="There is nothing to compare yet.")

@@ -129,6 +129,9 @@ class Report:
                 shown=list(self._shown()),
                 tables=self._tables(),
                 facts=self.facts(),
+                config=self.sweep.run.read_text("config.yaml")
+                if (self.sweep.run.path / "config.yaml").exists()
+                else "",
                 remark=f"Not part of this run: {'; '.join(absent)}." if absent else "",
                 beside="Saved beside this page: records.parquet (every measured call), summary.csv, report.json.",
             )
