@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"(<!-- compiled only: [^\n]+ -->\n)?^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-PACKAGES = sorted(path.stem for path in (ROOT / "docs" / "api").glob("*.md") if path.stem != "entropy_probe")
+PACKAGES = sorted(path.parent.name for path in (ROOT / "entropy_probe").glob("*/__init__.py"))
 
 mpl.use("agg")
 
@@ -37,6 +37,17 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     for code, runs in blocks(page):
         if runs:
             exec(code, names)
+
+
+@pytest.mark.slow
+def test_the_test_of_the_ci_page_fails_until_it_has_a_baseline(tmp_path):
+    page = (ROOT / "docs" / "howto" / "ci.md").read_text()
+    (tmp_path / "test_model.py").write_text(BLOCK.search(page)[2])
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_model.py"]
+    first, second = (subprocess.run(command, cwd=tmp_path, capture_output=True, text=True) for _ in range(2))
+    assert (first.returncode, second.returncode) == (1, 0), second.stdout
+    assert "no baseline yet" in first.stdout
+    assert str(Path("test_model") / "test_attention_is_what_it_was.json") in first.stdout
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,119 @@
+"""The picture at the top of README.md, from a run of a bundled model: `python -m benchmarks.gallery entropy-run`.
+
+Drawn anew for it are only the entropy maps: the pictures, the fit and the law are those of the run.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure, SubFigure
+from PIL import Image
+
+import entropy_probe as ep
+from entropy_probe.fitting import Derivation, Fit
+from entropy_probe.laws import Paper, ScalingLaw, factors
+from entropy_probe.pipelines import Size, draw, layers
+from entropy_probe.report.figures import PALETTE, draw_map, theme
+from entropy_probe.sweep import Sweep
+
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "gallery.png"
+PROMPT = "noto dog face"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture, and the entropy of its tokens in one layer halfway through the sampling, nats."""
+
+    size: Size
+    image: Image.Image
+    values: np.ndarray
+
+
+def example(made: Sweep, size: Size) -> Example:
+    """The prompt at one size, seen by the last self-attention layer of the finest grid."""
+    pipe, step = made.pipeline, made.manifest.steps // 2
+    grids = {layer.name: layer.training_tokens for layer in layers(pipe) if layer.grid is not None}
+    layer = [name for name, tokens in grids.items() if tokens == max(grids.values())][-1]
+    with ep.capture(pipe, layers=layer, keep=layer, keep_steps=[step]) as captured:
+        settings = {"steps": made.manifest.steps, "guidance_scale": made.manifest.guidance_scale}
+        (image,) = draw(pipe, [PROMPT], size, [made.grid.seeds[0]], **settings)
+    return Example(size, image, captured.entropy_map(layer, step, branch="cond")[0].mean(0).numpy())
+
+
+def show_examples(part: SubFigure, shown: list[Example], trained: Size) -> None:
+    part.suptitle("1  One model, sampled at three sizes", weight="bold", fontsize=11)
+    grid = part.subplots(2, len(shown))
+    low, high = (bound(one.values.min() if bound is min else one.values.max() for one in shown) for bound in (min, max))
+    for (above, below), one in zip(grid.T, shown, strict=True):
+        above.imshow(one.image, interpolation="none")
+        above.set_title(f"{one.size[0]} px{', as trained' if one.size == trained else ''}", fontsize=10)
+        above.set_axis_off()
+        drawn = draw_map(below, one.image, one.values, one.size, low, high)
+        below.set_title(f"{one.values.mean():.1f} nats", fontsize=9)
+    part.colorbar(
+        drawn, ax=grid[1, :].tolist(), location="bottom", label="attention entropy of each token, nats", aspect=40
+    )
+
+
+def show_law(part: SubFigure, fit: Fit) -> None:
+    part.suptitle("2  Its attention entropy follows ln N", weight="bold", fontsize=11)
+    axes = part.subplots()
+    means = fit.points.groupby(["layer", "tokens"])["entropy"].mean()
+    laws = fit.layers[:-1]
+    for colour, law in zip(sns.color_palette("viridis", len(laws)), laws, strict=True):
+        own = means.loc[law.layer]
+        tokens = own.index.to_numpy(float)
+        axes.plot(tokens, law.intercept + law.slope * np.log(tokens), color=colour, linewidth=1)
+        axes.plot(tokens, own, "o", color=colour, markersize=4)
+    ends = np.array([fit.points["tokens"].min(), fit.points["tokens"].max()], float)
+    axes.plot(ends, np.log(ends), ":", color="0.5")
+    axes.annotate(
+        "all there is: ln N", (ends[0], np.log(ends[0])), (4, 12), textcoords="offset points", color="0.4", fontsize=8
+    )
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%d"))
+    axes.set_xlabel("N, tokens of the layer")
+    axes.set_ylabel("mean entropy of a layer, nats")
+    axes.set_title(f"H = a + b ln N, b = {fit.pooled.slope:.2f} ± {fit.pooled.slope_se:.2f}", fontsize=9)
+
+
+def show_factor(part: SubFigure, law: ScalingLaw) -> None:
+    part.suptitle("3  The factor that takes it back", weight="bold", fontsize=11)
+    axes = part.subplots()
+    ratios = np.geomspace(0.25, 4, 41)
+    lines = factors(law, ratios.tolist()).set_index("ratio").groupby("layer", sort=False)["multiplier"]
+    for colour, (_, line) in zip(sns.color_palette("viridis", len(lines)), lines, strict=True):
+        axes.plot(line.index, line, color=colour, linewidth=1.2)
+    paper = factors(Paper(), ratios.tolist())
+    axes.plot(ratios, paper["multiplier"], "--", color=sns.color_palette(PALETTE)[3], label="the paper's")
+    axes.plot([], [], color=sns.color_palette("viridis", 3)[1], label="measured, layer by layer")
+    axes.axhline(1, color="0.5", linewidth=0.8)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+    axes.set_xlabel("N/T, tokens now over tokens in training")
+    axes.set_ylabel("g, what the logits are multiplied by")
+    axes.set_title("g that gives a layer its entropy back", fontsize=9)
+    axes.legend(fontsize=8, edgecolor="none")
+
+
+def main(run: Path) -> None:
+    made = Sweep.open(run, ep.reference.load())
+    trained = made.manifest.training_size
+    sizes = [(trained[0] // 2, trained[1] // 2), trained, (2 * trained[0], 2 * trained[1])]
+    with theme():
+        figure = Figure(figsize=(13, 4.3), layout="constrained")
+        left, middle, right = figure.subfigures(1, 3, width_ratios=[1.35, 1, 1], wspace=0.02)
+        show_examples(left, [example(made, size) for size in sizes], trained)
+        show_law(middle, ep.fit(made))
+        show_factor(right, Derivation.from_json(made.run.read_text("law.json")).law)
+        figure.savefig(PICTURE, dpi=110, facecolor="white")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
