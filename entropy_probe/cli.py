@@ -510,11 +510,16 @@ def info(
     from entropy_probe.pipelines import check_size, format_size, layers, short_name, training_size
 
     pipeline = _load(model, device, dtype)
-    trained = training_size(pipeline)
     wanted = _parse_sizes(sizes) or []
     for size in wanted:
         check_size(pipeline, size)
-    found = layers(pipeline)
+    try:
+        trained = training_size(pipeline)
+    except InputError as error:
+        if not wanted:
+            raise InputError(f"{error}: give sizes to see its layers at, such as --sizes 1024") from error
+        trained = None
+    found = layers(pipeline, trained or wanted[0])
     grids = {format_size(size): [layer.grid for layer in layers(pipeline, size)] for size in wanted}
     rows = []
     for number, layer in enumerate(found):
@@ -524,17 +529,18 @@ def info(
             "heads": layer.heads,
             "head_width": layer.head_width,
             "key_tokens": layer.key_tokens,
-            "training_tokens": layer.training_tokens,
+            "training_tokens": layer.training_tokens if trained else None,
         }
         for name, there in grids.items():
             grid = there[number]
             row[f"grid at {name}"] = None if grid is None else f"{grid.height}x{grid.width}"
         rows.append(row)
     if as_json:
-        _print_json({"pipeline": type(pipeline).__name__, "training_size": list(trained), "layers": rows})
+        _print_json({"pipeline": type(pipeline).__name__, "training_size": trained and list(trained), "layers": rows})
         return
     table = _table([{**row, "layer": short_name(row["layer"])} for row in rows])
-    Console(highlight=False).print(f"{type(pipeline).__name__}, trained at {format_size(trained)} pixels", table)
+    told = f"trained at {format_size(trained)} pixels" if trained else "which does not tell its training size"
+    Console(highlight=False).print(f"{type(pipeline).__name__}, {told}", table)
 
 
 baseline = typer.Typer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,20 +67,27 @@ def training_latents(denoiser: nn.Module, pipeline: Any = None) -> Latents | Non
         getattr(config, "sample_width", None),
     )
     if size == (None, None):
-        size = _default_side(config, pipeline)
-    height, width = (size, size) if size is None or isinstance(size, int) else (size[-2], size[-1])
+        size = _default_latents(config, pipeline)
+    height, width = (size, size) if isinstance(size, int) else (size[-2], size[-1])
     if height is None or width is None:
         return None
     return Latents(int(height), int(width), _patch(config)[0])
 
 
-def default_pixels(pipeline: Any) -> int | None:
-    """Side of the image that a pipeline draws when no size is asked of it; None where it keeps that to itself."""
+def default_size(pipeline: Any) -> tuple[int, int] | None:
+    """Height and width, in pixels, that a pipeline draws when no size is asked of it; None where it does not tell."""
+    asked = inspect.signature(type(pipeline).__call__).parameters
+    sides = [getattr(asked.get(name), "default", None) for name in ("height", "width")]
+    if isinstance(sides[0], int) and isinstance(sides[1], int):
+        return sides[0], sides[1]
     in_pixels = getattr(getattr(pipeline, "config", None), "default_sample_size", None)  # PRX, among its settings
     if isinstance(in_pixels, int):
-        return in_pixels
+        return in_pixels, in_pixels
     default = getattr(pipeline, "default_sample_size", None)
-    return default * int(getattr(pipeline, "vae_scale_factor", 1)) if isinstance(default, int) else None
+    if not isinstance(default, int):
+        return None
+    side = default * int(getattr(pipeline, "vae_scale_factor", 1))
+    return side, side
 
 
 def _of_ids(ids: Tensor) -> Latents:
@@ -90,15 +98,18 @@ def _of_ids(ids: Tensor) -> Latents:
     return Latents(int(rows), int(columns), others=len(places) - len(own))
 
 
-def _default_side(config: Any, pipeline: Any) -> int | None:
-    """Tokens, or latent pixels, along a side of the image that a pipeline draws by default; None where untold."""
-    pixels = default_pixels(pipeline)
+def _default_latents(config: Any, pipeline: Any) -> tuple[int | None, int | None]:
+    """Tokens, or latent pixels, along the sides of what a pipeline draws by default; None where untold."""
+    pixels = default_size(pipeline)
     if pixels is None or not hasattr(pipeline, "vae"):  # a model of pixels
-        return pixels
+        return pixels or (None, None)
     levels = getattr(getattr(pipeline.vae, "config", None), "block_out_channels", None)
     # What pipelines call their scale factor may count the packing too.
     reduction = getattr(pipeline.vae, "spatial_compression_ratio", None) or (levels and 2 ** (len(levels) - 1))
-    return pixels // (reduction * _packing(config, pipeline.vae.config)) if reduction else None
+    if not reduction:
+        return None, None
+    token = reduction * _packing(config, pipeline.vae.config)
+    return pixels[0] // token, pixels[1] // token
 
 
 def _packing(config: Any, autoencoder: Any) -> int:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 
-from entropy_probe.capture import AttentionCall, TokenGrid, attention_calls, default_pixels, find_denoiser
+from entropy_probe.capture import AttentionCall, TokenGrid, attention_calls, default_size, find_denoiser
 from entropy_probe.errors import InputError
 
 Size = tuple[int, int]
@@ -34,9 +35,21 @@ class Layer:
         return None if self.grid is None else self.grid.tokens
 
 
+_REDUCTIONS = (
+    "vae_scale_factor",
+    "vae_scale_factor_spatial",
+    "vae_spatial_compression_ratio",
+    "vae_spatial_scale_factor",
+)
+"""What pipelines call it."""
+
+FRAMES = 9
+"""Frames of a video that is sampled only to see the calls: one more than a multiple of four and eight, as most want."""
+
+
 def pixels_per_latent(pipeline: Any) -> int:
     """The autoencoder's reduction of height and width; 1 for a pipeline that works on pixels."""
-    return int(getattr(pipeline, "vae_scale_factor", 1))
+    return int(next((getattr(pipeline, name) for name in _REDUCTIONS if hasattr(pipeline, name)), 1))
 
 
 def training_size(pipeline: Any) -> Size:
@@ -45,14 +58,18 @@ def training_size(pipeline: Any) -> Size:
     Raises:
         InputError: if the configuration does not say.
     """
-    size = getattr(find_denoiser(pipeline).config, "sample_size", None)
-    if size is None and (pixels := default_pixels(pipeline)):
-        return pixels, pixels
-    if size is None:
+    config = find_denoiser(pipeline).config
+    size: Any = getattr(config, "sample_size", None) or (
+        getattr(config, "sample_height", None),
+        getattr(config, "sample_width", None),
+    )
+    if size == (None, None):
+        if (default := default_size(pipeline)) is not None:
+            return default
         raise InputError(
             f"the configuration of {type(pipeline).__name__} does not tell its training size (sample_size)"
         )
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = (size, size) if isinstance(size, int) else (size[-2], size[-1])
     return height * pixels_per_latent(pipeline), width * pixels_per_latent(pipeline)
 
 
@@ -115,16 +132,34 @@ def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
         found.setdefault(call.layer, Layer(call.layer, call.kind, heads, head_width, call.key.shape[2], grid))
 
     with attention_calls(pipeline, note), torch.no_grad():
-        pipeline(
-            prompt="",
-            height=height,
-            width=width,
-            num_inference_steps=1,
-            guidance_scale=1.0,
-            output_type="latent",
-            **at_exact_size(pipeline),
-        )
+        pipeline(**_one_step(pipeline, (height, width)))
     return list(found.values())
+
+
+def _one_step(pipeline: Any, size: Size) -> dict[str, Any]:
+    """Arguments of the shortest sampling: those that the pipeline has, and what it cannot do without.
+
+    Raises:
+        InputError: for a size other than that of a pipeline that draws only one.
+    """
+    known = inspect.signature(type(pipeline).__call__).parameters
+    if "height" not in known and size != training_size(pipeline):
+        raise InputError(f"{type(pipeline).__name__} draws {format_size(training_size(pipeline))} pixels only")
+    asked = {
+        "prompt": "",
+        "height": size[0],
+        "width": size[1],
+        "num_inference_steps": 1,
+        "num_frames": FRAMES,
+        "guidance_scale": 1.0,
+        "output_type": "latent",
+    }
+    needed = {"class_labels": [0], "image": Image.new("RGB", (size[1], size[0]))}
+    return {
+        **{name: value for name, value in asked.items() if name in known},
+        **{name: value for name, value in needed.items() if name in known and known[name].default is known[name].empty},
+        **at_exact_size(pipeline),
+    }
 
 
 def training_tokens(pipeline: Any) -> dict[str, int]:

@@ -17,8 +17,8 @@ bit.
 
 `self`: image tokens among themselves; `joint`: image and text tokens in one softmax; `cross`: image tokens attend
 to something else; `text`: words among themselves. Laws scale `self` and `joint`, not what is only `temporal`; N and
-T count the image tokens. Where the configuration does not tell the training size, as Flux's, the pipeline's default
-size counts; a bare denoiser is told (`training_tokens`).
+T count the image tokens. Where the configuration does not tell the training size, as Flux's or LTX-Video's, the
+pipeline's default size counts; a bare denoiser is told (`training_tokens`).
 
 | family | pipeline | attention | latent pixels a token | image tokens stand | |
 |---|---|---|---|---|---|
@@ -29,17 +29,18 @@ calls to a step; this is tried through the pipelines of Stable Diffusion, PixArt
 others is taken from their source. Not told apart: guidance in more than two parts (OmniGen with an input image),
 and Mochi, which attends once for each prompt.
 In a joint attention, where the image tokens stand is told by what the model concatenates. Its rows are then those
-of the image tokens, and taken apart: `image_mass` is the share of the attention that goes to image keys,
+of the image tokens and taken apart: `image_mass` is the share of the attention that goes to image keys,
 `image_entropy` and `text_entropy` the entropy within each part, `mass_entropy` that of the choice between them. Where
-it is not told, the rows are all there are, and these columns are empty.
+it is not told, the rows are all there are, these columns are empty, and a warning says so.
 
 Any other torch module will do: the tests hold BERT (MiniLM with its trained weights), CLIP, ViT and GPT-2 with its
 cache against the attention maps that transformers itself returns.
 
 Adapters change nothing: tried with LoRA, T2I-Adapter, ControlNet and IP-Adapter (whose image tokens are one more
 `cross` call of each layer), image to image and inpainting. Models in threads of their own are measured at once; one
-model in two threads is not. `entropy-probe info` is tried on whole pipelines of Stable Diffusion, XL and 3, PixArt and
-Flux.
+model in two threads is not. `entropy-probe info` is tried on whole pipelines, from a folder on disk, of Stable
+Diffusion, XL and 3, PixArt-alpha and -Sigma, Flux, Chroma, AuraFlow, Lumina-Next, Sana, CogView3+ and 4, Z-Image, DiT,
+an unconditional UNet, CogVideoX and LTX-Video. Z-Image does not tell its training size: `info` asks for `--sizes`.
 
 Not seen, and named in an error where they are attention layers: attention that is not torch's own call (flash-attn,
 sage, xformers and flex backends), sliced and eager processors, and `nn.MultiheadAttention`. A model

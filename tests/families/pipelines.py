@@ -1,24 +1,62 @@
 """Whole pipelines, small and with random weights: each folder is what a user has on disk."""
 
+import copy
 from collections.abc import Callable
 
 import torch
 from diffusers import (
+    AuraFlowPipeline,
+    AutoencoderDC,
     AutoencoderKL,
+    AutoencoderKLCogVideoX,
+    AutoencoderKLLTXVideo,
+    ChromaPipeline,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogView3PlusPipeline,
+    CogView4Pipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
     DiffusionPipeline,
+    DiTPipeline,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    LTXPipeline,
+    LuminaPipeline,
+    PixArtSigmaPipeline,
+    SanaPipeline,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
 )
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaConfig,
+    GemmaModel,
+    GlmConfig,
+    GlmModel,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3Model,
+    T5Config,
+    T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 from entropy_probe.reference.train import build_tokenizer
+
+from . import FAMILIES
 
 TOKENIZER = build_tokenizer(["a red apple", "flat pizza"], 300)
 TEXT_WIDTH = 32
@@ -82,6 +120,99 @@ def flux() -> DiffusionPipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(), vae=autoencoder(4), text_encoder=clip(False), tokenizer=TOKENIZER,
         text_encoder_2=t5(TEXT_WIDTH), tokenizer_2=TOKENIZER, transformer=transformer,
     )  # fmt: skip
+
+
+def of_family(name: str) -> nn.Module:
+    """The denoiser of the matrix."""
+    return next(family for family in FAMILIES if family.name == name).build()
+
+
+def umt5(width: int) -> UMT5EncoderModel:
+    return UMT5EncoderModel(UMT5Config(vocab_size=len(TOKENIZER), d_model=width, d_kv=8, d_ff=32, num_layers=1))
+
+
+def decoder_only(config: type, model: type, width: int) -> nn.Module:
+    """A language model that serves as text encoder."""
+    return model(
+        config(
+            vocab_size=len(TOKENIZER), hidden_size=width, intermediate_size=16, num_hidden_layers=3, head_dim=8,
+            num_attention_heads=2, num_key_value_heads=1, pad_token_id=1, bos_token_id=0, eos_token_id=1,
+        )
+    )  # fmt: skip
+
+
+def deep_autoencoder() -> AutoencoderDC:
+    sides = {"block_types": "ResBlock", "block_out_channels": (8, 8, 8), "layers_per_block": (1, 1, 1)}
+    sides |= {"qkv_multiscales": ((), (), ())}
+    return AutoencoderDC(
+        latent_channels=4, decoder_norm_types="rms_norm", decoder_act_fns="silu",
+        **{f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in sides.items()},
+    )  # fmt: skip
+
+
+def by_family() -> dict[str, DiffusionPipeline]:
+    """Pipelines around denoisers of the matrix, by the name of their family."""
+    flow, image = FlowMatchEulerDiscreteScheduler, lambda: autoencoder(4)
+    text = {"tokenizer": TOKENIZER}
+    cog = AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2
+    )
+    channels, layers = (8, 8, 8, 8), (1, 1, 1, 1, 1)
+    ltx = AutoencoderKLLTXVideo(
+        latent_channels=4, block_out_channels=channels, decoder_block_out_channels=channels, layers_per_block=layers,
+        decoder_layers_per_block=layers,
+    )  # fmt: skip
+    made = {
+        "unconditional UNet": (DDPMPipeline, {"scheduler": DDPMScheduler()}),
+        "DiT": (DiTPipeline, {"vae": image(), "scheduler": DDIMScheduler()}),
+        "PixArt-Sigma": (
+            PixArtSigmaPipeline, {**text, "text_encoder": t5(20), "vae": image(), "scheduler": DDIMScheduler()},
+        ),
+        "AuraFlow": (AuraFlowPipeline, {**text, "text_encoder": umt5(24), "vae": image(), "scheduler": flow()}),
+        "Lumina-Next": (
+            LuminaPipeline,
+            {**text, "text_encoder": decoder_only(GemmaConfig, GemmaModel, 24), "vae": image(), "scheduler": flow()},
+        ),
+        "Chroma": (ChromaPipeline, {**text, "text_encoder": t5(16), "vae": image(), "scheduler": flow()}),
+        "Sana": (
+            SanaPipeline,
+            {
+                **text, "text_encoder": decoder_only(Gemma2Config, Gemma2Model, 16), "vae": deep_autoencoder(),
+                "scheduler": flow(),
+            },
+        ),
+        "CogView3+": (
+            CogView3PlusPipeline,
+            {**text, "text_encoder": t5(16), "vae": image(), "scheduler": CogVideoXDDIMScheduler()},
+        ),
+        "CogView4": (
+            CogView4Pipeline,
+            {**text, "text_encoder": decoder_only(GlmConfig, GlmModel, 16), "vae": image(), "scheduler": flow()},
+        ),
+        "Z-Image": (
+            ZImagePipeline,
+            {
+                "tokenizer": chatting(), "text_encoder": decoder_only(Qwen3Config, Qwen3Model, 16), "vae": image(),
+                "scheduler": flow(),
+            },
+        ),
+        "CogVideoX": (
+            CogVideoXPipeline, {**text, "text_encoder": t5(16), "vae": cog, "scheduler": CogVideoXDDIMScheduler()},
+        ),
+        "LTX-Video": (LTXPipeline, {**text, "text_encoder": t5(16), "vae": ltx, "scheduler": flow()}),
+    }  # fmt: skip
+    denoiser = {"unconditional UNet": "unet"}
+    return {
+        name: kind(**{denoiser.get(name, "transformer"): of_family(name)}, **parts)
+        for name, (kind, parts) in made.items()
+    }
+
+
+def chatting() -> PreTrainedTokenizerBase:
+    """With a template for messages, as the tokenizers of language models have."""
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    return tokenizer
 
 
 PIPELINES: dict[str, Callable[[], DiffusionPipeline]] = {
