@@ -56,9 +56,7 @@ def show_examples(part: SubFigure, shown: list[Example], trained: Size) -> None:
         above.set_axis_off()
         drawn = draw_map(below, one.image, one.values, one.size, low, high)
         below.set_title(f"{one.values.mean():.1f} nats", fontsize=9)
-    part.colorbar(
-        drawn, ax=grid[1, :].tolist(), location="bottom", label="attention entropy of each token, nats", aspect=40
-    )
+    part.colorbar(drawn, ax=grid[1, :].tolist(), location="bottom", label="entropy of each token, nats", aspect=40)
 
 
 def show_law(part: SubFigure, fit: Fit) -> None:
@@ -73,9 +71,8 @@ def show_law(part: SubFigure, fit: Fit) -> None:
         axes.plot(tokens, own, "o", color=colour, markersize=4)
     ends = np.array([fit.points["tokens"].min(), fit.points["tokens"].max()], float)
     axes.plot(ends, np.log(ends), ":", color="0.5")
-    axes.annotate(
-        "all there is: ln N", (ends[0], np.log(ends[0])), (4, 12), textcoords="offset points", color="0.4", fontsize=8
-    )
+    place = (4 * ends[0], np.log(4 * ends[0]))
+    axes.annotate("all there is: ln N", place, (-8, 4), textcoords="offset points", ha="right", color="0.4", fontsize=8)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%d"))
     axes.set_xlabel("N, tokens of the layer")
@@ -83,15 +80,17 @@ def show_law(part: SubFigure, fit: Fit) -> None:
     axes.set_title(f"H = a + b ln N, b = {fit.pooled.slope:.2f} ± {fit.pooled.slope_se:.2f}", fontsize=9)
 
 
-def show_factor(part: SubFigure, law: ScalingLaw) -> None:
+def show_factor(part: SubFigure, law: ScalingLaw, finest: int) -> None:
     part.suptitle("3  The factor that takes it back", weight="bold", fontsize=11)
     axes = part.subplots()
     ratios = np.geomspace(0.25, 4, 41)
     lines = factors(law, ratios.tolist()).set_index("ratio").groupby("layer", sort=False)["multiplier"]
     for colour, (_, line) in zip(sns.color_palette("viridis", len(lines)), lines, strict=True):
         axes.plot(line.index, line, color=colour, linewidth=1.2)
-    paper = factors(Paper(), ratios.tolist())
-    axes.plot(ratios, paper["multiplier"], "--", color=sns.color_palette(PALETTE)[3], label="the paper's")
+    paper = factors(Paper(), ratios.tolist(), training_tokens=finest)
+    axes.plot(
+        ratios, paper["multiplier"], "--", color=sns.color_palette(PALETTE)[3], label=f"the paper's, at T = {finest}"
+    )
     axes.plot([], [], color=sns.color_palette("viridis", 3)[1], label="measured, layer by layer")
     axes.axhline(1, color="0.5", linewidth=0.8)
     axes.set_xscale("log", base=2)
@@ -111,8 +110,9 @@ def main(run: Path) -> None:
         left, middle, right = figure.subfigures(1, 3, width_ratios=[1.35, 1, 1], wspace=0.02)
         show_examples(left, [example(made, size) for size in sizes], trained)
         show_law(middle, ep.fit(made))
-        show_factor(right, Derivation.from_json(made.run.read_text("law.json")).law)
-        figure.savefig(PICTURE, dpi=110, facecolor="white")
+        finest = max(layer.training_tokens for layer in layers(made.pipeline) if layer.grid is not None)
+        show_factor(right, Derivation.from_json(made.run.read_text("law.json")).law, finest)
+        figure.savefig(PICTURE, dpi=100, facecolor="white")
 
 
 if __name__ == "__main__":
