@@ -1,12 +1,15 @@
-"""Screenshots of a run's report, and of its comparison with another: `python -m benchmarks.screenshots RUN OTHER`.
+"""Screenshots of a run's report, of its comparison with another, of a notebook and of a terminal.
 
-At phone and desktop width, light and dark. Needs the extra `test`, and Chromium on the path.
+`python -m benchmarks.screenshots RUN OTHER` takes them: the pages at phone and desktop width, light and dark. Needs the
+extras `test` and `notebook`, and Chromium on the path.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +17,16 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 from playwright.sync_api import sync_playwright
+from rich.console import Console
+from rich.terminal_theme import MONOKAI
+from rich.text import Text
 
 from entropy_probe.report import compare
 
-IMAGES = Path(__file__).parents[1] / "docs" / "images"
+ROOT = Path(__file__).parents[1]
+IMAGES = ROOT / "docs" / "images"
+NOTEBOOK = ROOT / "notebooks" / "3_a_scaling_factor.ipynb"
+COMMANDS = (("info", "--model", "reference-dit", "--sizes", "32,128x96"), ("sweep", "--help"))
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,27 @@ SHOTS = (
     Shot("report-phone-dark", "report", "#section-1", 390, 844, scale=1.5, scheme="dark"),
     Shot("report-pictures", "report", "section:has(> h2:text('Where attention is wide'))", 1280, 900),
     Shot("compare-desktop", "comparison", "header", 1280, 1000),
+    Shot("notebook", "notebook", "main", 1100, 1200),
+    Shot("terminal", "terminal", "pre", 1080, 1000),
 )
+
+
+def terminal() -> str:
+    """What some commands print, as a page: a terminal of 110 columns."""
+    console = Console(record=True, width=110, file=io.StringIO())
+    for command in COMMANDS:
+        environment = os.environ | {"COLUMNS": "110", "FORCE_COLOR": "1", "TERMINAL_WIDTH": "110"}
+        shown = subprocess.run(["entropy-probe", *command], env=environment, capture_output=True, text=True, check=True)
+        console.print(Text.assemble(("$ entropy-probe ", "bold"), (" ".join(command), "bold")))
+        console.print(Text.from_ansi(shown.stdout))
+    return console.export_html(theme=MONOKAI)
+
+
+def notebook(folder: Path) -> Path:
+    """A notebook with its outputs, as a page."""
+    command = [sys.executable, "-m", "nbconvert", "--to", "html", "--output-dir", str(folder), str(NOTEBOOK)]
+    subprocess.run(command, check=True)
+    return folder / f"{NOTEBOOK.stem}.html"
 
 
 def main(run: Path, other: Path) -> None:
@@ -49,7 +78,10 @@ def main(run: Path, other: Path) -> None:
         pages = {
             "report": run / "report.html",
             "comparison": compare([run, other]).save(Path(folder) / "compare.html"),
+            "notebook": notebook(Path(folder)),
+            "terminal": Path(folder) / "terminal.html",
         }
+        pages["terminal"].write_text(terminal(), "utf-8")
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for shot in SHOTS:
             window = {"width": shot.width, "height": shot.height}
