@@ -349,6 +349,7 @@ def arguments(done, tiny_folder, tmp_path, prompts):
         ("validate",): ["--laws", "paper", *run],
         ("sample",): ["flat pizza", "--model", tiny_folder, "--steps", "1", "--out", tmp_path / "samples"],
         ("info",): ["--model", tiny_folder],
+        ("compare",): [done / "run", tmp_path / "run", "--out", tmp_path / "compare.html"],
         ("baseline", "save"): [tiny_folder, "--sizes", "64", "--steps", "1", "--out", tmp_path / "baseline.json"],
         ("baseline", "check"): [tiny_folder, done / "baseline.json"],
         ("baseline", "diff"): [done / "baseline.json", done / "baseline.json"],
