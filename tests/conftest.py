@@ -1,10 +1,14 @@
 """Shape checks at run time, and the small genuine pipeline that most tests sample."""
 
 import os
+import signal
 
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell; its children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if not torch.cuda.is_available():
     os.environ.setdefault(
