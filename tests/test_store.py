@@ -236,6 +236,33 @@ def test_two_processes_share_a_run_and_do_no_cell_twice(alone, tiny_folder, tmp_
     assert Sweep.open(tmp_path / "run").frame().equals(Sweep.open(alone).frame())
 
 
+@pytest.mark.parametrize("name", ["images", "failed"])
+def test_what_another_process_is_writing_is_not_tidied_away(alone, tmp_path, name):
+    run = shutil.copytree(alone, tmp_path / "run")
+    made = Sweep.open(run)
+    cell = next(iter(made.grid.cells()))
+    part = run / name / f".{cell.name}.png.part"
+    part.write_bytes(b"half a picture")
+    claimed = [sys.executable, "-c", CLAIMER, str(made.run.cell_path(cell))]
+    with subprocess.Popen(claimed, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        made.run.tidy()
+        assert part.exists()
+        other.communicate(b"done")
+    made.run.tidy()
+    assert not part.exists()
+
+
+CLAIMER = """
+import sys
+from pathlib import Path
+from entropy_probe.sweep.files import claim
+with claim([Path(sys.argv[1])]):
+    print("claimed", flush=True)
+    sys.stdin.read()
+"""
+
+
 def test_one_shard_is_not_the_whole_run(tiny_pipeline, tmp_path):
     made = sweep(tiny_pipeline, store=tmp_path / "run", **SETTINGS, batch=2, shard=(2, 3))
     missing = 8 - len(list((tmp_path / "run" / "cells").iterdir()))

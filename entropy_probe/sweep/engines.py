@@ -8,7 +8,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import PicklingError
@@ -269,8 +269,10 @@ def _connect(address: str | None) -> Any:
     ray = _ray()
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what is measured here is nobody else's business
+        settings = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+            with chdir(Path(__file__).parents[2]):  # workers look here first, and sources may lie where the user stands
+                ray.init(address=address, **settings)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(f"cannot reach a Ray cluster at {address or 'this machine'}: {error}") from error
     return ray

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -98,12 +98,17 @@ def claim(paths: Iterable[Path], *, wait: bool = True) -> Iterator[bool]:
                 lock.release()
 
 
-def tidy(folder: Path) -> None:
-    """Remove what killed processes left of their files; what a living one has claimed stays."""
+def tidy(folder: Path, owner: Callable[[Path], Path] = lambda path: path) -> None:
+    """Remove what killed processes left of their files; what a living one has claimed stays.
+
+    Args:
+        folder: where.
+        owner: the file whose claim a file is written under; its own if none.
+    """
     if _remote(folder):
         return
     for path in {path.with_name(path.stem[1:]) for mark in ("lock", "part") for path in folder.glob(f".*.{mark}")}:
-        with claim([path], wait=False) as mine:
+        with claim([owner(path)], wait=False) as mine:
             if mine:
                 _part(path).unlink(missing_ok=True)
 

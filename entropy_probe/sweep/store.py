@@ -201,8 +201,10 @@ class RunDirectory:
 
     def tidy(self) -> None:
         """Remove what killed processes left behind."""
-        for folder in (self.path, *(self.path / name for name in ("cells", "images", "failed"))):
-            tidy(folder)
+        tidy(self.path)
+        tidy(self.path / "cells")
+        for name in ("images", "failed"):
+            tidy(self.path / name, lambda path: self.path / "cells" / f"{path.stem}.parquet")
 
     def read_text(self, name: str) -> str:
         """A text file of the run.
