@@ -52,8 +52,15 @@ def read_config(path: str | Path, known: Collection[str]) -> dict[str, str]:
 
 def to_yaml(settings: Mapping[str, Any]) -> str:
     """Settings by name as YAML that `read_config` reads."""
-    text: str = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True, width=120)
-    return text
+    folded = "\x85\u2028\u2029"  # line breaks to YAML, which would come back as spaces
+    plain = not any(mark in text for text in _texts(settings) for mark in folded)
+    dumped: str = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=plain, width=120)
+    return dumped
+
+
+def _texts(settings: Mapping[str, Any]) -> list[str]:
+    lists = (value if isinstance(value, list) else [value] for value in settings.values())
+    return [str(one) for values in lists for one in values]
 
 
 def _tree(path: Path) -> yaml.Node | None:

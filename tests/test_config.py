@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from entropy_probe.config import MOST_BYTES, read_config, to_yaml
@@ -75,6 +75,7 @@ lines = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n"
 
 
 @settings(deadline=None)
+@example(prompts=["a\x85b", "c\u2028d"], model="m", scale=1.0, steps=1)
 @given(prompts=st.lists(lines, min_size=1), model=lines, scale=st.floats(0, 1e9), steps=st.integers(1, 1000))
 def test_what_is_written_comes_back(tmp_path_factory, prompts, model, scale, steps):
     path = tmp_path_factory.mktemp("config") / "config.yaml"
