@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -42,11 +42,13 @@ def alone(tiny_pipeline, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(tmp_path_factory):
     node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    made = Cluster(initialize_head=True, connect=True, head_node_args=node)
+    with chdir(tmp_path_factory.mktemp("away")):  # workers import from where this is, and here lie sources
+        made = Cluster(initialize_head=True, connect=True, head_node_args=node)
+        second = made.add_node(**node)
     try:
-        yield made, made.add_node(**node)
+        yield made, second
     finally:
         ray.shutdown()
         made.shutdown()
