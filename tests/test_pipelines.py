@@ -20,12 +20,14 @@ from diffusers import (
     PRXTransformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    StableCascadePriorPipeline,
+    StableCascadeUNet,
 )
 from families.pipelines import autoencoder as small_autoencoder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entropy_probe.capture import Latents, capture
+from entropy_probe.capture import Latents, capture, default_size
 from entropy_probe.capture.latents import training_latents
 from entropy_probe.errors import InputError
 from entropy_probe.pipelines import (
@@ -117,6 +119,19 @@ def test_another_autoencoder_tells_its_reduction_too(tiny_pipeline):
     pipeline = of_default_size(flux(16), FluxPipeline, tiny_pipeline.vae)
     assert training_latents(pipeline.transformer, pipeline) == Latents(64, 64)
     assert training_latents(pipeline.transformer) is None
+
+
+def test_latents_without_an_autoencoder_are_no_pixels():
+    prior = StableCascadeUNet(
+        in_channels=4, out_channels=4, timestep_ratio_embedding_dim=8, patch_size=1, conditioning_dim=8,
+        block_out_channels=(8, 8), num_attention_heads=(2, 2), down_num_layers_per_block=(1, 1),
+        up_num_layers_per_block=(1, 1), down_blocks_repeat_mappers=(1, 1), up_blocks_repeat_mappers=(1, 1),
+        block_types_per_layer=(("SDCascadeResBlock",), ("SDCascadeResBlock",)), clip_text_in_channels=8,
+        clip_text_pooled_in_channels=8, clip_image_in_channels=8,
+    )  # fmt: skip
+    pipeline = StableCascadePriorPipeline(tokenizer=None, text_encoder=None, prior=prior, scheduler=None)
+    assert default_size(pipeline) == (1024, 1024)
+    assert training_latents(prior, pipeline) is None  # one to 42.67 pixels, as only the pipeline knows
 
 
 def test_other_weights_have_another_fingerprint(tiny_folder, tiny_pipeline):

@@ -3,7 +3,7 @@
 from entropy_probe.capture.calls import AttentionCall, AttentionHooks, attention_calls, attention_layers
 from entropy_probe.capture.denoiser import find_denoiser
 from entropy_probe.capture.grid import TokenGrid, token_grid
-from entropy_probe.capture.latents import Latents, default_size
+from entropy_probe.capture.latents import Latents, configured_size, default_size
 from entropy_probe.capture.probe import capture, select_layers
 from entropy_probe.capture.records import Captured, visual
 
@@ -16,6 +16,7 @@ __all__ = [
     "attention_calls",
     "attention_layers",
     "capture",
+    "configured_size",
     "default_size",
     "find_denoiser",
     "select_layers",

@@ -10,6 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+COLOURS = 3
+"""Channels of a model that works on pixels: the prior of Stable Cascade has no autoencoder either, but latents."""
+
 
 @dataclass(frozen=True)
 class Latents:
@@ -62,16 +65,19 @@ def find_latents(denoiser: nn.Module, arguments: Mapping[str, Any]) -> Latents |
 def training_latents(denoiser: nn.Module, pipeline: Any = None) -> Latents | None:
     """The size that a denoiser was trained at, where its configuration tells, or else its pipeline by its default."""
     config = getattr(denoiser, "config", None)
+    size = configured_size(denoiser) or _default_latents(config, pipeline)
+    return None if size is None else Latents(*size, _patch(config)[0])
+
+
+def configured_size(denoiser: nn.Module) -> tuple[int, int] | None:
+    """Height and width, in latent pixels, that a denoiser's configuration says it was trained at."""
+    config = getattr(denoiser, "config", None)
     size = getattr(config, "sample_size", None) or (
         getattr(config, "sample_height", None),
         getattr(config, "sample_width", None),
     )
-    if size == (None, None):
-        size = _default_latents(config, pipeline)
     height, width = (size, size) if isinstance(size, int) else (size[-2], size[-1])
-    if height is None or width is None:
-        return None
-    return Latents(int(height), int(width), _patch(config)[0])
+    return None if height is None or width is None else (int(height), int(width))
 
 
 def default_size(pipeline: Any) -> tuple[int, int] | None:
@@ -98,16 +104,16 @@ def _of_ids(ids: Tensor) -> Latents:
     return Latents(int(rows), int(columns), others=len(places) - len(own))
 
 
-def _default_latents(config: Any, pipeline: Any) -> tuple[int | None, int | None]:
+def _default_latents(config: Any, pipeline: Any) -> tuple[int, int] | None:
     """Tokens, or latent pixels, along the sides of what a pipeline draws by default; None where untold."""
     pixels = default_size(pipeline)
-    if pixels is None or not hasattr(pipeline, "vae"):  # a model of pixels
-        return pixels or (None, None)
+    if pixels is None or not hasattr(pipeline, "vae"):
+        return pixels if getattr(config, "in_channels", None) == COLOURS else None
     levels = getattr(getattr(pipeline.vae, "config", None), "block_out_channels", None)
     # What pipelines call their scale factor may count the packing too.
     reduction = getattr(pipeline.vae, "spatial_compression_ratio", None) or (levels and 2 ** (len(levels) - 1))
     if not reduction:
-        return None, None
+        return None
     token = reduction * _packing(config, pipeline.vae.config)
     return pixels[0] // token, pixels[1] // token
 

@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from entropy_probe.capture import AttentionCall, TokenGrid, attention_calls, default_size, find_denoiser
+from entropy_probe.capture import (
+    AttentionCall,
+    TokenGrid,
+    attention_calls,
+    configured_size,
+    default_size,
+    find_denoiser,
+)
 from entropy_probe.errors import InputError
 
 Size = tuple[int, int]
@@ -58,19 +65,11 @@ def training_size(pipeline: Any) -> Size:
     Raises:
         InputError: if the configuration does not say.
     """
-    config = find_denoiser(pipeline).config
-    size: Any = getattr(config, "sample_size", None) or (
-        getattr(config, "sample_height", None),
-        getattr(config, "sample_width", None),
-    )
-    if size == (None, None):
-        if (default := default_size(pipeline)) is not None:
-            return default
-        raise InputError(
-            f"the configuration of {type(pipeline).__name__} does not tell its training size (sample_size)"
-        )
-    height, width = (size, size) if isinstance(size, int) else (size[-2], size[-1])
-    return height * pixels_per_latent(pipeline), width * pixels_per_latent(pipeline)
+    if latents := configured_size(find_denoiser(pipeline)):
+        return latents[0] * pixels_per_latent(pipeline), latents[1] * pixels_per_latent(pipeline)
+    if default := default_size(pipeline):
+        return default
+    raise InputError(f"the configuration of {type(pipeline).__name__} does not tell its training size (sample_size)")
 
 
 def check_size(pipeline: Any, size: Size) -> None:
