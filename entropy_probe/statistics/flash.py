@@ -70,10 +70,18 @@ def flash(
         raise ValueError("give a mask or is_causal, not both: scaled_dot_product_attention takes one of them")
     dtype = torch.promote_types(query.dtype, torch.float32)
     on_cuda = _on_cuda(query)
-    if on_cuda and dtype == torch.float32 and query.numel() and key.numel():
-        by_triton = _triton(query, key, mask, is_causal, scale, positions)
-        if by_triton is not None and _is_exact(by_triton, torch.promote_types(query.dtype, key.dtype)):
-            return by_triton
+    if on_cuda and dtype == torch.float32 and query.numel() and key.numel() and query.device not in _WITHOUT_TRITON:
+        try:
+            from entropy_probe.statistics.triton import by_triton
+
+            result = by_triton(query, key, mask, is_causal, scale, positions)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # Triton's own are many: no C compiler, a driver or GPU too old, no room
+            _give_up_triton(query.device, error)
+        else:
+            if _is_exact(result, torch.promote_types(query.dtype, key.dtype)):
+                return result
     if enable_gqa:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     precise = precise_dtype(query.device)
@@ -100,32 +108,14 @@ def _on_cuda(query: Tensor) -> bool:
     return query.device.type == "cuda"
 
 
-def _triton(
-    query: Float[Tensor, "batch heads queries width"],
-    key: Float[Tensor, "batch kv_heads keys width"],
-    mask: Shaped[Tensor, "*#mask"] | None,
-    is_causal: bool,
-    scale: float,
-    positions: tuple[Float[Tensor, "queries 2"], Float[Tensor, "keys 2"]] | None,
-) -> RowStatistics | None:
-    """By the kernel for CUDA; None where it cannot be had."""
-    if query.device in _WITHOUT_TRITON:
-        return None
-    try:
-        from entropy_probe.statistics.triton import by_triton
-
-        return by_triton(query, key, mask, is_causal, scale, positions)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # Triton's own are many: no C compiler, a driver or GPU too old, no room
-        _WITHOUT_TRITON.add(query.device)
-        warnings.warn(
-            f"Triton cannot make the fused kernel on {query.device} ({type(error).__name__}: {error}): the entropy is "
-            "taken from torch's own attention, exact too, at twice the cost. Triton needs a C compiler and a GPU of "
-            "compute capability 8.0",
-            stacklevel=3,
-        )
-        return None
+def _give_up_triton(device: torch.device, error: Exception) -> None:
+    _WITHOUT_TRITON.add(device)
+    warnings.warn(
+        f"Triton cannot make the fused kernel on {device} ({type(error).__name__}: {error}): the entropy is taken from "
+        "torch's own attention, exact too, at twice the cost. Triton needs a C compiler and a GPU of compute "
+        "capability 8.0",
+        stacklevel=3,
+    )
 
 
 def _is_exact(statistics: RowStatistics, dtype: torch.dtype) -> bool:
