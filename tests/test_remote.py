@@ -7,7 +7,7 @@ from moto.server import ThreadedMotoServer
 
 from entropy_probe import cli
 from entropy_probe.errors import InputError
-from entropy_probe.report import Report
+from entropy_probe.report import Report, compare
 from entropy_probe.sweep import Sweep, place, sweep
 
 SETTINGS = dict(
@@ -68,6 +68,17 @@ def test_a_run_under_a_url_is_the_one_in_a_folder(tiny_pipeline, local, bucket, 
     page = Report(opened).save(opened.run.path / "report.html")
     assert page.read_text().startswith("<!doctype html>")
     assert len(pd.read_parquet(f"{store}/records.parquet")) == len(opened.frame())
+
+
+def test_a_run_under_a_url_is_compared_with_a_folder(tiny_pipeline, local):
+    sweep(tiny_pipeline, store="memory://compared/apple", **SETTINGS)
+    compared = compare([local.run.path, "memory://compared/apple"])
+    assert list(compared.runs) == ["run", "apple"]
+    page = compared.save("memory://compared/page.html")
+    assert "compared" in str(page)
+    assert page.read_text().startswith("<!doctype html>")
+    slopes = compared.slopes().groupby("run")["value"].apply(list)
+    assert slopes["run"] == slopes["apple"]
 
 
 def test_the_command_line_takes_a_url(tiny_folder, bucket, monkeypatch, capsys):

@@ -23,7 +23,7 @@ from entropy_probe.report.page import Shown
 from entropy_probe.report.report import Report
 from entropy_probe.report.tables import between, drift_table, number, quality_table, span, with_error
 from entropy_probe.strict_json import to_strict_json
-from entropy_probe.sweep import Manifest, write_atomically
+from entropy_probe.sweep import Manifest, place, write_atomically
 
 COMPARABLE = ("steps", "guidance_scale", "rows", "dtype", "training_size")
 """Settings of the manifest whose differences a reader must know of."""
@@ -122,8 +122,9 @@ class RunComparison:
         Raises:
             InputError: if the folder cannot be written.
         """
-        write_atomically(Path(path), self.html().encode())
-        return Path(path)
+        target = place(path)
+        write_atomically(target, self.html().encode())
+        return target
 
     def to_json(self) -> str:
         """Verdict and numbers, for programs; what is not known is null."""
@@ -224,7 +225,7 @@ def compare(runs: Sequence[str | Path], *, command: str | None = None) -> RunCom
     """Put run directories side by side; nothing is sampled and no model is loaded.
 
     Args:
-        runs: two or more run directories; the first is what the others are compared with.
+        runs: two or more run directories, folders or URLs; the first is what the others are compared with.
         command: the command line to quote.
 
     Raises:
@@ -232,7 +233,7 @@ def compare(runs: Sequence[str | Path], *, command: str | None = None) -> RunCom
     """
     if len(runs) < 2:
         raise InputError("comparing takes two runs at least: name another run directory")
-    paths = [Path(run) for run in runs]
+    paths = [place(run) for run in runs]
     if len({path.resolve() for path in paths}) < len(paths):
         raise InputError("a run is named twice: compare different run directories")
     named = [path.resolve().name for path in paths]
