@@ -42,7 +42,7 @@ from entropy_probe.sweep import Engine, RayEngine, Sweep, sweep
 from entropy_probe.sweep.run import hardware, versions
 from entropy_probe.validation import validate_sweep
 
-GRID = dict(
+GRID: dict[str, Any] = dict(
     prompts=("noto red apple", "flat pizza"), sizes=((32, 32), (64, 64)), seeds=(0, 1, 2), steps=1, guidance_scale=4.0,
     multipliers=(2.0,), batch=2, progress=False,
 )  # fmt: skip
@@ -191,7 +191,7 @@ def interrupted_at_random(trial: Trial, folder: Path, times: int) -> Fault:
             process.join()
             done += 1
             if process.exitcode == 0:  # it may have come when all was done; but nobody does two batches more
-                lost += cells() - before > GRID["batch"]  # type: ignore[operator]
+                lost += cells() - before > GRID["batch"]
                 break
             left = [str(path) for path in store.rglob(".*.lock")]
             lost += (process.exitcode != 130) + len(left)
@@ -567,7 +567,7 @@ def tried(trial: Trial, folder: Path, kills: int, times: int, stride: int) -> It
 
 def page(faults: list[Fault], long: Endurance | None, options: argparse.Namespace, seconds: float, total: float) -> str:
     rows = "\n".join(f"| {f.name} | {f.tried} | {f.lost} | {f.seen} |" for f in faults)
-    cells = len(GRID["prompts"]) * len(GRID["sizes"]) * len(GRID["seeds"])  # type: ignore[arg-type]
+    cells = len(GRID["prompts"]) * len(GRID["sizes"]) * len(GRID["seeds"])
     named = ", ".join(f"{name} {version}" for name, version in versions().items())
     command = f"--model {options.model} --kills {options.kills} --times {options.times} --stride {options.stride}"
     command += f" --ray {options.ray} --cells {options.cells}"

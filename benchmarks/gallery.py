@@ -1,6 +1,6 @@
 """The picture at the top of README.md, from a run of a bundled model: `python -m benchmarks.gallery entropy-run`.
 
-Drawn anew for it are only the entropy maps: the pictures, the fit and the law are those of the run.
+The fit and the law are those of the run; the pictures are sampled anew, with the same seed, for their entropy maps.
 """
 
 from __future__ import annotations

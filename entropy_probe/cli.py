@@ -412,14 +412,14 @@ def report(
     from entropy_probe.report import Report
 
     made = _open(out, model, device)
-    page = Report.open(out, made.pipeline, command=_command())
+    page = Report.of(made, command=_command())
     _finish(page, page.save(made.run.path / "report.html"), as_json, _Say(quiet or as_json))
 
 
 @app.command(epilog=_examples("entropy-probe compare runs/base runs/finetuned --out compare.html"))
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories, two or more.")],
-    out: Annotated[Path, typer.Option(help="The page.")] = Path("compare.html"),
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Run directories, folders or URLs, two or more.")],
+    out: Annotated[str, typer.Option(help="The page.")] = "compare.html",
     as_json: JSON = False,
     quiet: QUIET = False,
 ) -> None:

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 
 @contextmanager
@@ -22,9 +23,10 @@ def held_back() -> Iterator[Callable[[], None]]:
     if not callable(outer) or threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
-    held = []
+    handle: Callable[[int, FrameType | None], object] = outer
+    held: list[FrameType | None] = []
 
-    def hold(number: int, frame: object) -> None:
+    def hold(number: int, frame: FrameType | None) -> None:
         held.append(frame)
         if len(held) > 1:
             let_through()
@@ -33,7 +35,7 @@ def held_back() -> Iterator[Callable[[], None]]:
         if held:
             frame = held.pop()
             held.clear()
-            outer(signal.SIGINT, frame)  # type: ignore[arg-type]
+            handle(signal.SIGINT, frame)
 
     signal.signal(signal.SIGINT, hold)
     try:

@@ -93,7 +93,11 @@ class Report:
         Raises:
             InputError: if the folder is no finished run, or a file in it is damaged.
         """
-        made = Sweep.open(path, pipeline)
+        return cls.of(Sweep.open(path, pipeline), command=command)
+
+    @classmethod
+    def of(cls, made: Sweep, *, command: str | None = None) -> Report:
+        """The report of what the run directory of a sweep holds; see `open`."""
 
         def text(name: str) -> str | None:
             return made.run.read_text(name) if (made.run.path / name).exists() else None

@@ -132,7 +132,7 @@ class RunDirectory:
 
     def cell_path(self, cell: Cell) -> Path:
         """Where the table of a cell is."""
-        return self.path / "cells" / f"{cell.name}.parquet"
+        return self._table_path(cell.name)
 
     def image_path(self, cell: Cell) -> Path:
         """Where the picture of a cell is."""
@@ -204,7 +204,12 @@ class RunDirectory:
         tidy(self.path)
         tidy(self.path / "cells")
         for name in ("images", "failed"):
-            tidy(self.path / name, lambda path: self.path / "cells" / f"{path.stem}.parquet")
+            tidy(
+                self.path / name, lambda path: self._table_path(path.stem)
+            )  # they are written under their cell's claim
+
+    def _table_path(self, name: str) -> Path:
+        return self.path / "cells" / f"{name}.parquet"
 
     def read_text(self, name: str) -> str:
         """A text file of the run.
