@@ -71,7 +71,7 @@ def show_law(part: SubFigure, fit: Fit) -> None:
         axes.plot(tokens, own, "o", color=colour, markersize=4)
     ends = np.array([fit.points["tokens"].min(), fit.points["tokens"].max()], float)
     axes.plot(ends, np.log(ends), ":", color="0.5")
-    place = (4 * ends[0], np.log(4 * ends[0]))
+    place = (8 * ends[0], np.log(8 * ends[0]))
     axes.annotate("all there is: ln N", place, (-8, 4), textcoords="offset points", ha="right", color="0.4", fontsize=8)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%d"))
