@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from families.pipelines import PIPELINES, by_family, seeded
+from families import FAMILIES
+from families.pipelines import PIPELINES, WHOLE, by_family, seeded, stable_cascade_decoder
 from typer.testing import CliRunner
 
 from entropy_probe import capture, scaled
@@ -44,35 +45,55 @@ def test_info_shows_every_layer(name, pipeline, tmp_path):
 
 
 TRAINED = {
+    "Kolors": ([32, 32], {4, 16}),
+    "DeepFloyd IF": ([8, 8], {4, 16}),
+    "Stable Cascade prior": ([1024, 1024], {32 * 32}),
     "unconditional UNet": ([8, 8], {4, 16}),
     "DiT": ([8, 8], {16}),
     "PixArt-Sigma": ([32, 32], {16}),
+    "HunyuanDiT": ([64, 64], {16}),
+    "Stable Diffusion 3.5": ([32, 32], {16}),
     "AuraFlow": ([32, 32], {16}),
     "Lumina-Next": ([64, 64], {16}),
+    "Flux.2": ([512, 512], {64 * 64}),
     "Chroma": ([512, 512], {64 * 64}),
+    "Lumina 2": ([64, 64], {16}),
     "Sana": ([32, 32], set()),
     "CogView3+": ([32, 32], {16}),
     "CogView4": ([32, 32], {16}),
     "Z-Image": (None, {None}),
+    "Qwen-Image": ([512, 512], {64 * 64}),
+    "HiDream": ([512, 512], {64 * 64}),
+    "AnimateDiff": ([32, 32], {4, 16, 64, None}),
+    "Stable Video Diffusion": ([32, 32], {4, 16, 64, None}),
     "CogVideoX": ([64, 64], {16}),
+    "Wan": ([480, 832], {30 * 52}),
     "LTX-Video": ([512, 704], {16 * 22}),
+    "HunyuanVideo": ([720, 1280], {45 * 80}),
+    "HunyuanVideo 1.5": (None, {None}),
+    "Mochi": ([480, 848], {30 * 53}),
+    "Allegro": ([64, 64], {16}),
 }
-"""Training size in pixels, and T of the visual layers, by configuration or default size; autoencoders reduce by 4, but
-8 in CogVideoX and 32 in LTX-Video."""
-ONE_SIZE = {"unconditional UNet", "DiT"}
+"""Training size in pixels, and T of the visual layers, by configuration or default size; None between frames."""
+ONE_SIZE = {"unconditional UNet", "DiT", "DeepFloyd IF"}
 
 
-@pytest.fixture(scope="module")
-def pipelines():
-    torch.manual_seed(0)
-    return by_family()
+NOT_SHOWN = {"OmniGen", "PRX", "Stable Cascade decoder"}
+"""OmniGen's pipeline needs torchvision; transformers does not read PRX's text encoder back from a folder; the decoder
+starts from what the prior has made."""
+
+
+def test_every_family_of_the_matrix_is_shown_by_info_but_those_named():
+    elsewhere = {"Stable Diffusion 1.5", "Stable Diffusion 2.1", "SDXL", "PixArt-alpha", "Stable Diffusion 3", "Flux"}
+    assert WHOLE.keys() == TRAINED.keys()
+    assert {family.name for family in FAMILIES} == TRAINED.keys() | elsewhere | NOT_SHOWN
 
 
 @pytest.mark.parametrize("family", TRAINED)
-def test_info_on_more_families(family, pipelines, tmp_path):
-    assert pipelines.keys() == TRAINED.keys()
+def test_info_on_more_families(family, tmp_path):
     size, tokens = TRAINED[family]
-    pipelines[family].save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    by_family(family).save_pretrained(tmp_path)
     command = ["info", "--model", str(tmp_path), "--json", *([] if family in ONE_SIZE else ["--sizes", "64x128"])]
     asked = CliRunner().invoke(app, command)
     assert asked.exit_code == 0, asked.stderr
@@ -80,20 +101,43 @@ def test_info_on_more_families(family, pipelines, tmp_path):
     assert told["training_size"] == size
     visual = [layer for layer in told["layers"] if layer["kind"] in ("self", "joint")]
     assert {layer["training_tokens"] for layer in visual} == tokens
-    shapes = {layer["grid at 64x128"] for layer in visual} if family not in ONE_SIZE else set()
+    shapes = {layer["grid at 64x128"] for layer in visual} - {None} if family not in ONE_SIZE else set()
     assert all(int(shape.split("x")[1]) == 2 * int(shape.split("x")[0]) for shape in shapes)
 
 
-def test_info_asks_for_a_size_where_the_model_tells_none(pipelines, tmp_path):
-    pipelines["Z-Image"].save_pretrained(tmp_path)
+def test_info_asks_for_a_size_where_the_model_tells_none(tmp_path):
+    by_family("Z-Image").save_pretrained(tmp_path)
     asked = CliRunner().invoke(app, ["info", "--model", str(tmp_path)])
     assert isinstance(asked.exception, InputError)
     assert "--sizes 1024" in str(asked.exception)
 
 
-def test_a_pipeline_of_one_size_is_not_asked_for_another(pipelines):
+def test_a_pipeline_of_one_size_is_not_asked_for_another():
     with pytest.raises(InputError, match="draws 8 pixels only"):
-        layers(pipelines["DiT"], (16, 16))
+        layers(by_family("DiT"), (16, 16))
+
+
+def test_what_cannot_be_made_up_is_asked_for_and_a_call_of_ones_own_is_captured():
+    family = next(family for family in FAMILIES if family.name == "Stable Cascade decoder")
+    pipeline = seeded(lambda: stable_cascade_decoder(family.build()))
+    with pytest.raises(InputError, match=r"without image_embeddings: capture a call of your own"):
+        layers(pipeline, (64, 64))
+    embeddings = torch.randn(1, pipeline.decoder.config.effnet_in_channels, 3, 3)
+    with capture(pipeline) as captured:
+        pipeline(embeddings, "a red apple", num_inference_steps=2, guidance_scale=0.0, output_type="latent")
+    assert set(captured.frame()["layer"]) == set(attention_layers(pipeline.decoder))
+
+
+def test_looking_at_layers_stops_after_the_first_pass_and_leaves_the_pipeline_as_it_was(pipeline):
+    passes, decoded = [], []
+    denoiser = find_denoiser(pipeline)
+    hooks = [denoiser.register_forward_hook(lambda *_: passes.append(1))]
+    hooks += [pipeline.vae.decoder.register_forward_hook(lambda *_: decoded.append(1))]
+    layers(pipeline)
+    assert (len(passes), len(decoded)) == (1, 0)
+    assert len(denoiser._forward_hooks) == 1
+    for hook in hooks:
+        hook.remove()
 
 
 def test_it_is_captured_and_scaled(name, pipeline):

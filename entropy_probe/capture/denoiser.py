@@ -17,7 +17,7 @@ def find_denoiser(model: Any) -> nn.Module:
     """
     if isinstance(model, nn.Module):
         return model
-    for name in ("unet", "transformer", "prior"):
+    for name in ("unet", "transformer", "prior", "decoder"):
         part = getattr(model, name, None)
         if isinstance(part, nn.Module):
             return part

@@ -83,7 +83,10 @@ def configured_size(denoiser: nn.Module) -> tuple[int, int] | None:
 def default_size(pipeline: Any) -> tuple[int, int] | None:
     """Height and width, in pixels, that a pipeline draws when no size is asked of it; None where it does not tell."""
     asked = inspect.signature(type(pipeline).__call__).parameters
-    sides = [getattr(asked.get(name), "default", None) for name in ("height", "width")]
+    sides = [
+        getattr(asked.get(name), "default", None) or getattr(pipeline, f"default_{name}", None)
+        for name in ("height", "width")
+    ]
     if isinstance(sides[0], int) and isinstance(sides[1], int):
         return sides[0], sides[1]
     in_pixels = getattr(getattr(pipeline, "config", None), "default_sample_size", None)  # PRX, among its settings

@@ -50,6 +50,9 @@ _REDUCTIONS = (
 )
 """What pipelines call it."""
 
+SHORT = 4
+"""Steps of a sampling that is stopped in the first: with fewer, a schedule such as Mochi's cannot be made."""
+
 FRAMES = 9
 """Frames of a video that is sampled only to see the calls: one more than a multiple of four and eight, as most want."""
 
@@ -120,7 +123,7 @@ def at_exact_size(pipeline: Any) -> dict[str, Any]:
 def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
     """The attention layers in the order in which they run, with their token grids at a size (default: as trained).
 
-    Runs one sampling step at that size, without guidance, to see the calls themselves.
+    Samples at that size, without guidance, until the denoiser has run once, to see the calls themselves.
     """
     height, width = size or training_size(pipeline)
     found: dict[str, Layer] = {}
@@ -130,33 +133,57 @@ def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
         _, heads, _, head_width = call.query.shape
         found.setdefault(call.layer, Layer(call.layer, call.kind, heads, head_width, call.key.shape[2], grid))
 
+    def stop(*_: object) -> None:
+        raise _SeenError
+
     with attention_calls(pipeline, note), torch.no_grad():
-        pipeline(**_one_step(pipeline, (height, width)))
+        hook = find_denoiser(pipeline).register_forward_hook(stop)
+        try:
+            pipeline(**_short(pipeline, (height, width)))
+        except _SeenError:
+            pipeline.maybe_free_model_hooks()
+        finally:
+            hook.remove()
     return list(found.values())
 
 
-def _one_step(pipeline: Any, size: Size) -> dict[str, Any]:
-    """Arguments of the shortest sampling: those that the pipeline has, and what it cannot do without.
+class _SeenError(Exception):
+    """The denoiser has run once: the steps after it, and decoding, would show nothing more."""
+
+
+def _short(pipeline: Any, size: Size) -> dict[str, Any]:
+    """Arguments of a short sampling: those that the pipeline has, and what it cannot do without.
 
     Raises:
-        InputError: for a size other than that of a pipeline that draws only one.
+        InputError: for a size other than that of a pipeline that draws only one, and for a pipeline that needs what
+            cannot be made up.
     """
-    known = inspect.signature(type(pipeline).__call__).parameters
-    if "height" not in known and size != training_size(pipeline):
-        raise InputError(f"{type(pipeline).__name__} draws {format_size(training_size(pipeline))} pixels only")
+    known = inspect.signature(pipeline.__call__).parameters
     asked = {
         "prompt": "",
         "height": size[0],
         "width": size[1],
-        "num_inference_steps": 1,
+        "num_inference_steps": SHORT,
         "num_frames": FRAMES,
         "guidance_scale": 1.0,
         "output_type": "latent",
     }
-    needed = {"class_labels": [0], "image": Image.new("RGB", (size[1], size[0]))}
+    made_up = {"class_labels": [0], "image": Image.new("RGB", (size[1], size[0]))}
+    needed = {
+        name
+        for name, parameter in known.items()
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    }
+    if lacking := needed - asked.keys() - made_up.keys():
+        raise InputError(
+            f"{type(pipeline).__name__} cannot be tried without {', '.join(sorted(lacking))}: "
+            "capture a call of your own, `with entropy_probe.capture(pipe): pipe(...)`"
+        )
+    if "height" not in known and size != training_size(pipeline):
+        raise InputError(f"{type(pipeline).__name__} draws {format_size(training_size(pipeline))} pixels only")
     return {
         **{name: value for name, value in asked.items() if name in known},
-        **{name: value for name, value in needed.items() if name in known and known[name].default is known[name].empty},
+        **{name: value for name, value in made_up.items() if name in needed},
         **at_exact_size(pipeline),
     }
 

@@ -38,9 +38,13 @@ cache against the attention maps that transformers itself returns.
 
 Adapters change nothing: tried with LoRA, T2I-Adapter, ControlNet and IP-Adapter (whose image tokens are one more
 `cross` call of each layer), image to image and inpainting. Models in threads of their own are measured at once; one
-model in two threads is not. `entropy-probe info` is tried on whole pipelines, from a folder on disk, of Stable
-Diffusion, XL and 3, PixArt-alpha and -Sigma, Flux, Chroma, AuraFlow, Lumina-Next, Sana, CogView3+ and 4, Z-Image, DiT,
-an unconditional UNet, CogVideoX and LTX-Video. Z-Image does not tell its training size: `info` asks for `--sizes`.
+model in two threads is not.
+
+`entropy-probe info` is tried, from a folder on disk, on a whole pipeline of each family but three: OmniGen's needs
+torchvision, transformers 5 does not read the text encoder of PRX back, and Stable Cascade's decoder starts from what
+its prior has made (capture a call of your own there). It samples until the denoiser has run once. Z-Image and
+HunyuanVideo 1.5 do not tell their training size: `info` asks for `--sizes`. HiDream draws about a million pixels
+whatever is asked of it.
 
 Not seen, and named in an error where they are attention layers: attention that is not torch's own call (flash-attn,
 sage, xformers and flex backends), sliced and eager processors, and `nn.MultiheadAttention`. A model
