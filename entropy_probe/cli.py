@@ -96,7 +96,7 @@ LAWS = Annotated[str, typer.Option(help="Scaling laws by name, or the JSON file 
 ROUNDS = Annotated[
     int | None, typer.Option(min=0, help="Most samplings of the refinement of the measured law; 3, or 1 if --quick.")
 ]
-ROWS = Annotated[str, typer.Option(help="Attention rows measured per call: all, auto (at most 1024) or a number.")]
+ROWS = Annotated[str, typer.Option(help="Attention rows per call: all, a number, or auto, as many as 0.01 nats need.")]
 SHARD = Annotated[str, typer.Option(help="i/n samples the i-th of n parts of the grid, as an array job does.")]
 ENGINE = Annotated[str, typer.Option(help="Where cells are sampled: local, in this process, or ray, on a Ray cluster.")]
 ADDRESS = Annotated[
@@ -175,7 +175,7 @@ def run(
     metrics: METRICS = "auto",
     images: IMAGES = None,
     rounds: ROUNDS = None,
-    rows: ROWS = "all",
+    rows: ROWS = "auto",
     engine: ENGINE = "local",
     address: ADDRESS = None,
     device: DEVICE = "auto",
@@ -246,7 +246,7 @@ def sweep(
     seeds: SEEDS = None,
     steps: STEPS = None,
     guidance_scale: GUIDANCE = GUIDANCE_SCALE,
-    rows: ROWS = "all",
+    rows: ROWS = "auto",
     shard: SHARD = "1/1",
     engine: ENGINE = "local",
     address: ADDRESS = None,
@@ -949,7 +949,7 @@ def _parse_shard(text: str) -> tuple[int, int]:
 
 def _parse_rows(text: str) -> Any:
     if text in ("all", "auto"):
-        return "all" if text == "all" else 1024
+        return text
     if not text.isdigit() or int(text) < 1:
         raise InputError(f"rows must be all, auto or a number from 1, not {text!r}")
     return int(text)

@@ -1,5 +1,6 @@
 """Capture against an eager attention written for these tests alone, and what it leaves behind."""
 
+import math
 from contextlib import ExitStack
 
 import numpy as np
@@ -193,6 +194,66 @@ def test_sampled_rows_estimate_all_rows(tiny_pipeline, sample):
     error = (part["entropy"] - full["entropy"]) / (full["entropy_std"] / np.sqrt(part["rows"]) + 1e-6)
     assert error.abs().max() < 4
     assert (part[part["query_tokens"] == 64]["entropy"] == full[full["query_tokens"] == 64]["entropy"]).all()
+
+
+class Patterned(nn.Module):
+    """One self-attention over a picture, peaked on one side of it: entropy depends strongly on where a token is."""
+
+    def forward(self, sample):
+        tokens = sample.flatten(2).mT
+        strength = torch.linspace(0, 1.5, tokens.shape[1])[:, None]
+        query, key = (x.unflatten(-1, (2, -1)).transpose(1, 2) for x in (strength * tokens, tokens))
+        return nn.functional.scaled_dot_product_attention(query, key, key)
+
+
+def measured(module, sample, **options):
+    with capture(module, **options) as captured:
+        module(sample)
+        module(sample)
+    return captured.frame()
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return torch.randn(2, 16, 48, 48, generator=torch.Generator().manual_seed(0))
+
+
+def test_auto_measures_all_rows_of_a_small_picture(picture):
+    frame = measured(Patterned(), picture[..., :32, :32])
+    assert (frame["rows"] == 1024).all()
+    assert (frame["entropy_se"] == 0).all()
+
+
+def test_auto_draws_as_many_rows_of_a_large_picture_as_the_tolerance_needs(picture):
+    every = measured(Patterned(), picture, rows="all")
+    drawn = measured(Patterned(), picture)
+    assert (every["entropy_se"] == 0).all()
+    first, second = drawn.iloc[:4], drawn.iloc[4:]
+    assert (first["rows"] == 256).all()
+    by_hand = 1.25 * 256 * first.groupby("sample")["entropy_se"].mean().max() ** 2 / 0.01**2
+    assert set(second["rows"]) == {2 * math.ceil(math.ceil(by_hand) / 2)}
+    assert 256 < by_hand < 48 * 48 / 2  # neither the first number, nor the fewest, nor all
+    assert second.groupby("sample")["entropy_se"].mean().max() <= 0.01
+    off = (drawn["entropy"] - every["entropy"]) / drawn["entropy_se"]
+    assert 0.1 < off.abs().max() < 4
+
+
+def test_auto_measures_all_rows_where_more_than_half_would_be_needed_and_few_where_all_are_alike(picture):
+    wild = measured(Patterned(), 2 * picture)
+    assert set(wild["rows"].iloc[4:]) == {48 * 48}
+    assert set(measured(Patterned(), 0 * picture)["rows"].iloc[4:]) == {64}
+
+
+def test_rows_are_drawn_anew_for_every_call_and_image_and_the_seed_decides(picture):
+    twice = picture[:1].repeat(2, 1, 1, 1)
+    frame = measured(Patterned(), twice, rows=64)
+    assert frame.loc[frame["head"] == 0, "entropy"].nunique() == 4
+    assert measured(Patterned(), twice, rows=64).equals(frame)
+    assert not measured(Patterned(), twice, rows=64, seed=1).equals(frame)
+
+
+def test_an_odd_number_of_rows_is_rounded_up(picture):
+    assert set(measured(Patterned(), picture, rows=63)["rows"]) == {64}
 
 
 def test_kept_rows_are_the_entropy_on_the_image(tiny_pipeline, sample):

@@ -150,7 +150,7 @@ class Causal(torch.nn.Module):
         return self.attention(torch.cat([text, sample.flatten(2).mT], 1))
 
 
-@pytest.mark.parametrize("rows", ["all", 9])
+@pytest.mark.parametrize("rows", ["all", 10])
 def test_causal_attention_over_words_and_image(rows):
     torch.manual_seed(0)
     sample, text, model = 3 * torch.randn(1, 16, 4, 4), 3 * torch.randn(1, 5, 16), Causal()
@@ -160,7 +160,7 @@ def test_causal_attention_over_words_and_image(rows):
     every = dense(tokens, tokens, is_causal=True).entropy[:, :, 5:]
     plain, doubled = captured.records
     assert plain.split is not None
-    drawn = stratified_rows(16, 9) if rows == 9 else torch.arange(16)
+    drawn = stratified_rows(16, 10, torch.Generator().manual_seed(0)) if rows == 10 else torch.arange(16)
     assert torch.allclose(plain.means.entropy.double(), every[:, :, drawn].mean(-1), atol=1e-5)
     stronger = dense(tokens, tokens, is_causal=True, scale=2 * 8**-0.5).entropy[:, :, 5:]
     assert torch.allclose(doubled.means.entropy.double(), stronger[:, :, drawn].mean(-1), atol=1e-5)

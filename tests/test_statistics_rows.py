@@ -5,42 +5,93 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entropy_probe.statistics import RowStatistics, stratified_rows
+from entropy_probe.statistics import RowStatistics, standard_error, stratified_rows
 
 
-@given(st.integers(1, 500), st.data())
-def test_rows_are_spread_over_the_strata(total, data):
-    chosen = data.draw(st.integers(1, total))
-    rows = stratified_rows(total, chosen, data.draw(st.integers(0, 1000)))
-    assert len(rows) == chosen
-    strata = torch.arange(chosen) * total / chosen
-    assert ((rows >= strata.floor()) & (rows <= (strata + total / chosen).ceil())).all()
+@given(st.integers(2, 500), st.data())
+def test_two_rows_lie_in_every_stratum(total, data):
+    strata = data.draw(st.integers(1, total // 2))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    rows = stratified_rows(total, 2 * strata, generator).unflatten(0, (-1, 2))
+    assert len(rows) == strata
+    starts = torch.arange(strata)[:, None] * total / strata
+    assert ((rows >= starts.floor()) & (rows <= (starts + total / strata).ceil())).all()
     assert rows.min() >= 0
     assert rows.max() < total
 
 
-def test_every_row_is_drawn_equally_often():
-    draws = torch.cat([stratified_rows(10, 4, seed) for seed in range(5000)])
-    assert torch.bincount(draws, minlength=10) / 5000 == pytest.approx(torch.full((10,), 0.4), abs=0.03)
-
-
-@given(st.integers(1, 60), st.data())
+@given(st.integers(2, 60), st.data())
 def test_every_row_has_exactly_the_same_chance(total, data):
-    """All of the randomness, enumerated: `total` evenly spaced offsets draw each row `chosen` times."""
-    chosen = data.draw(st.integers(1, total))
+    """All of the randomness, enumerated: `total` evenly spaced offsets draw each row as often as any other."""
+    chosen = 2 * data.draw(st.integers(1, total // 2))
     counts = torch.zeros(total, dtype=torch.long)
     with pytest.MonkeyPatch.context() as patch:
         for j in range(total):
-            offset = torch.full((chosen,), (j + 0.5) / total, dtype=torch.float64)
+            offset = torch.full((chosen // 2, 2), (j + 0.5) / total, dtype=torch.float64)
             patch.setattr(torch, "rand", lambda *_, offset=offset, **__: offset)
             counts += torch.bincount(stratified_rows(total, chosen), minlength=total)
     assert counts.tolist() == [chosen] * total
 
 
-@pytest.mark.parametrize("chosen", [0, -1, 11])
-def test_too_few_or_too_many_rows_are_refused(chosen):
-    with pytest.raises(ValueError, match=f"10 rows there are, not {chosen}"):
+@pytest.mark.parametrize("chosen", [0, -2, 5, 12])
+def test_too_few_too_many_or_odd_rows_are_refused(chosen):
+    with pytest.raises(ValueError, match=f"between 2 and the 10 there are, not {chosen}"):
         stratified_rows(10, chosen)
+
+
+def drawn_from(entropy, rows):
+    own = entropy[..., rows]
+    return RowStatistics(own, own, own, own, None, torch.isfinite(own))
+
+
+PATTERNS = {
+    "a ramp down the image": lambda y, x: 5 * y,
+    "an object in the middle": lambda y, x: 4 * torch.exp(-8 * ((y - 0.5) ** 2 + (x - 0.4) ** 2)),
+    "stripes": lambda y, x: 2 * torch.sin(40 * x) + y,
+    "a few rows far off": lambda y, x: torch.where((y + x) % 0.2 < 0.03, 6.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_the_mean_is_unbiased_and_its_interval_covers_it_19_times_in_20(pattern):
+    side, draws = 64, 1000
+    y, x = torch.meshgrid(*2 * [torch.linspace(0, 1, side, dtype=torch.float64)], indexing="ij")
+    noise = torch.randn(side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    entropy = (PATTERNS[pattern](y, x) + 0.3 * noise).flatten()[None, None]
+    truth = entropy.mean().item()
+    means, errors = [], []
+    for seed in range(draws):
+        rows = drawn_from(entropy, stratified_rows(side**2, 256, torch.Generator().manual_seed(seed)))
+        means.append(rows.means().entropy.item())
+        errors.append(standard_error(rows).item())
+    means, errors = torch.tensor(means), torch.tensor(errors)
+    assert abs(means.mean() - truth) < 4 * means.std() / draws**0.5
+    assert errors.square().mean().sqrt() == pytest.approx(means.std().item(), rel=0.1)
+    covered = ((means - truth).abs() <= 1.96 * errors).double().mean()
+    assert 0.93 <= covered <= 0.97
+
+
+def test_the_standard_error_by_hand():
+    values = torch.tensor([[[1.0, 3.0, 2.0, 2.5]]])
+    every = torch.ones_like(values, dtype=torch.bool)
+    by_hand = ((2.0**2 + 0.5**2) / 4 / 2**2) ** 0.5
+    statistics = RowStatistics(values, values, values, values, None, every)
+    assert standard_error(statistics).item() == pytest.approx(by_hand)
+
+
+def test_rows_that_count_for_nothing_do_not_count_in_the_standard_error():
+    """One row in four attends to nothing: the spread of the means over many draws is what is told."""
+    generator = torch.Generator().manual_seed(0)
+    entropy = torch.rand(1, 1, 400, generator=generator) + torch.linspace(0, 3, 400)
+    counted = torch.rand(1, 1, 400, generator=generator) > 0.25
+    means, errors = [], []
+    for _ in range(600):
+        rows = stratified_rows(400, 40, generator)
+        own = entropy[..., rows]
+        statistics = RowStatistics(own, own, own, own, None, counted[..., rows])
+        means.append(statistics.means().entropy.item())
+        errors.append(standard_error(statistics).item())
+    assert torch.tensor(errors).mean() == pytest.approx(torch.tensor(means).std().item(), rel=0.1)
 
 
 def test_uncounted_rows_are_left_out_of_means():

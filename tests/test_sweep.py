@@ -37,6 +37,7 @@ COLUMNS = [
     "rows",
     "entropy",
     "entropy_std",
+    "entropy_se",
     "logit_variance",
     "attention_distance",
 ]  # of the design, in its order

@@ -1,6 +1,7 @@
 """Which attention calls a model makes: hooks say where, an interception of the attention function sees them."""
 
 from entropy_probe.capture.calls import AttentionCall, AttentionHooks, attention_calls, attention_layers
+from entropy_probe.capture.choice import Rows
 from entropy_probe.capture.denoiser import find_denoiser
 from entropy_probe.capture.grid import TokenGrid, token_grid
 from entropy_probe.capture.latents import Latents, configured_size, default_size
@@ -12,6 +13,7 @@ __all__ = [
     "AttentionHooks",
     "Captured",
     "Latents",
+    "Rows",
     "TokenGrid",
     "attention_calls",
     "attention_layers",

@@ -7,17 +7,21 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from dataclasses import fields, replace
+from typing import Any, Literal, TypeVar
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from entropy_probe.capture.calls import AttentionCall, attention_calls, attention_layers
+from entropy_probe.capture.choice import FIRST_ROWS, Rows, choose_rows, row_count, rows_needed
 from entropy_probe.capture.denoiser import find_denoiser
 from entropy_probe.capture.records import Captured, Guidance, Record
 from entropy_probe.errors import CaptureError, InputError
-from entropy_probe.statistics import PartMeans, RowStatistics, flash, parts, stratified_rows
+from entropy_probe.statistics import PartMeans, RowMeans, RowStatistics, flash, parts, standard_error
+
+_Means = TypeVar("_Means", RowMeans, PartMeans)
 
 
 def select_layers(names: Sequence[str], layers: str | Iterable[str] | None) -> set[str] | None:
@@ -42,7 +46,7 @@ def capture(
     model: Any,
     *,
     layers: str | Iterable[str] | None = None,
-    rows: int | Literal["all"] = "all",
+    rows: Rows = "auto",
     distance: bool = True,
     keep: str | Iterable[str] = (),
     keep_steps: Iterable[int] | None = None,
@@ -58,7 +62,9 @@ def capture(
     Args:
         model: a diffusers pipeline or a `torch.nn.Module`.
         layers: names or globs of the attention layers to measure; all if none.
-        rows: attention rows per call: "all", or how many to draw (stratified over the image, from `seed`).
+        rows: attention rows per call. "all"; how many to draw, in pairs, stratified over the image and anew for every
+            call and image; or "auto": all up to 1,024 tokens, beyond that as many as keep the standard error of a
+            layer's mean over rows, heads and steps under 0.01 nats, by what the calls before have shown.
         distance: measure attention distance too, where the tokens lie on an image.
         keep: names or globs of visual attention layers whose rows are kept one by one, for `Captured.entropy_map`.
         keep_steps: sampling steps at which `keep` applies; all if none.
@@ -77,9 +83,11 @@ def capture(
     measured = select_layers(names, layers)
     kept = (select_layers(names, keep) or set()) if keep else set()
     steps = None if keep_steps is None else set(keep_steps)
-    if rows != "all" and rows < 1:
-        raise InputError(f"rows must be 'all' or at least 1, not {rows}")
+    if isinstance(rows, int) and rows < 1:
+        raise InputError(f"rows must be 'all', 'auto' or at least 1, not {rows}")
     captured = Captured()
+    generator = torch.Generator().manual_seed(seed)
+    needed: dict[str, int] = {}
 
     def measure(call: AttentionCall) -> None:
         if not captured.entered(call.forward):
@@ -89,20 +97,23 @@ def capture(
         in_time = steps is None or captured.step in steps
         keeping = call.layer in kept and call.positions is not None and in_time
         tokens = call.image_queries.stop - call.image_queries.start
-        base = tokens if rows == "all" or keeping else min(int(rows), tokens)
+        base = tokens if keeping else row_count(rows, tokens, needed.get(call.layer, FIRST_ROWS))
         plan = [(1.0, base, keeping)]
         if call.visual:
-            plan += [(g, min(multiplier_rows, base), False) for g in multipliers if g != 1.0]
+            curve = row_count(multiplier_rows, base, base)
+            plan += [(g, curve, False) for g in multipliers if g != 1.0]
+        drawn = {n: choose_rows(call, n, generator) for n in dict.fromkeys(count for _, count, _ in plan)}
         with torch.no_grad(), _full_precision(call.query.device.type):
             for multiplier, count, whole in plan:
-                index = _chosen(call, count, seed)
-                statistics, split = _statistics(call, multiplier, index, distance and multiplier == 1.0)
-                if math.isnan(statistics.entropy.sum().item()):
+                record = _measured(call, multiplier, drawn[count], distance and multiplier == 1.0, whole)
+                if math.isnan(record.means.entropy.sum().item()):
                     raise CaptureError(
                         f"the queries or keys of layer {call.layer!r} hold NaN at step {captured.step}: the model has "
                         "diverged, or its dtype overflows (try float32 or bfloat16)"
                     )
-                captured.add(_record(call, multiplier, statistics, split, whole))
+                captured.add(record)
+                if rows == "auto" and multiplier == 1.0 and count < tokens:
+                    needed[call.layer] = rows_needed(record.entropy_se, count, _steps(model))
 
     with attention_calls(model, measure, after_scaling=True) as hooks:
         yield captured
@@ -124,14 +135,37 @@ def _full_precision(device: str) -> AbstractContextManager[None]:
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
-def _chosen(call: AttentionCall, count: int, seed: int) -> Int[Tensor, " rows"] | None:
-    """So many rows of image queries; None for all there are, where no others are among them."""
-    image = call.image_queries
-    tokens = image.stop - image.start
-    if count == tokens == call.query.shape[2]:
-        return None
-    within = torch.arange(tokens) if count == tokens else stratified_rows(tokens, count, seed)
-    return within.add(image.start).to(call.query.device)
+def _measured(
+    call: AttentionCall,
+    multiplier: float,
+    index: list[Int[Tensor, " rows"]] | Int[Tensor, " rows"] | None,
+    distance: bool,
+    keeping: bool,
+) -> Record:
+    if not isinstance(index, list):
+        statistics, split = _statistics(call, multiplier, index, distance)
+        means = statistics.means()
+        return _record(call, multiplier, statistics, means, torch.zeros_like(means.entropy), split, keeping)
+    own = [_statistics(_item(call, n), multiplier, rows, distance) for n, rows in enumerate(index)]
+    means = _together([statistics.means() for statistics, _ in own])
+    split = _together([split for _, split in own if split is not None]) if own[0][1] else None
+    error = torch.cat([standard_error(statistics) for statistics, _ in own])
+    return _record(call, multiplier, own[0][0], means, error, split, keeping)
+
+
+def _item(call: AttentionCall, number: int) -> AttentionCall:
+    """The call of one batch item."""
+    own, mask = slice(number, number + 1), call.mask
+    if mask is not None and mask.ndim == 4 and mask.shape[0] > 1:
+        mask = mask[own]
+    return replace(call, query=call.query[own], key=call.key[own], mask=mask)
+
+
+def _together(items: Sequence[_Means]) -> _Means:
+    """The means of one batch item after the other."""
+    columns = {f.name: [getattr(item, f.name) for item in items] for f in fields(items[0])}
+    joined: dict[str, Any] = {name: None if own[0] is None else torch.cat(own) for name, own in columns.items()}
+    return type(items[0])(**joined)
 
 
 def _statistics(
@@ -155,7 +189,13 @@ def _statistics(
 
 
 def _record(
-    call: AttentionCall, multiplier: float, statistics: RowStatistics, split: PartMeans | None, keeping: bool
+    call: AttentionCall,
+    multiplier: float,
+    statistics: RowStatistics,
+    means: RowMeans,
+    error: Float[Tensor, "batch heads"],
+    split: PartMeans | None,
+    keeping: bool,
 ) -> Record:
     return Record(
         forward=call.forward,
@@ -169,7 +209,8 @@ def _record(
         scale=call.scale,
         multiplier=multiplier,
         rows=statistics.entropy.shape[-1],
-        means=statistics.means(),
+        means=means,
+        entropy_se=error,
         split=split,
         grid=call.grid,
         entropy_rows=statistics.entropy.float().cpu() if keeping else None,
@@ -189,6 +230,12 @@ def _guidance(model: Any) -> Guidance:
         return Guidance(batched=False, prompt_first=False, driven=False)
     said = getattr(model, "do_classifier_free_guidance", None)
     return Guidance(None if said is None else bool(said), type(model).__name__ in PROMPT_FIRST, driven=True)
+
+
+def _steps(model: Any) -> int:
+    """How many steps the running pipeline takes; 1 for a module that is run by itself."""
+    schedule = _schedule(model)
+    return len(schedule) if isinstance(schedule, Tensor) else 1
 
 
 def _schedule(model: Any) -> object:

@@ -35,6 +35,7 @@ class Record:
     multiplier: float
     rows: int
     means: RowMeans
+    entropy_se: Float[Tensor, "batch heads"]
     split: PartMeans | None
     grid: TokenGrid | None
     entropy_rows: Float[Tensor, "batch heads tokens"] | None
@@ -122,7 +123,8 @@ class Captured(Viewed):
 
         `branch` is `uncond` or `cond`, told apart by their place in one batched call or, where a step takes two, by
         their order: the pipelines of diffusers run the prompt first. `sample` counts the images of a batch, `sampling`
-        the runs of the pipeline. `multiplier` is the g under which the call was measured. The rows of a joint attention
+        the runs of the pipeline. `multiplier` is the g under which the call was measured. `entropy_se` is the standard
+        error of `entropy` that comes from the choice of rows, 0 where all were measured. The rows of a joint attention
         are those of its image tokens, where the model has told which these are; `image_mass`, `mass_entropy`,
         `image_entropy` and `text_entropy` then take it apart (see `statistics.PartMeans`), and are NaN elsewhere.
         """
@@ -192,6 +194,7 @@ class Captured(Viewed):
             "rows": same(record.rows),
             "entropy": _numbers(means.entropy),
             "entropy_std": _numbers(means.entropy_std),
+            "entropy_se": _numbers(record.entropy_se),
             "logit_variance": _numbers(means.logit_variance),
             "attention_distance": _numbers(distance),
             **{name: _numbers(values) for name, values in vars(split).items()},

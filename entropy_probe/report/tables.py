@@ -90,6 +90,17 @@ def entropy_table(frame: pd.DataFrame) -> pd.DataFrame:
     return wide.rename(columns=lambda size: f"at {size}").rename_axis(index="layer", columns=None).reset_index()
 
 
+def error_by_rows(frame: pd.DataFrame) -> float:
+    """The largest standard error of a layer's mean over rows, heads and steps that comes from the choice of rows, nats.
+
+    The steps of a picture draw their rows apart; heads share them, so the mean of their errors is an upper bound.
+    """
+    image = ["law", "height", "width", "prompt", "seed", "branch", "layer"]
+    steps = frame.groupby([*image, "step"], sort=False)["entropy_se"].mean()
+    by_image = steps.pow(2).groupby(level=image, sort=False)
+    return float((by_image.sum().pow(0.5) / by_image.size()).max())
+
+
 def kappa_of(law: Measured | Kappa, frame: pd.DataFrame) -> pd.DataFrame | None:
     """kappa of the layers of a law as `Derivation.kappa` has it, the interval from its standard error."""
     trained = visual(frame).groupby("layer", sort=False)["training_tokens"].first()

@@ -3,6 +3,6 @@
 from entropy_probe.statistics.dense import dense
 from entropy_probe.statistics.flash import flash
 from entropy_probe.statistics.parts import PartMeans, parts
-from entropy_probe.statistics.rows import RowMeans, RowStatistics, stratified_rows
+from entropy_probe.statistics.rows import RowMeans, RowStatistics, standard_error, stratified_rows
 
-__all__ = ["PartMeans", "RowMeans", "RowStatistics", "dense", "flash", "parts", "stratified_rows"]
+__all__ = ["PartMeans", "RowMeans", "RowStatistics", "dense", "flash", "parts", "standard_error", "stratified_rows"]

@@ -67,20 +67,35 @@ class RowStatistics:
         )
 
 
-def stratified_rows(total: int, chosen: int, seed: int = 0) -> Int[Tensor, " chosen"]:
-    """`chosen` of `total` row indices, ascending, one drawn at random from each of `chosen` equal strata.
+def stratified_rows(total: int, chosen: int, generator: torch.Generator | None = None) -> Int[Tensor, " chosen"]:
+    """Row indices, two drawn at random from each of `chosen / 2` equal strata of `total` rows, stratum by stratum.
 
-    Tokens are in raster order, so the strata spread the rows over the image. Every row is drawn with the probability
-    `chosen / total`, hence the mean over the drawn rows is unbiased (a row on the edge of two strata may come twice).
+    Tokens are in raster order, so the strata spread the rows over the image. Every draw is any row with the same
+    probability, taken over all strata, hence the mean over the drawn rows is unbiased; two in a stratum show how much
+    it varies (a row may come twice).
 
     Raises:
-        ValueError: unless 1 <= chosen <= total.
+        ValueError: unless `chosen` is even and 2 <= chosen <= total.
     """
-    if not 1 <= chosen <= total:
-        raise ValueError(f"rows must be between 1 and the {total} rows there are, not {chosen}")
-    generator = torch.Generator().manual_seed(seed)
-    offset = torch.rand(chosen, generator=generator, dtype=torch.float64)
-    return ((torch.arange(chosen) + offset) * total / chosen).long().clamp_max(total - 1)
+    if chosen % 2 or not 2 <= chosen <= total:
+        raise ValueError(f"rows are drawn in pairs, between 2 and the {total} there are, not {chosen}")
+    strata = chosen // 2
+    offset = torch.rand(strata, 2, generator=generator, dtype=torch.float64)
+    return ((torch.arange(strata)[:, None] + offset) * total / strata).long().clamp_max(total - 1).flatten()
+
+
+def standard_error(statistics: RowStatistics) -> Float[Tensor, "batch heads"]:
+    """Standard error of the mean entropy over rows that `stratified_rows` has drawn, nats.
+
+    With two draws x, y in each of L strata the variance of the mean is estimated without bias by
+    sum (x - y)^2 / 4 L^2 (Cochran, Sampling Techniques, 1977, section 5A.12); rows that count for nothing enter as in
+    a ratio estimate.
+    """
+    share = statistics.counted / statistics.counted.float().mean(-1, keepdim=True)
+    mean = (share * statistics.entropy.nan_to_num()).mean(-1, keepdim=True)
+    deviation = share * (statistics.entropy.nan_to_num() - mean)
+    pairs: Tensor = deviation.unflatten(-1, (-1, 2))
+    return pairs.diff(dim=-1).square().sum((-2, -1)).sqrt() / deviation.shape[-1]
 
 
 BARRED = -9_000.0

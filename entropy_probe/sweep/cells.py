@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-FORMAT = 2
+FORMAT = 3
 """Version of the layout of a run directory."""
 
 
@@ -48,6 +48,7 @@ COLUMNS = (
     Column("rows", _COUNT, "rows", "of the attention matrix that the means are over"),
     Column("entropy", _SINGLE, "nats", "mean over the rows"),
     Column("entropy_std", _SINGLE, "nats", "standard deviation over the rows"),
+    Column("entropy_se", _SINGLE, "nats", "standard error of the mean, by the choice of rows; 0 if all are measured"),
     Column("logit_variance", _SINGLE, "nats^2", "variance of the logits over the keys, mean over the rows"),
     Column(
         "attention_distance", _SINGLE, "image diagonals", "root mean square distance attended to; NaN off the image"

@@ -22,7 +22,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from entropy_probe.capture import find_denoiser
+from entropy_probe.capture import Rows, find_denoiser
 from entropy_probe.errors import IncompleteError, InputError
 from entropy_probe.interruption import held_back
 from entropy_probe.laws import ScalingLaw, resolve
@@ -122,7 +122,7 @@ def sweep(
     guidance_scale: float = 7.5,
     store: str | Path | None = None,
     model: str | None = None,
-    rows: int | Literal["all"] = "all",
+    rows: Rows = "auto",
     multipliers: Sequence[float] = CURVE,
     batch: int = 8,
     shard: tuple[int, int] = (1, 1),
@@ -145,7 +145,7 @@ def sweep(
         store: the run directory, a folder or a URL that fsspec knows; a temporary one, gone with the returned sweep, if
             none is given.
         model: the name that the manifest gives the model, to load it again from.
-        rows: attention rows measured per call, "all" or a number.
+        rows: attention rows measured per call: "auto", "all" or a number, as `capture` takes it.
         multipliers: values of g of the measured curves H(g), besides 1; see `capture`.
         batch: images sampled at once at the training size; larger sizes take proportionally fewer.
         shard: (i, n) samples the i-th of n parts of the grid, counted from 1; the sweep is whole when all n are done.

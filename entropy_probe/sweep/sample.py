@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import pandas as pd
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -78,8 +79,9 @@ def _out_of_memory(error: Exception) -> bool:
 def _together(pipeline: Any, cells: list[Cell], law: ScalingLaw, manifest: Manifest) -> list[Sampled]:
     size = cells[0].size
     under_law = nullcontext() if isinstance(law, Original) else scaled(pipeline, law)
-    rows: Any = manifest.rows
-    with under_law, capture(pipeline, rows=rows, multipliers=manifest.multipliers) as captured:
+    # Other cells, other rows: the choice of rows is then part of what varies between the images.
+    seed = crc32(cells[0].name.encode())
+    with under_law, capture(pipeline, rows=manifest.rows, multipliers=manifest.multipliers, seed=seed) as captured:
         images = draw(
             pipeline,
             [cell.prompt for cell in cells],

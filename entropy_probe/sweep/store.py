@@ -39,7 +39,7 @@ class Manifest:
     training_size: tuple[_Count, _Count]
     steps: _Count
     guidance_scale: _Number
-    rows: _Count | Annotated[str, Field(pattern="^all$")]
+    rows: _Count | Literal["all", "auto"]
     multipliers: Annotated[tuple[_Number, ...], Field(max_length=1000)]
     versions: Annotated[dict[_Name, _Name], Field(max_length=100)]
     hardware: _Name

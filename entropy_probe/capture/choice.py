@@ -1,0 +1,60 @@
+"""Which rows of an attention call are measured."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from entropy_probe.capture.calls import AttentionCall
+from entropy_probe.statistics import stratified_rows
+
+Rows = int | Literal["all", "auto"]
+"""Attention rows to measure in a call."""
+
+EXACT_ROWS = 1024
+"""Up to so many tokens `auto` measures all rows, which costs little beside the rest of a model."""
+
+FIRST_ROWS = 256
+"""Rows that `auto` draws at a layer's first call, which tells how many it needs."""
+
+FEWEST_ROWS = 64
+"""Fewer would not tell their own standard error well."""
+
+TOLERANCE = 0.01
+"""Standard error, in nats, that `auto` allows in a layer's mean entropy over rows, heads and steps of a sampling."""
+
+
+def row_count(rows: Rows, tokens: int, needed: int) -> int:
+    """How many rows to measure of so many; all rather than more than half of them, some of which would come twice."""
+    if rows == "all" or (rows == "auto" and tokens <= EXACT_ROWS):
+        return tokens
+    wanted = needed if rows == "auto" else rows
+    wanted += wanted % 2
+    return tokens if wanted > (tokens // 2 if rows == "auto" else tokens - 1) else wanted
+
+
+def rows_needed(error: Float[Tensor, "batch heads"], drawn: int, steps: int) -> int:
+    """Rows that a layer needs at each of so many steps, by the standard errors of those just drawn, nats.
+
+    Heads share their rows, so their errors may well be one; steps do not. A quarter is added, as a standard error is
+    itself an estimate.
+    """
+    worst = error.mean(-1).max().item()
+    return max(FEWEST_ROWS, math.ceil(1.25 * drawn * worst**2 / (TOLERANCE**2 * steps)))
+
+
+def choose_rows(
+    call: AttentionCall, count: int, generator: torch.Generator
+) -> list[Int[Tensor, " rows"]] | Int[Tensor, " rows"] | None:
+    """So many rows of image queries, for each batch item its own; None for all there are, without others among them."""
+    image = call.image_queries
+    tokens = image.stop - image.start
+    device = call.query.device
+    if count < tokens:
+        drawn = (stratified_rows(tokens, count, generator) for _ in range(call.query.shape[0]))
+        return [rows.add(image.start).to(device) for rows in drawn]
+    return None if tokens == call.query.shape[2] else torch.arange(image.start, image.stop, device=device)
