@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -19,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from entropy_probe.errors import CaptureError, IncompleteError, InputError
-from entropy_probe.escape import for_terminal
+from entropy_probe.escape import for_terminal, one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -269,7 +270,7 @@ def sweep(
         model, sizes, prompts, seeds, steps, guidance_scale, rows, where.device, where.dtype, plan, quick, say
     )
     if dry_run:
-        _tell_forecast(pipeline, grid, 0, 0, as_json)
+        _tell_forecast(pipeline, {**grid, "shard": part}, 0, 0, as_json)
         return
     made = sample_grid(pipeline, store=out, model=model, shard=part, engine=where.engine, progress=say.progress, **grid)
     _keep_config(made, device)
@@ -942,17 +943,22 @@ def _parse_seeds(text: str) -> tuple[int, ...]:
 
 def _parse_shard(text: str) -> tuple[int, int]:
     number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise InputError(f"shard {text!r}: give i/n, such as 1/4, with i from 1 to n")
+    if not 1 <= (_counted(number) or 0) <= (_counted(count) or 0):
+        raise InputError(f"shard {text[:100]!r}: give i/n, such as 1/4, with i from 1 to n")
     return int(number), int(count)
 
 
 def _parse_rows(text: str) -> Any:
     if text in ("all", "auto"):
         return text
-    if not text.isdigit() or int(text) < 1:
-        raise InputError(f"rows must be all, auto or a number from 1, not {text!r}")
-    return int(text)
+    if not (rows := _counted(text)):
+        raise InputError(f"rows must be all, auto or a number from 1, not {text[:100]!r}")
+    return rows
+
+
+def _counted(text: str) -> int | None:
+    """A number of things in plain digits; None for anything else."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 10 else None
 
 
 def _parse_prompts(text: str | None, count: int) -> list[str]:
@@ -960,7 +966,7 @@ def _parse_prompts(text: str | None, count: int) -> list[str]:
 
     if text is not None and "\n" in text:
         return _prompts_of(text, "the text of the prompts")
-    if text is None or text.lstrip("-").isdigit():
+    if text is None or re.fullmatch("-?[0-9]{1,9}", text):
         wanted = count if text is None else int(text)
         _check_positive("prompts", wanted)
         known = bundled()
@@ -970,7 +976,7 @@ def _parse_prompts(text: str | None, count: int) -> list[str]:
     try:
         content = Path(text).read_text("utf-8-sig")
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the prompts file {text!r}: {error}") from error
+        raise InputError(f"cannot read the prompts file {text[:200]!r}: {error}") from error
     return _prompts_of(content, f"the prompts file {text!r}")
 
 
@@ -1044,7 +1050,7 @@ def main() -> None:
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
     def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-        errors.print(for_terminal(f"warning: {message}"), markup=False)
+        errors.print(one_line(f"warning: {message}"), markup=False)
 
     before = signal.getsignal(signal.SIGINT)
     _interrupt_at_once()
@@ -1054,10 +1060,10 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except (InputError, CaptureError) as error:
-        errors.print(for_terminal(f"error: {error}"), markup=False)
+        errors.print(one_line(f"error: {error}"), markup=False)
         code = 2
     except IncompleteError as error:
-        errors.print(for_terminal(f"error: {error}"), markup=False)
+        errors.print(one_line(f"error: {error}"), markup=False)
         code = FAILED
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
@@ -1066,7 +1072,7 @@ def main() -> None:
         if not hasattr(error, "format_message"):
             raise
         if error.format_message():  # without a command there is help to read, and nothing to say
-            errors.print(for_terminal(f"error: {error.format_message()}"), markup=False)
+            errors.print(one_line(f"error: {error.format_message()}"), markup=False)
         code = 2
     finally:
         signal.signal(signal.SIGINT, before)

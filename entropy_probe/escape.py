@@ -11,6 +11,11 @@ def for_terminal(text: str) -> str:
     return "".join(c if c.isprintable() or c in ("\n", _JOINER) else ascii(c)[1:-1] for c in text)
 
 
+def one_line(text: str) -> str:
+    """The same without line breaks: a message that holds a name from elsewhere has no second line to forge."""
+    return for_terminal(text).replace("\n", "\\n")
+
+
 def for_spreadsheet(text: str) -> str:
-    """Text that a spreadsheet takes for text, and not for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
+    """Text that a spreadsheet takes for text, and not for a formula; full-width signs begin one in some."""
+    return f"'{text}" if text.startswith(tuple("=+-@＝＋－＠\t\r\n")) else text

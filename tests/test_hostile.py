@@ -1,28 +1,38 @@
 """Input that means harm, or looks like it, through the real code: nothing runs, nothing escapes."""
 
 import base64
+import builtins
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
 import sys
+import tracemalloc
+from csv import reader as csv_reader
 from html.parser import HTMLParser
 from importlib.resources import files
+from io import StringIO
 
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from entropy_probe import cli
 from entropy_probe.errors import InputError
 from entropy_probe.escape import for_spreadsheet, for_terminal
 from entropy_probe.laws import Measured, from_json, resolve, to_json
-from entropy_probe.pipelines import load
+from entropy_probe.pipelines import fingerprint, load
 from entropy_probe.report import Report
+from entropy_probe.report.page import csv
+from entropy_probe.strict_json import MOST_BYTES
 from entropy_probe.sweep import Grid, Sweep, sweep
 from entropy_probe.sweep.cells import COLUMNS
+from entropy_probe.sweep.files import read_bounded
+from entropy_probe.validation.networks import Clip
 
 SCRIPT = "<script>alert(1)</script>"
 PROMPTS = (
@@ -126,7 +136,17 @@ def test_a_terminal_is_told_nothing_but_text():
     assert for_spreadsheet("down_blocks.0 = 1") == "down_blocks.0 = 1"
 
 
-@pytest.mark.parametrize("name", ["\x1b[2J\x1b]0;owned\x07", "[bold]x[/bold]", "a\u202eb", "../../x", SCRIPT])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_no_cell_of_a_table_is_a_formula_wherever_a_spreadsheet_parts_it(separator):
+    texts = ["=1+1", "x;=cmd|'/C calc'!A0", "x\t=1", "\uff1d1+1", 'x";=1;"', "fine"]
+    told = csv(pd.DataFrame({"layer": texts, "=entropy": [1.0] * len(texts)}))
+    cells = [cell for row in csv_reader(StringIO(told), delimiter=separator) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(tuple("=+-@\uff1d"))]
+
+
+@pytest.mark.parametrize(
+    "name", ["\x1b[2J\x1b]0;owned\x07", "[bold]x[/bold]", "a\u202eb", "../../x", SCRIPT, "x\nerror: forged"]
+)
 def test_an_error_is_one_line_of_text(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["entropy-probe", "info", "--model", f"/nowhere/{name}"])
     with pytest.raises(SystemExit) as stop:
@@ -254,3 +274,76 @@ def test_a_pickle_beside_safetensors_is_not_opened(tiny_folder, tmp_path):
     assert not mark.exists()
     torch.load(folder / "unet" / "diffusion_pytorch_model.bin", weights_only=False)
     assert mark.exists()  # that is what was not done
+
+
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "config.json"])
+def test_a_judge_that_brings_code_runs_none_even_where_one_would_say_yes(tiny_folder, tmp_path, monkeypatch, where):
+    monkeypatch.setattr(builtins, "input", lambda *_: "y")
+    folder, mark = tmp_path / "clip", tmp_path / "ran"
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**text, "image_size": 32, "patch_size": 16}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    CLIPTokenizer.from_pretrained(tiny_folder / "tokenizer").save_pretrained(folder)
+    Clip.load(folder)
+    (folder / "mine.py").write_text(
+        f"import os\nos.system('touch {mark}')\nfrom transformers import CLIPConfig, CLIPTokenizer\n"
+        "class Tokenizer(CLIPTokenizer): pass\nclass Config(CLIPConfig):\n    model_type = 'mine'\n"
+    )
+    changes = {
+        "tokenizer_config.json": {
+            "auto_map": {"AutoTokenizer": ["mine.Tokenizer", "mine.Tokenizer"]}, "tokenizer_class": "Tokenizer",
+        },
+        "config.json": {"auto_map": {"AutoConfig": "mine.Config"}, "model_type": "mine"},
+    }  # fmt: skip
+    (folder / where).write_text(json.dumps({**json.loads((folder / where).read_text()), **changes[where]}))
+    with contextlib.suppress(InputError):
+        Clip.load(folder)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("part", ["weights beyond the first", "a buffer"])
+def test_the_fingerprint_knows_every_bit(tiny_folder, part):
+    pipeline = load(tiny_folder, device="cpu")
+    before = fingerprint(pipeline)
+    assert fingerprint(load(tiny_folder, device="cpu")) == before
+    if part == "a buffer":
+        pipeline.unet.register_buffer("mine", torch.zeros(3))
+    else:
+        weight = max(pipeline.unet.parameters(), key=torch.Tensor.numel)
+        weight.data.view(-1)[-1] += 1e-3
+    assert fingerprint(pipeline) != before
+
+
+def test_links_in_a_run_from_elsewhere_lead_nowhere(tiny_pipeline, tmp_path):
+    run, outside, victim = tmp_path / "run", tmp_path / "outside", tmp_path / "victim"
+    settings = {"prompts": ["noto red apple"], "sizes": [(64, 64)], "steps": 1, "multipliers": (), "progress": False}
+    outside.mkdir()
+    victim.write_text("mine")
+    run.mkdir()
+    (run / ".grid.json.part").symlink_to(victim)
+    (run / ".manifest.json.part").symlink_to(victim)
+    sweep(tiny_pipeline, store=run, **settings)
+    assert victim.read_text() == "mine"
+    shutil.rmtree(run / "images")
+    (run / "images").symlink_to(outside)
+    with pytest.raises(InputError, match="images is a link"):
+        sweep(tiny_pipeline, store=run, **settings, seeds=[1])
+    assert not list(outside.iterdir())
+
+
+def test_of_a_file_too_long_no_more_is_read_than_the_bound(tmp_path):
+    path = tmp_path / "law.json"
+    with path.open("wb") as file:
+        file.truncate(3 * 2**30)
+    tracemalloc.start()
+    for refused in (lambda: resolve(path), lambda: read_bounded(path, MOST_BYTES)):
+        with pytest.raises(InputError, match="longer than 64 MiB"):
+            refused()
+    assert tracemalloc.get_traced_memory()[1] < 4 * MOST_BYTES
+    tracemalloc.stop()
+
+
+def test_a_grid_without_measure_is_refused():
+    with pytest.raises(InputError, match="10,000,000,000 cells, at most 10,000,000 are taken"):
+        Grid(tuple(map(str, range(10**5))), ((64, 64),), tuple(range(10**5)), (resolve("original"),))

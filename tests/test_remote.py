@@ -97,6 +97,7 @@ def test_the_command_line_takes_a_url(tiny_folder, bucket, monkeypatch, capsys):
     ("where", "message"),
     [
         ("s3://nobody/run", r"cannot write s3://nobody/run.*bucket does not exist"),
+        ("http://127.0.0.1:9/run", r"cannot write http://127.0.0.1:9/run: .*"),
         ("nothing://a/run", r"cannot use nothing://a/run: .*nothing"),
     ],
 )

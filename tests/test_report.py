@@ -89,7 +89,7 @@ def synthetic(path, *, layers=3, prompts=(HOSTILE, "flat pizza"), sizes=SIZES, s
                             "head": head, "tokens": tokens, "query_tokens": tokens, "key_tokens": tokens,
                             "training_tokens": trained,
                             "scale": 0.2, "multiplier": m, "rows": tokens, "entropy": h, "entropy_std": 0.3,
-                            "logit_variance": 1.5, "attention_distance": 0.2, **PARTS,
+                            "entropy_se": 0.0, "logit_variance": 1.5, "attention_distance": 0.2, **PARTS,
                         })  # fmt: skip
         where = {"prompt": cell.prompt, "seed": cell.seed, "height": cell.size[0], "width": cell.size[1]}
         frame = pd.DataFrame(rows).assign(**where, law=cell.law)
@@ -171,9 +171,8 @@ def test_the_page_is_whole_and_asks_nothing_of_the_outside(page):
 def test_every_figure_is_saved_as_its_numbers(full, page):
     saved = re.findall(r'<figure.*?download="[^"]*\.csv" href="data:text/csv;charset=utf-8,([^"]*)"', page, re.DOTALL)
     assert len(saved) == page.count("<figure")
-    maps = pd.read_csv(
-        io.StringIO(unquote(next(one for one in saved if one.startswith("layer,step,law,size,row,0,1"))))
-    )
+    tables = [pd.read_csv(io.StringIO(unquote(one))) for one in saved]
+    maps = next(table for table in tables if [*table][:7] == ["layer", "step", "law", "size", "row", "0", "1"])
     first = maps[maps["law"] == "original"].loc[:, "0":].to_numpy()
     np.testing.assert_allclose(first, full.entropy_maps[0].values, atol=5e-4)
 

@@ -1,7 +1,9 @@
 """The run directory as a contract: what its files hold, that damage is seen, and that processes share it."""
 
 import dataclasses
+import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -11,13 +13,14 @@ from pathlib import Path
 import duckdb
 import pandas as pd
 import polars
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from entropy_probe.errors import InputError
-from entropy_probe.sweep import Sweep, sweep
+from entropy_probe.sweep import Sweep, cells, sweep
 from entropy_probe.sweep.cells import COLUMNS, SCHEMA, decode, notes, whole
 from entropy_probe.sweep.files import claim, write_atomically
 from entropy_probe.sweep.store import Manifest
@@ -59,7 +62,7 @@ def test_a_cell_says_its_units_and_what_it_was_sampled_with(kept):
     schema = decode(content).schema
     assert schema.equals(SCHEMA, check_metadata=False)
     assert {f.name: f.metadata[b"unit"].decode() for f in schema} == {c.name: c.unit for c in COLUMNS}
-    assert schema.metadata[b"entropy_probe.format"] == b"2"
+    assert schema.metadata[b"entropy_probe.format"] == b"3"
     assert set(notes(content).batch) == {c.name for c in kept.grid.cells() if c.size == cell.size}
 
 
@@ -144,8 +147,8 @@ def test_reading_a_damaged_cell_names_it(run):
     [
         ({"format": 1, "anything": 0}, r"layout 1, from before entropy-probe 0\.1\.0 .*: sample anew"),
         (
-            {"format": 3, "anything": 0, "versions": {"entropy-probe": "0.9"}},
-            r"layout 3, .* reads layout 2: install the version that wrote it, '0\.9'",
+            {"format": 4, "anything": 0, "versions": {"entropy-probe": "0.9"}},
+            r"layout 4, .* reads layout 3: install the version that wrote it, '0\.9'",
         ),
         ({"anything": 0}, "damaged: .*'anything'"),
         ({"steps": "3"}, "valid integer in 'steps'"),
@@ -163,12 +166,92 @@ def test_a_manifest_from_elsewhere_is_checked(run, change, message):
         Sweep.open(run.run.path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, '{"prompts": 3}', "\ud800"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"format": Infinity, "versions": {"entropy-probe": "9"}}',
+        "[" * 100_000,
+        '{"prompts": 3}',
+        "\ud800",
+    ],
+)
 def test_what_is_no_manifest_or_grid_is_refused(run, text):
     for name in ("grid.json", "manifest.json"):
         (run.run.path / name).write_bytes(text.encode(errors="surrogatepass"))
         with pytest.raises(InputError, match=r"no grid|damaged"):
             Sweep.open(run.run.path)
+
+
+def sealed(path):
+    """A file that is no parquet, with the checksum of a cell."""
+    path.write_bytes(cells._sealed(b"no parquet at all blake2b:" + b"0" * 32))
+
+
+def without_notes(path):
+    table = pq.read_table(path)
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, table.schema) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"entropy_probe.checksum": "blake2b:" + "0" * 32})
+    path.write_bytes(cells._sealed(sink.getvalue()))
+
+
+@pytest.mark.parametrize("harm", [sealed, without_notes])
+def test_a_cell_with_a_good_checksum_that_is_none_of_ours_is_damaged(run, harm):
+    cell = next(run.grid.cells())
+    harm(run.run.cell_path(cell))
+    assert run.run.state(cell).fault == "damaged"
+    with pytest.raises(InputError, match="is damaged: run the sweep again"):
+        run.frame()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"model": "x" * 5000}, "'model'"), ({"multipliers": (math.nan,)}, "'multipliers"), ({"rows": 2**40}, "'rows")],
+)
+def test_settings_that_could_not_be_read_back_are_refused_before_anything_is_written(
+    tiny_pipeline, tmp_path, change, message
+):
+    with pytest.raises(InputError, match=rf"these settings cannot be kept: .*{message}"):
+        sweep(tiny_pipeline, store=tmp_path / "run", **{**SETTINGS, **change})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_taken_up_by_other_versions_says_so(tiny_pipeline, run):
+    fields = json.loads(run.run.manifest_path.read_text())
+    fields["versions"]["torch"] = "1.0"
+    run.run.manifest_path.write_text(json.dumps(fields))
+    with pytest.warns(UserWarning, match=r"was begun with torch 1\.0, not .*: new cells may differ"):
+        sweep(tiny_pipeline, store=run.run.path, **SETTINGS)
+
+
+def test_a_folder_that_another_process_makes_a_run_of_meanwhile_is_taken_up(tiny_pipeline, tmp_path, monkeypatch):
+    """The other finishes between the look at what lies there and the look for its manifest."""
+    first = sweep(tiny_pipeline, store=tmp_path / "first", **SETTINGS)
+    store = tmp_path / "run"
+    store.mkdir()
+
+    original = Path.iterdir
+
+    def listed(path):
+        if path == store and not (store / "manifest.json").exists():
+            shutil.copytree(first.run.path, store, dirs_exist_ok=True)
+        return original(path)
+
+    monkeypatch.setattr(Path, "iterdir", listed)
+    assert sweep(tiny_pipeline, store=store, **SETTINGS).frame().equals(first.frame())
+
+
+def test_failed_cells_say_why_and_what_to_leave_out(tiny_pipeline, run):
+    cell = next(run.grid.cells())
+    run.run.cell_path(cell).unlink()
+    run.run.fail(cell, "out of memory at 32x48: no more")
+    with pytest.raises(InputError, match=r"1 of the 8 cells .* out of memory at 32x48: no more.*or without 32x48"):
+        Sweep.open(run.run.path)
 
 
 def test_reading_a_run_writes_nothing(run):

@@ -19,7 +19,7 @@ import pandas as pd
 from pydantic import Field
 
 from entropy_probe.errors import InputError
-from entropy_probe.strict_json import from_strict_json, nan_for_null, to_strict_json
+from entropy_probe.strict_json import MOST_BYTES, from_strict_json, nan_for_null, to_strict_json
 from entropy_probe.views import Viewed
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -234,7 +234,8 @@ def resolve(law: ScalingLaw | str | Path) -> ScalingLaw:
             f"unknown law {str(law)!r}: give {', '.join(NEEDS_NOTHING)}, or the JSON file of a derived law"
         )
     try:
-        return from_json(path.read_text("utf-8"))
+        with path.open("rb") as file:
+            return from_json(file.read(MOST_BYTES + 1).decode("utf-8"))
     except (InputError, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {error}") from error
 

@@ -7,6 +7,7 @@ import hashlib
 import html
 import re
 from collections.abc import Callable, Sequence
+from csv import QUOTE_NONNUMERIC
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cache
@@ -112,14 +113,17 @@ def frame(text: str) -> str:
 
 
 def csv(table: pd.DataFrame) -> str:
-    """A table for spreadsheets, in which no text is a formula, nor the name of a column."""
+    """A table for spreadsheets, in which no text is a formula, nor the name of a column; nor a part of either.
+
+    Texts are quoted, as a semicolon would begin another cell where these separate.
+    """
 
     def harmless(cell: object) -> object:
         return for_spreadsheet(cell) if isinstance(cell, str) else cell
 
     texts = table.select_dtypes(["str", "object"]).map(harmless)
     told = table.assign(**{str(name): column for name, column in texts.items()}).rename(columns=harmless)
-    text: str = told.to_csv(index=False)
+    text: str = told.to_csv(index=False, quoting=QUOTE_NONNUMERIC)
     return text
 
 

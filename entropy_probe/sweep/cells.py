@@ -102,10 +102,17 @@ def decode(content: bytes, columns: list[str] | None = None) -> pa.Table:
     return pq.read_table(pa.BufferReader(content), columns=columns)
 
 
-def notes(content: bytes) -> Notes:
-    """The notes of a file that is `whole`."""
-    fields = json.loads(pq.read_metadata(pa.BufferReader(content)).metadata[_NOTES.encode()])
-    return Notes(fields["cell"], fields["picture"], tuple(fields["batch"]))
+def notes(content: bytes) -> Notes | None:
+    """The notes of a file; None if it is not to the bit what `encode` gave, or never was of its making."""
+    if not whole(content):
+        return None
+    try:
+        told = pq.read_metadata(pa.BufferReader(content))
+        fields = json.loads(told.metadata[_NOTES.encode()])
+        found = Notes(str(fields["cell"]), str(fields["picture"]), tuple(map(str, fields["batch"])))
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if told.schema.to_arrow_schema().equals(SCHEMA) else None
 
 
 def whole(content: bytes) -> bool:

@@ -30,10 +30,11 @@ def place(where: str | Path) -> Path:
 
         found = UPath(where, use_listings_cache=False)  # others write there too
         found.fs  # noqa: B018 - made now, so that what is missing is known now
+        found.exists()
     except ImportError as error:
         raise InputError(f"{where} needs more: pip install 'entropy-probe[remote]', and {error}") from error
-    except ValueError as error:
-        raise InputError(f"cannot use {where}: {error}") from error
+    except Exception as error:  # of the client of that store, which has errors of its own
+        raise InputError(f"cannot use {where}: {_one_line(error)}") from error
     return Path(found.path) if found.protocol in ("file", "local") else cast(Path, found)
 
 
@@ -50,7 +51,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file that is claimed: under a temporary name, to the disk, and only then under its own.
 
-    The temporary name is the same every time, so that what a killed process left is overwritten by the next.
+    The temporary name is the same every time, so that what a killed process left is replaced by the next. It is made
+    anew: a link that lies there under its name leads nowhere.
 
     Raises:
         InputError: naming the file and the cause, such as a full disk.
@@ -61,7 +63,8 @@ def replace_file(path: Path, content: bytes) -> None:
             path.write_bytes(content)
             return
         try:
-            with part.open("wb") as file:
+            part.unlink(missing_ok=True)
+            with part.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -124,6 +127,22 @@ def make_folder(path: Path) -> None:
             path.mkdir(parents=True, exist_ok=True)
 
 
+def read_bounded(path: Path, most: int) -> bytes:
+    """The content of a file from elsewhere.
+
+    Raises:
+        InputError: if it cannot be read, or is longer than `most` bytes; no more than these are read.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(content) > most:
+        raise InputError(f"{path} is longer than {most >> 20} MiB")
+    return content
+
+
 def is_temporary(path: Path) -> bool:
     """Whether a file is one that a claim or an unfinished write leaves."""
     return path.name.startswith(".") and path.suffix in (".lock", ".part")
@@ -131,7 +150,7 @@ def is_temporary(path: Path) -> bool:
 
 @contextmanager
 def refusal(path: Path) -> Iterator[None]:
-    """An error of the operating system as one line.
+    """An error of the operating system, or of the client of an object store, as one line.
 
     Raises:
         InputError: naming the file and the cause.
@@ -143,6 +162,14 @@ def refusal(path: Path) -> Iterator[None]:
     except OSError as error:
         cause = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
         raise InputError(f"cannot write {path}: {cause}") from error
+    except Exception as error:
+        if not _remote(path):
+            raise
+        raise InputError(f"cannot write {path}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _remote(path: object) -> bool:

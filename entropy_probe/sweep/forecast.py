@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from entropy_probe.errors import IncompleteError, InputError
 from entropy_probe.laws import resolve
 from entropy_probe.pipelines import Size, training_size
-from entropy_probe.sweep.grid import Grid, batches
-from entropy_probe.sweep.run import sweep
+from entropy_probe.sweep.grid import Grid, batches, share
+from entropy_probe.sweep.run import Sweep, sweep
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Forecast:
 
 def forecast(
     pipeline: Any, *, prompts: Sequence[str], sizes: Sequence[Size], seeds: Sequence[int] = (0,), batch: int = 8,
-    **settings: Any,
+    shard: tuple[int, int] = (1, 1), **settings: Any,
 ) -> list[Forecast]:  # fmt: skip
-    """What `sweep` with the same arguments will take, small sizes first; the cells that are measured are not kept.
+    """What `sweep` with the same arguments will take in an empty folder, small sizes first; nothing is kept.
 
     Args:
         pipeline: a diffusers text-to-image pipeline.
@@ -44,23 +45,33 @@ def forecast(
         sizes: (height, width) in pixels.
         seeds: one image each, for every prompt and size.
         batch: see `sweep`.
+        shard: see `sweep`.
         settings: as `sweep` takes them (steps, guidance_scale, rows, ...).
 
     Raises:
-        InputError: see `sweep`.
+        InputError: see `sweep`; and if the memory does not suffice for a cell of some size.
     """
     grid = Grid(tuple(prompts), tuple(sizes), tuple(seeds), (resolve("original"),))
     cells, trained = list(grid.cells()), training_size(pipeline)
+    own_batches = share(list(batches(cells, batch, trained)), *shard)
     ordered = list(dict.fromkeys(cell.size for cell in cells))
     one: dict[str, Any] = {"prompts": prompts[:1], "seeds": seeds[:1], "progress": False, **settings}
-    sweep(pipeline, sizes=ordered[:1], **one)  # the first sampling of a process is slower than those that follow
+    _one_cell(pipeline, ordered[0], one)  # the first sampling of a process is slower than those that follow
     found = []
     for size in ordered:
-        own = [cell for cell in cells if cell.size == size]
+        own = [part for part in own_batches if part[0].size == size]
         began = time.perf_counter()
-        made = sweep(pipeline, sizes=[size], **one)
+        made = _one_cell(pipeline, size, one)
         seconds = time.perf_counter() - began
         cell = next(made.grid.cells())
         space = sum(path.stat().st_size for path in (made.run.cell_path(cell), made.run.image_path(cell)))
-        found.append(Forecast(size, len(own), len(list(batches(own, batch, trained))), seconds, space))
+        found.append(Forecast(size, sum(map(len, own)), len(own), seconds, space))
     return found
+
+
+def _one_cell(pipeline: Any, size: Size, settings: dict[str, Any]) -> Sweep:
+    try:
+        return sweep(pipeline, sizes=[size], **settings)
+    except IncompleteError as error:
+        reason = str(error).partition("the first ")[2].partition(";")[0]
+        raise InputError(f"{reason}: leave that size out, or go where there is more memory") from error

@@ -6,9 +6,12 @@ import hashlib
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from entropy_probe.errors import InputError
 from entropy_probe.laws import NEEDS_NOTHING, ScalingLaw, from_json, to_json
@@ -17,6 +20,9 @@ from entropy_probe.strict_json import from_strict_json
 
 LONGEST_PROMPT = 10_000
 """Characters; no text encoder reads a tenth of them."""
+
+MOST_CELLS = 10**7
+"""A run of more would take years, and its list of cells alone gigabytes: it is a mistake, or meant to harm."""
 
 LARGEST_SEED = 2**63 - 1
 """That torch's generators take."""
@@ -63,7 +69,7 @@ class Grid:
             if not values:
                 raise InputError(f"the list of {name} is empty: give at least one")
             if len(set(values)) < len(values):
-                twice = next(v for v in values if values.count(v) > 1)
+                twice = next(value for value, count in Counter(values).items() if count > 1)
                 raise InputError(f"the list of {name} holds {twice!r} twice")
         names = [law.name for law in self.laws]
         if len(set(names)) < len(names):
@@ -74,6 +80,8 @@ class Grid:
         for name in names:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.=+-]{0,63}", name):
                 raise InputError(f"a law cannot be named {name[:80]!r}: use at most 64 letters, digits and _.=+-")
+        if len(self) > MOST_CELLS:
+            raise InputError(f"the grid has {len(self):,} cells, at most {MOST_CELLS:,} are taken: split it into runs")
         if min(self.seeds) < 0:
             raise InputError(f"seeds must not be negative, but one is {min(self.seeds)}")
         if max(self.seeds) > LARGEST_SEED:
@@ -111,12 +119,15 @@ class Grid:
             yield Cell(prompt, size, seed, law.name, law_id(law))
 
 
+_Side = Annotated[int, Field(ge=1, le=2**20)]
+
+
 @dataclass(frozen=True)
 class _GridFile:
     """What `Grid.to_json` writes."""
 
     prompts: tuple[str, ...]
-    sizes: tuple[Size, ...]
+    sizes: tuple[tuple[_Side, _Side], ...]
     seeds: tuple[int, ...]
     laws: tuple[dict[str, Any], ...]
 

@@ -35,6 +35,7 @@ from entropy_probe.pipelines import (
     format_size,
     training_size,
 )
+from entropy_probe.statistics.cpu import KERNELS
 from entropy_probe.sweep.engines import Engine, LocalEngine, RayEngine, Task
 from entropy_probe.sweep.files import place
 from entropy_probe.sweep.grid import Cell, Grid, batches, law_id, share
@@ -91,10 +92,17 @@ class Sweep(Viewed):
         grid = Grid.from_json(run.read_text("grid.json"))
         if pipeline is not None and fingerprint(pipeline) != manifest.fingerprint:
             raise InputError(f"{path} was sampled from another model ({manifest.model})")
-        missing = sum(run.state(cell).fault is not None for cell in grid.cells())
+        missing = [cell for cell in grid.cells() if run.state(cell).fault]
+        if failed := run.failures(missing):
+            sizes = ", ".join(sorted({format_size(cell.size) for cell in missing if run.failure_path(cell).exists()}))
+            raise InputError(
+                f"{len(failed)} of the {len(grid)} cells of {path} failed, the first {failed[0]}: run the sweep again "
+                f"where there is more memory, or without {sizes}, and it keeps what is done"
+            )
         if missing:
             raise InputError(
-                f"{missing} of the {len(grid)} cells of {path} are missing or damaged: run the sweep again to finish it"
+                f"{len(missing)} of the {len(grid)} cells of {path} are missing or damaged: run the sweep again to "
+                "finish it"
             )
         return cls(grid, run, manifest, pipeline)
 
@@ -352,9 +360,10 @@ def _engine(engine: Engine | str) -> Engine:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the figures depend on."""
+    """Versions of what the figures depend on, down to the last digits."""
     libraries = {name: version(name) for name in ("torch", "diffusers", "transformers")}
-    return {"entropy-probe": __version__, "python": platform.python_version(), **libraries}
+    kernel = {"CPU kernel": " and ".join(name.lstrip("_") for name in KERNELS) or "none"}
+    return {"entropy-probe": __version__, "python": platform.python_version(), **libraries, **kernel}
 
 
 def hardware() -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,10 +17,19 @@ from PIL import Image
 from pydantic import Field
 
 from entropy_probe.errors import InputError
-from entropy_probe.strict_json import from_strict_json, to_strict_json
+from entropy_probe.strict_json import MOST_BYTES, from_strict_json, to_strict_json
 from entropy_probe.sweep import cells
 from entropy_probe.sweep.cells import FORMAT
-from entropy_probe.sweep.files import claim, is_temporary, make_folder, replace_file, tidy, write_atomically
+from entropy_probe.sweep.files import (
+    claim,
+    is_temporary,
+    make_folder,
+    read_bounded,
+    refusal,
+    replace_file,
+    tidy,
+    write_atomically,
+)
 from entropy_probe.sweep.grid import Cell
 from entropy_probe.version import __version__
 
@@ -56,6 +66,12 @@ class Manifest:
             if mine[name] != theirs[name]
         ]
 
+    def changes(self, now: Manifest) -> list[str]:
+        """What these cells were made with and those of `now` are not, which tells in the last digits only."""
+        known = {**self.versions, "hardware": self.hardware}
+        today = {**now.versions, "hardware": now.hardware}
+        return [f"{name} {known[name]}, not {today.get(name)}" for name in known if known[name] != today.get(name)]
+
 
 @dataclass(frozen=True)
 class State:
@@ -82,17 +98,32 @@ class RunDirectory:
         Raises:
             InputError: if the folder belongs to another model, other settings or another version, or cannot be written.
         """
-        if self.path.is_dir() and not self.manifest_path.exists() and any(map(_foreign, self.path.iterdir())):
-            raise InputError(f"{self.path} is neither empty nor a run of entropy-probe: choose another folder")
+        text = to_strict_json(asdict(manifest))
+        try:
+            from_strict_json(Manifest, text)
+        except InputError as error:
+            raise InputError(f"these settings cannot be kept: {error}") from error
+        with refusal(self.path):
+            foreign = self.path.is_dir() and any(map(_foreign, self.path.iterdir()))
+            # In this order: another process may be making the run, and writes its manifest before anything else.
+            if foreign and not self.manifest_path.exists():
+                raise InputError(f"{self.path} is neither empty nor a run of entropy-probe: choose another folder")
         for folder in ("cells", "images", "failed"):
+            if (self.path / folder).is_symlink():
+                raise InputError(f"{self.path / folder} is a link that leads out of the run: put a folder in its place")
             make_folder(self.path / folder)
         with claim([self.manifest_path]):
             if not self.manifest_path.exists():
-                replace_file(self.manifest_path, to_strict_json(asdict(manifest)).encode())
-        differences = self.manifest().differences(manifest)
-        if differences:
+                replace_file(self.manifest_path, text.encode())
+        there = self.manifest()
+        if differences := there.differences(manifest):
             raise InputError(
                 f"{self.path} holds another run, with {'; '.join(differences)}: choose another folder or delete it"
+            )
+        if changed := there.changes(manifest):
+            warnings.warn(
+                f"{self.path} was begun with {'; '.join(changed)}: new cells may differ in their last digits",
+                stacklevel=3,
             )
 
     def manifest(self) -> Manifest:
@@ -117,7 +148,7 @@ class RunDirectory:
         try:
             fields = json.loads(text)
             written, by = int(fields["format"]), str(fields["versions"]["entropy-probe"])[:40]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             return
         if written < FORMAT:
             raise InputError(
@@ -142,6 +173,15 @@ class RunDirectory:
         """Where the reason is why a cell could not be sampled."""
         return self.path / "failed" / f"{cell.name}.json"
 
+    def failures(self, wanted: Iterable[Cell]) -> list[str]:
+        """Why some cells could not be sampled, as far as that is noted."""
+        found = []
+        for cell in wanted:
+            with suppress(InputError, ValueError, KeyError, TypeError):
+                told = json.loads(read_bounded(self.failure_path(cell), MOST_BYTES))
+                found.append(" ".join(str(told["reason"]).split())[:300])
+        return found
+
     def claim(self, wanted: Iterable[Cell], *, wait: bool) -> AbstractContextManager[bool]:
         """Whether these cells are this process's own to sample; see `files.claim`."""
         return claim(map(self.cell_path, wanted), wait=wait)
@@ -155,9 +195,9 @@ class RunDirectory:
         content = _read(self.cell_path(cell))
         if content is None:
             return State("missing")
-        if not cells.whole(content):
-            return State("damaged")
         notes = cells.notes(content)
+        if notes is None:
+            return State("damaged")
         picture = _read(self.image_path(cell))
         if notes.cell != cell.name or picture is None or cells.digest(picture) != notes.picture:
             return State("damaged")
@@ -194,7 +234,7 @@ class RunDirectory:
 
     def _table(self, cell: Cell, columns: list[str] | None) -> pa.Table:
         content = _read(self.cell_path(cell))
-        if content is None or not cells.whole(content):
+        if content is None or cells.notes(content) is None:
             state = "missing" if content is None else "damaged"
             raise InputError(f"{self.cell_path(cell)} is {state}: run the sweep again to sample it")
         return cells.decode(content, columns)
@@ -204,9 +244,8 @@ class RunDirectory:
         tidy(self.path)
         tidy(self.path / "cells")
         for name in ("images", "failed"):
-            tidy(
-                self.path / name, lambda path: self._table_path(path.stem)
-            )  # they are written under their cell's claim
+            # What lies there is written under the claim of its cell.
+            tidy(self.path / name, lambda path: self._table_path(path.stem))
 
     def _table_path(self, name: str) -> Path:
         return self.path / "cells" / f"{name}.parquet"
@@ -217,10 +256,11 @@ class RunDirectory:
         Raises:
             InputError: if it is not there, or no text.
         """
+        path = self.path / name
+        if not path.exists():
+            raise InputError(f"{self.path} has no {name}")
         try:
-            return (self.path / name).read_text("utf-8")
-        except OSError as error:
-            raise InputError(f"{self.path} has no {name}: {error.strerror}") from error
+            return read_bounded(path, MOST_BYTES).decode("utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{self.path / name} is damaged: {error}") from error
 

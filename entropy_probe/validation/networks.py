@@ -80,9 +80,10 @@ class Clip(nn.Module):
         """
         from transformers import CLIPModel, CLIPProcessor
 
+        safe: dict[str, Any] = {"trust_remote_code": False}
         try:
-            loaded = CLIPModel.from_pretrained(model, use_safetensors=True).eval().requires_grad_(False)
-            return cls(loaded, CLIPProcessor.from_pretrained(model))
+            loaded = CLIPModel.from_pretrained(model, use_safetensors=True, **safe).eval().requires_grad_(False)
+            return cls(loaded, CLIPProcessor.from_pretrained(model, **safe))
         except (OSError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
