@@ -19,9 +19,9 @@ EXACT_ROWS = 1024
 """Up to so many tokens `auto` measures all rows, which costs little beside the rest of a model."""
 
 FIRST_ROWS = 256
-"""Rows that `auto` draws at a layer's first call, which tells how many it needs."""
+"""Rows that `auto` draws at a layer's first call to learn how many it needs; the call is then measured on others."""
 
-FEWEST_ROWS = 64
+FEWEST_ROWS = 128
 """Fewer would not tell their own standard error well."""
 
 TOLERANCE = 0.01
@@ -40,11 +40,11 @@ def row_count(rows: Rows, tokens: int, needed: int) -> int:
 def rows_needed(error: Float[Tensor, "batch heads"], drawn: int, steps: int) -> int:
     """Rows that a layer needs at each of so many steps, by the standard errors of those just drawn, nats.
 
-    Heads share their rows, so their errors may well be one; steps do not. A quarter is added, as a standard error is
-    itself an estimate.
+    Heads share their rows, so their errors may well be one; steps do not. The aim is half the tolerance: the spread may
+    grow from a step to the next, and a standard error is itself an estimate.
     """
     worst = error.mean(-1).max().item()
-    return max(FEWEST_ROWS, math.ceil(1.25 * drawn * worst**2 / (TOLERANCE**2 * steps)))
+    return max(FEWEST_ROWS, math.ceil(drawn * worst**2 / ((TOLERANCE / 2) ** 2 * steps)))
 
 
 def choose_rows(
