@@ -19,7 +19,7 @@ EXACT_ROWS = 1024
 """Up to so many tokens `auto` measures all rows, which costs little beside the rest of a model."""
 
 FIRST_ROWS = 256
-"""Rows that `auto` draws at a layer's first call, which tells how many it needs."""
+"""Rows that `auto` draws at a layer's first call to learn how many it needs; the call is then measured on others."""
 
 FEWEST_ROWS = 64
 """Fewer would not tell their own standard error well."""

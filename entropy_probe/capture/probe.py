@@ -87,7 +87,7 @@ def capture(
         raise InputError(f"rows must be 'all', 'auto' or at least 1, not {rows}")
     captured = Captured()
     generator = torch.Generator().manual_seed(seed)
-    needed: dict[str, int] = {}
+    needed: dict[tuple[str, int], int] = {}
 
     def measure(call: AttentionCall) -> None:
         if not captured.entered(call.forward):
@@ -97,13 +97,22 @@ def capture(
         in_time = steps is None or captured.step in steps
         keeping = call.layer in kept and call.positions is not None and in_time
         tokens = call.image_queries.stop - call.image_queries.start
-        base = tokens if keeping else row_count(rows, tokens, needed.get(call.layer, FIRST_ROWS))
-        plan = [(1.0, base, keeping)]
-        if call.visual:
-            curve = row_count(multiplier_rows, base, base)
-            plan += [(g, curve, False) for g in multipliers if g != 1.0]
-        drawn = {n: choose_rows(call, n, generator) for n in dict.fromkeys(count for _, count, _ in plan)}
+        own = (call.layer, tokens)
+
+        def learn(record: Record) -> None:
+            if rows == "auto" and record.rows < tokens:
+                needed[own] = rows_needed(record.entropy_se, record.rows, _steps(model))
+
         with torch.no_grad(), _full_precision(call.query.device.type):
+            base = tokens if keeping else row_count(rows, tokens, needed.get(own, FIRST_ROWS))
+            if rows == "auto" and base < tokens and own not in needed:
+                learn(_measured(call, 1.0, choose_rows(call, base, generator), False, False))
+                base = row_count(rows, tokens, needed[own])
+            plan = [(1.0, base, keeping)]
+            if call.visual:
+                curve = row_count(multiplier_rows, base, base)
+                plan += [(g, curve, False) for g in multipliers if g != 1.0]
+            drawn = {n: choose_rows(call, n, generator) for n in dict.fromkeys(count for _, count, _ in plan)}
             for multiplier, count, whole in plan:
                 record = _measured(call, multiplier, drawn[count], distance and multiplier == 1.0, whole)
                 if math.isnan(record.means.entropy.sum().item()):
@@ -112,8 +121,8 @@ def capture(
                         "diverged, or its dtype overflows (try float32 or bfloat16)"
                     )
                 captured.add(record)
-                if rows == "auto" and multiplier == 1.0 and count < tokens:
-                    needed[call.layer] = rows_needed(record.entropy_se, count, _steps(model))
+                if multiplier == 1.0:
+                    learn(record)
 
     with attention_calls(model, measure, after_scaling=True) as hooks:
         yield captured
