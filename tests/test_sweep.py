@@ -69,6 +69,37 @@ def test_bad_grids_are_refused(change, message):
         Grid(**{**good, **change})
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompts": "noto red apple"}, r"prompts is a list of texts: give \['noto red apple'\]"),
+        ({"sizes": [64]}, r"a size is \(height, width\) in pixels, such as \(64, 64\), not 64"),
+        ({"sizes": 64}, r"such as \(64, 64\), not 64"),
+        ({"sizes": (64, 64)}, r"such as \(64, 64\), not 64"),
+        ({"sizes": ["64"]}, r"such as \(64, 64\), not '64'"),
+    ],
+)
+def test_what_is_no_list_is_refused_before_anything_is_sampled(tiny_pipeline, change, message):
+    with pytest.raises(InputError, match=message):
+        sweep(tiny_pipeline, **{**SETTINGS, **change})
+
+
+def test_a_grid_that_was_edited_is_refused_with_its_path(tiny_pipeline, run):
+    path = run.run.path / "grid.json"
+    text = path.read_text()
+    path.write_text("{}")
+    with pytest.raises(InputError, match=r"run/grid.json: this is no grid .* it lacks 'prompts'; the same sweep"):
+        Sweep.open(run.run.path)
+    sweep(tiny_pipeline, store=run.run.path, **SETTINGS)
+    assert path.read_text() == text
+
+
+def test_a_file_is_no_folder_for_a_run(tiny_pipeline, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file is a file: choose a folder"):
+        sweep(tiny_pipeline, store=tmp_path / "file", **SETTINGS)
+
+
 def test_laws_of_one_name_are_refused():
     with pytest.raises(InputError, match="both named 'kappa'"):
         Grid(("a",), ((64, 64),), (0,), (Kappa({"a": 0.1}), Kappa({"a": 0.2})))
