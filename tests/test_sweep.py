@@ -1,6 +1,7 @@
 """The grid, the run directory, and what happens when they go wrong."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from entropy_probe.capture import capture
 from entropy_probe.errors import InputError
 from entropy_probe.laws import Kappa, Original, Paper
-from entropy_probe.sweep import Grid, RunDirectory, Sweep, extend, sweep
+from entropy_probe.sweep import Grid, RunDirectory, Sweep, extend, place, sweep
 from entropy_probe.sweep.grid import batches
 
 SETTINGS = dict(
@@ -211,3 +212,9 @@ def test_without_a_store_the_run_lives_as_long_as_the_sweep(tiny_pipeline):
     assert isinstance(made.image("flat pizza", (32, 32), 0), Image.Image)
     del made
     assert not path.exists()
+
+
+def test_a_url_without_its_client_is_told_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "upath", None)  # as Python sees a package that is not installed
+    with pytest.raises(InputError, match=r"s3://b/x needs a client .*: pip install '\.\[remote\]' in the clone"):
+        place("s3://b/x")
