@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup
 
 from entropy_probe.errors import CaptureError, IncompleteError, InputError
 from entropy_probe.escape import for_terminal, one_line
@@ -42,7 +44,19 @@ def _words(*words: str) -> Callable[[str], list[str]]:
     return lambda incomplete: [word for word in words if word.startswith(incomplete)]
 
 
+class _Group(TyperGroup):
+    """Commands, named where none is near the one that was asked for; where one is, the library names it."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        asked, known = args[0], list(self.commands)
+        strange = asked not in known and not asked.startswith("-") and not difflib.get_close_matches(asked, known)
+        if strange and not ctx.resilient_parsing:
+            raise InputError(f"there is no command {asked[:100]!r}: there are {', '.join(known)}")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
+    cls=_Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Measure a diffusion model's attention entropy, derive the scaling factor each size needs, see if it helps.",
@@ -60,8 +74,19 @@ def _take(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None and not context.resilient_parsing:
         from entropy_probe.config import read_config
 
-        said = read_config(path, _known())
         mine = _settings(context.command)
+        options = {one.name: one for one in context.command.params}
+
+        def fault(name: str, text: str) -> str:
+            try:
+                if name in mine:
+                    options[mine[name]].process_value(context, text)
+            except typer.BadParameter as error:
+                wanted = error.message.removeprefix("Input should be ").partition(",")[0]
+                return f"must be {wanted}"
+            return ""
+
+        said = read_config(path, _known(), fault)
         context.default_map = {mine[name]: text for name, text in said.items() if name in mine}
     return path
 
@@ -303,6 +328,7 @@ def fit(out: OUT = DEFAULT_OUT, as_json: JSON = False, quiet: QUIET = False, con
 @app.command(
     epilog=_examples(
         "entropy-probe derive --out my-run",
+        "entropy-probe derive --out my-run --method gaussian",
         "entropy-probe derive --out my-run --method calibrated",
         "entropy-probe derive --out my-run --method calibrated --images my-pictures",
     ),
@@ -313,8 +339,9 @@ def derive(
     method: Annotated[
         str,
         typer.Option(
-            help="measured keeps the entropy; calibrated lowers the denoising loss on true pictures.",
-            autocompletion=_words("measured", "calibrated"),
+            help="measured keeps the entropy; gaussian does by the logit variance, and samples nothing; calibrated "
+            "lowers the denoising loss on true pictures.",
+            autocompletion=_words("measured", "gaussian", "calibrated"),
         ),
     ] = "measured",
     rounds: ROUNDS = None,
@@ -324,12 +351,16 @@ def derive(
     quiet: QUIET = False,
     config: CONFIG = None,
 ) -> None:
-    """Derive a scaling law from a sweep: measured, which samples again (law.json), or calibrated (calibrated.json)."""
+    """Derive a scaling law from a sweep: measured, which samples again (law.json), gaussian or calibrated (.json)."""
     from entropy_probe.fitting import derive_measured
+    from entropy_probe.laws import DERIVED
 
-    if method not in ("measured", "calibrated"):
-        raise InputError(f"method must be measured or calibrated, not {method!r}")
+    if method not in DERIVED:
+        raise InputError(f"method must be {', '.join(DERIVED[:-1])} or {DERIVED[-1]}, not {method!r}")
     say = _Say(quiet or as_json)
+    if method == "gaussian":
+        _derive_gaussian(out, as_json, say)
+        return
     made = _open(out, model, device)
     most = _FULL.rounds if rounds is None else rounds
     if method == "calibrated":
@@ -346,6 +377,21 @@ def derive(
     if as_json:
         sys.stdout.write(path.read_text())
     say(_table(_layer_rows(derivation.kappa)))
+    say(f"law written to {path}")
+
+
+def _derive_gaussian(out: str, as_json: bool, say: _Say) -> None:
+    from entropy_probe.fitting import derive_gaussian
+    from entropy_probe.laws import to_json
+    from entropy_probe.pipelines import short_name
+    from entropy_probe.sweep import Sweep
+
+    made = Sweep.open(out)
+    law = derive_gaussian(made)
+    path = made.run.write("gaussian.json", to_json(law))
+    if as_json:
+        sys.stdout.write(path.read_text())
+    say(_table([{"layer": short_name(name), "logit variance": v} for name, v in law.logit_variance.items()]))
     say(f"law written to {path}")
 
 
@@ -445,7 +491,9 @@ def compare(
     ),
 )
 def sample(
-    prompt: Annotated[list[str], typer.Argument(help="One or more prompts.")],
+    prompt: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="One or more prompts.", show_default=False)
+    ] = None,
     model: MODEL = "reference",
     out: Annotated[Path, typer.Option(help="The folder for the images.")] = Path("samples"),
     sizes: SIZES = None,
@@ -463,6 +511,8 @@ def sample(
     from entropy_probe.laws import resolve, scaled
     from entropy_probe.pipelines import check_guidance, check_size, check_steps, draw, format_size, training_size
 
+    if not prompt:
+        raise InputError('give a prompt, such as: entropy-probe sample "noto red apple" --sizes 32,64')
     check_guidance(guidance_scale)
     made = resolve(law)
     drawn_seeds = _parse_seeds(seeds or "0")
@@ -545,6 +595,7 @@ def info(
 
 
 baseline = typer.Typer(
+    cls=_Group,
     no_args_is_help=True,
     help="Keep a model's entropy profile, and see whether it has moved.",
     epilog=_examples(
@@ -698,15 +749,19 @@ def _grid(
     least_sizes: int = 1,
 ) -> tuple[Any, dict[str, Any]]:
     """The pipeline, and the grid and settings as `sweep` takes them."""
-    from entropy_probe.pipelines import training_size
+    from entropy_probe.pipelines import check_guidance, check_size, check_steps, training_size
 
     texts = _parse_prompts(prompts, plan.prompts)
     numbers = plan.seeds if seeds is None else _parse_seeds(seeds)
     wanted = _parse_sizes(sizes)
     count = plan.steps if steps is None else steps
     _check_positive("steps", count)
+    check_guidance(guidance_scale)
     measured = _parse_rows(rows)
     pipeline = _load(model, device, dtype)
+    check_steps(pipeline, count)
+    for size in wanted or []:
+        check_size(pipeline, size)
     trained = training_size(pipeline)
     if wanted is None:
         wanted = default_sizes(trained, quick)
@@ -891,7 +946,7 @@ def _names(laws: str) -> list[str]:
 
 def _check_laws(laws: str) -> None:
     """Refuse an unknown law before anything is sampled."""
-    from entropy_probe.laws import resolve
+    from entropy_probe.laws import DERIVED, resolve
 
     names = _names(laws)
     if not names:
@@ -899,8 +954,8 @@ def _check_laws(laws: str) -> None:
     if len(set(names)) < len(names):
         raise InputError(f"the list of laws holds {next(n for n in names if names.count(n) > 1)!r} twice")
     for name in names:
-        if name not in ("measured", "gaussian", "calibrated"):
-            resolve(name)
+        if name not in DERIVED:
+            resolve(name, besides=DERIVED)
 
 
 _DERIVED = {"measured": "law.json", "calibrated": "calibrated.json"}
@@ -976,7 +1031,11 @@ def _parse_prompts(text: str | None, count: int) -> list[str]:
     try:
         content = Path(text).read_text("utf-8-sig")
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the prompts file {text[:200]!r}: {error}") from error
+        cause = error.strerror if isinstance(error, OSError) else error
+        raise InputError(
+            f"cannot read the prompts file {text[:200]!r}: {cause}; give a text file with one prompt a line, or how "
+            "many of the bundled prompts"
+        ) from error
     return _prompts_of(content, f"the prompts file {text!r}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ MOST_BYTES = 2**20
 """A longer file is not read: a thousand prompts take a tenth of it."""
 
 
-def read_config(path: str | Path, known: Collection[str]) -> dict[str, str]:
+def read_config(
+    path: str | Path, known: Collection[str], fault: Callable[[str, str], str] = lambda name, text: ""
+) -> dict[str, str]:
     """The settings of a file, each as the text that its flag would be given.
 
     No value is interpreted here: `seeds: 010` is what `--seeds 010` is. A list is joined as its flag takes it, with
@@ -24,13 +26,14 @@ def read_config(path: str | Path, known: Collection[str]) -> dict[str, str]:
     Args:
         path: a YAML file with one setting a line, `guidance-scale: 4` or `guidance_scale: 4`.
         known: the names that may stand in it, as the flags spell them.
+        fault: told a name and its text, what is wrong with it, such as "must be a number"; nothing if it is right.
 
     Returns:
         Texts by name, as the flags spell them.
 
     Raises:
         InputError: naming file, line and remedy, for a file that cannot be read, a name that is not known or stands
-            there twice, or a value that is neither text, number nor a list of these.
+            there twice, or a value that is neither text, number nor a list of these, or has a fault.
     """
     root = _tree(Path(path) if isinstance(path, str) else path)
     if root is None:
@@ -47,6 +50,8 @@ def read_config(path: str | Path, known: Collection[str]) -> dict[str, str]:
         if name in settings:
             raise InputError(f"{where}: {name} is set a second time")
         settings[name] = _text(name, value, where)
+        if wrong := fault(name, settings[name]):
+            raise InputError(f"{where}: {name} {wrong}, not {settings[name][:100]!r}")
     return settings
 
 

@@ -37,6 +37,10 @@ def from_strict_json(kind: type[T], text: str) -> T:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            raise InputError(f"it lacks {where[:200]!r}") from error
+        if first["type"] == "json_invalid":
+            raise InputError(f"it is no JSON: {first['ctx']['error']}") from error
         raise InputError(f"{first['msg']}{where and f' in {where[:200]!r}'}") from error
 
 

@@ -510,3 +510,25 @@ def test_a_multiplier_per_head_reaches_its_own_head(tiny_pipeline, sample):
 def test_a_model_without_denoiser_is_refused():
     with pytest.raises(InputError, match="no unet or transformer"), capture(object()):
         pass
+
+
+def test_a_capture_that_saw_no_attention_call_says_why(tiny_pipeline, sample):
+    early = pytest.warns(UserWarning, match="UNet2DConditionModel did not run before the context closed")
+    with early, capture(tiny_pipeline) as nothing:
+        pass
+    with capture(tiny_pipeline) as captured:
+        sample()
+    assert len(nothing.frame()) == 0
+    assert list(nothing.frame().columns) == list(captured.frame().columns)
+    linear = nn.Linear(2, 2)
+    none = pytest.warns(UserWarning, match="Linear ran, but did not call torch's scaled_dot_product_attention")
+    with none, capture(linear):
+        linear(torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_torchs_own_multihead_attention_is_named_and_told_how_to_do_without(need_weights):
+    module, x = nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(1, 4, 8)
+    told = r"MultiheadAttention\. torch's own nn\.MultiheadAttention shows its call to nobody"
+    with pytest.raises(CaptureError, match=told), capture(module):
+        module(x, x, x, need_weights=need_weights)

@@ -53,9 +53,18 @@ BAD = {
     "seed negative": (["--seeds", "-1"], "seeds must not be negative"),
     "seeds no numbers": (["--seeds", "x"], "whole numbers"),
     "no prompts": (["--prompts", "0"], "prompts must be at least 1"),
-    "no prompts file": (["--prompts", "nowhere.txt"], "cannot read the prompts file"),
+    "no prompts file": (
+        ["--prompts", "nowhere.txt"],
+        "cannot read the prompts file 'nowhere.txt': No such file or directory; give a text file",
+    ),
+    "a size, and the training size left out": (["--sizes", "33"], "multiples of 8"),
+    "steps, and the training size left out": (["--sizes", "32", "--steps", "1001"], "at most 1000, not 1001"),
     "too many prompts": (["--prompts", "100000"], "bundled prompts"),
-    "unknown law": (["--laws", "original,magic"], "unknown law 'magic': give original, paper"),
+    "unknown law": (
+        ["--laws", "original,magic"],
+        "unknown law 'magic': give original, paper, log, yarn, measured, gaussian, calibrated, or the JSON file",
+    ),
+    "no law file": (["--laws", "original,nolaw.json"], "there is no file 'nolaw.json': give original, paper"),
     "no law": (["--laws", ","], "list of laws is empty"),
     "rows in other digits": (["--rows", "²"], "rows must be all, auto"),
     "rows without measure": (["--rows", "9" * 5000], "rows must be all, auto"),
@@ -91,6 +100,16 @@ def test_bad_input_is_one_line_and_exit_code_2(call, tiny_folder, tmp_path, case
     assert not (tmp_path / "run").exists()
 
 
+def test_what_is_no_command_or_lacks_its_prompt_is_told_what_to_type(call):
+    code, _, err = call("frobnicate")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "there is no command 'frobnicate': there are run, sweep, fit, " in err
+    assert "Did you mean 'sweep'?" in call("swep")[2]
+    assert "there are save, check, diff" in call("baseline", "frobnicate")[2]
+    code, _, err = call("sample")
+    assert (code, err) == (2, 'error: give a prompt, such as: entropy-probe sample "noto red apple" --sizes 32,64\n')
+
+
 def test_an_empty_prompts_file_is_refused(call, tiny_folder, tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     code, _, err = call("run", "--model", tiny_folder, "--out", tmp_path / "run", "--prompts", tmp_path / "empty.txt")
@@ -122,6 +141,9 @@ def test_the_stages_make_a_report(call, tiny_folder, tmp_path, prompts):
     code, text, _ = call("derive", "--out", out, "--rounds", "1", "--json", "--device", "cpu")
     assert code == 0
     assert json.loads(text)["law"] == "measured"
+    code, text, _ = call("derive", "--out", out, "--method", "gaussian", "--json")
+    assert (code, json.loads(text)["law"]) == (0, "gaussian")
+    assert isinstance(ep.laws.resolve(out / "gaussian.json"), ep.laws.Gaussian)
     code, text, _ = call("validate", "--out", out, "--laws", "paper,measured,gaussian", "--json", "--device", "cpu")
     assert code == 0
     assert {d["law"] for d in json.loads(text)["drifts"]} == {"original", "paper", "measured", "gaussian"}
@@ -238,9 +260,10 @@ def test_the_stages_keep_the_config_of_the_whole_chain(call, tiny_folder, tmp_pa
 BAD_CONFIG = {
     "size: 64": "line 1: there is no setting 'size', the nearest is 'sizes'",
     "config: other.yaml": "there is no setting 'config'",
-    "steps: many": "Invalid value for '--steps'",
-    "quick: perhaps": "Invalid value for '--quick'",
-    "rounds: -1": "Invalid value for '--rounds'",
+    "steps: many": "run.yaml, line 1: steps must be a valid integer, not 'many'",
+    "quick: perhaps": "run.yaml, line 1: quick must be a valid boolean, not 'perhaps'",
+    "rounds: -1": "run.yaml, line 1: rounds must be greater than or equal to 0, not '-1'",
+    "guidance-scale: x": "run.yaml, line 1: guidance-scale must be a valid number, not 'x'",
     "seeds: [0, -1]": "seeds must not be negative",
     "sizes: [64, 50]": "multiples of 8",
 }

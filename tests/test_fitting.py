@@ -84,6 +84,9 @@ def test_the_true_form_ranks_first(form, entropy):
 def test_one_prompt_has_no_error_bar_and_one_size_no_law():
     assert math.isnan(fit(Records(math.log, prompts=1)).pooled.slope_se)
     records = Records(math.log)
+    assert "on a size left out, nats: " in str(fit(records))
+    records.table = records.table[records.table["query_tokens"] <= 144]
+    assert str(fit(records)).endswith("three sizes with different token counts would tell")
     records.table = records.table[records.table["query_tokens"] == 64]
     with pytest.raises(InputError, match="at least two sizes"):
         fit(records)

@@ -185,13 +185,13 @@ def test_a_law_cannot_name_a_path(name):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"law": "__class__"}', "KeyError"),
+        ('{"law": "__class__"}', "there is no law '__class__'"),
         ('{"law": "paper", "hook": "os.system"}', "Extra inputs are not permitted|[Uu]nexpected .* in 'hook'"),
         ('{"law": "measured", "points": {"a": [[0.5, NaN]]}}', "in 'points"),
         ('{"law": "measured", "points": {"a": [[0.5, -1.0]]}}', "in 'points"),
         ('{"law": "gaussian", "logit_variance": {"a": 0.0}}', "in 'logit_variance"),
         ('{"law": "kappa", "kappa": {"a": "1"}}', "in 'kappa"),
-        ('{"law": ["paper"]}', "TypeError"),
+        ('{"law": ["paper"]}', "there is no law"),
         ("[" * 200_000, "recursion"),
         (" " * (64 * 2**20 + 1), "longer than 64 MiB"),
     ],

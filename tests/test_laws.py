@@ -96,11 +96,32 @@ def test_laws_are_resolved_from_names_and_files(tmp_path):
     assert resolve(MEASURED) is MEASURED
     with pytest.raises(InputError, match="unknown law 'nothing': give original, paper"):
         resolve("nothing")
-    with pytest.raises(InputError, match="derive it first"):
-        resolve("measured")
-    path.write_text('{"law": "measured"}')
-    with pytest.raises(InputError, match="no scaling law"):
-        resolve(path)
+    with pytest.raises(InputError, match="give original, paper, log, yarn, measured, or the JSON"):
+        resolve("papr", besides=["measured"])
+    for name in ("nothing.json", "no/thing", tmp_path / "nothing"):
+        with pytest.raises(InputError, match="there is no file"):
+            resolve(name)
+    for name in ("measured", "gaussian", "calibrated"):
+        with pytest.raises(InputError, match=f"derive it first .entropy-probe derive --method {name}"):
+            resolve(name)
+    with pytest.raises(InputError, match="'kappa' has numbers of its own"):
+        resolve("kappa")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"law": "measured"}', "it lacks 'points'"),
+        ('{"points": {}}', "it lacks 'law'"),
+        ('{"law": ["paper"]}', "there is no law"),
+        ('{"law": "measured", "points": {}, "kappa": 3}', "in 'kappa'"),
+        ("paper", "it is no JSON: expected value at line 1 column 1"),
+    ],
+)
+def test_a_file_that_holds_no_law_is_told_in_words(tmp_path, text, reason):
+    (tmp_path / "law.json").write_text(text)
+    with pytest.raises(InputError, match=f"law.json: this is no scaling law as entropy-probe writes them: .*{reason}"):
+        resolve(tmp_path / "law.json")
 
 
 def test_a_law_leaves_no_trace(tiny_pipeline, sample):
@@ -168,6 +189,8 @@ def test_a_bare_module_is_told_its_training_tokens():
     module, x = Bare(), torch.randn(1, 2, 16, 8)
     with pytest.raises(InputError, match="training_tokens="), scaled(module, "log"):
         module(x)
+    with pytest.raises(InputError, match="names 'zzz', which is no layer of the model; there are: ''"):
+        apply(module, "log", training_tokens={"zzz": 4})
     with scaled(module, "log", training_tokens={"": 4}):
         under = module(x)
     assert torch.allclose(under, nn.functional.scaled_dot_product_attention(x, x, x, scale=2 / 8**0.5))

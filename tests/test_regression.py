@@ -101,11 +101,11 @@ def test_a_profile_comes_back_from_its_file(tiny_profile, tmp_path):
 
 
 SPOILT = {
-    "no JSON": (lambda f: "{", "no baseline as entropy-probe writes them"),
+    "no JSON": (lambda f: "{", "no baseline as entropy-probe writes them: it is no JSON, line 1"),
     "another layout": (lambda f: {**f, "format": 9}, "layout 9"),
-    "no layout": (lambda f: {k: v for k, v in f.items() if k != "format"}, "no baseline"),
+    "no layout": (lambda f: {k: v for k, v in f.items() if k != "format"}, "it lacks 'format'"),
     "a field too many": (lambda f: {**f, "mood": 1}, "no baseline"),
-    "a field too few": (lambda f: {k: v for k, v in f.items() if k != "dtype"}, "no baseline"),
+    "a field too few": (lambda f: {k: v for k, v in f.items() if k != "dtype"}, "it lacks 'dtype'"),
     "a list": (lambda f: [1], "no baseline"),
     "no rows": (lambda f: {**f, "entropy": []}, "not one for every head and size"),
     "a row twice": (lambda f: {**f, "entropy": f["entropy"] + f["entropy"][:1]}, "not one for every head and size"),
@@ -392,6 +392,11 @@ def test_profile(entropy_baseline, factor):
             parameter.data *= factor
     entropy_baseline.check(pipe, **SETTINGS)
 """
+
+
+def test_a_baseline_that_is_not_there_is_told_with_how_to_make_one(tmp_path):
+    with pytest.raises(InputError, match=r"b\.json': No such file or directory; entropy-probe baseline save makes one"):
+        Profile.open(tmp_path / "b.json")
 
 
 def test_the_plugin_keeps_a_baseline_beside_the_test(pytester, tiny_folder):

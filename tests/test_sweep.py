@@ -1,6 +1,7 @@
 """The grid, the run directory, and what happens when they go wrong."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from entropy_probe.capture import capture
 from entropy_probe.errors import InputError
 from entropy_probe.laws import Kappa, Original, Paper
-from entropy_probe.sweep import Grid, RunDirectory, Sweep, extend, sweep
+from entropy_probe.sweep import Grid, RunDirectory, Sweep, extend, place, sweep
 from entropy_probe.sweep.grid import batches
 
 SETTINGS = dict(
@@ -67,6 +68,37 @@ def test_bad_grids_are_refused(change, message):
     good = {"prompts": ("a",), "sizes": ((64, 64),), "seeds": (0,), "laws": (Original(),)}
     with pytest.raises(InputError, match=message):
         Grid(**{**good, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompts": "noto red apple"}, r"prompts is a list of texts: give \['noto red apple'\]"),
+        ({"sizes": [64]}, r"a size is \(height, width\) in pixels, such as \(64, 64\), not 64"),
+        ({"sizes": 64}, r"such as \(64, 64\), not 64"),
+        ({"sizes": (64, 64)}, r"such as \(64, 64\), not 64"),
+        ({"sizes": ["64"]}, r"such as \(64, 64\), not '64'"),
+    ],
+)
+def test_what_is_no_list_is_refused_before_anything_is_sampled(tiny_pipeline, change, message):
+    with pytest.raises(InputError, match=message):
+        sweep(tiny_pipeline, **{**SETTINGS, **change})
+
+
+def test_a_grid_that_was_edited_is_refused_with_its_path(tiny_pipeline, run):
+    path = run.run.path / "grid.json"
+    text = path.read_text()
+    path.write_text("{}")
+    with pytest.raises(InputError, match=r"run/grid.json: this is no grid .* it lacks 'prompts'; the same sweep"):
+        Sweep.open(run.run.path)
+    sweep(tiny_pipeline, store=run.run.path, **SETTINGS)
+    assert path.read_text() == text
+
+
+def test_a_file_is_no_folder_for_a_run(tiny_pipeline, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file is a file: choose a folder"):
+        sweep(tiny_pipeline, store=tmp_path / "file", **SETTINGS)
 
 
 def test_laws_of_one_name_are_refused():
@@ -180,3 +212,9 @@ def test_without_a_store_the_run_lives_as_long_as_the_sweep(tiny_pipeline):
     assert isinstance(made.image("flat pizza", (32, 32), 0), Image.Image)
     del made
     assert not path.exists()
+
+
+def test_a_url_without_its_client_is_told_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "upath", None)  # as Python sees a package that is not installed
+    with pytest.raises(InputError, match=r"s3://b/x needs a client .*: pip install '\.\[remote\]' in the clone"):
+        place("s3://b/x")

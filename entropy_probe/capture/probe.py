@@ -136,7 +136,9 @@ def capture(
         )
     unseen = [n for n in names if n in hooks.ran and n not in hooks.seen and (measured is None or n in measured)]
     if unseen:
-        _report_unseen(unseen, missing)
+        _report_unseen(denoiser, unseen, missing)
+    elif not hooks.seen:
+        warnings.warn(_nothing_seen(denoiser, ran=bool(hooks.ran)), stacklevel=3)
 
 
 def _full_precision(device: str) -> AbstractContextManager[None]:
@@ -256,12 +258,33 @@ def _shown(layers: Sequence[str]) -> str:
     return ", ".join(layers[:4]) + (f" and {len(layers) - 4} more" if len(layers) > 4 else "")
 
 
-def _report_unseen(unseen: list[str], missing: Literal["error", "warn"]) -> None:
+def _nothing_seen(denoiser: nn.Module, ran: bool) -> str:
+    name = type(denoiser).__name__
+    if not ran:
+        return f"no attention call was seen: {name} did not run before the context closed; run it inside"
+    return (
+        f"no attention call was seen: {name} ran, but did not call torch's scaled_dot_product_attention; have its "
+        "attention computed by torch.nn.functional.scaled_dot_product_attention(query, key, value)"
+    )
+
+
+def _report_unseen(denoiser: nn.Module, unseen: list[str], missing: Literal["error", "warn"]) -> None:
+    named = [name or type(denoiser).__name__ for name in unseen]
+    if all(isinstance(denoiser.get_submodule(name), nn.MultiheadAttention) for name in unseen):
+        remedy = (
+            "torch's own nn.MultiheadAttention shows its call to nobody, whatever need_weights says: project queries, "
+            "keys and values in a module of yours and give them to torch.nn.functional.scaled_dot_product_attention. "
+            "To leave the layer out"
+        )
+    else:
+        remedy = (
+            "Choose the native attention backend (`pipe.unet.set_attn_processor(AttnProcessor2_0())`, or "
+            "`set_attention_backend('native')` on a transformer). A linear attention has no softmax and no entropy: to "
+            "leave it out"
+        )
     message = (
-        f"these attention layers ran, but made no call of torch's scaled_dot_product_attention: {_shown(unseen)}. "
-        "Choose the native attention backend (`pipe.unet.set_attn_processor(AttnProcessor2_0())`, or "
-        "`set_attention_backend('native')` on a transformer). A linear attention has no softmax and no entropy: leave "
-        "it out with layers=[...], or pass missing='warn'."
+        f"these attention layers ran, but made no call of torch's scaled_dot_product_attention: {_shown(named)}. "
+        f"{remedy}, name the others with layers=[...], or pass missing='warn'."
     )
     if missing == "error":
         raise CaptureError(message)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -75,6 +75,14 @@ _Branch = Literal["cond", "uncond", "uncond, cond", "cond, uncond"]
 """What a forward computes, in the order of its batch."""
 
 
+COLUMNS = (
+    "sampling", "sample", "step", "timestep", "branch", "layer", "kind", "axes", "head", "tokens", "query_tokens",
+    "key_tokens", "training_tokens", "scale", "multiplier", "rows", "entropy", "entropy_std", "entropy_se",
+    "logit_variance", "attention_distance", *(part.name for part in fields(PartMeans)),
+)  # fmt: skip
+"""Of a frame, also of one without rows."""
+
+
 @dataclass
 class Captured(Viewed):
     """The measurements of one `capture`, in the order in which the model made the calls."""
@@ -131,7 +139,7 @@ class Captured(Viewed):
         branches = self._branches()
         parts = [self._columns(record, branches[record.forward.number]) for record in self.records]
         if not parts:
-            return pd.DataFrame()
+            return pd.DataFrame(columns=list(COLUMNS))
         return pd.DataFrame({name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
 
     def _branches(self) -> dict[int, _Branch]:

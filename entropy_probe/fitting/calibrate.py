@@ -15,8 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from rich.console import Console
-from rich.progress import track
 from scipy import stats
 from torch import Tensor
 
@@ -24,6 +22,7 @@ from entropy_probe.capture import AttentionCall, attention_calls, find_denoiser
 from entropy_probe.errors import InputError
 from entropy_probe.laws import Calibrated
 from entropy_probe.pipelines import Objective, Pictures, Size, format_size, objective, training_size
+from entropy_probe.progress import track
 
 ALL = "*"
 """Stands for every layer where one g serves all."""
@@ -100,7 +99,7 @@ def calibrate(
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     halves = order[: count // 2], order[count // 2 :]
     rows, changes = [], []
-    jobs = track(sizes, "calibrating", console=Console(stderr=True), disable=not progress)
+    jobs = track(sizes, "calibrating sizes", shown=progress)
     for size in jobs:
         asked = objective(pipeline, pictures.at(size), pictures.captions)
         found = [_fit(asked, half, per_layer, steps, batch, rate, seed) for half in halves]

@@ -74,10 +74,12 @@ class Fit(Viewed):
         return to_strict_json(fields)
 
     def __str__(self) -> str:
-        best = self.rivals[self.rivals["layer"] == POOLED].dropna()
+        best = self.rivals[self.rivals["layer"] == POOLED]
         line = f"pooled: H = a + b ln N with b = {self.pooled.slope:.3f} +- {self.pooled.slope_se:.3f}"
+        if best["error"].isna().any():
+            return f"{line}; whether another form fits better, three sizes with different token counts would tell"
         ranked = ", ".join(f"{row.form} {row.error:.3f}" for row in best.itertuples())
-        return line + (f"; error on a size left out, nats: {ranked}" if ranked else "")
+        return f"{line}; error on a size left out, nats: {ranked}"
 
 
 def fit(sweep: Sweep, law: str = "original") -> Fit:

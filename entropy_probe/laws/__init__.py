@@ -1,6 +1,7 @@
 """Scaling laws, and applying them to a model."""
 
 from entropy_probe.laws.laws import (
+    DERIVED,
     LAWS,
     NEEDS_NOTHING,
     Calibrated,
@@ -21,6 +22,7 @@ from entropy_probe.laws.laws import (
 from entropy_probe.laws.scaling import applied, apply, remove, scaled
 
 __all__ = [
+    "DERIVED",
     "LAWS",
     "NEEDS_NOTHING",
     "Calibrated",

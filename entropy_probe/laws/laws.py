@@ -184,7 +184,10 @@ LAWS: dict[str, type[Any]] = {**{law.name: law for law in _NAMED}, "kappa": Kapp
 """Every law by its name."""
 
 NEEDS_NOTHING = tuple(name for name, law in LAWS.items() if not dataclasses.fields(law))
-"""The laws that can be had by name alone; the others carry numbers measured on a model."""
+"""The laws that can be had by name alone; the others carry numbers."""
+
+DERIVED = (Measured.name, Gaussian.name, Calibrated.name)
+"""The laws whose numbers are derived from a sweep."""
 
 
 def to_json(law: ScalingLaw) -> str:
@@ -202,37 +205,48 @@ def from_json(text: str) -> ScalingLaw:
     try:
         fields = from_strict_json(dict[str, Any], text)
         fields.pop("derivation", None)  # how a measured law was found may stand beside it
-        law = LAWS[fields.pop("law")]
-        if "points" in fields:
-            for name in ("kappa", "kappa_se"):
-                fields[name] = nan_for_null(fields.get(name, {}))
-        made: ScalingLaw = from_strict_json(law, json.dumps(fields))
-    except (InputError, KeyError, TypeError, AttributeError) as error:
-        reason = error if isinstance(error, InputError) else repr(error)[:300]
-        raise InputError(f"this is no scaling law as entropy-probe writes them: {reason}") from error
+        if "law" not in fields:
+            raise InputError("it lacks 'law'")
+        name = str(fields.pop("law"))
+        if name not in LAWS:
+            raise InputError(f"there is no law {name[:100]!r}, its 'law' may be {', '.join(LAWS)}")
+        for table in ("kappa", "kappa_se"):
+            if "points" in fields and isinstance(there := fields.get(table, {}), dict):
+                fields[table] = nan_for_null(there)
+        made: ScalingLaw = from_strict_json(LAWS[name], json.dumps(fields))
+    except InputError as error:
+        raise InputError(f"this is no scaling law as entropy-probe writes them: {error}") from error
     return made
 
 
-def resolve(law: ScalingLaw | str | Path) -> ScalingLaw:
+def resolve(law: ScalingLaw | str | Path, *, besides: Sequence[str] = ()) -> ScalingLaw:
     """A law from itself, its name, or the JSON file that holds it.
 
+    Args:
+        law: the law.
+        besides: names that the caller also takes, for the message that lists what can be given.
+
     Raises:
-        InputError: for an unknown name, a law that must be measured first, or a file that holds none.
+        InputError: for an unknown name, a law that must be measured first, or a file that is not there or holds none.
     """
     if not isinstance(law, str | Path):
         return law
     if str(law) in NEEDS_NOTHING:
         made: ScalingLaw = LAWS[str(law)]()
         return made
-    if str(law) in LAWS:
+    if str(law) in DERIVED:
         raise InputError(
-            f"law {str(law)!r} is measured on a model: derive it first (entropy-probe derive) and give its JSON file"
+            f"law {str(law)!r} is measured on a model: derive it first (entropy-probe derive --method {law}) and give "
+            "its JSON file"
         )
+    if str(law) in LAWS:
+        raise InputError(f"law {str(law)!r} has numbers of its own: give the JSON file that holds them")
     path = Path(law)
     if not path.is_file():
-        raise InputError(
-            f"unknown law {str(law)!r}: give {', '.join(NEEDS_NOTHING)}, or the JSON file of a derived law"
-        )
+        meant = isinstance(law, Path) or path.suffix or len(path.parts) > 1
+        cause = f"there is no file {str(law)!r}" if meant else f"unknown law {str(law)!r}"
+        names = ", ".join([*NEEDS_NOTHING, *besides])
+        raise InputError(f"{cause}: give {names}, or the JSON file of a derived law")
     try:
         with path.open("rb") as file:
             return from_json(file.read(MOST_BYTES + 1).decode("utf-8"))

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from entropy_probe.capture import AttentionCall, AttentionHooks, find_denoiser
+from torch import nn
+
+from entropy_probe.capture import AttentionCall, AttentionHooks, attention_layers, find_denoiser
 from entropy_probe.errors import InputError
 from entropy_probe.laws.laws import Original, ScalingLaw, resolve
 
@@ -20,13 +22,22 @@ class ScalingHooks(AttentionHooks):
 
     def __init__(self, model: Any, law: ScalingLaw, training_tokens: Mapping[str, int] | None) -> None:
         self.law = law
-        self._training_tokens = training_tokens
+        self._training_tokens = training_tokens or {}
+        self._check_names(find_denoiser(model))
         super().__init__(model, self._multiplier)
+
+    def _check_names(self, denoiser: nn.Module) -> None:
+        names = [name for name, _ in denoiser.named_modules()]
+        if strange := [name for name in self._training_tokens if name not in names]:
+            there = ", ".join(map(repr, attention_layers(denoiser) or names))
+            raise InputError(
+                f"training_tokens names {strange[0]!r}, which is no layer of the model; there are: {there}"
+            )
 
     def _multiplier(self, call: AttentionCall) -> float | None:
         if not call.visual or isinstance(self.law, Original):
             return None
-        trained = self._training_tokens[call.layer] if self._training_tokens else call.training_tokens
+        trained = self._training_tokens.get(call.layer, call.training_tokens)
         if trained is None:
             raise InputError(
                 f"the tokens of layer {call.layer!r} at the training size are not known: "
@@ -47,7 +58,7 @@ def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[
         training_tokens: T per layer, where the model's configuration does not tell.
 
     Raises:
-        InputError: for an unknown law, or a model that has a law applied already.
+        InputError: for an unknown law, a layer that the model does not have, or a model that has a law applied already.
     """
     present = applied(model)
     if present is not None:

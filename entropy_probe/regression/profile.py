@@ -16,7 +16,7 @@ from entropy_probe.laws import Original
 from entropy_probe.pipelines import Size, training_size
 from entropy_probe.reference import prompts as bundled_prompts
 from entropy_probe.strict_json import to_strict_json
-from entropy_probe.sweep import Grid, Sweep, sweep, write_atomically
+from entropy_probe.sweep import Grid, Sweep, as_sizes, as_texts, sweep, write_atomically
 
 FORMAT = 1
 """Version of the layout of a baseline file."""
@@ -135,6 +135,8 @@ class Profile:
         """
         try:
             fields = json.loads(text)
+            if lacking := [name for name in ("format", "settings", "entropy", *_TOLD) if name not in fields]:
+                raise InputError(f"it is no baseline as entropy-probe writes them: it lacks {lacking[0]!r}")
             layout = fields.pop("format")
             if layout != FORMAT:
                 raise InputError(f"it has layout {layout!r}, and this version of entropy-probe reads layout {FORMAT}")
@@ -143,6 +145,9 @@ class Profile:
             return cls(**fields, settings=settings, entropy=entropy)
         except InputError:
             raise
+        except json.JSONDecodeError as error:
+            reason = f"it is no JSON, line {error.lineno}: {error.msg}"
+            raise InputError(f"it is no baseline as entropy-probe writes them: {reason}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"it is no baseline as entropy-probe writes them: {error!r}") from error
 
@@ -163,7 +168,10 @@ class Profile:
         """
         try:
             return cls.from_json(Path(path).read_text())
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            remedy = "; entropy-probe baseline save makes one" if isinstance(error, FileNotFoundError) else ""
+            raise InputError(f"cannot read the baseline {str(path)!r}: {error.strerror or error}{remedy}") from error
+        except ValueError as error:
             raise InputError(f"cannot read the baseline {str(path)!r}: {error}") from error
 
 
@@ -198,7 +206,7 @@ def profile(
         height, width = training_size(pipeline)
         sizes = [(height // 16 * 8, width // 16 * 8), (height, width)]
     texts = bundled_prompts()[:PROMPTS] if prompts is None else prompts
-    settings = Settings(tuple(texts), tuple(sizes), tuple(seeds), steps, float(guidance_scale))
+    settings = Settings(as_texts(texts), as_sizes(sizes), tuple(seeds), steps, float(guidance_scale))
     return Profile.of(sweep(pipeline, **asdict(settings), model=model, multipliers=(), progress=progress))
 
 

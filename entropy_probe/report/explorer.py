@@ -147,7 +147,8 @@ def explore(sweep: Sweep) -> VBox:
     try:
         import ipywidgets
     except ImportError as error:
-        raise InputError("exploring needs ipywidgets: pip install 'entropy-probe[notebook]'") from error
+        remedy = "pip install '.[notebook]' in the clone of entropy-probe"
+        raise InputError(f"exploring needs ipywidgets: {remedy}") from error
     if sweep.pipeline is None:
         raise InputError("exploring samples again: open the run with its pipeline, Sweep.open(path, pipeline)")
     frame = sweep.frame()

@@ -3,7 +3,7 @@
 from entropy_probe.sweep.engines import Engine, LocalEngine, RayEngine
 from entropy_probe.sweep.files import place, write_atomically
 from entropy_probe.sweep.forecast import Forecast, forecast
-from entropy_probe.sweep.grid import Cell, Grid
+from entropy_probe.sweep.grid import Cell, Grid, as_sizes, as_texts
 from entropy_probe.sweep.run import CURVE, Sweep, extend, sweep, versions
 from entropy_probe.sweep.sample import Failed, Sampled, sample_cells
 from entropy_probe.sweep.store import Manifest, RunDirectory
@@ -21,6 +21,8 @@ __all__ = [
     "RunDirectory",
     "Sampled",
     "Sweep",
+    "as_sizes",
+    "as_texts",
     "extend",
     "forecast",
     "place",

@@ -393,4 +393,4 @@ def _ray() -> Any:
     try:
         return importlib.import_module("ray")
     except ImportError as error:
-        raise InputError("this engine needs Ray: pip install 'entropy-probe[ray]'") from error
+        raise InputError("this engine needs Ray: pip install '.[ray]' in the clone of entropy-probe") from error

@@ -32,7 +32,10 @@ def place(where: str | Path) -> Path:
         found.fs  # noqa: B018 - made now, so that what is missing is known now
         found.exists()
     except ImportError as error:
-        raise InputError(f"{where} needs more: pip install 'entropy-probe[remote]', and {error}") from error
+        raise InputError(
+            f"{where} needs a client that is not installed ({error}): pip install '.[remote]' in the clone of "
+            "entropy-probe"
+        ) from error
     except Exception as error:  # of the client of that store, which has errors of its own
         raise InputError(f"cannot use {where}: {_one_line(error)}") from error
     return Path(found.path) if found.protocol in ("file", "local") else cast(Path, found)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from entropy_probe.errors import IncompleteError, InputError
-from entropy_probe.laws import resolve
 from entropy_probe.pipelines import Size, training_size
 from entropy_probe.sweep.grid import Grid, batches, share
 from entropy_probe.sweep.run import Sweep, sweep
@@ -51,7 +50,7 @@ def forecast(
     Raises:
         InputError: see `sweep`; and if the memory does not suffice for a cell of some size.
     """
-    grid = Grid(tuple(prompts), tuple(sizes), tuple(seeds), (resolve("original"),))
+    grid = Grid.of(prompts, sizes, seeds, ["original"])
     cells, trained = list(grid.cells()), training_size(pipeline)
     own_batches = share(list(batches(cells, batch, trained)), *shard)
     ordered = list(dict.fromkeys(cell.size for cell in cells))

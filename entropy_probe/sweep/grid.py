@@ -7,14 +7,16 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from entropy_probe.errors import InputError
-from entropy_probe.laws import NEEDS_NOTHING, ScalingLaw, from_json, to_json
+from entropy_probe.laws import NEEDS_NOTHING, ScalingLaw, from_json, resolve, to_json
 from entropy_probe.pipelines import Size
 from entropy_probe.strict_json import from_strict_json
 
@@ -57,6 +59,22 @@ class Grid:
     sizes: tuple[Size, ...]
     seeds: tuple[int, ...]
     laws: tuple[ScalingLaw, ...]
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Sequence[str],
+        sizes: Sequence[Size],
+        seeds: Sequence[int],
+        laws: Iterable[ScalingLaw | str | Path],
+    ) -> Grid:
+        """The grid of what a caller gives, as `sweep` takes it.
+
+        Raises:
+            InputError: for one text in place of a list of them, a size that is no pair of numbers, an unknown law, and
+                see `Grid`.
+        """
+        return cls(as_texts(prompts), as_sizes(sizes), tuple(seeds), tuple(resolve(law) for law in laws))
 
     def __post_init__(self) -> None:
         identities = tuple(law_id(law) for law in self.laws)
@@ -153,6 +171,31 @@ def batches(cells: Sequence[Cell], limit: int, training_size: Size) -> Iterator[
 def share(parts: Sequence[list[Cell]], number: int, count: int) -> list[list[Cell]]:
     """Every `count`-th batch from the `number`-th on, counted from 1: each has small and large sizes alike."""
     return list(parts[number - 1 :: count])
+
+
+def as_texts(prompts: Sequence[str]) -> tuple[str, ...]:
+    """Prompts as they were given; a single text would be read letter by letter.
+
+    Raises:
+        InputError: for a single text.
+    """
+    if isinstance(prompts, str):
+        raise InputError(f"prompts is a list of texts: give [{prompts[:100]!r}]")
+    return tuple(prompts)
+
+
+def as_sizes(sizes: Sequence[Size]) -> tuple[Size, ...]:
+    """Sizes as they were given.
+
+    Raises:
+        InputError: for what is no list of pairs of whole numbers.
+    """
+    given = tuple(sizes) if isinstance(sizes, Iterable) else (sizes,)
+    for size in given:
+        if not (isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, Integral) for side in size)):
+            such = f"({size}, {size})" if isinstance(size, Integral) else "(64, 64)"
+            raise InputError(f"a size is (height, width) in pixels, such as {such}, not {size!r:.100}")
+    return tuple((int(height), int(width)) for height, width in given)
 
 
 def _check_prompt(prompt: str) -> None:

@@ -9,8 +9,8 @@ import platform
 import tempfile
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,13 +19,11 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from entropy_probe.capture import Rows, find_denoiser
 from entropy_probe.errors import IncompleteError, InputError
 from entropy_probe.interruption import held_back
-from entropy_probe.laws import ScalingLaw, resolve
+from entropy_probe.laws import ScalingLaw
 from entropy_probe.pipelines import (
     Size,
     check_guidance,
@@ -35,6 +33,8 @@ from entropy_probe.pipelines import (
     format_size,
     training_size,
 )
+from entropy_probe.progress import Advance
+from entropy_probe.progress import progress as show_progress
 from entropy_probe.statistics.cpu import KERNELS
 from entropy_probe.sweep.engines import Engine, LocalEngine, RayEngine, Task
 from entropy_probe.sweep.files import place
@@ -89,7 +89,7 @@ class Sweep(Viewed):
         """
         run = RunDirectory(place(path))
         manifest = run.manifest()
-        grid = Grid.from_json(run.read_text("grid.json"))
+        grid = _grid(run)
         if pipeline is not None and fingerprint(pipeline) != manifest.fingerprint:
             raise InputError(f"{path} was sampled from another model ({manifest.model})")
         missing = [cell for cell in grid.cells() if run.state(cell).fault]
@@ -165,7 +165,7 @@ def sweep(
         InputError: for an empty or repeated list, a size the pipeline cannot draw, steps below 1, or a store that
             belongs to another model or other settings.
     """
-    grid = Grid(tuple(prompts), tuple(sizes), tuple(seeds), tuple(resolve(law) for law in laws))
+    grid = Grid.of(prompts, sizes, seeds, laws)
     for size in grid.sizes:
         check_size(pipeline, size)
     check_steps(pipeline, steps)
@@ -221,9 +221,7 @@ def extend(
     """
     if base.pipeline is None:
         raise InputError("sampling again needs the model: open the run with its pipeline, Sweep.open(path, pipeline)")
-    grid = Grid(
-        base.grid.prompts, tuple(sizes or base.grid.sizes), tuple(seeds or base.grid.seeds), tuple(map(resolve, laws))
-    )
+    grid = Grid.of(base.grid.prompts, sizes or base.grid.sizes, seeds or base.grid.seeds, laws)
     made = replace(base, grid=grid)
     _fill(made, batch, progress)
     return made
@@ -249,7 +247,7 @@ def _fill(made: Sweep, batch: int, progress: bool, shard: tuple[int, int] = (1, 
     left = [*begun, *batches([cell for cell in missing if cell in fresh], batch, trained)]
     failures: list[Failed] = []
     with (
-        _bar(len(cells), len(cells) - len(missing), progress) as advance,
+        show_progress(len(cells), "sampling cells", done=len(cells) - len(missing), shown=progress) as advance,
         _Tasks(made, left, set(missing), advance) as tasks,
         closing(made.engine.sample(made.pipeline, made.manifest, tasks.take)) as sampled,
     ):
@@ -279,9 +277,7 @@ def _begun(states: dict[Cell, State]) -> list[list[Cell]]:
 class _Tasks:
     """The batches that are left of a sweep: claimed when they are taken, free again when their results are kept."""
 
-    def __init__(
-        self, made: Sweep, left: Iterable[list[Cell]], wanted: set[Cell], advance: Callable[..., None]
-    ) -> None:
+    def __init__(self, made: Sweep, left: Iterable[list[Cell]], wanted: set[Cell], advance: Advance) -> None:
         self._made, self._left, self._wanted, self._advance = made, deque(left), wanted, advance
         self._taken: dict[Task, tuple[set[Cell], ExitStack]] = {}
 
@@ -322,7 +318,7 @@ class _Tasks:
         with held_back():
             claim.close()
             del self._taken[task]
-        self._advance(self._own(task.cells))
+        self._tell(self._own(task.cells))
         return failures
 
     def _claimed(self, part: list[Cell], *, wait: bool) -> Task | None:
@@ -338,11 +334,21 @@ class _Tasks:
                 task = Task(tuple(part), law)
                 self._taken[task] = missing, claim.pop_all()
                 return task
-        self._advance(own)
+        self._tell(own)
         return None
+
+    def _tell(self, cells: list[Cell]) -> None:
+        self._advance(len(cells), f"{cells[0].law} {format_size(cells[0].size)}")
 
     def _own(self, cells: Iterable[Cell]) -> list[Cell]:
         return [cell for cell in cells if cell in self._wanted]
+
+
+def _grid(run: RunDirectory) -> Grid:
+    try:
+        return Grid.from_json(run.read_text("grid.json"))
+    except InputError as error:
+        raise InputError(f"{run.path / 'grid.json'}: {error}; the same sweep into its folder writes it anew") from error
 
 
 def _engine(engine: Engine | str) -> Engine:
@@ -371,21 +377,3 @@ def hardware() -> str:
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     return f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-
-
-@contextmanager
-def _bar(total: int, done: int, shown: bool) -> Iterator[Any]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-    )
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown) as bar:
-        task = bar.add_task("sampling", total=total, completed=done)
-
-        def advance(cells: list[Cell]) -> None:
-            bar.update(task, advance=len(cells), description=f"{cells[0].law} {format_size(cells[0].size)}")
-
-        yield advance

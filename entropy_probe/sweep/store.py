@@ -104,6 +104,8 @@ class RunDirectory:
         except InputError as error:
             raise InputError(f"these settings cannot be kept: {error}") from error
         with refusal(self.path):
+            if self.path.is_file():
+                raise InputError(f"{self.path} is a file: choose a folder")
             foreign = self.path.is_dir() and any(map(_foreign, self.path.iterdir()))
             # In this order: another process may be making the run, and writes its manifest before anything else.
             if foreign and not self.manifest_path.exists():

@@ -14,13 +14,12 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from rich.console import Console
-from rich.progress import track
 
 from entropy_probe.errors import InputError
 from entropy_probe.fitting.calibrate import JUDGED_AT, relative_change
 from entropy_probe.laws import Constant, Kappa, ScalingLaw, scaled
 from entropy_probe.pipelines import Objective, Pictures, Size, format_size, objective
+from entropy_probe.progress import track
 
 MULTIPLIERS = (0.6, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
 KAPPAS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5)
@@ -135,7 +134,7 @@ def losses_under(
     parts = []
     jobs = [(size, x) for size in sizes for x in laws]
     asked: dict[Size, Objective] = {}
-    for size, x in track(jobs, "denoising loss", console=Console(stderr=True), disable=not progress):
+    for size, x in track(jobs, "denoising loss", shown=progress):
         if size not in asked:
             asked = {size: objective(pipeline, pictures.at(size), pictures.captions)}
         with scaled(pipeline, laws[x]):

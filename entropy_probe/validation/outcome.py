@@ -14,7 +14,7 @@ from entropy_probe.errors import InputError
 from entropy_probe.laws import ScalingLaw, resolve
 from entropy_probe.pipelines import Size, format_size, training_size
 from entropy_probe.strict_json import from_strict_json, nan_for_null, to_strict_json
-from entropy_probe.sweep import Grid, Sweep, extend, sweep
+from entropy_probe.sweep import Grid, Sweep, as_sizes, extend, sweep
 from entropy_probe.validation.drift import LEVELS, Drift, entropy_drift
 from entropy_probe.validation.networks import Judge
 from entropy_probe.validation.quality import Quality, quality
@@ -120,8 +120,8 @@ def validate(
     named = [resolve(law) for law in laws]
     if "original" not in [law.name for law in named]:
         named.insert(0, resolve("original"))
-    trained = training_size(pipeline)
-    everywhere = sizes if trained in sizes else [trained, *sizes]
+    trained, asked = training_size(pipeline), as_sizes(sizes)
+    everywhere = asked if trained in asked else (trained, *asked)
     made = sweep(pipeline, prompts=prompts, sizes=everywhere, seeds=seeds, laws=named, multipliers=(), **settings)
     return outcome_of(made, judge, progress=settings.get("progress", True))
 

@@ -13,13 +13,12 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from rich.console import Console
-from rich.progress import track
 from scipy import stats
 from torch import Tensor
 
 from entropy_probe.errors import InputError
 from entropy_probe.pipelines import Size, format_size, to_tensor
+from entropy_probe.progress import track
 from entropy_probe.strict_json import nan_for_null
 from entropy_probe.sweep import Sweep
 from entropy_probe.validation.defects import defects
@@ -154,7 +153,7 @@ def quality(sampled: Sweep, judge: Judge, *, progress: bool = True) -> Quality:
     own = torch.tensor([candidates.index(prompt) for prompt, _ in pairs])
     weights = resamples(pairs)
     frames, before, compared = [], [], []
-    sizes = track(sampled.grid.sizes, "judging", console=Console(stderr=True), disable=not progress)
+    sizes = track(sampled.grid.sizes, "judging sizes", shown=progress)
     for size in sizes:
         true = features(network, real.at(size))
         alone, seen = {}, {}
