@@ -252,6 +252,50 @@ def test_rows_are_drawn_anew_for_every_call_and_image_and_the_seed_decides(pictu
     assert not measured(Patterned(), twice, rows=64, seed=1).equals(frame)
 
 
+@pytest.mark.parametrize("rows", [0, -3, 1.5, True, "some"])
+def test_rows_that_are_no_number_of_rows_are_refused(rows):
+    for name in ("rows", "multiplier_rows"):
+        with pytest.raises(InputError, match=f"{name} must be"), capture(Patterned(), **{name: rows}):
+            pass
+
+
+class Guided(nn.Module):
+    """The attention of `Patterned`, twice to a step: sharp where the text is long, flat where it is short."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = Patterned()
+
+    def forward(self, sample, timestep, encoder_hidden_states):
+        return self.attention(encoder_hidden_states.shape[1] * sample)
+
+
+def test_the_forwards_of_a_guided_step_learn_their_rows_apart(picture):
+    module = Guided()
+    with capture(module) as captured:
+        for timestep in (9.0, 5.0, 1.0):
+            for words in (1, 0):
+                module(picture, timestep, torch.ones(2, words, 4))
+    rows = [record.rows for record in captured.records]
+    assert set(rows[1::2]) == {128}
+    assert min(rows[::2]) > 256
+
+
+def test_an_item_that_may_attend_to_nothing_is_not_taken_for_a_model_that_has_diverged():
+    class Masked(nn.Module):
+        def forward(self, query, mask):
+            return nn.functional.scaled_dot_product_attention(query, query, query, mask)
+
+    mask = torch.ones(2, 1, 1, 9, dtype=torch.bool)
+    mask[1] = False
+    module = Masked()
+    with capture(module) as captured:
+        module(torch.randn(2, 2, 9, 4), mask)
+    entropy = captured.frame()["entropy"]
+    assert entropy[:2].notna().all()
+    assert entropy[2:].isna().all()
+
+
 def test_an_odd_number_of_rows_is_rounded_up(picture):
     assert set(measured(Patterned(), picture, rows=63)["rows"]) == {64}
 

@@ -99,7 +99,7 @@ def test_a_pipeline_that_does_not_say_so_is_seen_to_guide():
     assert not hasattr(pipeline, "do_classifier_free_guidance")
     frames = {}
     for scale in (4.0, 1.0):
-        with capture(pipeline, rows=32) as captured:
+        with capture(pipeline) as captured:
             draw_pictures(pipeline, ["noto red apple", "flat pizza"], (64, 64), [0, 1], steps=2, guidance_scale=scale)
         frames[scale] = captured.frame()
     assert set(frames[1.0]["branch"]) == {"cond"}

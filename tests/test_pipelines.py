@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import (
     AutoencoderKLQwenImage,
     BriaPipeline,
@@ -26,6 +27,7 @@ from diffusers import (
 from families.pipelines import autoencoder as small_autoencoder
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig
 
 from entropy_probe.capture import Latents, capture, default_size
 from entropy_probe.capture.latents import training_latents
@@ -209,3 +211,18 @@ def test_an_image_depends_on_its_own_seed_and_prompt(tiny_pipeline):
     alone = draw(tiny_pipeline, ["b"], (64, 64), [1], steps=2, guidance_scale=4.0)
     assert np.abs(np.asarray(both[1], int) - np.asarray(alone[0], int)).max() <= 1
     assert not np.array_equal(both[0], both[1])
+
+
+def test_the_fingerprint_knows_how_strongly_an_adapter_acts_and_finds_weights_that_are_kept_elsewhere(tiny_folder):
+    pipeline = load(tiny_folder, device="cpu")
+    before = fingerprint(pipeline)
+    pipeline.unet = cpu_offload(pipeline.unet, torch.device("cpu"))
+    assert any(p.is_meta for p in pipeline.unet.parameters())
+    assert fingerprint(pipeline) == before
+    pipeline = load(tiny_folder, device="cpu")
+    pipeline.unet.add_adapter(LoraConfig(target_modules=["to_q"], init_lora_weights=False), "mine")
+    found = []
+    for scale in (1.0, 0.2, 1.0):
+        pipeline.unet.set_adapters(["mine"], scale)
+        found.append(fingerprint(pipeline))
+    assert found[0] == found[2] != found[1]

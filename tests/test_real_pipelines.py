@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionXLPAGPipeline
 from families import FAMILIES
 from families.pipelines import PIPELINES, WHOLE, by_family, seeded, stable_cascade_decoder
 from typer.testing import CliRunner
@@ -138,6 +139,15 @@ def test_looking_at_layers_stops_after_the_first_pass_and_leaves_the_pipeline_as
     assert len(denoiser._forward_hooks) == 1
     for hook in hooks:
         hook.remove()
+
+
+def test_looking_at_layers_leaves_no_exchanged_processor(tmp_path):
+    """Perturbed-attention guidance puts processors of its own in place until its sampling ends."""
+    plain = seeded(PIPELINES["Stable Diffusion XL"])
+    pipeline = StableDiffusionXLPAGPipeline(**plain.components, pag_applied_layers=["up"])
+    before = {name: type(p) for name, p in pipeline.unet.attn_processors.items()}
+    layers(pipeline)
+    assert {name: type(p) for name, p in pipeline.unet.attn_processors.items()} == before
 
 
 def test_it_is_captured_and_scaled(name, pipeline):

@@ -19,7 +19,8 @@ from entropy_probe.fitting.derive import Round
 from entropy_probe.laws import Kappa, Measured, Paper, resolve
 from entropy_probe.report import EntropyMap, Report, entropy_maps, figures, report
 from entropy_probe.report.pictures import chosen_prompts
-from entropy_probe.report.tables import kappa_of_laws, quality_against_kappa
+from entropy_probe.report.report import _by_choice
+from entropy_probe.report.tables import error_by_rows, kappa_of_laws, quality_against_kappa
 from entropy_probe.sweep import Grid, Manifest, RunDirectory, Sweep, sweep
 from entropy_probe.validation import Comparison, Quality, outcome_of
 
@@ -399,3 +400,18 @@ def test_entropy_maps_lie_on_the_image(tiny_pipeline, tmp_path):
     assert [(m.size, m.law) for m in maps] == [((64, 64), "original"), ((64, 96), "original"), ((64, 96), "paper")]
     assert maps[1].values.shape == (16, 24)
     assert entropy_maps(Sweep.open(tmp_path / "run")) == ()
+
+
+def test_the_error_by_the_choice_of_rows_by_hand_and_never_told_too_small():
+    """Two branches of three steps and two heads: heads count as one, steps apart, the worse branch is told."""
+    errors = {"cond": [(0.03, 0.01), (0.02, 0.02), (0.0, 0.04)], "uncond": [(0.001, 0.001)] * 3}
+    frame = pd.DataFrame(
+        {
+            "law": "original", "height": 64, "width": 64, "prompt": "a", "seed": 0, "layer": "x", "branch": branch,
+            "step": step, "head": head, "entropy_se": error,
+        }
+        for branch, steps in errors.items() for step, heads in enumerate(steps) for head, error in enumerate(heads)
+    )  # fmt: skip
+    assert error_by_rows(frame) == pytest.approx((3 * 0.02**2) ** 0.5 / 3)
+    assert "at most 0.0116 nats" in _by_choice(frame)
+    assert _by_choice(frame.assign(entropy_se=0.0)) == ""

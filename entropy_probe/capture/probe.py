@@ -83,11 +83,12 @@ def capture(
     measured = select_layers(names, layers)
     kept = (select_layers(names, keep) or set()) if keep else set()
     steps = None if keep_steps is None else set(keep_steps)
-    if isinstance(rows, int) and rows < 1:
-        raise InputError(f"rows must be 'all', 'auto' or at least 1, not {rows}")
+    for name, value in {"rows": rows, "multiplier_rows": multiplier_rows}.items():
+        if value not in ("all", "auto") and (type(value) is not int or value < 1):
+            raise InputError(f"{name} must be 'all', 'auto' or a number from 1, not {value!r}")
     captured = Captured()
     generator = torch.Generator().manual_seed(seed)
-    needed: dict[tuple[str, int], int] = {}
+    needed: dict[tuple[object, ...], int] = {}
 
     def measure(call: AttentionCall) -> None:
         if not captured.entered(call.forward):
@@ -97,7 +98,7 @@ def capture(
         in_time = steps is None or captured.step in steps
         keeping = call.layer in kept and call.positions is not None and in_time
         tokens = call.image_queries.stop - call.image_queries.start
-        own = (call.layer, tokens)
+        own = (call.layer, tokens, *captured.part)
 
         def learn(record: Record) -> None:
             if rows == "auto" and record.rows < tokens:
@@ -115,7 +116,7 @@ def capture(
             drawn = {n: choose_rows(call, n, generator) for n in dict.fromkeys(count for _, count, _ in plan)}
             for multiplier, count, whole in plan:
                 record = _measured(call, multiplier, drawn[count], distance and multiplier == 1.0, whole)
-                if math.isnan(record.means.entropy.sum().item()):
+                if math.isnan(record.means.entropy.sum().item()) and _hold_nan(call):
                     raise CaptureError(
                         f"the queries or keys of layer {call.layer!r} hold NaN at step {captured.step}: the model has "
                         "diverged, or its dtype overflows (try float32 or bfloat16)"
@@ -139,6 +140,11 @@ def capture(
         _report_unseen(denoiser, unseen, missing)
     elif not hooks.seen:
         warnings.warn(_nothing_seen(denoiser, ran=bool(hooks.ran)), stacklevel=3)
+
+
+def _hold_nan(call: AttentionCall) -> bool:
+    """Whether NaN in the statistics is the model's: an item that may attend to nothing at all has none either."""
+    return bool(call.query.isnan().any() or call.key.isnan().any())
 
 
 def _full_precision(device: str) -> AbstractContextManager[None]:
@@ -244,9 +250,11 @@ def _guidance(model: Any) -> Guidance:
 
 
 def _steps(model: Any) -> int:
-    """How many steps the running pipeline takes; 1 for a module that is run by itself."""
-    schedule = _schedule(model)
-    return len(schedule) if isinstance(schedule, Tensor) else 1
+    """How many steps the running pipeline takes; 1 for a denoiser that is run by itself."""
+    schedule, scheduler = _schedule(model), getattr(model, "scheduler", None)
+    if not isinstance(schedule, Tensor) or getattr(scheduler, "num_inference_steps", None) is None:
+        return 1
+    return max(1, len(schedule) - int(getattr(scheduler, "begin_index", None) or 0))
 
 
 def _schedule(model: Any) -> object:

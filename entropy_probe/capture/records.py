@@ -62,6 +62,7 @@ class _Moment:
 
     sampling: int
     step: int
+    turn: int
     timestep: float
     guidance: Guidance
     doubled: Tensor | None
@@ -101,6 +102,11 @@ class Captured(Viewed):
         """Number of the sampling step that is running."""
         return self._last.step if self._last else 0
 
+    @property
+    def part(self) -> tuple[int, int]:
+        """Which sampling is running, and which forward of its step: guidance may take two to a step."""
+        return (self._last.sampling, self._last.turn) if self._last else (0, 0)
+
     def entered(self, forward: Forward) -> bool:
         """Whether that forward has been noted."""
         return forward.number in self._moments
@@ -115,10 +121,12 @@ class Captured(Viewed):
         last = self._last
         again = last is not None and timestep > last.timestep and (schedule is None or timestep == self._first)
         if last is None or schedule is not self._schedule or again:
-            sampling, step, self._first = last.sampling + 1 if last else 0, 0, timestep
+            sampling, step, turn, self._first = last.sampling + 1 if last else 0, 0, 0, timestep
+        elif timestep == last.timestep:
+            sampling, step, turn = last.sampling, last.step, last.turn + (forward.timestep is not None)
         else:
-            sampling, step = last.sampling, last.step + (timestep != last.timestep)
-        moment = _Moment(sampling, step, timestep, guidance, forward.doubled, forward.text)
+            sampling, step, turn = last.sampling, last.step + 1, 0
+        moment = _Moment(sampling, step, turn, timestep, guidance, forward.doubled, forward.text)
         self._moments[forward.number] = self._last = moment
         self._schedule = schedule
 

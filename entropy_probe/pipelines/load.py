@@ -6,16 +6,17 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.modeling import get_state_dict_offloaded_model
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from entropy_probe.capture import find_denoiser
@@ -29,6 +30,9 @@ REFERENCES = (REFERENCE, "reference-dit")
 
 _NOT_THE_MODEL = ("dtype", "transformers_version")
 """What a configuration says of how it was loaded or saved."""
+
+_ADAPTERS = ("active_adapters", "scaling", "disable_adapters")
+"""What peft's layers say of which adapter acts, and how strongly."""
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
@@ -113,12 +117,24 @@ def fingerprint(pipeline: Any) -> str:
         told = {k: v for k, v in settings.items() if not k.startswith("_") and k not in _NOT_THE_MODEL}
         digest.update(f"{name} {type(part).__name__}".encode())
         digest.update(json.dumps(told, sort_keys=True, default=str).encode())
-        for own, values in part.state_dict().items() if isinstance(part, nn.Module) else ():
+        for own, values in _weights(part).items() if isinstance(part, nn.Module) else ():
             if type(values).__module__.startswith("torchao."):  # its tensors have no bytes of their own
                 values = values.dequantize()
             digest.update(f"{own} {tuple(values.shape)} {values.dtype}".encode())
             digest.update(values.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy())
+        for own, module in part.named_modules() if isinstance(part, nn.Module) else ():
+            if type(module).__module__.startswith("peft."):
+                digest.update(f"{own} {[getattr(module, name, None) for name in _ADAPTERS]}".encode())
     return digest.hexdigest()
+
+
+def _weights(part: nn.Module) -> Mapping[str, Tensor]:
+    """The weights and buffers, also where accelerate keeps them elsewhere between two calls."""
+    weights = part.state_dict()
+    if not any(values.is_meta for values in weights.values()):
+        return weights
+    fetched: Mapping[str, Tensor] | None = get_state_dict_offloaded_model(part)
+    return fetched or {}
 
 
 @contextmanager

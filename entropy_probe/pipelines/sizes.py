@@ -38,7 +38,7 @@ class Layer:
 
     @property
     def training_tokens(self) -> int | None:
-        """T of the scaling laws; None for cross-attention."""
+        """T of the scaling laws, in one frame; None for cross-attention."""
         return None if self.grid is None else self.grid.tokens
 
 
@@ -136,14 +136,19 @@ def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
     def stop(*_: object) -> None:
         raise _SeenError
 
+    denoiser = find_denoiser(pipeline)
+    # Perturbed-attention guidance exchanges processors while it samples, and would exchange them back at its end.
+    processors = [(module, module.processor) for module in denoiser.modules() if hasattr(module, "processor")]
     with attention_calls(pipeline, note), torch.no_grad():
-        hook = find_denoiser(pipeline).register_forward_hook(stop)
+        hook = denoiser.register_forward_hook(stop)
         try:
             pipeline(**_short(pipeline, (height, width)))
         except _SeenError:
             pipeline.maybe_free_model_hooks()
         finally:
             hook.remove()
+            for module, processor in processors:
+                module.processor = processor
     return list(found.values())
 
 
@@ -189,7 +194,11 @@ def _short(pipeline: Any, size: Size) -> dict[str, Any]:
 
 
 def training_tokens(pipeline: Any) -> dict[str, int]:
-    """T of every visual attention layer: its tokens at the training size."""
+    """T of every visual attention layer: its tokens at the training size, in one frame of a video.
+
+    For images this is the `training_tokens` of `laws.scaled`. A video's T has as many frames as its N: leave that
+    argument out, and it is taken from each call.
+    """
     return {layer.name: layer.training_tokens for layer in layers(pipeline) if layer.training_tokens is not None}
 
 

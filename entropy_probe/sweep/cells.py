@@ -78,7 +78,7 @@ class Notes:
     Attributes:
         cell: its name; a file that was given another one is known by it.
         picture: the checksum of its picture.
-        batch: names of the cells that were sampled together, which decides the last digits.
+        batch: names of the cells that were sampled together, which decides the last digits and the choice of rows.
     """
 
     cell: str

@@ -265,8 +265,8 @@ def _fill(made: Sweep, batch: int, progress: bool, shard: tuple[int, int] = (1, 
 def _begun(states: dict[Cell, State]) -> list[list[Cell]]:
     """The batches of which some cells are there and others are not.
 
-    What is sampled beside a cell decides the last digits of its records: one that was lost is sampled again in the
-    company that it had.
+    What is sampled beside a cell decides the last digits of its records, and which rows of a large picture are
+    measured: one that was lost is sampled again in the company that it had.
     """
     known = {cell.name: cell for cell in states}
     companies = dict.fromkeys(state.batch for state in states.values() if not state.fault)
