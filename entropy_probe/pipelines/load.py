@@ -121,7 +121,7 @@ def fingerprint(pipeline: Any) -> str:
             if type(values).__module__.startswith("torchao."):  # its tensors have no bytes of their own
                 values = values.dequantize()
             digest.update(f"{own} {tuple(values.shape)} {values.dtype}".encode())
-            digest.update(values.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(values.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy().data)
         for own, module in part.named_modules() if isinstance(part, nn.Module) else ():
             if type(module).__module__.startswith("peft."):
                 digest.update(f"{own} {[getattr(module, name, None) for name in _ADAPTERS]}".encode())

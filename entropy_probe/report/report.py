@@ -409,11 +409,9 @@ def _loss_table(text: str, name: str) -> pd.DataFrame:
 def _by_choice(frame: pd.DataFrame) -> str:
     """What the choice of rows adds to the errors; nothing where all were measured."""
     error = error_by_rows(frame)
-    return (
-        f", which adds a standard error of at most {math.ceil(1e4 * error) / 1e4:g} nats to the mean of a layer"
-        if error > 0
-        else ""
-    )
+    if error == 0:
+        return ""
+    return f", which adds a standard error of at most {math.ceil(1e4 * error) / 1e4:g} nats to the mean of a layer"
 
 
 def _isolated(text: str) -> str:
