@@ -20,7 +20,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from benchmarks.endurance import space, usual
-from benchmarks.measure import elsewhere, in_turns, memory_in_turns, peak, rounded
+from benchmarks.measure import elsewhere, in_turns, peak, rounded, told_in_turns
 from benchmarks.models import Sampling, pipeline
 from benchmarks.sampling import sample
 from entropy_probe import capture
@@ -74,8 +74,10 @@ def with_layers(quick: bool) -> list[dict[str, Any]]:
     for layers in (4, 16) if quick else (4, 16, 64, 256):
         ways = {name: through(layers, name == "captured") for name in ("plain", "captured")}
         seconds = in_turns(ways, 1 if quick else 8)
-        calls = {name: (layers, name == "captured") for name in ways}
-        remembered = memory_in_turns("benchmarks.growth:stack_memory", calls, 1 if quick else 3)
+        apart = {
+            name: partial(elsewhere, "benchmarks.growth:stack_memory", layers, name == "captured") for name in ways
+        }
+        remembered = told_in_turns(apart, 1 if quick else 3)
         found.append({"layers": layers, "seconds": seconds, "memory": remembered})
     return found
 
@@ -87,8 +89,11 @@ def with_steps(quick: bool) -> list[dict[str, Any]]:
         names = {"plain": "plain", "captured": "self"}
         ways = {shown: partial(sample, name, sampling) for shown, name in names.items()}
         seconds = in_turns(ways, 1 if quick else 20)
-        calls = {shown: (name, asdict(sampling)) for shown, name in names.items()}
-        remembered = memory_in_turns("benchmarks.growth:steps_memory", calls, 1 if quick else 3)
+        apart = {
+            shown: partial(elsewhere, "benchmarks.growth:steps_memory", name, asdict(sampling))
+            for shown, name in names.items()
+        }
+        remembered = told_in_turns(apart, 1 if quick else 3)
         found.append({"steps": steps, "seconds": seconds, "memory": remembered})
     return found
 

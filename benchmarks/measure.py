@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -117,14 +117,12 @@ def elsewhere(
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def memory_in_turns(
-    function: str, calls: Mapping[str, Sequence[object]], repeats: int, *, python: str | Path = sys.executable
-) -> Runs:
-    """What `elsewhere` returns for the arguments of each contender, in rounds in which all take their turn."""
-    found: Runs = {name: [] for name in calls}
+def told_in_turns(contenders: Mapping[str, Callable[[], float]], repeats: int) -> Runs:
+    """What each tells of itself, in rounds in which all take their turn: memory, in a process of its own."""
+    found: Runs = {name: [] for name in contenders}
     for _ in range(repeats):
-        for name, arguments in calls.items():
-            found[name].append(round(elsewhere(function, *arguments, python=python), 2))
+        for name, call in contenders.items():
+            found[name].append(round(call(), 2))
     return found
 
 

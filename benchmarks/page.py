@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.calls import LARGEST, ROWS, SAMPLED
 from benchmarks.measure import ratio
+from benchmarks.sampling import REMEMBERED
 from benchmarks.sampling import ROWS as ROWS_WHILE_SAMPLING
 
 Found = dict[str, dict[str, Any]]
@@ -189,7 +190,9 @@ def sampling(found: dict[str, Any]) -> str:
         ratios = [times(ratio(seconds, way, "plain")) for way in WAYS]
         rows.append([*shape, shown(median(seconds["plain"])), *ratios, len(seconds["plain"])])
         plain = median(case["memory"]["plain"])
-        sizes.append([*shape[:3], f"{plain:,.0f}", *(f"{median(case['memory'][way]) - plain:+,.1f}" for way in WAYS)])
+        sizes.append(
+            [*shape[:3], f"{plain:,.0f}", *(f"{median(case['memory'][way]) - plain:+,.1f}" for way in REMEMBERED)]
+        )
         part = case["profile"]
         around = part["measuring"] - part["kernel"]
         inside.append([*shape[:3], *(f"{100 * part[key] / part['whole']:.1f} %" for key in ("measuring", "kernel"))])
@@ -206,7 +209,7 @@ ratios are higher than those of the real one.
 Memory, MiB: what plain sampling takes at its peak beside the model, and what comes on top of it. Differences of about
 {FINEST:.0f} MiB, of either sign, are the same as none.
 
-{table(("model", "size", "N", "plain", *WAYS), sizes)}
+{table(("model", "size", "N", "plain", *REMEMBERED), sizes)}
 
 Where the time goes when all self-attention is captured exactly, as cProfile has it, of the whole sampling (the
 profiler itself adds to the Python part):

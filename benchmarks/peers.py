@@ -11,13 +11,14 @@ import sysconfig
 import venv
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import STEADY, elsewhere, in_turns, memory_in_turns, peak
+from benchmarks.measure import STEADY, elsewhere, in_turns, peak, told_in_turns
 from benchmarks.models import Sampling, pipeline
 
 ENVIRONMENTS = Path.home() / ".cache" / "entropy-probe-benchmarks"
@@ -185,6 +186,7 @@ def compared(name: str, sampling: dict[str, Any], seconds: float) -> dict[str, A
 
 
 def memory(name: str, sampling: dict[str, Any]) -> float:
+    """MiB that one sampling and what is made of it take at their peak, in a process that has sampled before."""
     work = Sampling(**sampling)
     way = {"plain": plain, "ours": ours}.get(name) or PEERS[name].way
     work()
@@ -198,19 +200,30 @@ def samplings(quick: bool) -> list[Sampling]:
 
 
 def measured(quick: bool) -> Iterator[dict[str, Any]]:
-    for name, peer in PEERS.items():
-        for sampling in map(asdict, samplings(quick)):
+    for sampling in map(asdict, samplings(quick)):
+        pythons, cases = {}, {}
+        for name, peer in PEERS.items():
             print(f"  {name}, {sampling}", flush=True)
-            case = {"peer": name, "remark": peer.remark, "tokens": Sampling(**sampling).tokens, **sampling}
+            cases[name] = {"peer": name, "remark": peer.remark, "tokens": Sampling(**sampling).tokens, **sampling}
             try:
                 python = environment(name, peer.installs)
-                took = 2 if quick else 30
-                found = elsewhere("benchmarks.peers:compared", name, sampling, took, python=python, memory=STEADY)
-                ways = {"plain": ("plain", sampling), "ours": ("ours", sampling), "peer": (name, sampling)}
-                remembered = memory_in_turns("benchmarks.peers:memory", ways, 1 if quick else 3, python=python)
-                yield {**case, **found, "memory": remembered}
+                took = 2 if quick else 20
+                cases[name] |= elsewhere(
+                    "benchmarks.peers:compared", name, sampling, took, python=python, memory=STEADY
+                )
+                pythons[name] = python
             except RuntimeError as error:
-                yield {**case, "error": str(error)}
+                cases[name]["error"] = str(error)
+        here = {"plain": sys.executable, "ours": sys.executable, **pythons}
+        apart = {
+            name: partial(elsewhere, "benchmarks.peers:memory", name, sampling, python=python)
+            for name, python in here.items()
+        }
+        memory = told_in_turns(apart, 1 if quick else 3)
+        for name, case in cases.items():
+            if name in memory:
+                case["memory"] = {"plain": memory["plain"], "ours": memory["ours"], "peer": memory[name]}
+            yield case
 
 
 def run(quick: bool) -> dict[str, Any]:

@@ -9,11 +9,11 @@ import cProfile
 import pstats
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from benchmarks.measure import in_turns, memory_in_turns, peak, rounded
+from benchmarks.measure import elsewhere, in_turns, peak, rounded, told_in_turns
 from benchmarks.models import Sampling, pipeline
 from entropy_probe import capture
 
@@ -31,6 +31,9 @@ WAYS: dict[str, Callable[[Any], AbstractContextManager[object]]] = {
     f"self, {ROWS} rows": lambda pipe: capture(pipe, layers=SELF, rows=ROWS),
 }
 
+REMEMBERED = ("self", "all layers")
+"""Those whose memory is measured: fewer rows take less."""
+
 
 def sample(name: str, sampling: Sampling) -> None:
     with WAYS[name](pipeline(sampling.model)):
@@ -38,8 +41,8 @@ def sample(name: str, sampling: Sampling) -> None:
 
 
 def memory(name: str, sampling: dict[str, Any]) -> float:
-    """MiB by which the peak of a sampling lies above a process that has sampled before."""
-    work = Sampling(**sampling)
+    """MiB that two steps take at their peak, in a process that has sampled before; growth has more steps."""
+    work = replace(Sampling(**sampling), steps=2)
     work()
     return peak(lambda: sample(name, work))
 
@@ -76,8 +79,9 @@ def measured(quick: bool) -> Iterator[dict[str, Any]]:
         print(f"  {sampling}", flush=True)
         ways = {name: partial(sample, name, sampling) for name in WAYS}
         seconds = in_turns(ways, 2 if quick else 60)
-        arguments = {name: (name, asdict(sampling)) for name in WAYS}
-        remembered = memory_in_turns("benchmarks.sampling:memory", arguments, 1 if quick else 3)
+        names = ("plain", *REMEMBERED)
+        apart = {name: partial(elsewhere, "benchmarks.sampling:memory", name, asdict(sampling)) for name in names}
+        remembered = told_in_turns(apart, 1 if quick else 3)
         yield {
             **asdict(sampling), "tokens": sampling.tokens, "seconds": seconds, "memory": remembered,
             "profile": profile(sampling),
