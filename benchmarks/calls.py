@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import elsewhere, in_turns, peak, told_in_turns
+from benchmarks.measure import apart, in_turns, peak, told_in_turns
 from entropy_probe.statistics import cpu, dense, flash, stratified_rows
 
 ROWS = 1_024
@@ -105,18 +105,17 @@ def times(case: Case, seconds: float) -> dict[str, list[float]]:
     return in_turns(attention | ways, seconds, wait=wait)
 
 
-def memory(name: str, case: dict[str, Any]) -> float:
+def memory(name: str, case: Case) -> float:
     """MiB that one call takes beside its query, key and value, in a process that has made a small one before."""
-    shape = Case(**case)
 
     def way(query: Tensor, key: Tensor, value: Tensor) -> object:
         if name == "attention":
             return F.scaled_dot_product_attention(query, key, value)
         return WAYS[name](query, key)
 
-    way(*replace(shape, tokens=2 * ROWS if name == SAMPLED else 64).tensors())
-    tensors = shape.tensors()
-    if shape.device == "cpu":
+    way(*replace(case, tokens=2 * ROWS if name == SAMPLED else 64).tensors())
+    tensors = case.tensors()
+    if case.device == "cpu":
         return peak(lambda: way(*tensors))
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -140,8 +139,8 @@ def measured(quick: bool) -> Iterator[dict[str, Any]]:
         seconds = times(case, 1 if quick else 8)
         remembered = {}
         if case in [Case(n) for n in (1024, 4096, 16384)] or case.device == "cuda":
-            apart = {name: partial(elsewhere, "benchmarks.calls:memory", name, asdict(case)) for name in seconds}
-            remembered = told_in_turns(apart, 1 if quick else 3)
+            processes = {name: partial(apart, memory, name, case) for name in seconds}
+            remembered = told_in_turns(processes, 1 if quick else 3)
         yield {**asdict(case), "seconds": seconds, "memory": remembered}
 
 

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from benchmarks.endurance import space, usual
-from benchmarks.measure import elsewhere, in_turns, peak, rounded, told_in_turns
+from benchmarks.measure import apart, elsewhere, in_turns, peak, rounded, told_in_turns
 from benchmarks.models import Sampling, pipeline
 from benchmarks.sampling import sample
 from entropy_probe import capture
@@ -62,11 +62,10 @@ def stack_memory(layers: int, captured: bool) -> float:
     return peak(through(layers, captured))
 
 
-def steps_memory(name: str, sampling: dict[str, Any]) -> float:
+def steps_memory(name: str, sampling: Sampling) -> float:
     """MiB that a sampling takes beside one of a single step."""
-    work = Sampling(**sampling)
-    sample(name, replace(work, steps=1))
-    return peak(lambda: sample(name, work))
+    sample(name, replace(sampling, steps=1))
+    return peak(lambda: sample(name, sampling))
 
 
 def with_layers(quick: bool) -> list[dict[str, Any]]:
@@ -74,10 +73,8 @@ def with_layers(quick: bool) -> list[dict[str, Any]]:
     for layers in (4, 16) if quick else (4, 16, 64, 256):
         ways = {name: through(layers, name == "captured") for name in ("plain", "captured")}
         seconds = in_turns(ways, 1 if quick else 8)
-        apart = {
-            name: partial(elsewhere, "benchmarks.growth:stack_memory", layers, name == "captured") for name in ways
-        }
-        remembered = told_in_turns(apart, 1 if quick else 3)
+        processes = {name: partial(apart, stack_memory, layers, name == "captured") for name in ways}
+        remembered = told_in_turns(processes, 1 if quick else 3)
         found.append({"layers": layers, "seconds": seconds, "memory": remembered})
     return found
 
@@ -89,11 +86,8 @@ def with_steps(quick: bool) -> list[dict[str, Any]]:
         names = {"plain": "plain", "captured": "self"}
         ways = {shown: partial(sample, name, sampling) for shown, name in names.items()}
         seconds = in_turns(ways, 1 if quick else 20)
-        apart = {
-            shown: partial(elsewhere, "benchmarks.growth:steps_memory", name, asdict(sampling))
-            for shown, name in names.items()
-        }
-        remembered = told_in_turns(apart, 1 if quick else 3)
+        processes = {shown: partial(apart, steps_memory, name, sampling) for shown, name in names.items()}
+        remembered = told_in_turns(processes, 1 if quick else 3)
         found.append({"steps": steps, "seconds": seconds, "memory": remembered})
     return found
 

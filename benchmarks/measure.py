@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import multiprocessing
+import multiprocessing.forkserver
 import os
 import platform
 import statistics
@@ -12,9 +14,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from unittest.mock import patch
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "performance"
@@ -25,6 +29,8 @@ on what happens to lie on top of its heap, and decides over a quarter of the tim
 
 ONLY_LIVE = {"MALLOC_TRIM_THRESHOLD_": str(2**17), "MALLOC_MMAP_THRESHOLD_": str(2**17)}
 """Makes glibc give every larger block back at once, so that the peak of a process is that of its tensors."""
+
+T = TypeVar("T")
 
 Runs = dict[str, list[float]]
 """What was measured of each contender, in the order of the rounds."""
@@ -86,19 +92,14 @@ def _memory(name: str) -> float:
 
 
 def elsewhere(
-    function: str,
-    *arguments: object,
-    python: str | Path = sys.executable,
-    memory: Mapping[str, str] = ONLY_LIVE,
-    patience: float | None = None,
+    function: str, *arguments: object, python: str | Path = sys.executable, patience: float | None = None
 ) -> Any:
-    """What a function, `module:name`, of these benchmarks returns in a process of its own.
+    """What a function, `module:name`, of these benchmarks returns in another interpreter, with this environment.
 
     Args:
         function: its name.
         arguments: that JSON can tell.
         python: the interpreter.
-        memory: settings of glibc, `ONLY_LIVE` or `STEADY`.
         patience: seconds after which it is given up.
 
     Raises:
@@ -106,15 +107,23 @@ def elsewhere(
     """
     command = [str(python), "-m", "benchmarks.measure", function, json.dumps(arguments)]
     try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=os.environ | memory, capture_output=True, text=True, check=False, timeout=patience
-        )
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=patience)
     except subprocess.TimeoutExpired as late:
         raise RuntimeError(f"not done within {late.timeout:.0f} seconds") from None
     if done.returncode:
         said = done.stderr.strip().splitlines()
         raise RuntimeError(said[-1] if said else f"exit code {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def apart(function: Callable[..., T], *arguments: object) -> T:
+    """What a function returns in a process of its own, under `ONLY_LIVE`, that has imported and done nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([function.__module__])
+    with patch.dict(os.environ, ONLY_LIVE):
+        multiprocessing.forkserver.ensure_running()
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as process:
+        return process.submit(function, *arguments).result()
 
 
 def told_in_turns(contenders: Mapping[str, Callable[[], float]], repeats: int) -> Runs:

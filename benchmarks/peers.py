@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measure import STEADY, elsewhere, in_turns, peak, told_in_turns
+from benchmarks.measure import apart, elsewhere, in_turns, peak, told_in_turns
 from benchmarks.models import Sampling, pipeline
 
 ENVIRONMENTS = Path.home() / ".cache" / "entropy-probe-benchmarks"
@@ -176,21 +176,22 @@ def environment(name: str, installs: tuple[tuple[str, ...], ...]) -> Path:
     return python
 
 
-def compared(name: str, sampling: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """In the environment of a peer: all three in turns, and the mean entropies that they find."""
+def compared(name: str, sampling: dict[str, Any], seconds: float, repeats: int) -> dict[str, Any]:
+    """In the environment of a peer: all three in turns, their memory, and the mean entropies that two of them find."""
     work = Sampling(**sampling)
     ways = {"plain": plain, "ours": ours, "peer": PEERS[name].way}
     found = {way: ways[way](work) for way in ("peer", "ours")}
-    times = in_turns({way: lambda way=way: ways[way](work) for way in ways}, seconds)
-    return {"seconds": times, "entropy": {way: None if value != value else value for way, value in found.items()}}
+    return {
+        "entropy": {way: None if value != value else value for way, value in found.items()},
+        "seconds": in_turns({way: partial(call, work) for way, call in ways.items()}, seconds),
+        "memory": told_in_turns({way: partial(apart, memory, call, work) for way, call in ways.items()}, repeats),
+    }
 
 
-def memory(name: str, sampling: dict[str, Any]) -> float:
+def memory(way: Callable[[Sampling], float], sampling: Sampling) -> float:
     """MiB that one sampling and what is made of it take at their peak, in a process that has sampled before."""
-    work = Sampling(**sampling)
-    way = {"plain": plain, "ours": ours}.get(name) or PEERS[name].way
-    work()
-    return peak(lambda: way(work))
+    sampling()
+    return peak(lambda: way(sampling))
 
 
 def samplings(quick: bool) -> list[Sampling]:
@@ -200,30 +201,17 @@ def samplings(quick: bool) -> list[Sampling]:
 
 
 def measured(quick: bool) -> Iterator[dict[str, Any]]:
-    for sampling in map(asdict, samplings(quick)):
-        pythons, cases = {}, {}
+    seconds, repeats = (2, 1) if quick else (20, 3)
+    for sampling in samplings(quick):
         for name, peer in PEERS.items():
             print(f"  {name}, {sampling}", flush=True)
-            cases[name] = {"peer": name, "remark": peer.remark, "tokens": Sampling(**sampling).tokens, **sampling}
+            case = {"peer": name, "remark": peer.remark, "tokens": sampling.tokens, **asdict(sampling)}
             try:
                 python = environment(name, peer.installs)
-                took = 2 if quick else 20
-                cases[name] |= elsewhere(
-                    "benchmarks.peers:compared", name, sampling, took, python=python, memory=STEADY
-                )
-                pythons[name] = python
+                arguments = (name, asdict(sampling), seconds, repeats)
+                yield case | elsewhere("benchmarks.peers:compared", *arguments, python=python)
             except RuntimeError as error:
-                cases[name]["error"] = str(error)
-        here = {"plain": sys.executable, "ours": sys.executable, **pythons}
-        apart = {
-            name: partial(elsewhere, "benchmarks.peers:memory", name, sampling, python=python)
-            for name, python in here.items()
-        }
-        memory = told_in_turns(apart, 1 if quick else 3)
-        for name, case in cases.items():
-            if name in memory:
-                case["memory"] = {"plain": memory["plain"], "ours": memory["ours"], "peer": memory[name]}
-            yield case
+                yield case | {"error": str(error)}
 
 
 def run(quick: bool) -> dict[str, Any]:

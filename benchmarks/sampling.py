@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from benchmarks.measure import elsewhere, in_turns, peak, rounded, told_in_turns
+from benchmarks.measure import apart, in_turns, peak, rounded, told_in_turns
 from benchmarks.models import Sampling, pipeline
 from entropy_probe import capture
 
@@ -40,9 +40,9 @@ def sample(name: str, sampling: Sampling) -> None:
         sampling()
 
 
-def memory(name: str, sampling: dict[str, Any]) -> float:
+def memory(name: str, sampling: Sampling) -> float:
     """MiB that two steps take at their peak, in a process that has sampled before; growth has more steps."""
-    work = replace(Sampling(**sampling), steps=2)
+    work = replace(sampling, steps=2)
     work()
     return peak(lambda: sample(name, work))
 
@@ -80,8 +80,8 @@ def measured(quick: bool) -> Iterator[dict[str, Any]]:
         ways = {name: partial(sample, name, sampling) for name in WAYS}
         seconds = in_turns(ways, 2 if quick else 60)
         names = ("plain", *REMEMBERED)
-        apart = {name: partial(elsewhere, "benchmarks.sampling:memory", name, asdict(sampling)) for name in names}
-        remembered = told_in_turns(apart, 1 if quick else 3)
+        processes = {name: partial(apart, memory, name, sampling) for name in names}
+        remembered = told_in_turns(processes, 1 if quick else 3)
         yield {
             **asdict(sampling), "tokens": sampling.tokens, "seconds": seconds, "memory": remembered,
             "profile": profile(sampling),
