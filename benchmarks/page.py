@@ -223,7 +223,7 @@ def peers(found: dict[str, Any]) -> str:
         name = f"{case['peer']} ({case['remark']})" if case["remark"] else case["peer"]
         where = [name, MODELS[case["model"]], f"{case['tokens']:,}"]
         if "error" in case:
-            failed.append([*where, f"`{case['error']}`".replace("|", "\\|")])
+            failed.append([*where, "`" + case["error"].replace("`", "'").replace("|", "\\|") + "`"])
             continue
         seconds, memory = case["seconds"], case["memory"]
         relative = [times(ratio(seconds, *pair)) for pair in (("peer", "ours"), ("peer", "plain"), ("ours", "plain"))]
