@@ -5,6 +5,7 @@ python -m benchmarks calls
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -100,9 +101,10 @@ def times(case: Case, seconds: float) -> dict[str, list[float]]:
     ways = {name: bind(way) for name, way in WAYS.items() if fits(name, case)}
     if case.device == "cuda":  # one kernel there
         ways.pop("flash, no kernel", None)
-    wait = torch.cuda.synchronize if case.device == "cuda" else (lambda: None)
     attention = {"attention": lambda: F.scaled_dot_product_attention(query, key, value)}
-    return in_turns(attention | ways, seconds, wait=wait)
+    if case.device == "cuda":
+        return in_turns(attention | ways, seconds, wait=torch.cuda.synchronize, clock=time.perf_counter)
+    return in_turns(attention | ways, seconds)
 
 
 def memory(name: str, case: Case) -> float:

@@ -9,6 +9,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -49,8 +50,9 @@ def in_turns(
     least: int = 3,
     most: int = 51,
     wait: Callable[[], object] = lambda: None,
+    clock: Callable[[], float] | None = None,
 ) -> Runs:
-    """Seconds of each, in rounds in which all take their turn, so that a slow moment of the machine hits all alike.
+    """Seconds of each, in rounds in which all take their turn, in any order, so that a slow moment hits all alike.
 
     Args:
         contenders: what is measured.
@@ -58,7 +60,10 @@ def in_turns(
         least: rounds, after one that is not counted.
         most: rounds.
         wait: until the device has done what it was given.
+        clock: `own_clock` if none.
     """
+    clock = clock or own_clock()
+    order, shuffle = list(contenders), random.Random(0).shuffle
     times: Runs = {name: [] for name in contenders}
     for call in contenders.values():
         call()
@@ -66,13 +71,21 @@ def in_turns(
     for number in range(most):
         if number >= least and time.perf_counter() - began > seconds:
             break
-        for name, call in contenders.items():
+        shuffle(order)
+        for name in order:
             wait()
-            start = time.perf_counter()
-            call()
+            start = clock()
+            contenders[name]()
             wait()
-            times[name].append(rounded(time.perf_counter() - start))
+            times[name].append(rounded(clock() - start))
     return times
+
+
+def own_clock() -> Callable[[], float]:
+    """Of the processor's time for this process, where torch has one thread: others then take none of it."""
+    import torch
+
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 def peak(work: Callable[[], object]) -> float:

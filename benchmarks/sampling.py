@@ -66,9 +66,9 @@ def samplings(quick: bool) -> list[Sampling]:
     if quick:
         return [Sampling("reference", 64, 2, 2)]
     return [
-        Sampling("reference", 64, 8, 10),
-        Sampling("reference", 128, 2, 10),
-        Sampling("reference", 256, 1, 4),
+        Sampling("reference", 64, 4, 4),
+        Sampling("reference", 128, 2, 4),
+        Sampling("reference", 256, 1, 2),
         Sampling("sd15", 256, 1, 2),
         Sampling("sd15", 512, 1, 1),
     ]
@@ -78,7 +78,7 @@ def measured(quick: bool) -> Iterator[dict[str, Any]]:
     for sampling in samplings(quick):
         print(f"  {sampling}", flush=True)
         ways = {name: partial(sample, name, sampling) for name in WAYS}
-        seconds = in_turns(ways, 2 if quick else 60)
+        seconds = in_turns(ways, 2 if quick else 45)
         names = ("plain", *REMEMBERED)
         processes = {name: partial(apart, memory, name, sampling) for name in names}
         remembered = told_in_turns(processes, 1 if quick else 3)
