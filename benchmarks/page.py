@@ -73,9 +73,9 @@ is typed by hand but the explanations.{quick}
 
 Every figure is a ratio of two medians. The contenders take turns in one process, round by round and in any order, so
 that a slow moment hits all alike. On one thread it is the processor's time of the process that counts, as other
-programs then take none of it; on several, and at start-up, it is the time on the clock. Memory is the rise of a process's peak, in a process for each contender, taking turns too;
-glibc then gives every larger block back at once, and while times are taken it keeps what it has
-(`MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_THRESHOLD_`)."""
+programs then take none of it; on several, and at start-up, it is the time on the clock. Memory is the rise of a
+process's peak, in a process for each contender, taking turns too; glibc then gives every larger block back at once,
+and while times are taken it keeps what it has (`MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_THRESHOLD_`)."""
 
 
 def machine(facts: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from benchmarks.measure import apart, in_turns, peak, rounded, told_in_turns
+from benchmarks.measure import apart, in_turns, own_clock, peak, rounded, told_in_turns
 from benchmarks.models import Sampling, pipeline
 from entropy_probe import capture
 
@@ -49,7 +49,7 @@ def memory(name: str, sampling: Sampling) -> float:
 
 def profile(sampling: Sampling) -> dict[str, float]:
     """Seconds that capturing all self-attention takes within a sampling, and those of them in the compiled kernel."""
-    profiler = cProfile.Profile()
+    profiler = cProfile.Profile(own_clock())
     profiler.runcall(sample, "self", sampling)
     found = {"whole": 0.0, "measuring": 0.0, "kernel": 0.0}
     for (file, _, name), (_, _, _, cumulative, _) in pstats.Stats(profiler).stats.items():  # type: ignore[attr-defined]
