@@ -146,5 +146,22 @@ def measured(quick: bool) -> Iterator[dict[str, Any]]:
         yield {**asdict(case), "seconds": seconds, "memory": remembered}
 
 
+def pieces(case: Case, seconds: float) -> dict[str, list[float]]:
+    """Of softmax-then-sum, one by one, beside `flash`."""
+    query, key, _ = case.tensors()
+    logits = query @ key.mT / query.shape[-1] ** 0.5
+    attention = logits.softmax(-1)
+    made: dict[str, Callable[[], object]] = {
+        "product": lambda: query @ key.mT,
+        "scale": lambda: logits / query.shape[-1] ** 0.5,
+        "softmax": lambda: logits.softmax(-1),
+        "-p ln p": lambda: torch.special.entr(attention),
+        "sum": lambda: attention.sum(-1),
+        "flash": lambda: flash(query, key),
+    }
+    return in_turns(made, seconds)
+
+
 def run(quick: bool) -> dict[str, Any]:
-    return {"cases": list(measured(quick))}
+    taken_apart = [asdict(case) | {"seconds": pieces(case, 1 if quick else 8)} for case in (Case(256), Case(1024))]
+    return {"cases": list(measured(quick)), "pieces": taken_apart}

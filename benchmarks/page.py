@@ -156,6 +156,11 @@ a call takes seconds:
 
 {times_of_calls(turned, CALLS)}
 
+What softmax-then-sum is made of, each operation as a multiple of `flash`, which takes about as long as the matrix
+product alone:
+
+{pieces_of_softmax(found["pieces"])}
+
 Extra memory of one call, MiB, beside the query, key and value that it is given:
 
 {memory_of_calls(base)}
@@ -171,6 +176,14 @@ def times_of_calls(cases: Sequence[dict[str, Any]], ways: Sequence[str]) -> str:
         shape = [f"{case['tokens']:,}", case["heads"], case["width"], case["dtype"]]
         rows.append([*shape, shown(median(seconds["attention"])), *cells, len(seconds["attention"])])
     return table(("tokens", "heads", "width", "dtype", "attention", *ways, "rounds"), rows)
+
+
+def pieces_of_softmax(cases: Sequence[dict[str, Any]]) -> str:
+    names = [name for name in cases[0]["seconds"] if name != "flash"]
+    rows = [
+        [f"{case['tokens']:,}", *(times(ratio(case["seconds"], name, "flash")) for name in names)] for case in cases
+    ]
+    return table(("tokens", *names), rows)
 
 
 def memory_of_calls(cases: Iterable[dict[str, Any]]) -> str:

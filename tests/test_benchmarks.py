@@ -72,7 +72,7 @@ def results(folder, *cases):
         "processor": "a processor", "cores": 2, "instructions": ["avx2"], "threads": 1, "gpu": None,
         "kernels": ["_cpu"], "versions": {"torch": "2"},
     }  # fmt: skip
-    kept = {"command": "", "machine": machine, "quick": False, "minutes": 1.0, "cases": cases}
+    kept = {"command": "", "machine": machine, "quick": False, "minutes": 1.0, "cases": cases, "pieces": cases[:1]}
     (folder / "calls.json").write_text(json.dumps(kept))
 
 
