@@ -27,7 +27,7 @@ from entropy_probe import capture
 from entropy_probe.report import Report
 from entropy_probe.sweep import Sweep
 
-PATIENCE = 600
+PATIENCE = 420
 """Seconds after which a report is given up."""
 
 

@@ -196,12 +196,12 @@ def memory(way: Callable[[Sampling], float], sampling: Sampling) -> float:
 
 def samplings(quick: bool) -> list[Sampling]:
     return (
-        [Sampling("reference", 64, 1, 2)] if quick else [Sampling("reference", 128, 1, 8), Sampling("sd15", 256, 1, 2)]
+        [Sampling("reference", 64, 1, 2)] if quick else [Sampling("reference", 128, 1, 4), Sampling("sd15", 256, 1, 1)]
     )
 
 
 def measured(quick: bool) -> Iterator[dict[str, Any]]:
-    seconds, repeats = (2, 1) if quick else (20, 3)
+    seconds, repeats = (2, 1) if quick else (10, 2)
     for sampling in samplings(quick):
         for name, peer in PEERS.items():
             print(f"  {name}, {sampling}", flush=True)

@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.measure import apart, in_turns, own_clock, peak, rounded, told_in_turns
 from benchmarks.models import Sampling, pipeline
 from entropy_probe import capture
+from entropy_probe.statistics import cpu
 
 ROWS = 256
 """Of every call, where rows are sampled."""
@@ -47,18 +48,29 @@ def memory(name: str, sampling: Sampling) -> float:
     return peak(lambda: sample(name, work))
 
 
-def profile(sampling: Sampling) -> dict[str, float]:
-    """Seconds that capturing all self-attention takes within a sampling, and those of them in the compiled kernel."""
+PROFILED = {
+    "opening": ("capture/probe.py", "capture"),
+    "measuring": ("capture/probe.py", "measure"),
+    "kernel": ("~", "<built-in method entropy_probe.statistics.{}.statistics>"),
+}
+"""File and name of what is looked for: walking through the modules before and after, the calls, the kernel in them."""
+
+
+def profile(name: str, sampling: Sampling) -> dict[str, float]:
+    """Seconds of a sampling, and of the parts of capturing in it."""
     profiler = cProfile.Profile(own_clock())
-    profiler.runcall(sample, "self", sampling)
-    found = {"whole": 0.0, "measuring": 0.0, "kernel": 0.0}
-    for (file, _, name), (_, _, _, cumulative, _) in pstats.Stats(profiler).stats.items():  # type: ignore[attr-defined]
-        if file.endswith("benchmarks/sampling.py") and name == "sample":
-            found["whole"] = rounded(cumulative)
-        if file.endswith("capture/probe.py") and name == "measure":
-            found["measuring"] = rounded(cumulative)
-        if "built-in method" in name and name.endswith(".statistics>"):
-            found["kernel"] = rounded(cumulative)
+    profiler.runcall(sample, name, sampling)
+    timed = pstats.Stats(profiler)
+    found = {"whole": rounded(timed.total_tt)}  # type: ignore[attr-defined]
+    for part, (ending, function) in PROFILED.items():
+        names = {function.format(kernel) for kernel in cpu.KERNELS}
+        found[part] = rounded(
+            sum(
+                cumulative
+                for (file, _, called), (_, _, _, cumulative, _) in timed.stats.items()  # type: ignore[attr-defined]
+                if file.endswith(ending) and called in names
+            )
+        )
     return found
 
 
@@ -84,7 +96,7 @@ def measured(quick: bool) -> Iterator[dict[str, Any]]:
         remembered = told_in_turns(processes, 1 if quick else 3)
         yield {
             **asdict(sampling), "tokens": sampling.tokens, "seconds": seconds, "memory": remembered,
-            "profile": profile(sampling),
+            "profile": {name: profile(name, sampling) for name in ("self", f"self, {ROWS} rows")},
         }  # fmt: skip
 
 
