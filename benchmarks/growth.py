@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
@@ -41,7 +42,7 @@ class Stack(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         for layer in self.layers:
-            tokens = tokens + layer(tokens)
+            tokens = tokens + layer(F.layer_norm(tokens, tokens.shape[-1:]))
         return tokens
 
 

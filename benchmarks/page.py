@@ -26,12 +26,12 @@ FINEST = 1.0
 
 REASONS = {
     "softmax, then sum": (
-        "ours takes as long as the one matrix product that both need, and the passes over the map that follow it are cheap "
-        "while the maps of a call stay in cache"
+        "ours takes as long as the one matrix product that both need, and the passes over the map that follow it are "
+        "cheap while the maps of a call stay in cache"
     ),
     "sampling, all self-attention": (
-        "most of measuring is the compiled kernel, and the table of pieces shows that it takes about as long as a matrix "
-        "product alone: without the tiles of AMX there is little left to gain from it"
+        "most of measuring is the compiled kernel, and the table of pieces shows that it takes about as long as a "
+        "matrix product alone: without the tiles of AMX there is little left to gain from it"
     ),
     f"sampling, {ROWS_WHILE_SAMPLING} rows": (
         "the coarser layers, of which these rows are a quarter or all, and opening the capture, which in so few steps "
