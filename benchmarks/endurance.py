@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 
 from entropy_probe.pipelines import load
-from entropy_probe.sweep import LocalEngine, Manifest, sweep
+from entropy_probe.sweep import LocalEngine, Manifest, RunDirectory, Sweep, sweep
 
 SMALL = dict(sizes=((32, 32),), steps=1, guidance_scale=4.0, multipliers=(2.0,), batch=4, progress=False)
 USUAL = dict(sizes=((32, 32), (64, 64)), steps=8, guidance_scale=4.0, progress=False)
@@ -80,13 +80,23 @@ def measure(pipeline: Any, cells: int, folder: Path) -> Endurance:
     process.join()
     tenths = tuple(float(np.interp(cells * n / 10, *seen.T)) for n in range(1, 11))
     late = seen[len(seen) // 2 :]
-    prompts = ("noto red apple", "flat pizza", "noto dog", "flat house")
-    run = sweep(pipeline, prompts=prompts, seeds=(0, 1), store=folder / "usual", **USUAL).run
-    files = sorted((run.path / "cells").iterdir())
-    records = sum(pq.read_metadata(file).num_rows for file in files)
-    tables, pictures = (sum(f.stat().st_size for f in (run.path / n).iterdir()) for n in ("cells", "images"))
+    run = usual(pipeline, folder / "usual").run
+    records, tables, pictures = space(run)
     growth = 1000 * float(np.polyfit(*late.T, 1)[0])
     return Endurance(cells, tenths, growth, records, tables / records, pictures / records)
+
+
+def usual(pipeline: Any, folder: Path) -> Sweep:
+    """A sweep as one makes it."""
+    prompts = ("noto red apple", "flat pizza", "noto dog", "flat house")
+    return sweep(pipeline, prompts=prompts, seeds=(0, 1), store=folder, **USUAL)
+
+
+def space(run: RunDirectory) -> tuple[int, int, int]:
+    """Records of a run, bytes of its tables, bytes of its pictures."""
+    records = sum(pq.read_metadata(file).num_rows for file in (run.path / "cells").iterdir())
+    tables, pictures = (sum(f.stat().st_size for f in (run.path / n).iterdir()) for n in ("cells", "images"))
+    return records, tables, pictures
 
 
 def section(found: Endurance) -> str:

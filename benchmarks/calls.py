@@ -1,0 +1,167 @@
+"""What the statistics of one attention call take beside one `scaled_dot_product_attention` on the same tensors.
+
+python -m benchmarks calls
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.measure import apart, in_turns, peak, told_in_turns
+from entropy_probe.statistics import cpu, dense, flash, stratified_rows
+
+ROWS = 1_024
+"""Of a call whose rows are sampled."""
+
+CHUNK = 1_024
+"""Rows of the map that the chunked contender writes at once."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A shape of call; one value departs from these at a time."""
+
+    tokens: int
+    heads: int = 8
+    width: int = 64
+    dtype: str = "float32"
+    device: str = "cpu"
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        torch.manual_seed(0)
+        shape, dtype = (1, self.heads, self.tokens, self.width), getattr(torch, self.dtype)
+        query, key, value = (torch.randn(shape, device=self.device).to(dtype) for _ in range(3))
+        return query, key, value
+
+
+def softmax_then_sum(query: Tensor, key: Tensor) -> Tensor:
+    """The entropy as it is usually computed: the whole map, then -sum p ln p."""
+    attention = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
+    return torch.special.entr(attention).sum(-1)
+
+
+def chunked(query: Tensor, key: Tensor) -> Tensor:
+    return torch.cat([softmax_then_sum(rows, key) for rows in query.split(CHUNK, -2)], -1)
+
+
+def without_kernel(query: Tensor, key: Tensor) -> object:
+    with patch.object(cpu, "COMPILED", False):
+        return flash(query, key)
+
+
+def sampled(query: Tensor, key: Tensor) -> object:
+    return flash(query.index_select(2, stratified_rows(query.shape[2], ROWS).to(query.device)), key)
+
+
+SAMPLED = f"flash, {ROWS:,} rows"
+
+WAYS: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "flash": flash,
+    "flash, no kernel": without_kernel,
+    SAMPLED: sampled,
+    "chunked": chunked,
+    "softmax, then sum": softmax_then_sum,
+    "dense": dense,
+}
+
+MAPS = {"softmax, then sum": 8, "dense": 58}
+"""Bytes that these hold for every logit at their peak; the others hold no map."""
+
+LARGEST = 2**32
+"""Bytes of maps above which a contender is left out."""
+
+PATIENT = 2**30
+"""Logits above which a call takes minutes, and only what is quick is measured."""
+
+
+def fits(name: str, case: Case) -> bool:
+    """Whether a contender has anything to do, room for its maps, and no minutes to take for a call."""
+    if case.tokens <= ROWS and name == SAMPLED:
+        return False
+    if case.heads * case.tokens**2 > PATIENT and name not in ("flash", SAMPLED):
+        return False
+    return MAPS.get(name, 0) * case.heads * case.tokens**2 <= LARGEST
+
+
+def times(case: Case, seconds: float) -> dict[str, list[float]]:
+    query, key, value = case.tensors()
+
+    def bind(way: Callable[[Tensor, Tensor], object]) -> Callable[[], object]:
+        return lambda: way(query, key)
+
+    ways = {name: bind(way) for name, way in WAYS.items() if fits(name, case)}
+    if case.device == "cuda":  # one kernel there
+        ways.pop("flash, no kernel", None)
+    attention = {"attention": lambda: F.scaled_dot_product_attention(query, key, value)}
+    if case.device == "cuda":
+        return in_turns(attention | ways, seconds, wait=torch.cuda.synchronize, clock=time.perf_counter)
+    return in_turns(attention | ways, seconds)
+
+
+def memory(name: str, case: Case) -> float:
+    """MiB that one call takes beside its query, key and value, in a process that has made a small one before."""
+
+    def way(query: Tensor, key: Tensor, value: Tensor) -> object:
+        if name == "attention":
+            return F.scaled_dot_product_attention(query, key, value)
+        return WAYS[name](query, key)
+
+    way(*replace(case, tokens=2 * ROWS if name == SAMPLED else 64).tensors())
+    tensors = case.tensors()
+    if case.device == "cpu":
+        return peak(lambda: way(*tensors))
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    way(*tensors)
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def cases(quick: bool) -> list[Case]:
+    sizes = (64, 256, 1024) if quick else (64, 256, 1024, 4096, 16384)
+    base = [Case(n) for n in sizes]
+    turned = [Case(1024, heads=1), Case(1024, heads=24), Case(1024, width=40), Case(1024, width=128)]
+    turned.append(Case(1024, dtype="bfloat16"))
+    long = [] if quick else [Case(2**16, heads=1)]
+    on_cuda = [replace(case, device="cuda", dtype="bfloat16") for case in base + long if torch.cuda.is_available()]
+    return base + turned + long + on_cuda
+
+
+def measured(quick: bool) -> Iterator[dict[str, Any]]:
+    for case in cases(quick):
+        print(f"  {case}", flush=True)
+        seconds = times(case, 1 if quick else 8)
+        remembered = {}
+        if case in [Case(n) for n in (1024, 4096, 16384)] or case.device == "cuda":
+            processes = {name: partial(apart, memory, name, case) for name in seconds}
+            remembered = told_in_turns(processes, 1 if quick else 3)
+        yield {**asdict(case), "seconds": seconds, "memory": remembered}
+
+
+def pieces(case: Case, seconds: float) -> dict[str, list[float]]:
+    """Of softmax-then-sum, one by one, beside `flash`."""
+    query, key, _ = case.tensors()
+    logits = query @ key.mT / query.shape[-1] ** 0.5
+    attention = logits.softmax(-1)
+    made: dict[str, Callable[[], object]] = {
+        "product": lambda: query @ key.mT,
+        "scale": lambda: logits / query.shape[-1] ** 0.5,
+        "softmax": lambda: logits.softmax(-1),
+        "-p ln p": lambda: torch.special.entr(attention),
+        "sum": lambda: attention.sum(-1),
+        "flash": lambda: flash(query, key),
+    }
+    return in_turns(made, seconds)
+
+
+def run(quick: bool) -> dict[str, Any]:
+    taken_apart = [asdict(case) | {"seconds": pieces(case, 1 if quick else 8)} for case in (Case(256), Case(1024))]
+    return {"cases": list(measured(quick)), "pieces": taken_apart}
