@@ -166,7 +166,7 @@ def refusal(path: Path) -> Iterator[None]:
         cause = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
         raise InputError(f"cannot write {path}: {cause}") from error
     except Exception as error:
-        if not _remote(path):
+        if not (_remote(path) or isinstance(error, ValueError)):  # which a name with NUL gives
             raise
         raise InputError(f"cannot write {path}: {_one_line(error)}") from error
 
