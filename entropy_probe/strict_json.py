@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +22,26 @@ T = TypeVar("T")
 def to_strict_json(value: Any) -> str:
     """A value as indented JSON text, ending in a new line; what is not a finite number is written as null."""
     return json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
+
+
+def read_bounded(path: Path) -> str:
+    """The text of a JSON file from elsewhere; of one that is too long no more than `MOST_BYTES` are read.
+
+    Raises:
+        InputError: if it cannot be read, is too long or no text.
+    """
+    content = bytearray()
+    try:
+        with path.open("rb") as file:
+            while (chunk := file.read(2**20)) and len(content) <= MOST_BYTES:  # a read of them all would take them all
+                content += chunk
+        if len(content) <= MOST_BYTES:
+            return content.decode("utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    raise InputError(f"{path} is longer than {MOST_BYTES >> 20} MiB")
 
 
 def from_strict_json(kind: type[T], text: str) -> T:

@@ -28,10 +28,9 @@ from entropy_probe.laws import Measured, from_json, resolve, to_json
 from entropy_probe.pipelines import fingerprint, load
 from entropy_probe.report import Report
 from entropy_probe.report.page import csv
-from entropy_probe.strict_json import MOST_BYTES
+from entropy_probe.strict_json import MOST_BYTES, read_bounded
 from entropy_probe.sweep import Grid, Sweep, sweep
 from entropy_probe.sweep.cells import COLUMNS
-from entropy_probe.sweep.files import read_bounded
 from entropy_probe.validation.networks import Clip
 
 SCRIPT = "<script>alert(1)</script>"
@@ -337,7 +336,7 @@ def test_of_a_file_too_long_no_more_is_read_than_the_bound(tmp_path):
     with path.open("wb") as file:
         file.truncate(3 * 2**30)
     tracemalloc.start()
-    for refused in (lambda: resolve(path), lambda: read_bounded(path, MOST_BYTES)):
+    for refused in (lambda: resolve(path), lambda: read_bounded(path)):
         with pytest.raises(InputError, match="longer than 64 MiB"):
             refused()
     assert tracemalloc.get_traced_memory()[1] < 4 * MOST_BYTES

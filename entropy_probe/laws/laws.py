@@ -19,7 +19,7 @@ import pandas as pd
 from pydantic import Field
 
 from entropy_probe.errors import InputError
-from entropy_probe.strict_json import MOST_BYTES, from_strict_json, nan_for_null, to_strict_json
+from entropy_probe.strict_json import from_strict_json, nan_for_null, read_bounded, to_strict_json
 from entropy_probe.views import Viewed
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -247,10 +247,10 @@ def resolve(law: ScalingLaw | str | Path, *, besides: Sequence[str] = ()) -> Sca
         cause = f"there is no file {str(law)!r}" if meant else f"unknown law {str(law)!r}"
         names = ", ".join([*NEEDS_NOTHING, *besides])
         raise InputError(f"{cause}: give {names}, or the JSON file of a derived law")
+    text = read_bounded(path)
     try:
-        with path.open("rb") as file:
-            return from_json(file.read(MOST_BYTES + 1).decode("utf-8"))
-    except (InputError, OSError, UnicodeDecodeError) as error:
+        return from_json(text)
+    except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 

@@ -130,22 +130,6 @@ def make_folder(path: Path) -> None:
             path.mkdir(parents=True, exist_ok=True)
 
 
-def read_bounded(path: Path, most: int) -> bytes:
-    """The content of a file from elsewhere.
-
-    Raises:
-        InputError: if it cannot be read, or is longer than `most` bytes; no more than these are read.
-    """
-    try:
-        with path.open("rb") as file:
-            content = file.read(most + 1)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    if len(content) > most:
-        raise InputError(f"{path} is longer than {most >> 20} MiB")
-    return content
-
-
 def is_temporary(path: Path) -> bool:
     """Whether a file is one that a claim or an unfinished write leaves."""
     return path.name.startswith(".") and path.suffix in (".lock", ".part")

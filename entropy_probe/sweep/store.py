@@ -17,14 +17,13 @@ from PIL import Image
 from pydantic import Field
 
 from entropy_probe.errors import InputError
-from entropy_probe.strict_json import MOST_BYTES, from_strict_json, to_strict_json
+from entropy_probe.strict_json import from_strict_json, read_bounded, to_strict_json
 from entropy_probe.sweep import cells
 from entropy_probe.sweep.cells import FORMAT
 from entropy_probe.sweep.files import (
     claim,
     is_temporary,
     make_folder,
-    read_bounded,
     refusal,
     replace_file,
     tidy,
@@ -180,7 +179,7 @@ class RunDirectory:
         found = []
         for cell in wanted:
             with suppress(InputError, ValueError, KeyError, TypeError):
-                told = json.loads(read_bounded(self.failure_path(cell), MOST_BYTES))
+                told = json.loads(read_bounded(self.failure_path(cell)))
                 found.append(" ".join(str(told["reason"]).split())[:300])
         return found
 
@@ -256,15 +255,12 @@ class RunDirectory:
         """A text file of the run.
 
         Raises:
-            InputError: if it is not there, or no text.
+            InputError: if it is not there, too long, or no text.
         """
         path = self.path / name
         if not path.exists():
             raise InputError(f"{self.path} has no {name}")
-        try:
-            return read_bounded(path, MOST_BYTES).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{self.path / name} is damaged: {error}") from error
+        return read_bounded(path)
 
     def write(self, name: str, text: str) -> Path:
         """Write a text file of the run atomically."""
