@@ -38,7 +38,7 @@ REASONS = {
         "counts for more than in a usual sampling"
     ),
     "attention-map-diffusers / ours, time": (
-        "ours cannot be below plain sampling, and the other itself takes less than five times that on this machine: see "
+        "ours cannot be below plain sampling, and the other itself takes less than five times that here: see "
         "peer / plain and ours / plain in the table of others"
     ),
     "`entropy-probe --help`": "all of it is Python's imports, of typer and rich above all",
