@@ -37,6 +37,10 @@ REASONS = {
         "the coarser layers, of which these rows are a quarter or all, and opening the capture, which in so few steps "
         "counts for more than in a usual sampling"
     ),
+    "attention-map-diffusers / ours, time": (
+        "ours cannot be below plain sampling, and the other itself takes less than five times that here: see "
+        "peer / plain and ours / plain in the table of others"
+    ),
     "`entropy-probe --help`": "all of it is Python's imports, of typer and rich above all",
 }
 """Why a goal was missed, as the profiler has it, by how its figure begins."""
@@ -268,9 +272,10 @@ def peers(found: dict[str, Any]) -> str:
 
 The entropy of every self-attention of a whole sampling of one image with guidance, for every layer, head and step,
 from the first step to the finished numbers (ours: `capture` and `frame()`). Memory is what comes on top of plain
-sampling. Each has an environment of its own above the one of the benchmarks. attention-map-diffusers is asked for
-`image->image`, all timesteps and heads, and the entropy is taken of its maps; the storing processor is the plain
-eager one that keeps its probabilities; nnsight keeps the queries' and keys' projections of a trace.
+sampling. Those that are installed have environments of their own above the one of the benchmarks.
+attention-map-diffusers is asked for `image->image`, all timesteps and heads, and the entropy is taken of its maps;
+the storing processor is the plain eager one that keeps its probabilities; nnsight keeps the queries' and keys'
+projections of a trace.
 
 {table(columns, rows)}
 

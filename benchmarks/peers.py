@@ -110,11 +110,16 @@ def nnsight_trace(sampling: Sampling) -> float:
         kept = tracer.cache(modules=wanted)
     found = []
     for name, layer in layers.items():
-        queries, keys = (kept[f"model.unet.{name}.{part}"].output for part in ("to_q", "to_k"))  # lists, one a step
+        queries, keys = (_each_step(kept[f"model.unet.{name}.{part}"].output) for part in ("to_q", "to_k"))
         for query, key in zip(queries, keys, strict=True):
             query, key = layer.head_to_batch_dim(query), layer.head_to_batch_dim(key)
             found.append(entropies(layer.get_attention_scores(query, key)))
     return mean(found)
+
+
+def _each_step(output: Tensor | list[Tensor]) -> list[Tensor]:
+    """It hands out the tensor itself where there was one step only."""
+    return output if isinstance(output, list) else [output]
 
 
 def daam(sampling: Sampling) -> float:
@@ -143,12 +148,14 @@ class Peer:
     remark: str = ""
 
 
+WORDS = "heat maps of words in place of entropies, of cross-attention to texts of 77 tokens"
+
 PEERS = {
     "attention-map-diffusers": Peer(attention_map_diffusers, (("attention-map-diffusers==1.0.0",),)),
     "storing processor": Peer(storing_processor),
     "nnsight": Peer(nnsight_trace, (("nnsight==0.8.1",),)),
-    "daam": Peer(daam, (("daam==0.2.0",),), "cross-attention only, heat maps of words in place of entropies"),
-    "daam, without its pins": Peer(daam, (("--no-deps", "daam==0.2.0"), ("spacy",)), "the same"),
+    "daam": Peer(daam, (("daam==0.2.0",),), WORDS),
+    "daam, without its pins": Peer(daam, (("--no-deps", "daam==0.2.0"), ("spacy",)), WORDS),
 }
 
 
