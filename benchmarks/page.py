@@ -76,16 +76,15 @@ def sections(found: Found) -> Iterator[str]:
 
 
 def head(found: Found) -> str:
-    parts = sorted(found, key=lambda part: found[part]["minutes"])
+    parts = sorted(found)
     where = [machine(found[part]["machine"]) for part in parts]
     told = list(dict.fromkeys(where))
     which = told[0] if len(told) == 1 else "\n".join(f"- {p}: {w}" for p, w in zip(parts, where, strict=True))
-    minutes = sum(found[part]["minutes"] for part in parts)
     quick = " **A smoke run (`--quick`): its figures mean nothing.**" if any(found[p]["quick"] for p in parts) else ""
     return f"""# What measuring costs
 
-Made by `python -m benchmarks` in {minutes:.0f} minutes, from the results in `docs/performance/`; nothing on this page
-is typed by hand but the explanations.{quick}
+Made by `python -m benchmarks`, part by part and some parts in pieces, from the results in `docs/performance/`; nothing
+on this page is typed by hand but the explanations.{quick}
 
 {which}
 
