@@ -26,7 +26,8 @@ pipeline's default size counts; a bare denoiser is told (`training_tokens`).
 
 Guidance is told apart (`branch`) whether it is one batched call, with the prompts in front or behind, or two
 calls to a step: through whole pipelines, what is called `cond` equals what runs without guidance. The order of
-Kolors, DiT, Stable Video Diffusion, HunyuanVideo 1.5, OmniGen, PRX and Stable Cascade's decoder is taken from their source. Not told apart:
+Kolors, DiT, Stable Video Diffusion, HunyuanVideo 1.5, OmniGen, PRX and
+Stable Cascade's decoder is taken from their source. Not told apart:
 guidance in more than two parts (OmniGen with an input image), perturbed-attention guidance (PAG), whose perturbed
 items count as `cond`, and Mochi, which attends once for each prompt.
 `sample` counts images or videos: frames and places of a video that are attended to apart share it. A pipeline of two
