@@ -1,6 +1,7 @@
 """The matrix: on every family, every attention is seen, named, placed and measured exactly."""
 
 import fnmatch
+import math
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +17,13 @@ from entropy_probe.errors import CaptureError
 CASES = [
     pytest.param(family, size, id=f"{family.name}-{size[0]}x{size[1]}") for family in FAMILIES for size in family.sizes
 ]
+TRAINED = 8
+"""Latent pixels along a side, in the configuration of every family that tells."""
+UNTOLD = {
+    "Stable Cascade prior", "Stable Cascade decoder", "Flux", "Flux.2", "Chroma", "Z-Image", "Qwen-Image", "PRX",
+    "OmniGen", "HiDream", "Wan", "LTX-Video", "HunyuanVideo", "HunyuanVideo 1.5", "Mochi",
+}  # fmt: skip
+"""Families whose denoiser does not tell its training size: a pipeline does, see test_real_pipelines.py."""
 TIMESTEPS = ("timestep", "timesteps", "timestep_ratio", "t")
 ONCE = [pytest.param(family, id=family.name) for family in FAMILIES]
 
@@ -120,6 +128,10 @@ def test_every_attention_is_seen_placed_and_measured(family, size):
             if attention.kind != "cross":
                 assert record.key_tokens >= image
                 assert (record.key_tokens == image) == (attention.kind == "self")
+        trained = None
+        if attention.kind in ("self", "joint") and attention.axes != "temporal" and family.name not in UNTOLD:
+            trained = frames * math.ceil(TRAINED / attention.stride) ** 2
+        assert record.training_tokens == trained, record.layer
     assert not unmatched
     given = [value for name, value in family.inputs(denoiser, *size).items() if name in TIMESTEPS]
     assert captured.frame()["timestep"].unique().tolist() == [pytest.approx(float(torch.as_tensor(given[0]).max()))]

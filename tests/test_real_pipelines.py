@@ -1,13 +1,16 @@
 """Whole pipelines of other families, from a folder on disk: `info`, capture and laws, with nothing told about them."""
 
+import copy
+import inspect
 import json
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionXLPAGPipeline
+from diffusers import StableDiffusionXLPAGPipeline, WanPipeline
 from families import FAMILIES
-from families.pipelines import PIPELINES, WHOLE, by_family, seeded, stable_cascade_decoder
+from families.pipelines import PIPELINES, WHOLE, by_family, of_family, seeded, stable_cascade_decoder
+from PIL import Image
 from typer.testing import CliRunner
 
 from entropy_probe import capture, scaled
@@ -167,3 +170,87 @@ def test_it_is_captured_and_scaled(name, pipeline):
         assert not np.array_equal(image(), plain)
     assert np.array_equal(image(), plain)
     assert {layer.kind for layer in layers(pipeline)} == set(frame["kind"])
+
+
+VIDEO_FRAMES = 9
+LATENT_FRAMES = {
+    "CogVideoX": 3, "Wan": 3, "LTX-Video": 2, "HunyuanVideo": 3, "HunyuanVideo 1.5": 3, "Mochi": 2, "Allegro": 3,
+}  # fmt: skip
+"""That one attention spans."""
+STEPS = {"Mochi": 4, "HiDream": 1}
+"""Mochi's schedule needs as many; HiDream draws a million pixels."""
+NOT_GUIDED = {"unconditional UNet", "Flux.2"}
+"""The one knows no prompt; the other is distilled, and takes its scale as an input."""
+NOT_SETTLED = {
+    "Kolors": "its small text encoder gives NaN",
+    "DiT": "its small table of classes lacks the class that stands for none",
+    "Mochi": "it attends once for each prompt",
+    "HunyuanVideo 1.5": "its small text encoder gives every prompt the same numbers",
+}
+
+
+def called(family, pipeline, guidance):
+    """The frame of a call at a guidance scale, in the words of its own signature."""
+    known = inspect.signature(pipeline.__call__).parameters
+    distilled = "true_cfg_scale" in known  # `guidance_scale` is then an input of the denoiser
+    asked = {
+        "prompt": "a red apple", "height": 64, "width": 64, "num_frames": VIDEO_FRAMES, "output_type": "latent",
+        "num_inference_steps": STEPS.get(family, 2), "guidance_scale": 3.0 if distilled else guidance,
+        "true_cfg_scale": guidance, "min_guidance_scale": guidance, "max_guidance_scale": guidance,
+        "use_resolution_binning": False, "generator": torch.Generator().manual_seed(0),
+    }  # fmt: skip
+    asked |= {"negative_prompt": "flat pizza"} if guidance > 1 else {}
+    if "prompt" not in known:
+        noise = torch.randint(256, (64, 64, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+        asked["image"] = Image.fromarray(noise.numpy())
+    with capture(pipeline, rows="all", missing="warn") as captured:
+        pipeline(**{name: value for name, value in asked.items() if name in known})
+    return captured.frame()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Sana's linear attention, and where Lumina 2 has its image
+@pytest.mark.parametrize("family", [name for name in WHOLE if name not in NOT_GUIDED | NOT_SETTLED.keys()])
+def test_what_is_called_cond_is_what_runs_without_guidance(family):
+    pipeline = seeded(lambda: by_family(family))
+    pipeline.set_progress_bar_config(disable=True)
+    guided = called(family, pipeline, 4.0)
+    alone = called(family, pipeline, 0.0 if family == "Z-Image" else 1.0)  # which guides at 1 too
+    assert set(alone["branch"]) == {"cond"}
+
+    def entropies(frame, branch):
+        return frame.loc[(frame["step"] == 0) & (frame["branch"] == branch), "entropy"].to_numpy()
+
+    expected = entropies(alone, "cond")
+    assert np.abs(entropies(guided, "cond") - expected).max() <= 2e-6
+    assert np.abs(entropies(guided, "uncond") - expected).max() > 1e-4
+    assert set(guided["sample"]) == {0}  # one image or video, however its frames and places are attended to
+    visual = guided[guided["kind"].isin(["self", "joint"])]
+    trained = {tokens * LATENT_FRAMES.get(family, 1) for tokens in TRAINED[family][1] if tokens}
+    assert set(visual["training_tokens"].dropna()) == trained
+
+
+@pytest.mark.parametrize("family", ["AnimateDiff", "Stable Video Diffusion"])
+def test_a_summary_counts_videos_not_their_frames(family):
+    denoiser = of_family(family)
+    inputs = next(own for own in FAMILIES if own.name == family).inputs(denoiser, 8, 8)
+    with torch.no_grad(), capture(denoiser) as captured:
+        denoiser(**inputs)
+    assert set(captured.summary()["images"]) == {2}
+    frame = captured.frame()
+    spatial = frame[frame["axes"] == "spatial"].groupby(["layer", "head", "sample"]).size()
+    assert set(spatial) == {3}  # frames
+
+
+def test_two_denoisers_are_refused_and_measured_one_by_one():
+    one = seeded(lambda: by_family("Wan"))
+    parts = one.components | {"transformer_2": copy.deepcopy(one.transformer)}
+    pipeline = WanPipeline(**parts, boundary_ratio=0.5)
+    pipeline.set_progress_bar_config(disable=True)
+    for context in (capture(pipeline), scaled(pipeline, "paper")):
+        with pytest.raises(InputError, match=r"pipe\.transformer and pipe\.transformer_2"), context:
+            pass
+    with capture(pipeline.transformer) as first, capture(pipeline.transformer_2) as second:
+        pipeline("a", height=64, width=64, num_frames=9, num_inference_steps=8, output_type="latent")
+    steps = [set(captured.frame()["timestep"]) for captured in (first, second)]
+    assert all(steps)
+    assert min(steps[0]) > max(steps[1])

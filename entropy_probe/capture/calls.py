@@ -42,6 +42,7 @@ class Forward:
         trained: the latents that it was trained on; None where that cannot be told.
         doubled: whether its latents are there twice, as guidance in one batch has it; None for a batch that is odd.
         text: which text it was given: guidance by two forwards gives two to a step; None without.
+        batch: items of its latents; None where that cannot be told.
     """
 
     number: int
@@ -50,6 +51,7 @@ class Forward:
     trained: Latents | None
     doubled: Tensor | None
     text: int | None
+    batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,7 @@ class AttentionHooks:
             trained=self._trained,
             doubled=_doubled(arguments),
             text=text.data_ptr() if isinstance(text, Tensor) else None,
+            batch=_batch(arguments),
         )
         self._stack.clear()
         self._joins.clear()
@@ -452,6 +455,19 @@ def _doubled(arguments: Mapping[str, Any]) -> Tensor | None:
         return None
     first, second = latents.detach().chunk(2)
     return (first == second).all()
+
+
+def _batch(arguments: Mapping[str, Any]) -> int | None:
+    """Items of the latents: of a tensor, or of the list that some families give."""
+    return next(
+        (
+            len(value)
+            for value in arguments.values()
+            if (isinstance(value, Tensor) and value.ndim > 2)
+            or (isinstance(value, list) and value and isinstance(value[0], Tensor))
+        ),
+        None,
+    )
 
 
 def _refuse_compiled(denoiser: nn.Module) -> None:

@@ -110,6 +110,9 @@ def _of_ids(ids: Tensor) -> Latents:
 def _default_latents(config: Any, pipeline: Any) -> tuple[int, int] | None:
     """Tokens, or latent pixels, along the sides of what a pipeline draws by default; None where untold."""
     pixels = default_size(pipeline)
+    multiple = getattr(getattr(pipeline, "config", None), "resolution_multiple", None)
+    if pixels is not None and multiple:  # the prior of Stable Cascade, whose latents no autoencoder of its own reads
+        return math.ceil(pixels[0] / multiple), math.ceil(pixels[1] / multiple)
     if pixels is None or not hasattr(pipeline, "vae"):
         return pixels if getattr(config, "in_channels", None) == COLOURS else None
     levels = getattr(getattr(pipeline.vae, "config", None), "block_out_channels", None)

@@ -138,8 +138,9 @@ class Captured(Viewed):
         """A row per call x batch item x head; entropies in nats, distances in image diagonals.
 
         `branch` is `uncond` or `cond`, told apart by their place in one batched call or, where a step takes two, by
-        their order: the pipelines of diffusers run the prompt first. `sample` counts the images of a batch, `sampling`
-        the runs of the pipeline. `multiplier` is the g under which the call was measured. `entropy_se` is the standard
+        their order: the pipelines of diffusers run the prompt first. `sample` counts the images, or videos, of a batch:
+        the frames, or places, of a video that are attended to apart share it. `sampling` counts the runs of the
+        pipeline. `multiplier` is the g under which the call was measured. `entropy_se` is the standard
         error of `entropy` that comes from the choice of rows, 0 where all were measured. The rows of a joint attention
         are those of its image tokens, where the model has told which these are; `image_mass`, `mass_entropy`,
         `image_entropy` and `text_entropy` then take it apart (see `statistics.PartMeans`), and are NaN elsewhere.
@@ -193,7 +194,7 @@ class Captured(Viewed):
 
         return {
             "sampling": same(moment.sampling),
-            "sample": item % part,
+            "sample": item % part // _share(record, batch),
             "step": same(moment.step),
             "timestep": same(moment.timestep),
             "branch": np.array(parts)[np.minimum(item // part, len(parts) - 1)],
@@ -277,6 +278,12 @@ class Captured(Viewed):
 def visual(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of a frame whose attention grows with the image."""
     return frame[frame["kind"].isin(VISUAL) & (frame["axes"] != "temporal")]
+
+
+def _share(record: Record, batch: int) -> int:
+    """How many items of a call belong to one image or video of the denoiser's batch, which they lie in in order."""
+    own = record.forward.batch
+    return batch // own if own and batch % own == 0 else 1
 
 
 def _to_float(timestep: Tensor | float | None) -> float:

@@ -25,9 +25,13 @@ pipeline's default size counts; a bare denoiser is told (`training_tokens`).
 {rows}
 
 Guidance is told apart (`branch`) whether it is one batched call, with the prompts in front or behind, or two
-calls to a step; this is tried through the pipelines of Stable Diffusion, PixArt and Lumina 2, the order of the
-others is taken from their source. Not told apart: guidance in more than two parts (OmniGen with an input image),
-and Mochi, which attends once for each prompt.
+calls to a step: through whole pipelines, what is called `cond` equals what runs without guidance. The order of
+Kolors, DiT, Stable Video Diffusion, HunyuanVideo 1.5, OmniGen, PRX and
+Stable Cascade's decoder is taken from their source. Not told apart:
+guidance in more than two parts (OmniGen with an input image), perturbed-attention guidance (PAG), whose perturbed
+items count as `cond`, and Mochi, which attends once for each prompt.
+`sample` counts images or videos: frames and places of a video that are attended to apart share it. A pipeline of two
+denoisers, as Wan 2.2, is refused: give each by itself, `pipe.transformer` and `pipe.transformer_2`.
 In a joint attention, where the image tokens stand is told by what the model concatenates. Its rows are then those
 of the image tokens and taken apart: `image_mass` is the share of the attention that goes to image keys,
 `image_entropy` and `text_entropy` the entropy within each part, `mass_entropy` that of the choice between them. Where
