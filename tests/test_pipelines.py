@@ -123,7 +123,7 @@ def test_another_autoencoder_tells_its_reduction_too(tiny_pipeline):
     assert training_latents(pipeline.transformer) is None
 
 
-def test_latents_without_an_autoencoder_are_no_pixels():
+def test_latents_without_an_autoencoder_are_counted_as_the_pipeline_counts_them():
     prior = StableCascadeUNet(
         in_channels=4, out_channels=4, timestep_ratio_embedding_dim=8, patch_size=1, conditioning_dim=8,
         block_out_channels=(8, 8), num_attention_heads=(2, 2), down_num_layers_per_block=(1, 1),
@@ -133,7 +133,9 @@ def test_latents_without_an_autoencoder_are_no_pixels():
     )  # fmt: skip
     pipeline = StableCascadePriorPipeline(tokenizer=None, text_encoder=None, prior=prior, scheduler=None)
     assert default_size(pipeline) == (1024, 1024)
-    assert training_latents(prior, pipeline) is None  # one to 42.67 pixels, as only the pipeline knows
+    latents = training_latents(prior, pipeline)
+    assert latents is not None
+    assert (latents.height, latents.width) == (24, 24)  # one to 42.67 pixels, as only the pipeline knows
 
 
 def test_other_weights_have_another_fingerprint(tiny_folder, tiny_pipeline):
