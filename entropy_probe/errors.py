@@ -12,4 +12,12 @@ class CaptureError(RuntimeError):
 
 
 class IncompleteError(RuntimeError):
-    """Some cells of a sweep could not be sampled; the others are on disk."""
+    """Some cells of a sweep could not be sampled; the others are on disk.
+
+    Attributes:
+        reason: why the first of them could not.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason

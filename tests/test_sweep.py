@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from entropy_probe import pipelines
 from entropy_probe.capture import capture
 from entropy_probe.errors import InputError
 from entropy_probe.laws import Kappa, Original, Paper
-from entropy_probe.sweep import Grid, RunDirectory, Sweep, extend, place, sweep
+from entropy_probe.sweep import Grid, RunDirectory, Sweep, extend, forecast, place, sweep
 from entropy_probe.sweep.grid import batches
 
 SETTINGS = dict(
@@ -218,3 +219,30 @@ def test_a_url_without_its_client_is_told_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "upath", None)  # as Python sees a package that is not installed
     with pytest.raises(InputError, match=r"s3://b/x needs a client .*: pip install '\.\[remote\]' in the clone"):
         place("s3://b/x")
+
+
+def test_a_forecast_counts_a_shard_and_measures_the_sampling_not_the_fingerprint_of_the_model(
+    tiny_pipeline, monkeypatch
+):
+    """A hash of all weights takes as long as the model is large, and comes once in a run of any length."""
+    taken = []
+
+    def noted(pipeline):
+        taken.append(pipeline)
+        return pipelines.fingerprint(pipeline)
+
+    monkeypatch.setattr(sys.modules["entropy_probe.sweep.run"], "fingerprint", noted)
+    told = forecast(tiny_pipeline, **{**SETTINGS, "seeds": range(8)}, batch=4, shard=(2, 2))
+    assert len(taken) == 1
+    assert [one.size for one in told] == [(32, 48), (64, 64)]
+    assert [(one.cells, one.batches) for one in told] == [(6, 1), (8, 2)]  # of 10 + 6, and of four times 4
+    assert all(one.seconds > 0 and one.bytes > 0 for one in told)
+
+
+def test_a_forecast_without_memory_names_the_size_and_a_remedy(tiny_pipeline, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(sys.modules["entropy_probe.sweep.sample"], "draw", full)
+    with pytest.raises(InputError, match=r"^out of memory at 32x48: no more: leave that size out"):
+        forecast(tiny_pipeline, **SETTINGS)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from entropy_probe.errors import IncompleteError, InputError
 from entropy_probe.pipelines import Size, training_size
 from entropy_probe.sweep.grid import Grid, batches, share
-from entropy_probe.sweep.run import Sweep, sweep
+from entropy_probe.sweep.run import Sweep, extend, sweep
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,15 @@ def forecast(
     cells, trained = list(grid.cells()), training_size(pipeline)
     own_batches = share(list(batches(cells, batch, trained)), *shard)
     ordered = list(dict.fromkeys(cell.size for cell in cells))
-    one: dict[str, Any] = {"prompts": prompts[:1], "seeds": seeds[:1], "progress": False, **settings}
-    _one_cell(pipeline, ordered[0], one)  # the first sampling of a process is slower than those that follow
+    # The first sampling of a process is slower than those that follow, and only it takes the fingerprint of the model.
+    first = {"prompts": prompts[:1], "sizes": ordered[:1], "seeds": [0], "progress": False, **settings}
+    begun = _or_refused(lambda: sweep(pipeline, **first))
     found = []
     for size in ordered:
         own = [part for part in own_batches if part[0].size == size]
+        another = partial(extend, begun, laws=["original"], sizes=[size], seeds=[1], progress=False)
         began = time.perf_counter()
-        made = _one_cell(pipeline, size, one)
+        made = _or_refused(another)
         seconds = time.perf_counter() - began
         cell = next(made.grid.cells())
         space = sum(path.stat().st_size for path in (made.run.cell_path(cell), made.run.image_path(cell)))
@@ -68,9 +71,8 @@ def forecast(
     return found
 
 
-def _one_cell(pipeline: Any, size: Size, settings: dict[str, Any]) -> Sweep:
+def _or_refused(sample: Callable[[], Sweep]) -> Sweep:
     try:
-        return sweep(pipeline, sizes=[size], **settings)
+        return sample()
     except IncompleteError as error:
-        reason = str(error).partition("the first ")[2].partition(";")[0]
-        raise InputError(f"{reason}: leave that size out, or go where there is more memory") from error
+        raise InputError(f"{error.reason}: leave that size out, or go where there is more memory") from error

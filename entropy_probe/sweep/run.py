@@ -94,9 +94,10 @@ class Sweep(Viewed):
             raise InputError(f"{path} was sampled from another model ({manifest.model})")
         missing = [cell for cell in grid.cells() if run.state(cell).fault]
         if failed := run.failures(missing):
-            sizes = ", ".join(sorted({format_size(cell.size) for cell in missing if run.failure_path(cell).exists()}))
+            sizes = ", ".join(map(format_size, dict.fromkeys(cell.size for cell in failed)))
+            reason = next(iter(failed.values()))
             raise InputError(
-                f"{len(failed)} of the {len(grid)} cells of {path} failed, the first {failed[0]}: run the sweep again "
+                f"{len(failed)} of the {len(grid)} cells of {path} failed, the first {reason}: run the sweep again "
                 f"where there is more memory, or without {sizes}, and it keeps what is done"
             )
         if missing:
@@ -258,7 +259,8 @@ def _fill(made: Sweep, batch: int, progress: bool, shard: tuple[int, int] = (1, 
     if failures:
         raise IncompleteError(
             f"{len(failures)} of {len(cells)} cells failed, the first {failures[0].reason}; the others are in "
-            f"{made.run.path}: the same command tries the failed ones again, where there is more memory"
+            f"{made.run.path}: the same command tries the failed ones again, where there is more memory",
+            failures[0].reason,
         )
 
 

@@ -174,13 +174,13 @@ class RunDirectory:
         """Where the reason is why a cell could not be sampled."""
         return self.path / "failed" / f"{cell.name}.json"
 
-    def failures(self, wanted: Iterable[Cell]) -> list[str]:
-        """Why some cells could not be sampled, as far as that is noted."""
-        found = []
+    def failures(self, wanted: Iterable[Cell]) -> dict[Cell, str]:
+        """Those of some cells that could not be sampled, with the reason, as far as it is noted."""
+        found = {}
         for cell in wanted:
             with suppress(InputError, ValueError, KeyError, TypeError):
                 told = json.loads(read_bounded(self.failure_path(cell)))
-                found.append(" ".join(str(told["reason"]).split())[:300])
+                found[cell] = " ".join(str(told["reason"]).split())[:300]
         return found
 
     def claim(self, wanted: Iterable[Cell], *, wait: bool) -> AbstractContextManager[bool]:
