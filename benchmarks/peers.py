@@ -45,7 +45,7 @@ def plain(sampling: Sampling) -> float:
 def ours(sampling: Sampling) -> float:
     from entropy_probe import capture
 
-    with capture(pipeline(sampling.model), layers=SELF) as captured:
+    with capture(pipeline(sampling.model), layers=SELF, rows="all") as captured:
         sampling()
     return float(captured.frame()["entropy"].mean())
 
@@ -71,7 +71,8 @@ class Storing:
         query, key, value = (attn.head_to_batch_dim(made(hidden_states)) for made in (attn.to_q, attn.to_k, attn.to_v))
         attention = attn.get_attention_scores(query, key, attention_mask)
         self.maps.append(attention)
-        return attn.to_out[0](attn.batch_to_head_dim(attention @ value))  # type: ignore[no-any-return]
+        found: Tensor = attn.to_out[0](attn.batch_to_head_dim(attention @ value))
+        return found
 
 
 def storing_processor(sampling: Sampling) -> float:

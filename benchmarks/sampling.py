@@ -26,8 +26,8 @@ SELF = "*attn1"
 
 WAYS: dict[str, Callable[[Any], AbstractContextManager[object]]] = {
     "plain": nullcontext,
-    "all layers": capture,
-    "self": lambda pipe: capture(pipe, layers=SELF),
+    "all layers": lambda pipe: capture(pipe, rows="all"),
+    "self": lambda pipe: capture(pipe, layers=SELF, rows="all"),
     f"all layers, {ROWS} rows": lambda pipe: capture(pipe, rows=ROWS),
     f"self, {ROWS} rows": lambda pipe: capture(pipe, layers=SELF, rows=ROWS),
 }
@@ -60,14 +60,14 @@ def profile(name: str, sampling: Sampling) -> dict[str, float]:
     """Seconds of a sampling, and of the parts of capturing in it."""
     profiler = cProfile.Profile(own_clock())
     profiler.runcall(sample, name, sampling)
-    timed = pstats.Stats(profiler)
-    found = {"whole": rounded(timed.total_tt)}  # type: ignore[attr-defined]
+    timed: Any = pstats.Stats(profiler)  # typeshed does not know what it holds
+    found = {"whole": rounded(timed.total_tt)}
     for part, (ending, function) in PROFILED.items():
         names = {function.format(kernel) for kernel in cpu.KERNELS}
         found[part] = rounded(
             sum(
                 cumulative
-                for (file, _, called), (_, _, _, cumulative, _) in timed.stats.items()  # type: ignore[attr-defined]
+                for (file, _, called), (_, _, _, cumulative, _) in timed.stats.items()
                 if file.endswith(ending) and called in names
             )
         )

@@ -38,7 +38,8 @@ def loaded(code: str) -> list[str]:
     """Which of the heavy libraries a process has imported when it has done something."""
     code += f"\nimport json, sys\nprint(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    return json.loads(said.splitlines()[-1])  # type: ignore[no-any-return]
+    names: list[str] = json.loads(said.splitlines()[-1])
+    return names
 
 
 def run(quick: bool) -> dict[str, Any]:
