@@ -221,6 +221,9 @@ def test_the_fingerprint_knows_how_strongly_an_adapter_acts_and_finds_weights_th
     pipeline.unet = cpu_offload(pipeline.unet, torch.device("cpu"))
     assert any(p.is_meta for p in pipeline.unet.parameters())
     assert fingerprint(pipeline) == before
+    pipeline.unet.register_parameter("own", torch.nn.Parameter(torch.zeros(3, device="meta")))
+    with pytest.raises(InputError, match="'own' of UNet2DConditionModel are not in memory"):
+        fingerprint(pipeline)
     pipeline = load(tiny_folder, device="cpu")
     pipeline.unet.add_adapter(LoraConfig(target_modules=["to_q"], init_lora_weights=False), "mine")
     found = []

@@ -29,12 +29,15 @@ TOLERANCE = 0.01
 
 
 def row_count(rows: Rows, tokens: int, needed: int) -> int:
-    """How many rows to measure of so many; all rather than more than half of them, some of which would come twice."""
+    """How many rows to measure of so many: an even number, or all.
+
+    `auto` measures all rather than more than half of them, some of which would come twice.
+    """
     if rows == "all" or (rows == "auto" and tokens <= EXACT_ROWS):
         return tokens
-    wanted = needed if rows == "auto" else rows
+    wanted, most = (needed, tokens // 2) if rows == "auto" else (rows, tokens - 1)
     wanted += wanted % 2
-    return tokens if wanted > (tokens // 2 if rows == "auto" else tokens - 1) else wanted
+    return wanted if wanted <= most else tokens
 
 
 def rows_needed(error: Float[Tensor, "batch heads"], drawn: int, steps: int) -> int:

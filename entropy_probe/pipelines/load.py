@@ -108,6 +108,9 @@ def fingerprint(pipeline: Any) -> str:
     """A hash of the configuration, weights and buffers of every part: which model a run directory belongs to.
 
     Every bit counts; a gigabyte of weights takes about a second.
+
+    Raises:
+        InputError: for weights that are kept where they cannot be read.
     """
     digest = hashlib.blake2b(digest_size=8)
     parts = getattr(pipeline, "components", None) or {"denoiser": find_denoiser(pipeline)}
@@ -130,11 +133,15 @@ def fingerprint(pipeline: Any) -> str:
 
 def _weights(part: nn.Module) -> Mapping[str, Tensor]:
     """The weights and buffers, also where accelerate keeps them elsewhere between two calls."""
-    weights = part.state_dict()
-    if not any(values.is_meta for values in weights.values()):
-        return weights
-    fetched: Mapping[str, Tensor] | None = get_state_dict_offloaded_model(part)
-    return fetched or {}
+    weights = {name: values for name, values in part.state_dict().items() if isinstance(values, Tensor)}
+    if any(values.is_meta for values in weights.values()):
+        fetched: Mapping[str, Tensor] = get_state_dict_offloaded_model(part)
+        weights = {name: fetched.get(name, values) for name, values in weights.items()}
+    if lacking := [name for name, values in weights.items() if values.is_meta]:
+        raise InputError(
+            f"the weights {lacking[0]!r} of {type(part).__name__} are not in memory: begin before they are offloaded"
+        )
+    return weights
 
 
 @contextmanager

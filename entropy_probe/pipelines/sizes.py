@@ -148,7 +148,8 @@ def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
         finally:
             hook.remove()
             for module, processor in processors:
-                module.processor = processor
+                if module.processor is not processor:
+                    module.processor = processor
     return list(found.values())
 
 

@@ -408,9 +408,9 @@ def _loss_table(text: str, name: str) -> pd.DataFrame:
 
 def _by_choice(frame: pd.DataFrame) -> str:
     """What the choice of rows adds to the errors; nothing where all were measured."""
-    error = error_by_rows(frame)
-    if error == 0:
+    if not frame["entropy_se"].any():
         return ""
+    error = error_by_rows(frame)
     return f", which adds a standard error of at most {math.ceil(1e4 * error) / 1e4:g} nats to the mean of a layer"
 
 

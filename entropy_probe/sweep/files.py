@@ -29,8 +29,7 @@ def place(where: str | Path) -> Path:
         from upath import UPath
 
         found = UPath(where, use_listings_cache=False)  # others write there too
-        found.fs  # noqa: B018 - made now, so that what is missing is known now
-        found.exists()
+        found.exists()  # asked now, so that a missing client, or a store that does not answer, is known now
     except ImportError as error:
         raise InputError(
             f"{where} needs a client that is not installed ({error}): pip install '.[remote]' in the clone of "
@@ -149,8 +148,8 @@ def refusal(path: Path) -> Iterator[None]:
     except OSError as error:
         cause = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
         raise InputError(f"cannot write {path}: {cause}") from error
-    except Exception as error:
-        if not (_remote(path) or isinstance(error, ValueError)):  # which a name with NUL gives
+    except Exception as error:  # of the client of a store; here, ValueError for a name with NUL
+        if not (_remote(path) or isinstance(error, ValueError)):
             raise
         raise InputError(f"cannot write {path}: {_one_line(error)}") from error
 
