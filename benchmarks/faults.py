@@ -39,6 +39,7 @@ from entropy_probe.fitting import derive_measured, fit
 from entropy_probe.pipelines import load
 from entropy_probe.report import Report
 from entropy_probe.sweep import Engine, RayEngine, Sweep, sweep
+from entropy_probe.sweep.files import is_temporary
 from entropy_probe.sweep.run import hardware, versions
 from entropy_probe.validation import validate_sweep
 
@@ -88,10 +89,19 @@ class Trial:
     def sweep(self, store: Path, engine: Engine | Literal["local"] = "local") -> Sweep:
         return sweep(self.pipeline, store=store, model="model", engine=engine, **GRID)
 
-    def lost(self, store: Path) -> int:
-        """Files that differ from the undisturbed run's, by name or by a bit."""
+    def lost(self, store: Path, *, litter: bool = True) -> int:
+        """Files that differ from the undisturbed run's, by name or by a bit.
+
+        Args:
+            store: a run.
+            litter: count what a killed process leaves until somebody tidies, too.
+        """
         mine, theirs = contents(store), contents(self.truth)
-        return sum(mine.get(name) != theirs.get(name) for name in mine.keys() | theirs.keys())
+        differ = {name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)}
+        lost = {name for name in differ if litter or not is_temporary(Path(name))}
+        if lost:
+            say(f"lost: {', '.join(sorted(lost))}")
+        return len(lost)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -261,7 +271,10 @@ def stage_killed(trial: Trial, folder: Path, name: str, stride: int) -> Fault:
 
 
 def peer_killed(trial: Trial, folder: Path, times: int) -> Fault:
-    """Two processes on one run; one is killed, and the other does its part too."""
+    """Two processes on one run; one is killed, and the other does its part too.
+
+    The other may have tidied while the one still held a claim: its locks are then there until the next command.
+    """
     lost = 0
     for number in range(times):
         store = folder / f"run-{number}"
@@ -269,6 +282,8 @@ def peer_killed(trial: Trial, folder: Path, times: int) -> Fault:
         victim.join(trial.random.uniform(0, trial.seconds))
         victim.kill()
         other.join()
+        lost += (other.exitcode != 0) + trial.lost(store, litter=False)
+        trial.sweep(store)
         lost += trial.lost(store)
     return Fault("one of two processes on a run killed", times, lost, "the other one does all")
 
