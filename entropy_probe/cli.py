@@ -11,7 +11,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -147,9 +147,10 @@ QUICK = Annotated[bool, typer.Option("--quick", help="A small grid, for a first 
 METRICS = Annotated[
     str,
     typer.Option(
-        autocompletion=_words("auto", "critic", "none"),
-        help="What judges the pictures: critic (knows the bundled models' drawings), the hub id or folder of a CLIP, "
-        "none, or auto: the critic for a bundled model.",
+        autocompletion=_words("auto", "critic", "inception", "efficientnet-lite0", "none"),
+        help="What judges the pictures, one or several by commas: critic (knows the bundled models' drawings), "
+        "inception, efficientnet-lite0, the hub id or folder of a CLIP or another image model of transformers; none, "
+        "or auto: the critic for a bundled model.",
     ),
 ]
 IMAGES = Annotated[
@@ -411,7 +412,7 @@ def _derive_calibrated(made: Sweep, images: Path | None, as_json: bool, say: _Sa
     epilog=_examples(
         "entropy-probe validate --out my-run",
         "entropy-probe validate --out my-run --laws paper,log,measured --metrics none",
-        "entropy-probe validate --metrics owner/clip --images my-pictures",
+        "entropy-probe validate --metrics inception,owner/clip --images my-pictures",
     ),
 )
 def validate(
@@ -863,14 +864,19 @@ def _load(model: str, device: str, dtype: str) -> Any:
 def _judge(metrics: str, images: Path | None, model: str) -> Judge | None:
     """What `--metrics` asks for."""
     from entropy_probe.pipelines import REFERENCES, quiet_libraries
-    from entropy_probe.validation import CRITIC, judge_for
+    from entropy_probe.reference import pictures as drawings
+    from entropy_probe.validation import CRITIC, WHITE, judge_for
 
     quiet_libraries()
-    known = CRITIC if model in REFERENCES else "none"
-    chosen = known if metrics == "auto" else metrics
-    if chosen == CRITIC and known != CRITIC and images is None:
+    bundled = model in REFERENCES
+    networks = [CRITIC if bundled else "none"] if metrics == "auto" else _names(metrics)
+    if networks == ["none"]:
+        return None
+    if CRITIC in networks and not bundled and images is None:
         raise InputError("the critic knows the drawings of the bundled models only: give --images, or a CLIP model")
-    return None if chosen == "none" else judge_for(chosen, images)
+    if bundled and images is None:
+        return replace(judge_for(networks, drawings()), background=WHITE)
+    return judge_for(networks, images)
 
 
 def _pictures(made: Sweep, images: Path | None) -> Pictures:
@@ -890,6 +896,7 @@ def _keep_config(made: Sweep, device: str, **settings: Any) -> None:
     from entropy_probe.config import read_config, to_yaml
     from entropy_probe.laws import LAWS
     from entropy_probe.pipelines import REFERENCES, format_size
+    from entropy_probe.validation import NAMED
 
     path = made.run.path / "config.yaml"
     before = read_config(path, _known()) if path.exists() else {}
@@ -907,7 +914,7 @@ def _keep_config(made: Sweep, device: str, **settings: Any) -> None:
     if "laws" in settings:
         settings["laws"] = [_lasting(name, LAWS) for name in _names(settings["laws"])]
     if "metrics" in settings:
-        settings["metrics"] = _lasting(settings["metrics"], ("auto", "critic", "none"))
+        settings["metrics"] = ",".join(_lasting(name, (*NAMED, "auto", "none")) for name in _names(settings["metrics"]))
     if settings.get("images"):
         settings["images"] = _lasting(settings["images"])
     kept = {name: value for name, value in {**before, **sampled, **settings}.items() if value is not None}

@@ -15,6 +15,7 @@ import pytest
 import typer
 import yaml
 from PIL import Image
+from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 import entropy_probe as ep
 from entropy_probe import cli
@@ -198,10 +199,13 @@ def test_a_law_is_calibrated_on_a_folder_of_pictures_and_validated(call, tiny_fo
     )
     assert code == 0
     assert json.loads(text)["law"] == "calibrated"
-    judged = ("--metrics", "critic", "--images", pictures)
+    ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor().save_pretrained(tmp_path / "vit")
+    judged = ("--metrics", f"critic,{tmp_path / 'vit'}", "--images", pictures)
     code, text, _ = call("validate", "--out", out, "--laws", "calibrated", "--json", "--device", "cpu", *judged)
     assert code == 0
-    assert {c["metric"] for c in json.loads(text)["quality"]["comparisons"]} >= {"text_score", "repetition"}
+    metrics = {c["metric"] for c in json.loads(text)["quality"]["comparisons"]}
+    assert metrics >= {"text_score:critic", "repetition", "kernel_distance:critic", "kernel_distance:vit"}
     assert call("report", "--out", out, "--device", "cpu")[0] == 0
     assert "Quality, alignment and defects" in (out / "report.html").read_text()
     assert call("derive", "--out", out, "--method", "magic")[0] == 2

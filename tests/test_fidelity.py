@@ -1,9 +1,25 @@
 """The distances against torchmetrics fed with pictures, and the retrieval and CLIP plumbing."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
+from PIL import Image
 from torch import nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPModel,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+    ViTMSNConfig,
+    ViTMSNModel,
+)
 
+from entropy_probe import reference
 from entropy_probe.errors import InputError
 from entropy_probe.validation.fidelity import features, frechet_distance, kernel_distance, rank_of_caption, text_score
 from entropy_probe.validation.networks import Clip, judge_for
@@ -73,7 +89,9 @@ def test_the_kernel_distance_leaves_the_random_state_alone():
         (lambda: features(Small(), []), "no pictures"),
         (lambda: features(Small(), [torch.zeros(3, 8, 8), torch.zeros(3, 8, 9)]), "mixed sizes"),
         (lambda: judge_for("no/such", None), "give a folder of them with --images"),
-        (lambda: Clip.load("./no-such-folder"), "not at hand"),
+        (lambda: judge_for([]), "at least one network"),
+        (lambda: judge_for(["critic", "critic"]), "two networks of one name: critic, critic"),
+        (lambda: judge_for(["critic", "./no-such-folder"]), "not at hand: give 'critic', 'inception'"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(call, said):
@@ -88,11 +106,14 @@ def test_score_and_rank_by_hand():
     assert rank_of_caption(pictures, captions, torch.tensor([0, 1, 0])).tolist() == [0, 2, 1]
 
 
-def test_a_clip_of_transformers_judges_as_it_does_by_itself(tmp_path):
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+@pytest.fixture
+def clip_folder(tmp_path):
+    """A small CLIP with random weights, as save_pretrained writes it."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPProcessor
 
     from entropy_probe.reference.train import build_tokenizer
 
+    torch.manual_seed(0)
     tokenizer = build_tokenizer(["noto red apple", "flat pizza"], 300)
     text = dict(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
@@ -104,16 +125,103 @@ def test_a_clip_of_transformers_judges_as_it_does_by_itself(tmp_path):
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).eval()
     size = {"shortest_edge": 32}
     processor = CLIPProcessor(CLIPImageProcessor(size=size, crop_size={"height": 32, "width": 32}), tokenizer)
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    clip = Clip.load(tmp_path)
-    drawn = torch.randint(0, 256, (3, 3, 40, 48), dtype=torch.uint8)
-    captions = ["red apple", "pizza", "flat pizza"]
-    from PIL import Image
+    model.save_pretrained(tmp_path / "clip")
+    processor.save_pretrained(tmp_path / "clip")
+    return str(tmp_path / "clip")
 
-    images = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in drawn]
+
+def images_of(drawn):
+    return [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in drawn]
+
+
+CAPTIONS = ["red apple", "pizza", "flat pizza"]
+
+
+@pytest.fixture
+def drawn():
+    return torch.randint(0, 256, (3, 3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_clip_of_transformers_judges_as_it_does_by_itself(clip_folder, drawn):
+    from transformers import CLIPProcessor
+
+    clip = judge_for(clip_folder, reference.pictures()).networks["clip"]
+    model, processor = CLIPModel.from_pretrained(clip_folder), CLIPProcessor.from_pretrained(clip_folder)
     with torch.no_grad():
-        whole = model(**processor(text=captions, images=images, return_tensors="pt", padding=True))
+        whole = model(**processor(text=CAPTIONS, images=images_of(drawn), return_tensors="pt", padding=True))
         assert torch.allclose(clip(drawn), whole.image_embeds, atol=1e-5)
-        assert torch.allclose(clip.embed_captions(captions), whole.text_embeds, atol=1e-5)
+        assert torch.allclose(clip.embed_captions(CAPTIONS), whole.text_embeds, atol=1e-5)
     assert clip.num_features == 12
+
+
+class AsTorchmetricsAsks(CLIPModel):
+    """Features as tensors: torchmetrics 1.9 does not know yet that transformers 5 returns them in an object."""
+
+    def get_image_features(self, *arguments, **named):
+        return super().get_image_features(*arguments, **named).pooler_output
+
+    def get_text_features(self, *arguments, **named):
+        return super().get_text_features(*arguments, **named).pooler_output
+
+
+def test_the_text_score_is_the_clip_score_of_torchmetrics(clip_folder, drawn):
+    from torchmetrics.multimodal import CLIPScore
+
+    clip = Clip.load(clip_folder)
+    theirs = CLIPScore(lambda: (AsTorchmetricsAsks.from_pretrained(clip_folder).eval(), clip.processor))
+    with torch.no_grad():
+        ours = text_score(features(clip, drawn), clip.embed_captions(CAPTIONS))
+    for picture, caption, score in zip(drawn, CAPTIONS, ours, strict=True):
+        assert float(theirs(picture, caption)) == pytest.approx(float(score), abs=1e-3)
+        theirs.reset()
+
+
+NARROW = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+SMALL = {
+    "vit": lambda: ViTModel(ViTConfig(**NARROW, image_size=32)),
+    "resnet": lambda: ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])),
+    "vit-msn": lambda: ViTMSNModel(ViTMSNConfig(**NARROW, image_size=32)),  # it pools nothing
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_an_image_model_of_transformers_judges_as_it_does_by_itself(tmp_path, drawn, name):
+    model, processor = SMALL[name]().eval(), ViTImageProcessor(size={"height": 32, "width": 32})
+    model.save_pretrained(tmp_path / name)
+    processor.save_pretrained(tmp_path / name)
+    network = judge_for(str(tmp_path / name), reference.pictures()).networks[name]
+    with torch.no_grad():
+        seen = model(processor(images=images_of(drawn), return_tensors="pt").pixel_values)
+        truth = seen.last_hidden_state.mean(1) if name == "vit-msn" else seen.pooler_output.flatten(1)
+        assert torch.allclose(network(drawn), truth, atol=1e-5)
+    assert network.num_features == truth.shape[1]
+
+
+def test_a_model_that_reads_is_no_judge_of_pictures(tmp_path):
+    BertModel(BertConfig(**NARROW)).save_pretrained(tmp_path / "bert")
+    ViTImageProcessor().save_pretrained(tmp_path / "bert")
+    with pytest.raises(InputError, match="takes input_ids, not pictures"):
+        judge_for(str(tmp_path / "bert"), reference.pictures())
+
+
+@pytest.mark.parametrize(
+    ("network", "package", "remedy"),
+    [
+        ("inception", "torch_fidelity", "pip install torch-fidelity"),
+        ("efficientnet-lite0", "efficientnet_lite_pytorch", r"pip install '.\[imagenet\]'"),
+    ],
+)
+def test_a_network_that_is_not_installed_is_named_with_the_remedy(network, package, remedy):
+    if find_spec(package):
+        pytest.skip(f"{package} is installed")
+    with pytest.raises(InputError, match=f"{network}' is not at hand: {remedy}"):
+        judge_for(network, reference.pictures())
+
+
+@pytest.mark.skipif(not find_spec("efficientnet_lite_pytorch"), reason="the extra imagenet is not installed")
+def test_the_classifier_of_efficientnet_reads_our_features():
+    network = judge_for("efficientnet-lite0", reference.pictures()).networks["efficientnet-lite0"]
+    square = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    with torch.no_grad():
+        logits = network.network((square.float() - 127) / 128)
+        assert torch.allclose(network.network._fc(network(square)), logits, atol=1e-4)

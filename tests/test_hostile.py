@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from entropy_probe import cli
+from entropy_probe import cli, reference
 from entropy_probe.errors import InputError
 from entropy_probe.escape import for_spreadsheet, for_terminal
 from entropy_probe.laws import Measured, from_json, resolve, to_json
@@ -31,7 +31,7 @@ from entropy_probe.report.page import csv
 from entropy_probe.strict_json import MOST_BYTES, read_bounded
 from entropy_probe.sweep import Grid, Sweep, sweep
 from entropy_probe.sweep.cells import COLUMNS
-from entropy_probe.validation.networks import Clip
+from entropy_probe.validation.networks import Clip, Vision, judge_for
 
 SCRIPT = "<script>alert(1)</script>"
 PROMPTS = (
@@ -296,9 +296,10 @@ def test_a_judge_that_brings_code_runs_none_even_where_one_would_say_yes(tiny_fo
         "config.json": {"auto_map": {"AutoConfig": "mine.Config"}, "model_type": "mine"},
     }  # fmt: skip
     (folder / where).write_text(json.dumps({**json.loads((folder / where).read_text()), **changes[where]}))
-    with contextlib.suppress(InputError):
-        Clip.load(folder)
-    assert not mark.exists()
+    for load_judge in (Clip.load, Vision.load, lambda folder: judge_for(str(folder), reference.pictures())):
+        with contextlib.suppress(InputError):
+            load_judge(folder)
+        assert not mark.exists()
 
 
 @pytest.mark.parametrize("part", ["weights beyond the first", "a buffer"])

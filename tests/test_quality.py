@@ -10,6 +10,8 @@ import entropy_probe as ep
 from entropy_probe.errors import InputError
 from entropy_probe.laws import Constant
 from entropy_probe.pipelines import to_tensor
+from entropy_probe.report.figures import quality_by_law
+from entropy_probe.report.tables import in_order, quality_table
 from entropy_probe.validation import WHITE, Judge, Outcome, quality, validate
 from entropy_probe.validation.quality import Comparison, _compare, _corrected
 
@@ -28,9 +30,18 @@ class Colours(torch.nn.Module):
         return torch.eye(3)[torch.arange(len(captions)) % 3]
 
 
+class Quarters(torch.nn.Module):
+    """Sees how bright the quarters of a picture are, and cannot read."""
+
+    num_features = 4
+
+    def forward(self, pictures):
+        return torch.nn.functional.adaptive_avg_pool2d(pictures.float().mean(1), 2).flatten(1) / 255
+
+
 @pytest.fixture(scope="module")
 def judged(tiny_pipeline):
-    judge = Judge(Colours(), ep.reference.pictures()[::60], WHITE)
+    judge = Judge({"colours": Colours()}, ep.reference.pictures()[::60], WHITE)
     return validate(
         tiny_pipeline, laws=["paper", Constant(3.0)], prompts=PROMPTS, sizes=[(32, 32), (64, 64)], seeds=[0, 1],
         steps=2, judge=judge, progress=False,
@@ -60,6 +71,30 @@ def test_the_frechet_distance_appears_where_there_are_pictures_enough(judged):
     assert "frechet_distance" in set(judged.quality.table()["metric"])  # 6 pictures, 3 features
 
 
+def test_several_networks_judge_as_each_does_alone(judged):
+    real = ep.reference.pictures()[::60]
+    both = quality(judged.sweep, Judge({"colours": Colours(), "quarters": Quarters()}, real, WHITE), progress=False)
+    alone = quality(judged.sweep, Judge({"quarters": Quarters()}, real, WHITE), progress=False)
+    assert {"text_score:colours", "kernel_distance:colours", "kernel_distance:quarters"} <= set(both.table()["metric"])
+    assert not {"text_score:quarters", "text_score"} & set(both.table()["metric"])
+    columns = ["law", "size", "value", "difference", "low", "high"]
+    for metric, network, truth in [
+        ("text_score", "colours", judged.quality),
+        ("kernel_distance", "colours", judged.quality),
+        ("kernel_distance", "quarters", alone),
+        ("frechet_distance", "quarters", alone),
+    ]:
+        here, there = both.table(), truth.table()
+        here, there = here[here["metric"] == f"{metric}:{network}"], there[there["metric"] == metric]
+        assert here[columns].reset_index(drop=True).equals(there[columns].reset_index(drop=True))
+    page = quality_table(both)["metric"]
+    assert "kernel distance by quarters (lower is better)" in set(page)
+    assert in_order(["repetition", "kernel_distance:b", "text_score:a", "kernel_distance:a"]) == [
+        "text_score:a", "repetition", "kernel_distance:a", "kernel_distance:b",
+    ]  # fmt: skip
+    assert len(quality_by_law(both).axes) >= len(set(both.table()["metric"]))
+
+
 def test_an_outcome_with_quality_survives_json(judged):
     again = Outcome.from_json(judged.sweep, judged.to_json())
     assert again.quality.comparisons == judged.quality.comparisons
@@ -72,7 +107,7 @@ def test_the_original_must_be_there(judged):
 
     alone = replace(judged.sweep, grid=replace(judged.sweep.grid, laws=judged.sweep.grid.laws[1:]))
     with pytest.raises(InputError, match="original"):
-        quality(alone, Judge(Colours(), ep.reference.pictures()[::60]), progress=False)
+        quality(alone, Judge({"colours": Colours()}, ep.reference.pictures()[::60]), progress=False)
 
 
 def test_a_shown_difference_is_named_by_the_way_that_is_better():

@@ -31,9 +31,9 @@ from entropy_probe.laws import Measured, Paper, ScalingLaw, factors
 from entropy_probe.pipelines import Size, format_size, short_name
 from entropy_probe.report.maps import EntropyMap
 from entropy_probe.report.marks import Mark, description, marks
-from entropy_probe.report.tables import METRICS, quality_against_kappa
+from entropy_probe.report.tables import quality_against_kappa, titled
 from entropy_probe.sweep import Sweep
-from entropy_probe.validation import HIGHER_IS_BETTER, Outcome, Quality
+from entropy_probe.validation import Outcome, Quality
 
 PALETTE = "colorblind"
 
@@ -481,7 +481,7 @@ def draw_loss(axes: Axes, table: pd.DataFrame, x: str, hue: str = "size") -> Non
 def _metric_panels(quality: Quality, metrics: Sequence[str] | None) -> tuple[Figure, dict[str, Axes]]:
     """A panel per metric that was measured."""
     measured = dict.fromkeys(c.metric for c in quality.comparisons)
-    shown = [metric for metric in measured if metrics is None or metric in metrics]
+    shown = [metric for metric in metrics or measured if metric in measured]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(max(5.5, 3.3 * columns), 2.9 * rows + 0.4), layout="constrained")
@@ -489,8 +489,7 @@ def _metric_panels(quality: Quality, metrics: Sequence[str] | None) -> tuple[Fig
     for axes in panels[len(shown) :]:
         axes.set_visible(False)
     for metric, axes in zip(shown, panels, strict=False):
-        better = "higher" if HIGHER_IS_BETTER[metric] else "lower"
-        axes.set_title(f"{METRICS[metric]} ({better} is better)", fontsize=9)
+        axes.set_title(titled(metric), fontsize=9)
     return figure, dict(zip(shown, panels, strict=False))
 
 

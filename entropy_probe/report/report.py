@@ -25,11 +25,11 @@ from entropy_probe.report.maps import EntropyMap, entropy_maps, map_table
 from entropy_probe.report.page import Shown
 from entropy_probe.report.pictures import chosen_prompts
 from entropy_probe.report.tables import (
-    METRICS,
     drift_table,
     entropy_table,
     error_by_rows,
     fit_table,
+    in_order,
     kappa_of,
     kappa_of_laws,
     kappa_table,
@@ -266,7 +266,7 @@ class Report:
                     section,
                     f"{caption}, same prompts and seeds. Bars are 95 % intervals of the difference from the original, "
                     "each by itself; the verdicts of the table are corrected for the number of comparisons.",
-                    partial(figures.quality_by_law, quality, sorted(metrics, key=list(METRICS).index)),
+                    partial(figures.quality_by_law, quality, in_order(metrics)),
                 )
         kappas = kappa_of_laws(outcome.sweep.grid.laws, self.frame)
         if len(outcome.sweep.grid.laws) > 2 and len(kappas):

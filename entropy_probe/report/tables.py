@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from entropy_probe.capture import Captured, visual
 from entropy_probe.fitting import Derivation, Fit
 from entropy_probe.laws import Kappa, Measured, ScalingLaw, factors
 from entropy_probe.pipelines import format_size, short_name
-from entropy_probe.validation import HIGHER_IS_BETTER, Outcome, Quality
+from entropy_probe.validation import HIGHER_IS_BETTER, Outcome, Quality, metric_and_network
 
 METRICS = {
     "text_score": "text score",
@@ -23,6 +23,19 @@ METRICS = {
     "frechet_distance": "Fréchet distance",
 }
 """The metrics as the page names them."""
+
+
+def in_order(metrics: Iterable[str]) -> list[str]:
+    """Metrics in the order in which the page shows them; those of several networks stand together."""
+    return sorted(metrics, key=lambda metric: (list(METRICS).index(metric_and_network(metric)[0]), metric))
+
+
+def titled(metric: str) -> str:
+    """A metric in words, with the network that measured it where there are several, and which way is better."""
+    base, network = metric_and_network(metric)
+    better = "higher" if HIGHER_IS_BETTER[base] else "lower"
+    return f"{METRICS[base]}{f' by {network}' if network else ''} ({better} is better)"
+
 
 UNKNOWN = "–"
 """Stands where one prompt, or one size, is too little to tell."""
@@ -164,7 +177,7 @@ def quality_table(quality: Quality) -> pd.DataFrame:
         {
             "law": c.law,
             "size, pixels": format_size(c.size),
-            "metric": f"{METRICS[c.metric]} ({'higher' if HIGHER_IS_BETTER[c.metric] else 'lower'} is better)",
+            "metric": titled(c.metric),
             "value": f"{c.value:.4g}",
             "difference": f"{c.difference:+.3g} [{c.low:+.3g}, {c.high:+.3g}]",
             "p (Holm)": f"{c.p:.2g}",

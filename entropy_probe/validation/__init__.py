@@ -2,13 +2,14 @@
 
 from entropy_probe.validation.defects import WHITE, Defects, defects
 from entropy_probe.validation.drift import Drift, entropy_drift
-from entropy_probe.validation.networks import CRITIC, Judge, judge_for
+from entropy_probe.validation.networks import CRITIC, NAMED, Judge, judge_for
 from entropy_probe.validation.outcome import Outcome, outcome_of, validate, validate_sweep
-from entropy_probe.validation.quality import HIGHER_IS_BETTER, Comparison, Quality, quality
+from entropy_probe.validation.quality import HIGHER_IS_BETTER, Comparison, Quality, metric_and_network, quality
 
 __all__ = [
     "CRITIC",
     "HIGHER_IS_BETTER",
+    "NAMED",
     "WHITE",
     "Comparison",
     "Defects",
@@ -19,6 +20,7 @@ __all__ = [
     "defects",
     "entropy_drift",
     "judge_for",
+    "metric_and_network",
     "outcome_of",
     "quality",
     "validate",

