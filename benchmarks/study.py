@@ -16,6 +16,7 @@ import typer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
+from scipy import stats
 
 from entropy_probe.fitting import calibrate, derive_gaussian, derive_measured, fit
 from entropy_probe.laws import ScalingLaw, from_json, resolve, to_json
@@ -24,7 +25,7 @@ from entropy_probe.reference import pictures, prompts
 from entropy_probe.report import figures
 from entropy_probe.report.tables import quality_table
 from entropy_probe.sweep import Sweep, extend, sweep, write_atomically
-from entropy_probe.validation import judge_for, outcome_of
+from entropy_probe.validation import Quality, judge_for, outcome_of
 from entropy_probe.validation.loss import LossCurve, loss_against_g, loss_against_kappa
 
 SIZES: list[Size] = [(32, 32), (64, 64), (96, 96), (128, 128), (64, 128)]
@@ -33,6 +34,9 @@ UNET_LEVELS = {
     "coarse (8 x 8 latents)": ("down_blocks.1*", "up_blocks.0*"),
     "middle": ("mid_block*",),
 }
+
+JUDGES = ("critic", "efficientnet-lite0")
+"""The networks that look at the pictures: one that knows the domain, and one that nobody here trained."""
 
 ROWS = 64
 """Attention rows measured per call while the pictures are drawn: drift is a mean over them."""
@@ -225,6 +229,39 @@ def drift_summary(outcome: Any) -> pd.DataFrame:
     return wide[list(dict.fromkeys(table["size"]))].reset_index()
 
 
+def opinions(quality: Quality) -> pd.DataFrame:
+    """What either network says of the kernel distance under every law, side by side."""
+    table = quality.table()
+    rows = []
+    for (law, size), own in table[table["metric"].str.startswith("kernel_distance")].groupby(
+        ["law", "size"], sort=False
+    ):
+        by_network = own.set_index("metric")
+        told = {
+            network: f"{row.difference:+.3g} [{row.low:+.3g}, {row.high:+.3g}] {row.verdict}"
+            for network in JUDGES
+            for row in [by_network.loc[f"kernel_distance:{network}"]]
+        }
+        verdicts = set(own["verdict"])
+        agree = "yes" if len(verdicts) == 1 else "opposed" if {"better", "worse"} <= verdicts else "one sees it"
+        rows.append({"law": law, "size, px": size, **told, "agree": agree})
+    return pd.DataFrame(rows)
+
+
+def agreement(quality: Quality) -> str:
+    """How alike the networks rank the laws and sizes by what changes in the kernel distance."""
+    table = quality.table()
+    wide = table[table["metric"].str.startswith("kernel_distance")].pivot(
+        index=["law", "size"], columns="metric", values="difference"
+    )
+    changed = wide[(wide != 0).any(axis=1)]
+    rank = stats.spearmanr(*(changed[f"kernel_distance:{network}"] for network in JUDGES))
+    return (
+        f"Over the {len(changed)} laws and sizes where anything changes, the changes that the two see are correlated "
+        f"by {rank.statistic:+.2f} (Spearman, p = {rank.pvalue:.2g})."
+    )
+
+
 PAGE = """# Results on `{model}`
 
 Every number and figure on this page was measured by this command:
@@ -270,6 +307,13 @@ Share of the drift that is gone, `layer` level:
 ![Quality against size](results-{model}-quality.png)
 
 {quality}
+
+## Do two networks agree?
+
+Change of the kernel distance as the critic sees it, which was made for these drawings, and as EfficientNet-Lite0 sees
+it, which was trained on the photographs of ImageNet and by nobody here. {agreement}
+
+{opinions}
 """
 
 
@@ -314,7 +358,7 @@ def main(
         pipeline, prompts=prompts()[:count], sizes=SIZES, seeds=list(range(seeds)), laws=["original"],
         store=out / "pictures", rows=ROWS, multipliers=(), **settings,
     )  # fmt: skip
-    outcome = outcome_of(extend(drawn, laws=chosen), judge_for("critic"), progress=True)
+    outcome = outcome_of(extend(drawn, laws=chosen), judge_for(JUDGES), progress=True)
     assert outcome.quality is not None
     write_atomically(out / "outcome.json", outcome.to_json().encode())
 
@@ -337,6 +381,8 @@ def main(
         drift=markdown(drift_summary(outcome)),
         verdict="\n".join(f"- {sentence}" for sentence in outcome.quality.verdict()),
         quality=markdown(quality_table(outcome.quality)),
+        agreement=agreement(outcome.quality),
+        opinions=markdown(opinions(outcome.quality)),
     )
     path = docs / f"results-{model}.md"
     path.write_text(page)

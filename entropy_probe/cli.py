@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import re
 import shlex
@@ -379,6 +380,40 @@ def derive(
         sys.stdout.write(path.read_text())
     say(_table(_layer_rows(derivation.kappa)))
     say(f"law written to {path}")
+
+
+@app.command(
+    epilog=_examples(
+        "entropy-probe loss --out my-run",
+        "entropy-probe loss --out my-run --images my-pictures --multipliers 0.7,0.85,1.2,1.5",
+    ),
+)
+def loss(
+    out: OUT = DEFAULT_OUT,
+    model: STAGE_MODEL = None,
+    images: IMAGES = None,
+    multipliers: Annotated[
+        str, typer.Option(help="Values of g at which the loss is measured, besides 1.")
+    ] = "0.6,0.75,0.9,1.1,1.25,1.5,2",
+    device: DEVICE = "auto",
+    as_json: JSON = False,
+    quiet: QUIET = False,
+    config: CONFIG = None,
+) -> None:
+    """Measure the denoising loss on true pictures against g: the factor that the model's own objective asks for."""
+    from entropy_probe.strict_json import to_strict_json
+    from entropy_probe.validation.loss import loss_against_g
+
+    say = _Say(quiet or as_json)
+    tried = _parse_multipliers(multipliers)
+    made = _open(out, model, device)
+    curve = loss_against_g(made.pipeline, _pictures(made, images), made.grid.sizes, tried, progress=say.progress)
+    path = made.run.write("loss-g.json", to_strict_json(curve.table().to_dict("records")))
+    if as_json:
+        sys.stdout.write(path.read_text())
+    best = curve.best().set_index("size").map("{:.2f}".format).reset_index()
+    say(_table(best.rename(columns={"g": "g of least loss"}).to_dict("records")))
+    say(f"loss written to {path}: entropy-probe report draws it")
 
 
 def _derive_gaussian(out: str, as_json: bool, say: _Say) -> None:
@@ -1016,6 +1051,16 @@ def _parse_rows(text: str) -> Any:
     if not (rows := _counted(text)):
         raise InputError(f"rows must be all, auto or a number from 1, not {text[:100]!r}")
     return rows
+
+
+def _parse_multipliers(text: str) -> list[float]:
+    try:
+        values = [float(part) for part in _names(text)]
+    except ValueError:
+        values = []
+    if not values or not all(0 <= value < math.inf for value in values):
+        raise InputError(f"multipliers are numbers of 0 or more by commas, such as 0.7,1.5, not {text!r:.100}")
+    return values
 
 
 def _counted(text: str) -> int | None:

@@ -206,8 +206,18 @@ def test_a_law_is_calibrated_on_a_folder_of_pictures_and_validated(call, tiny_fo
     assert code == 0
     metrics = {c["metric"] for c in json.loads(text)["quality"]["comparisons"]}
     assert metrics >= {"text_score:critic", "repetition", "kernel_distance:critic", "kernel_distance:vit"}
+    losses = ("loss", "--out", out, "--device", "cpu", "--multipliers", "0.5,2")
+    assert "--images" in call(*losses)[2]
+    code, text, _ = call(*losses, "--images", pictures, "--json")
+    assert code == 0
+    assert {(row["size"], row["g"]) for row in json.loads(text)} == {(s, g) for s in ("32", "64") for g in (0.5, 1, 2)}
+    assert all(row["change"] == 0 for row in json.loads(text) if row["g"] == 1)
+    for wrong in ("", "a", "-1", "nan"):
+        assert call(*losses[:-1], wrong, "--images", pictures)[2].startswith("error: multipliers are numbers")
     assert call("report", "--out", out, "--device", "cpu")[0] == 0
-    assert "Quality, alignment and defects" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "Quality, alignment and defects" in page
+    assert "The denoising loss" in page
     assert call("derive", "--out", out, "--method", "magic")[0] == 2
 
 

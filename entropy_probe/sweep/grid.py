@@ -133,8 +133,21 @@ class Grid:
     def cells(self) -> Iterator[Cell]:
         """Small sizes first, so that the time left is soon known and the cheap half is soon safe."""
         sizes = sorted(self.sizes, key=lambda s: s[0] * s[1])
-        for law, size, prompt, seed in itertools.product(self.laws, sizes, self.prompts, self.seeds):
-            yield Cell(prompt, size, seed, law.name, law_id(law))
+        laws = [(law.name, law_id(law)) for law in self.laws]
+        for (law, identity), size, prompt, seed in itertools.product(laws, sizes, self.prompts, self.seeds):
+            yield Cell(prompt, size, seed, law, identity)
+
+    def cell(self, prompt: str, size: Size, seed: int, law: str) -> Cell:
+        """One of the cells.
+
+        Raises:
+            InputError: if there is no such one.
+        """
+        named = next((own for own in self.laws if own.name == law), None)
+        if named is None or prompt not in self.prompts or size not in self.sizes or seed not in self.seeds:
+            where = f"{prompt!r}, {size[0]}x{size[1]}, seed {seed}, law {law!r}"
+            raise InputError(f"the sweep has no cell {where}")
+        return Cell(prompt, size, seed, law, law_id(named))
 
 
 _Side = Annotated[int, Field(ge=1, le=2**20)]

@@ -113,11 +113,9 @@ class Sweep(Viewed):
         Raises:
             InputError: if the grid has no such cell.
         """
-        for cell in self.grid.cells():
-            if (cell.prompt, cell.size, cell.seed, cell.law) == (prompt, size, seed, law):
-                with Image.open(io.BytesIO(self.run.image_path(cell).read_bytes())) as image:
-                    return image.convert("RGB")
-        raise InputError(f"the sweep has no cell {prompt!r}, {format_size(size)}, seed {seed}, law {law!r}")
+        path = self.run.image_path(self.grid.cell(prompt, size, seed, law))
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            return image.convert("RGB")
 
 
 def sweep(
