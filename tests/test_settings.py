@@ -1,11 +1,14 @@
 """Every way a model is run: the image stays the same to the bit, and every attention layer is seen."""
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload, cpu_offload_with_hook, disk_offload
+from accelerate.hooks import remove_hook_from_module
 from diffusers import (
     ControlNetModel,
     StableDiffusionAdapterPipeline,
@@ -96,6 +99,58 @@ def test_a_setting_of_the_model_changes_nothing(tiny_pipeline, sample, prepare, 
     first = there["step"] == 0  # what rounding moves grows from step to step
     moved = (here["entropy"] - there["entropy"])[first].abs().max()
     assert moved > ROUNDING if moves is None else moved <= moves
+
+
+def one_by_one(unet, folder):
+    """As `enable_sequential_cpu_offload` does, whose weights are there for the module that runs alone."""
+    cpu_offload(unet, execution_device=torch.device("cpu"))
+
+
+def as_a_whole(unet, folder):
+    """As `enable_model_cpu_offload` does."""
+    cpu_offload_with_hook(unet, execution_device=torch.device("cpu"))
+
+
+def from_disk(unet, folder):
+    disk_offload(unet, folder, execution_device=torch.device("cpu"))
+
+
+def state(unet):
+    """What hooks of any make leave on a model, and where its weights are."""
+    return {
+        name: (
+            list(module._forward_pre_hooks.values()),
+            list(module._forward_hooks.values()),
+            module.__dict__.get("forward"),
+            module.__dict__.get("_hf_hook"),
+            [(key, parameter.device) for key, parameter in module.named_parameters(recurse=False)],
+        )
+        for name, module in unet.named_modules()
+    }
+
+
+@pytest.mark.parametrize("offload", [one_by_one, as_a_whole, from_disk])
+def test_accelerates_offloading_around_our_hooks(tiny_pipeline, sample, tmp_path, offload):
+    unet, weights = tiny_pipeline.unet, copy.deepcopy(tiny_pipeline.unet.state_dict())
+    plain = sample()
+    with capture(tiny_pipeline) as usual:
+        sample()
+    with scaled(tiny_pipeline, "paper"):
+        larger = sample((96, 64))
+    offload(unet, tmp_path)
+    before = state(unet)
+    assert all(hook is not None for _, _, _, hook, weights in before.values() if weights and offload is not as_a_whole)
+    with capture(tiny_pipeline) as captured:
+        assert all(np.array_equal(a, b) for a, b in zip(sample(), plain, strict=True))
+    assert captured.frame().equals(usual.frame())
+    with scaled(tiny_pipeline, "paper"):
+        scaled_images = sample((96, 64))
+    assert all(np.array_equal(a, b) for a, b in zip(scaled_images, larger, strict=True))
+    assert not np.array_equal(sample((96, 64))[0], larger[0])
+    assert state(unet) == before
+    remove_hook_from_module(unet, recurse=True)
+    assert all(torch.equal(weight, weights[name]) for name, weight in unet.state_dict().items())
+    assert all(np.array_equal(a, b) for a, b in zip(sample(), plain, strict=True))
 
 
 def test_gradients_flow_as_without(tiny_pipeline):
