@@ -3,6 +3,7 @@
 import copy
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from diffusers import (
 from diffusers.models.attention_dispatch import attention_backend
 from diffusers.models.attention_processor import AttnProcessor
 from families import FAMILIES
+from families.pipelines import PIPELINES, seeded
 from families.truth import eager, entropy
 from peft import LoraConfig
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -286,6 +288,64 @@ def test_captures_nest_and_two_pipelines_are_measured_at_once(tiny_pipeline, sam
     own = alone.frame()
     own = own[own["layer"].str.endswith("attn1")].reset_index(drop=True)
     assert inner.frame()["entropy"].equals(own["entropy"])
+
+
+@pytest.fixture
+def two_pipelines(tiny_pipeline):
+    """A UNet's and a transformer's, and how to sample each: with a seed, and with what is called between its steps."""
+    other = seeded(PIPELINES["Stable Diffusion 3"])
+    for pipeline in (tiny_pipeline, other):
+        pipeline.set_progress_bar_config(disable=True)
+
+    def sampled(pipeline, seed, between=None):
+        def at_the_end_of_a_step(pipeline, step, timestep, tensors):
+            if between is not None:
+                between(step)
+            return {}
+
+        return pipeline(
+            "flat pizza", height=32, width=64, num_inference_steps=3, output_type="np", guidance_scale=4.0,
+            generator=torch.Generator().manual_seed(seed), callback_on_step_end=at_the_end_of_a_step,
+        ).images  # fmt: skip
+
+    return [partial(sampled, pipeline) for pipeline in (tiny_pipeline, other)], (tiny_pipeline, other)
+
+
+def alone(sampled, pipeline, seeds):
+    """The images, and the frame of a capture of that pipeline only."""
+    with capture(pipeline, rows=4) as captured:
+        images = [sampled(seed) for seed in seeds]
+    return images, captured.frame()
+
+
+def test_two_pipelines_in_turns_are_measured_as_if_alone(two_pipelines):
+    samplers, (a, b) = two_pipelines
+    (first, frame_a), (second, frame_b) = (
+        alone(sampled, p, (0, 1)) for sampled, p in zip(samplers, (a, b), strict=True)
+    )
+    with capture(a, rows=4) as of_a, capture(b, rows=4) as of_b:
+        drawn = [(samplers[0](seed), samplers[1](seed)) for seed in (0, 1)]
+    for (image_a, image_b), alone_a, alone_b in zip(drawn, first, second, strict=True):
+        assert np.array_equal(image_a, alone_a)
+        assert np.array_equal(image_b, alone_b)
+    assert set(frame_a["sampling"]) == set(frame_b["sampling"]) == {0, 1}
+    assert of_a.frame().equals(frame_a)
+    assert of_b.frame().equals(frame_b)
+
+
+@pytest.mark.parametrize("outer", [0, 1])
+def test_a_pipeline_sampled_between_the_steps_of_another(two_pipelines, outer):
+    samplers, pipelines = two_pipelines
+    inner = 1 - outer
+    image, frame = alone(samplers[outer], pipelines[outer], [0])
+    inner_images, inner_frame = alone(samplers[inner], pipelines[inner], range(3))
+    seen = []
+    with capture(pipelines[outer], rows=4) as around, capture(pipelines[inner], rows=4) as within:
+        drawn = samplers[outer](0, between=lambda step: seen.append(samplers[inner](step)))
+    assert np.array_equal(drawn, image[0])
+    assert all(np.array_equal(one, other) for one, other in zip(seen, inner_images, strict=True))
+    assert around.frame().equals(frame)
+    assert within.frame().equals(inner_frame)
 
 
 def test_two_threads_with_a_model_each(tiny_folder):
