@@ -57,6 +57,19 @@ class Forward:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where the items of a call stand in the denoiser's batch: some layers attend for a few at a time.
+
+    Attributes:
+        first: the item of the layer's batch that the call begins with.
+        share: items of the layer's batch to one of the denoiser's, the frames or places of a video; they lie in order.
+    """
+
+    first: int
+    share: int
+
+
+@dataclass(frozen=True)
 class AttentionCall:
     """One call of `scaled_dot_product_attention`, as the kernel is about to see it.
 
@@ -65,7 +78,7 @@ class AttentionCall:
         layer: name of the attention layer.
         role: what it is.
         image: which keys of a joint attention are image tokens; None where that cannot be told, and elsewhere.
-        first: which item of the denoiser's batch its own begins with: some layers attend for a few items at a time.
+        place: where its batch stands in that of the denoiser.
         query: as the model computed it.
         key: as the model computed it.
         mask: as the model gives it.
@@ -78,7 +91,7 @@ class AttentionCall:
     layer: str
     role: Role
     image: slice | None
-    first: int
+    place: Place
     query: Float[Tensor, "batch heads queries width"]
     key: Float[Tensor, "batch kv_heads keys width"]
     mask: Shaped[Tensor, "*#mask"] | None
@@ -318,7 +331,7 @@ class AttentionHooks:
             layer=running.name,
             role=own_role,
             image=self._image_keys(running.name, own_role, key.shape[2]),
-            first=self._first_item(running.name, len(query)),
+            place=self._place(running, len(query)),
             query=query,
             key=key if len(key) == len(query) else key.expand(len(query), *key.shape[1:]),
             mask=attn_mask,
@@ -335,11 +348,14 @@ class AttentionHooks:
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
 
-    def _first_item(self, layer: str, batch: int) -> int:
-        """Where a layer stands in the batch after its calls so far; one that attends to all, or in all frames, at 0."""
-        begun, own = self._items[layer], self._forward.batch
-        self._items[layer] += batch
-        return begun % own if own else 0
+    def _place(self, running: _Running, batch: int) -> Place:
+        given = running.kwargs.get("hidden_states", running.args[0] if running.args else None)
+        whole = max(batch, len(given)) if isinstance(given, Tensor) and given.ndim > 2 else batch
+        own = self._forward.batch or whole
+        share = whole // own if whole % own == 0 else 1
+        begun = self._items[running.name]
+        self._items[running.name] += batch
+        return Place(begun % (own * share), share)
 
     def _image_keys(self, layer: str, its_role: Role, keys: int) -> slice | None:
         """Where the image tokens stand in a joint attention: the model has told by what it joined to that length."""

@@ -216,7 +216,7 @@ def _record(
 ) -> Record:
     return Record(
         forward=call.forward,
-        first=call.first,
+        place=call.place,
         layer=call.layer,
         kind=call.kind,
         axes=call.axes,

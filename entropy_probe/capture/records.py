@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from entropy_probe.capture.calls import AttentionCall, Forward
+from entropy_probe.capture.calls import AttentionCall, Forward, Place
 from entropy_probe.capture.grid import TokenGrid
 from entropy_probe.capture.role import VISUAL, Axes, Kind
 from entropy_probe.errors import InputError
@@ -25,7 +25,7 @@ class Record:
     """One attention call, reduced to a value per batch item and head; tensors stay on the model's device."""
 
     forward: Forward
-    first: int
+    place: Place
     layer: str
     kind: Kind
     axes: Axes
@@ -189,7 +189,7 @@ class Captured(Viewed):
         means = record.means
         batch, heads = means.entropy.shape
         moment = self._moments[record.forward.number]
-        part, sample = _places(record.forward, record.first, batch, len(parts))
+        part, sample = _parts(record.forward, record.place, batch, len(parts))
         missing = torch.full_like(means.entropy, torch.nan)
         distance = missing if means.attention_distance is None else means.attention_distance
         split = record.split or PartMeans(missing, missing, missing, missing)
@@ -243,7 +243,7 @@ class Captured(Viewed):
             branch: `cond`, `uncond` or `perturbed`.
         """
         parts = self._branches()[call.forward.number]
-        part, _ = _places(call.forward, call.first, batch, len(parts))
+        part, _ = _parts(call.forward, call.place, batch, len(parts))
         own = [item for item in range(batch) if parts[part[item]] == branch]
         return slice(own[0], own[-1] + 1) if own else slice(batch, batch)
 
@@ -285,17 +285,12 @@ def visual(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["kind"].isin(VISUAL) & (frame["axes"] != "temporal")]
 
 
-def _places(
-    forward: Forward, first: int, batch: int, parts: int
+def _parts(
+    forward: Forward, place: Place, batch: int, parts: int
 ) -> tuple[Int[np.ndarray, " batch"], Int[np.ndarray, " batch"]]:
-    """For each item of a call, its part of the guidance and its number among the images or videos of that part.
-
-    A call may hold many items for one of the denoiser's batch, the frames or places of a video, which lie in order; or
-    a few of them at a time.
-    """
-    own = forward.batch or batch
-    item = first + np.arange(batch) // (batch // own if batch % own == 0 else 1)
-    size = max(1, own // parts)
+    """For each item of a call, its part of the guidance and its number among the images or videos of that part."""
+    item = (place.first + np.arange(batch)) // place.share
+    size = max(1, (forward.batch or batch) // parts)
     return np.minimum(item // size, parts - 1), item % size
 
 
