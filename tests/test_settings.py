@@ -155,6 +155,20 @@ def test_accelerates_offloading_around_our_hooks(tiny_pipeline, sample, tmp_path
     assert all(np.array_equal(a, b) for a, b in zip(sample(), plain, strict=True))
 
 
+def test_autocast_rounds_what_norms_have_left_in_float32():
+    family = next(family for family in FAMILIES if family.name == "Stable Diffusion 3.5")
+    denoiser = family.build()
+    inputs, maps = family.inputs(denoiser, 8, 8), []
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with capture(denoiser) as captured:
+            denoiser(**inputs)
+        with eager(denoiser, (), maps):
+            denoiser(**inputs)
+    for record, weights in zip(captured.records, maps, strict=True):
+        image = slice(0, record.tokens)  # the text stands behind
+        assert (record.means.entropy.double() - entropy(weights)[..., image].mean(-1)).abs().max() <= ROUNDING
+
+
 def test_gradients_flow_as_without(tiny_pipeline):
     latents, text = torch.randn(1, 4, 16, 16), torch.randn(1, 16, 32)
     unet = tiny_pipeline.unet

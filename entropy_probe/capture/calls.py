@@ -79,9 +79,9 @@ class AttentionCall:
         role: what it is.
         image: which keys of a joint attention are image tokens; None where that cannot be told, and elsewhere.
         place: where its batch stands in that of the denoiser.
-        query: as the model computed it.
-        key: as the model computed it.
-        mask: as the model gives it.
+        query: as the model computed it, or as autocast will round it.
+        key: as `query`.
+        mask: as the model gives it, or as autocast will round it.
         is_causal: as the model gives it.
         scale: of the logits.
         enable_gqa: as the model gives it.
@@ -332,9 +332,9 @@ class AttentionHooks:
             role=own_role,
             image=self._image_keys(running.name, own_role, key.shape[2]),
             place=self._place(running, len(query)),
-            query=query,
-            key=key if len(key) == len(query) else key.expand(len(query), *key.shape[1:]),
-            mask=attn_mask,
+            query=_as_cast(query),
+            key=_as_cast(key if len(key) == len(query) else key.expand(len(query), *key.shape[1:])),
+            mask=attn_mask if attn_mask is None else _as_cast(attn_mask),
             is_causal=is_causal,
             scale=asked,
             enable_gqa=enable_gqa,
@@ -375,6 +375,17 @@ class AttentionHooks:
             self.untold.add(layer)
             return None
         return slice(first, first + tokens)
+
+
+def _as_cast(given: Tensor) -> Tensor:
+    """What autocast makes of an argument of attention: norms leave float32, which the kernel does not get to see."""
+    device = given.device.type
+    if not torch.is_autocast_enabled(device) or given.dtype not in _CAST:
+        return given
+    return given.to(torch.get_autocast_dtype(device))
+
+
+_CAST = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class _Running(NamedTuple):

@@ -23,6 +23,8 @@ def eager(denoiser: nn.Module, hidden: Sequence[str], maps: list[Tensor]) -> Ite
     inside: list[bool] = []
 
     def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+        output = fused(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        query, key = query.to(output.dtype), key.to(output.dtype)  # in which the kernel computes, under autocast
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         if enable_gqa:
             key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
@@ -34,7 +36,7 @@ def eager(denoiser: nn.Module, hidden: Sequence[str], maps: list[Tensor]) -> Ite
             logits = (logits + added).masked_fill(barred, -torch.inf)
         if running and not inside:
             maps.append(logits.softmax(-1))
-        return fused(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        return output
 
     handles = []
     for part, now in [(denoiser, running), *((denoiser.get_submodule(name), inside) for name in hidden)]:
