@@ -71,9 +71,11 @@ def test_one_g_for_all_serves_every_layer(tiny_pipeline):
     assert found.law.multiplier("any layer", 64, 256) == pytest.approx(found.points["g"].item())
 
 
-def test_too_few_pictures_are_refused(tiny_pipeline):
+def test_too_few_pictures_and_a_law_applied_are_refused(tiny_pipeline):
     with pytest.raises(InputError, match="at least 8 pictures"):
         calibrate(tiny_pipeline, Some(4), [(32, 32)], progress=False)
+    with scaled(tiny_pipeline, "paper"), pytest.raises(InputError, match="paper law is applied"):
+        calibrate(tiny_pipeline, Some(8), [(32, 32)], progress=False)
 
 
 def test_the_change_of_a_halved_loss_is_minus_one_half():

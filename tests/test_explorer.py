@@ -98,6 +98,8 @@ def test_going_back_samples_nothing(explorer, sampled):
 def test_what_is_missing_is_said(sampled, monkeypatch):
     with pytest.raises(InputError, match="open the run with its pipeline"):
         ep.explore(replace(sampled, pipeline=None))
+    with ep.scaled(sampled.pipeline, "paper"), pytest.raises(InputError, match="paper law is applied"):
+        look(sampled, "flat pizza", (64, 96), FIRST, 0)
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     with pytest.raises(InputError, match="pip install"):
         ep.explore(sampled)

@@ -2,13 +2,12 @@
 
 import fnmatch
 import math
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from families import FAMILIES, page
+from families.truth import eager, entropy
 
 from entropy_probe import capture, scaled
 from entropy_probe.capture import attention_calls
@@ -35,40 +34,6 @@ def forward(family, denoiser, size):
     while not isinstance(output, torch.Tensor):
         output = output[0] if isinstance(output, tuple | list) else output.sample
     return output
-
-
-@contextmanager
-def eager(denoiser, hidden, maps):
-    """Attention written out, in place of torch's: the map of what a model's own processors feed it."""
-    fused = F.scaled_dot_product_attention
-    inside = []
-
-    def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
-        if enable_gqa:
-            key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-        logits = query.double() @ key.double().mT * scale
-        if is_causal:
-            attn_mask = torch.ones(logits.shape[-2:], dtype=torch.bool).tril()
-        if attn_mask is not None:
-            barred = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask <= -9000
-            added = 0.0 if attn_mask.dtype == torch.bool else attn_mask
-            logits = (logits + added).masked_fill(barred, -torch.inf)
-        if not inside:
-            maps.append(logits.softmax(-1))
-        return fused(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-
-    for name in hidden:
-        denoiser.get_submodule(name).register_forward_pre_hook(lambda *_: inside.append(True))
-        denoiser.get_submodule(name).register_forward_hook(lambda *_: inside.clear())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(F, "scaled_dot_product_attention", attend)
-        yield
-
-
-def entropy(weights):
-    """Of every row, nats."""
-    return torch.special.entr(weights).sum(-1)
 
 
 def check_entropy(record, weights, image):

@@ -3,13 +3,18 @@
 import pytest
 import torch
 from diffusers import (
+    AnimateDiffPAGPipeline,
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
     LuminaNextDiT2DModel,
+    PixArtSigmaPAGPipeline,
+    StableDiffusion3PAGPipeline,
+    StableDiffusionPAGPipeline,
 )
 from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
+from families.pipelines import PIPELINES, by_family, seeded
 
 from entropy_probe import capture, scaled
 from entropy_probe.capture import Latents, attention_calls
@@ -120,3 +125,93 @@ def test_as_many_frames_as_tokens(name):
     assert role(name, 16, 16, None, latents).axes == "temporal"
     assert role("mid_block.attentions.0.attn1", 16, 16, None, latents).axes == "spatial"
     assert role("mid_block.attentions.0.attn1", 16 * 1024, 16 * 1024, None, latents).axes == "spatio-temporal"
+
+
+PROMPTS = ["a red apple", "flat pizza"]
+KEYS = ["layer", "kind", "key_tokens", "head", "branch", "sample"]
+
+
+def first_step(pipeline, prompts, seeds, **asked):
+    """Entropies of the first step, with all rows measured, and the whole frame."""
+    pipeline.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    settings = {"num_inference_steps": 4, "height": 32, "width": 64, "output_type": "latent"} | asked
+    with capture(pipeline, rows="all") as captured:
+        pipeline(prompts, generator=generators, **settings)
+    frame = captured.frame()
+    return frame[frame["step"] == 0].groupby(KEYS)["entropy"].mean(), frame
+
+
+def test_prompts_that_are_attended_to_one_by_one_keep_their_branch_and_their_number():
+    mochi = seeded(lambda: by_family("Mochi"))
+    asked = {"num_frames": 9, "negative_prompt": ["flat", "red pizza"], "height": 64, "width": 64}
+    guided, frame = first_step(mochi, PROMPTS, (0, 1), guidance_scale=4.0, **asked)
+    per_item = frame.groupby(["layer", "branch", "sample", "step"]).size()
+    assert per_item.groupby("layer").nunique().eq(1).all()
+    assert set(per_item.index.droplevel(["layer", "step"])) == {(b, n) for b in ("cond", "uncond") for n in (0, 1)}
+    for branch, texts in {"cond": PROMPTS, "uncond": asked["negative_prompt"]}.items():
+        for number, text in enumerate(texts):
+            alone, _ = first_step(mochi, [text], [number], guidance_scale=1.0, num_frames=9, height=64, width=64)
+            own = guided.xs((branch, number), level=("branch", "sample")).groupby(["layer", "kind", "head"]).mean()
+            expected = alone.groupby(["layer", "kind", "head"]).mean()
+            assert (own - expected).abs().max() <= 1e-5
+
+
+def stable_diffusion(tiny_folder, layers):
+    plain = load(tiny_folder, device="cpu")
+    parts = {**plain.components, "requires_safety_checker": False}
+    return plain, StableDiffusionPAGPipeline(**parts, pag_applied_layers=layers)
+
+
+def stable_diffusion_3(tiny_folder, layers):
+    plain = seeded(PIPELINES["Stable Diffusion 3"])
+    without = ("image_encoder", "feature_extractor")
+    parts = {name: part for name, part in plain.components.items() if name not in without}
+    return plain, StableDiffusion3PAGPipeline(**parts, pag_applied_layers=layers)
+
+
+def pixart_sigma(tiny_folder, layers):
+    """It keeps in a variable whether it guides, so the batch has to tell."""
+    plain = seeded(lambda: by_family("PixArt-Sigma"))
+    return plain, PixArtSigmaPAGPipeline(**plain.components, pag_applied_layers=layers)
+
+
+def animatediff(tiny_folder, layers):
+    """The frames of a video are attended to apart."""
+    plain = seeded(lambda: by_family("AnimateDiff"))
+    return plain, AnimateDiffPAGPipeline(**plain.components, pag_applied_layers=layers)
+
+
+PAG = {
+    stable_diffusion: "mid_block.*attn1",
+    stable_diffusion_3: "blocks.0.attn",
+    pixart_sigma: "blocks.0.attn1",
+    animatediff: "mid_block.*attn1",
+}
+"""And the layers that it disturbs, which are followed by others."""
+
+
+@pytest.mark.parametrize("guidance_scale", [4.0, 1.0])
+@pytest.mark.parametrize("make", PAG)
+def test_what_perturbed_attention_guidance_adds_is_called_so(tiny_folder, make, guidance_scale):
+    plain, perturbed = make(tiny_folder, PAG[make])
+    exact = {"use_resolution_binning": False} if make is pixart_sigma else {}
+    asked = {"guidance_scale": guidance_scale, **exact, **({"num_frames": 3} if make is animatediff else {})}
+    expected, _ = first_step(plain, PROMPTS, (0, 1), **asked)
+    found, frame = first_step(perturbed, PROMPTS, (0, 1), pag_scale=3.0, **asked)
+    guided = {"cond", "uncond"} if guidance_scale > 1 else {"cond"}
+    assert set(frame["branch"]) == guided | {"perturbed"}
+    assert set(frame["sample"]) == {0, 1}
+    usual = found[found.index.get_level_values("branch") != "perturbed"]
+    assert usual.index.equals(expected.index)
+    assert (usual - expected).abs().max() <= 1e-5
+
+    change = (found.xs("perturbed", level="branch") - found.xs("cond", level="branch")).abs().dropna()
+    assert change[~change.index.get_level_values("layer").str.contains(PAG[make])].max() > 1e-4
+    own = frame[frame["layer"].str.contains(PAG[make]) & (frame["kind"] != "cross")]
+    image = own.groupby("branch")["image_entropy"].max()
+    if make is stable_diffusion_3:  # each image token attends to itself and to the text, to no other image token
+        assert image["perturbed"] <= 1e-5
+        assert image["cond"] > 1
+    else:  # there attention is left out, and has no softmax
+        assert set(own["branch"]) == guided

@@ -2,10 +2,13 @@
 
 import copy
 import importlib.util
+import math
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 from transformers import AutoModel, AutoTokenizer, BertConfig, CLIPTextConfig, GPT2Config, ViTConfig
 
 from entropy_probe import capture
@@ -92,3 +95,109 @@ def test_a_language_model_with_its_cache():
     for record, entropy in zip(captured.records, expected, strict=True):
         assert record.means.entropy.double().sub(entropy).abs().max() <= 1e-4
     assert [(record.query_tokens, record.key_tokens) for record in captured.records] == [(8, 8)] * 2 + [(1, 9)] * 2
+
+
+class TimmAttention(nn.Module):
+    """As timm writes it (`timm.layers.Attention`): one projection for all three, fused attention or its own."""
+
+    def __init__(self, dim, num_heads):
+        super().__init__()
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
+        self.scale = self.head_dim**-0.5
+        self.fused_attn = True
+        self.qkv = nn.Linear(dim, dim * 3, bias=True)
+        self.attn_drop = nn.Dropout(0.0)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x):
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        if self.fused_attn:
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False)
+        else:
+            q = q * self.scale
+            attn = q @ k.transpose(-2, -1)
+            attn = attn.softmax(dim=-1)
+            attn = self.attn_drop(attn)
+            x = attn @ v
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, width))
+
+
+class TimmBlock(nn.Module):
+    def __init__(self, dim, num_heads):
+        super().__init__()
+        self.norm1, self.attn = nn.LayerNorm(dim), TimmAttention(dim, num_heads)
+        self.norm2, self.mlp = nn.LayerNorm(dim), nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class TimmVisionTransformer(nn.Module):
+    """As `timm.models.vision_transformer`; nothing in it tells its patch size in the words of a configuration."""
+
+    def __init__(self, size=32, patch=8, dim=32, num_heads=4, depth=2, class_token=True):
+        super().__init__()
+        tokens = (size // patch) ** 2 + class_token
+        self.patch_embed = nn.Conv2d(3, dim, patch, patch)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, dim)) if class_token else None
+        self.pos_embed = nn.Parameter(torch.randn(1, tokens, dim) * 0.02)
+        self.blocks = nn.Sequential(*(TimmBlock(dim, num_heads) for _ in range(depth)))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x):
+        x = self.patch_embed(x).flatten(2).transpose(1, 2)
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        return self.norm(self.blocks(x + self.pos_embed))
+
+
+def maps_of_its_own(model, images):
+    """The attention maps of timm's path without the fused call, seen where it drops out from them."""
+    maps = []
+    for block in model.blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(lambda module, args, output: maps.append(output))
+    with torch.no_grad():
+        model(images)
+    return maps
+
+
+def timm_model(class_token):
+    torch.manual_seed(0)
+    model = TimmVisionTransformer(class_token=class_token).eval()
+    for block in model.blocks:
+        block.attn.qkv.weight.data *= 4  # random projections attend almost uniformly
+    return model, torch.randn(2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_a_vision_transformer_as_timm_writes_it(class_token):
+    model, images = timm_model(class_token)
+    with torch.no_grad():
+        plain = model(images)
+        with capture(model) as captured:
+            assert torch.equal(model(images), plain)
+    assert [record.layer for record in captured.records] == ["blocks.0.attn", "blocks.1.attn"]
+    expected = entropies(maps_of_its_own(model, images))
+    check(captured, expected)
+    assert all(entropy.min() < 0.9 * math.log(16 + class_token) for entropy in expected)  # far from uniform
+    assert {record.query_tokens for record in captured.records} == {16 + class_token}
+    # The tokens lie on the image only where they are those of its patches: with one of the class, nothing is claimed.
+    grids = {record.grid and (record.grid.height, record.grid.width) for record in captured.records}
+    assert grids == ({None} if class_token else {(4, 4)})
+    assert captured.frame()["attention_distance"].isna().all() == class_token
+
+
+def test_timms_own_attention_is_not_seen_and_a_warning_says_so():
+    model, images = timm_model(class_token=True)
+    for block in model.blocks:
+        block.attn.fused_attn = False
+    with (
+        torch.no_grad(),
+        pytest.warns(UserWarning, match=r"TimmVisionTransformer ran, but did not call torch's scaled_dot_product"),
+        capture(model),
+    ):
+        model(images)

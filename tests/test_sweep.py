@@ -12,7 +12,8 @@ from PIL import Image
 from entropy_probe import pipelines
 from entropy_probe.capture import capture
 from entropy_probe.errors import InputError
-from entropy_probe.laws import Kappa, Original, Paper
+from entropy_probe.laws import Kappa, Original, Paper, apply, remove
+from entropy_probe.pipelines import draw
 from entropy_probe.sweep import Grid, RunDirectory, Sweep, extend, forecast, place, sweep
 from entropy_probe.sweep.grid import batches
 
@@ -246,3 +247,26 @@ def test_a_forecast_without_memory_names_the_size_and_a_remedy(tiny_pipeline, mo
     monkeypatch.setattr(sys.modules["entropy_probe.sweep.sample"], "draw", full)
     with pytest.raises(InputError, match=r"^out of memory at 32x48: no more: leave that size out"):
         forecast(tiny_pipeline, **SETTINGS)
+
+
+@pytest.mark.parametrize("laws", [["original"], ["log"]])
+def test_a_pipeline_with_a_law_applied_is_refused_before_anything_is_written(tiny_pipeline, run, tmp_path, laws):
+    """Its cells would say `original` of what was sampled under the law."""
+    apply(tiny_pipeline, "paper")
+    try:
+        with pytest.raises(
+            InputError, match=r"the paper law is applied .* take it off with remove\(\) first; .* laws="
+        ):
+            sweep(tiny_pipeline, store=tmp_path / "other", **SETTINGS | {"laws": laws})
+        with pytest.raises(InputError, match="the paper law is applied"):
+            extend(run, laws=laws, seeds=[7], progress=False)
+        with capture(tiny_pipeline) as captured:  # which says what it saw
+            draw(tiny_pipeline, ["a"], (32, 48), [0], steps=1, guidance_scale=1.0)
+    finally:
+        remove(tiny_pipeline)
+    assert not (tmp_path / "other").exists()
+    frame = captured.frame()
+    visual = frame[frame["kind"] == "self"]
+    own = (np.log(visual["query_tokens"]) / np.log(visual["training_tokens"])) ** 0.5
+    assert np.allclose(visual["scale"], 8**-0.5 * own)  # of a head eight wide
+    sweep(tiny_pipeline, store=tmp_path / "other", **SETTINGS | {"laws": laws})

@@ -10,6 +10,7 @@ the model as it was.
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ class Forward:
         timestep: as it was given.
         latents: what it ran on; None where that cannot be told.
         trained: the latents that it was trained on; None where that cannot be told.
-        doubled: whether its latents are there twice, as guidance in one batch has it; None for a batch that is odd.
+        copies: whether its latents are there so many times, two or three, as guidance in one batch has it; without
+            an entry where the batch cannot be divided by it.
         text: which text it was given: guidance by two forwards gives two to a step; None without.
         batch: items of its latents; None where that cannot be told.
     """
@@ -49,9 +51,22 @@ class Forward:
     timestep: Tensor | float | None
     latents: Latents | None
     trained: Latents | None
-    doubled: Tensor | None
+    copies: Mapping[int, Tensor]
     text: int | None
     batch: int | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the items of a call stand in the denoiser's batch: some layers attend for a few at a time.
+
+    Attributes:
+        first: the item of the layer's batch that the call begins with.
+        share: items of the layer's batch to one of the denoiser's, the frames or places of a video; they lie in order.
+    """
+
+    first: int
+    share: int
 
 
 @dataclass(frozen=True)
@@ -63,9 +78,10 @@ class AttentionCall:
         layer: name of the attention layer.
         role: what it is.
         image: which keys of a joint attention are image tokens; None where that cannot be told, and elsewhere.
-        query: as the model computed it.
-        key: as the model computed it.
-        mask: as the model gives it.
+        place: where its batch stands in that of the denoiser.
+        query: as the model computed it, or as autocast will round it.
+        key: as `query`.
+        mask: as the model gives it, or as autocast will round it.
         is_causal: as the model gives it.
         scale: of the logits.
         enable_gqa: as the model gives it.
@@ -75,6 +91,7 @@ class AttentionCall:
     layer: str
     role: Role
     image: slice | None
+    place: Place
     query: Float[Tensor, "batch heads queries width"]
     key: Float[Tensor, "batch kv_heads keys width"]
     mask: Shaped[Tensor, "*#mask"] | None
@@ -183,10 +200,11 @@ class AttentionHooks:
         self._trained = training_latents(denoiser, model)
         self._stack: list[_Running] = []
         self._modes: list[TorchFunctionMode] = []
-        self._forward = Forward(-1, None, None, None, None, None)
+        self._forward = Forward(-1, None, None, None, {}, None)
         self._stray = False
         self._known_sizes: set[Latents | None] = set()
         self._joins: dict[int, _Join] = {}
+        self._items: Counter[str] = Counter()
         self._image_starts: dict[tuple[str, Latents | None], int | None] = {}
         # The mode that is entered first is asked last: a prepended hook sees what all others have made of a call.
         self._handles: list[RemovableHandle] = [
@@ -220,12 +238,13 @@ class AttentionHooks:
             timestep=next(timesteps, None),
             latents=find_latents(self._denoiser, arguments),
             trained=self._trained,
-            doubled=_doubled(arguments),
+            copies=_copies(arguments),
             text=text.data_ptr() if isinstance(text, Tensor) else None,
             batch=_batch(arguments),
         )
         self._stack.clear()
         self._joins.clear()
+        self._items.clear()
         self._leave_modes()
         if self._stray or self._forward.latents not in self._known_sizes:
             self._watch_others()
@@ -312,9 +331,10 @@ class AttentionHooks:
             layer=running.name,
             role=own_role,
             image=self._image_keys(running.name, own_role, key.shape[2]),
-            query=query,
-            key=key if len(key) == len(query) else key.expand(len(query), *key.shape[1:]),
-            mask=attn_mask,
+            place=self._place(running, len(query)),
+            query=_as_cast(query),
+            key=_as_cast(key if len(key) == len(query) else key.expand(len(query), *key.shape[1:])),
+            mask=attn_mask if attn_mask is None else _as_cast(attn_mask),
             is_causal=is_causal,
             scale=asked,
             enable_gqa=enable_gqa,
@@ -327,6 +347,15 @@ class AttentionHooks:
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
+
+    def _place(self, running: _Running, batch: int) -> Place:
+        given = running.kwargs.get("hidden_states", running.args[0] if running.args else None)
+        whole = max(batch, len(given)) if isinstance(given, Tensor) and given.ndim > 2 else batch
+        own = self._forward.batch or whole
+        share = whole // own if whole % own == 0 else 1
+        begun = self._items[running.name]
+        self._items[running.name] += batch
+        return Place(begun % (own * share), share)
 
     def _image_keys(self, layer: str, its_role: Role, keys: int) -> slice | None:
         """Where the image tokens stand in a joint attention: the model has told by what it joined to that length."""
@@ -346,6 +375,17 @@ class AttentionHooks:
             self.untold.add(layer)
             return None
         return slice(first, first + tokens)
+
+
+def _as_cast(given: Tensor) -> Tensor:
+    """What autocast makes of an argument of attention: norms leave float32, which the kernel does not get to see."""
+    device = given.device.type
+    if not torch.is_autocast_enabled(device) or given.dtype not in _CAST:
+        return given
+    return given.to(torch.get_autocast_dtype(device))
+
+
+_CAST = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class _Running(NamedTuple):
@@ -449,12 +489,12 @@ _TIMESTEPS = ("timestep", "timesteps", "timestep_ratio", "t")
 """What families call it."""
 
 
-def _doubled(arguments: Mapping[str, Any]) -> Tensor | None:
+def _copies(arguments: Mapping[str, Any]) -> dict[int, Tensor]:
     latents = next((value for value in arguments.values() if isinstance(value, Tensor) and value.ndim > 2), None)
-    if latents is None or len(latents) % 2:
-        return None
-    first, second = latents.detach().chunk(2)
-    return (first == second).all()
+    if latents is None:
+        return {}
+    parts = {count: latents.detach().chunk(count) for count in (2, 3) if len(latents) % count == 0}
+    return {count: torch.stack([(own[0] == other).all() for other in own[1:]]).all() for count, own in parts.items()}
 
 
 def _batch(arguments: Mapping[str, Any]) -> int | None:

@@ -216,6 +216,7 @@ def _record(
 ) -> Record:
     return Record(
         forward=call.forward,
+        place=call.place,
         layer=call.layer,
         kind=call.kind,
         axes=call.axes,
@@ -244,9 +245,14 @@ PROMPT_FIRST = frozenset(
 def _guidance(model: Any) -> Guidance:
     """What the running pipeline says; many keep it in a variable, and the batch has to tell."""
     if isinstance(model, nn.Module):
-        return Guidance(batched=False, prompt_first=False, driven=False)
+        return Guidance(batched=False, prompt_first=False, perturbed=False, driven=False)
     said = getattr(model, "do_classifier_free_guidance", None)
-    return Guidance(None if said is None else bool(said), type(model).__name__ in PROMPT_FIRST, driven=True)
+    return Guidance(
+        batched=None if said is None else bool(said),
+        prompt_first=type(model).__name__ in PROMPT_FIRST,
+        perturbed=bool(getattr(model, "do_perturbed_attention_guidance", False)),
+        driven=True,
+    )
 
 
 def _steps(model: Any) -> int:

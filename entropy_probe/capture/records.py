@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from entropy_probe.capture.calls import Forward
+from entropy_probe.capture.calls import AttentionCall, Forward, Place
 from entropy_probe.capture.grid import TokenGrid
 from entropy_probe.capture.role import VISUAL, Axes, Kind
 from entropy_probe.errors import InputError
@@ -24,6 +25,7 @@ class Record:
     """One attention call, reduced to a value per batch item and head; tensors stay on the model's device."""
 
     forward: Forward
+    place: Place
     layer: str
     kind: Kind
     axes: Axes
@@ -48,11 +50,13 @@ class Guidance:
     Attributes:
         batched: whether the prompt and its absence share a batch; None where only the batch itself can tell.
         prompt_first: the prompt stands before its absence there.
+        perturbed: behind them, the prompt stands once more, for perturbed-attention guidance.
         driven: a pipeline runs the denoiser; nothing is told apart without.
     """
 
     batched: bool | None
     prompt_first: bool
+    perturbed: bool
     driven: bool
 
 
@@ -65,14 +69,14 @@ class _Moment:
     turn: int
     timestep: float
     guidance: Guidance
-    doubled: Tensor | None
+    copies: Mapping[int, Tensor]
     text: int | None
 
 
-Branch = Literal["cond", "uncond"]
-"""What is computed for the prompt, and for its absence."""
+Branch = Literal["cond", "uncond", "perturbed"]
+"""What is computed for the prompt, for its absence, and for the prompt with some attention disturbed (PAG)."""
 
-_Branch = Literal["cond", "uncond", "uncond, cond", "cond, uncond"]
+_Parts = tuple[Branch, ...]
 """What a forward computes, in the order of its batch."""
 
 
@@ -126,7 +130,7 @@ class Captured(Viewed):
             sampling, step, turn = last.sampling, last.step, last.turn + (forward.timestep is not None)
         else:
             sampling, step, turn = last.sampling, last.step + 1, 0
-        moment = _Moment(sampling, step, turn, timestep, guidance, forward.doubled, forward.text)
+        moment = _Moment(sampling, step, turn, timestep, guidance, forward.copies, forward.text)
         self._moments[forward.number] = self._last = moment
         self._schedule = schedule
 
@@ -138,7 +142,8 @@ class Captured(Viewed):
         """A row per call x batch item x head; entropies in nats, distances in image diagonals.
 
         `branch` is `uncond` or `cond`, told apart by their place in one batched call or, where a step takes two, by
-        their order: the pipelines of diffusers run the prompt first. `sample` counts the images, or videos, of a batch:
+        their order: the pipelines of diffusers run the prompt first; `perturbed` is what perturbed-attention guidance
+        adds to the batch. `sample` counts the images, or videos, of a batch:
         the frames, or places, of a video that are attended to apart share it. `sampling` counts the runs of the
         pipeline. `multiplier` is the g under which the call was measured. `entropy_se` is the standard
         error of `entropy` that comes from the choice of rows, 0 where all were measured. The rows of a joint attention
@@ -146,45 +151,45 @@ class Captured(Viewed):
         `image_entropy` and `text_entropy` then take it apart (see `statistics.PartMeans`), and are NaN elsewhere.
         """
         branches = self._branches()
-        parts = [self._columns(record, branches[record.forward.number]) for record in self.records]
-        if not parts:
+        columns = [self._columns(record, branches[record.forward.number]) for record in self.records]
+        if not columns:
             return pd.DataFrame(columns=list(COLUMNS))
-        return pd.DataFrame({name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
+        return pd.DataFrame({name: np.concatenate([own[name] for own in columns]) for name in columns[0]})
 
-    def _branches(self) -> dict[int, _Branch]:
+    def _branches(self) -> dict[int, _Parts]:
         """Which part of the guidance every forward is."""
         texts: dict[tuple[int, int], list[int | None]] = {}
         for moment in self._moments.values():
             if moment.guidance.driven:
                 seen = texts.setdefault((moment.sampling, moment.step), [])
                 seen += [moment.text] if moment.text not in seen else []
-        found: dict[int, _Branch] = {}
+        found: dict[int, _Parts] = {}
         batched: dict[int, bool] = {}
         for number, moment in self._moments.items():
             in_step = texts.get((moment.sampling, moment.step), [])
             if len(in_step) == 2:
-                found[number] = "cond" if moment.text == in_step[0] else "uncond"
+                found[number] = ("cond",) if moment.text == in_step[0] else ("uncond",)
                 continue
             if moment.sampling not in batched:
                 batched[moment.sampling] = self._batched(moment)
-            order: _Branch = "cond, uncond" if moment.guidance.prompt_first else "uncond, cond"
-            found[number] = order if batched[moment.sampling] else "cond"
+            order: _Parts = ("cond", "uncond") if moment.guidance.prompt_first else ("uncond", "cond")
+            parts: _Parts = order if batched[moment.sampling] else ("cond",)
+            found[number] = (*parts, "perturbed") if moment.guidance.perturbed else parts
         return found
 
     def _batched(self, moment: _Moment) -> bool:
-        """Guided latents are there twice, in every step; those of different prompts differ after the first."""
+        """Guided latents are there twice, beside perturbed ones three times; other prompts' differ after a step."""
         if moment.guidance.batched is not None:
             return moment.guidance.batched
-        own = [m.doubled for m in self._moments.values() if m.sampling == moment.sampling]
-        return moment.guidance.driven and all(doubled is not None and bool(doubled) for doubled in own)
+        count = 3 if moment.guidance.perturbed else 2
+        own = [m.copies.get(count) for m in self._moments.values() if m.sampling == moment.sampling]
+        return moment.guidance.driven and all(copied is not None and bool(copied) for copied in own)
 
-    def _columns(self, record: Record, branch: _Branch) -> dict[str, Any]:
+    def _columns(self, record: Record, parts: _Parts) -> dict[str, Any]:
         means = record.means
         batch, heads = means.entropy.shape
         moment = self._moments[record.forward.number]
-        item = np.repeat(np.arange(batch), heads)
-        parts = branch.split(", ")
-        part = max(1, batch // len(parts))
+        part, sample = _parts(record.forward, record.place, batch, len(parts))
         missing = torch.full_like(means.entropy, torch.nan)
         distance = missing if means.attention_distance is None else means.attention_distance
         split = record.split or PartMeans(missing, missing, missing, missing)
@@ -194,10 +199,10 @@ class Captured(Viewed):
 
         return {
             "sampling": same(moment.sampling),
-            "sample": item % part // _share(record, batch),
+            "sample": np.repeat(sample, heads),
             "step": same(moment.step),
             "timestep": same(moment.timestep),
-            "branch": np.array(parts)[np.minimum(item // part, len(parts) - 1)],
+            "branch": np.repeat(np.array(parts)[part], heads),
             "layer": same(record.layer),
             "kind": same(record.kind),
             "axes": same(record.axes),
@@ -229,18 +234,18 @@ class Captured(Viewed):
             {"entropy": by_layer.mean(), "entropy_se": by_layer.sem(), "images": by_layer.size()}
         ).reset_index()
 
-    def items(self, forward: int, batch: int, branch: Branch) -> slice:
-        """Which items of a batch are of a branch of the guidance; none, where that forward does not compute it.
+    def items(self, call: AttentionCall | Record, batch: int, branch: Branch) -> slice:
+        """Which items of a call are of a branch of the guidance; none, where it does not compute that.
 
         Args:
-            forward: number of the forward.
-            batch: items in its batch.
-            branch: `cond` or `uncond`.
+            call: seen while this was captured.
+            batch: items in the batch of the call.
+            branch: `cond`, `uncond` or `perturbed`.
         """
-        parts = self._branches()[forward].split(", ")
-        own = parts.index(branch) if branch in parts else len(parts)
-        part = max(1, batch // len(parts))
-        return slice(own * part, (own + 1) * part)
+        parts = self._branches()[call.forward.number]
+        part, _ = _parts(call.forward, call.place, batch, len(parts))
+        own = [item for item in range(batch) if parts[part[item]] == branch]
+        return slice(own[0], own[-1] + 1) if own else slice(batch, batch)
 
     def entropy_map(
         self, layer: str, step: int, sampling: int = 0, branch: Branch | None = None
@@ -261,7 +266,7 @@ class Captured(Viewed):
             moment, grid, rows = self._moments[record.forward.number], record.grid, record.entropy_rows
             if rows is None or grid is None or (moment.step, moment.sampling) != (step, sampling):
                 continue
-            own = rows if branch is None else rows[self.items(record.forward.number, len(rows), branch)]
+            own = rows if branch is None else rows[self.items(record, len(rows), branch)]
             if len(own):
                 return own.reshape(*own.shape[:-1], grid.height, grid.width)
         if there and all(record.entropy_rows is None for record in there):
@@ -280,10 +285,13 @@ def visual(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["kind"].isin(VISUAL) & (frame["axes"] != "temporal")]
 
 
-def _share(record: Record, batch: int) -> int:
-    """How many items of a call belong to one image or video of the denoiser's batch, which they lie in in order."""
-    own = record.forward.batch
-    return batch // own if own and batch % own == 0 else 1
+def _parts(
+    forward: Forward, place: Place, batch: int, parts: int
+) -> tuple[Int[np.ndarray, " batch"], Int[np.ndarray, " batch"]]:
+    """For each item of a call, its part of the guidance and its number among the images or videos of that part."""
+    item = (place.first + np.arange(batch)) // place.share
+    size = max(1, (forward.batch or batch) // parts)
+    return np.minimum(item // size, parts - 1), item % size
 
 
 def _to_float(timestep: Tensor | float | None) -> float:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from entropy_probe.capture import AttentionCall, attention_calls, find_denoiser
 from entropy_probe.errors import InputError
-from entropy_probe.laws import Calibrated
+from entropy_probe.laws import Calibrated, check_unscaled
 from entropy_probe.pipelines import Objective, Pictures, Size, format_size, objective, training_size
 from entropy_probe.progress import track
 
@@ -91,8 +91,9 @@ def calibrate(
         progress: show a progress bar.
 
     Raises:
-        InputError: for too few pictures, or see `pipelines.objective`.
+        InputError: for too few pictures, a pipeline that has a law applied, or see `pipelines.objective`.
     """
+    check_unscaled(pipeline)
     count = len(pictures.captions)
     if count < LEAST_PICTURES:
         raise InputError(f"calibration needs at least {LEAST_PICTURES} pictures, not {count}: half of them judge")

@@ -19,7 +19,7 @@ from entropy_probe.laws.laws import (
     resolve,
     to_json,
 )
-from entropy_probe.laws.scaling import applied, apply, remove, scaled
+from entropy_probe.laws.scaling import applied, apply, check_unscaled, remove, scaled
 
 __all__ = [
     "DERIVED",
@@ -37,6 +37,7 @@ __all__ = [
     "Yarn",
     "applied",
     "apply",
+    "check_unscaled",
     "factors",
     "from_json",
     "remove",

@@ -60,9 +60,7 @@ def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[
     Raises:
         InputError: for an unknown law, a layer that the model does not have, or a model that has a law applied already.
     """
-    present = applied(model)
-    if present is not None:
-        raise InputError(f"the {present.name} law is applied to this model already: take it off with remove() first")
+    check_unscaled(model)
     ScalingHooks(model, resolve(law), training_tokens)
 
 
@@ -75,6 +73,20 @@ def remove(model: Any) -> None:
 def applied(model: Any) -> ScalingLaw | None:
     """The law that is applied to a model now, if any."""
     return next((hooks.law for hooks in _scaling_hooks(model)), None)
+
+
+def check_unscaled(model: Any) -> None:
+    """Whether a model samples as it was trained: for what applies laws itself, or measures without any.
+
+    Raises:
+        InputError: for a model that has a law applied.
+    """
+    present = applied(model)
+    if present is not None:
+        raise InputError(
+            f"the {present.name} law is applied to this model already: take it off with remove() first; a sweep puts "
+            "on and takes off its laws=[...] itself"
+        )
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from entropy_probe.capture import AttentionCall, TokenGrid, attention_calls, capture, find_denoiser
 from entropy_probe.errors import InputError
+from entropy_probe.laws import check_unscaled
 from entropy_probe.pipelines import Size, draw, format_size, short_name
 from entropy_probe.report import figures
 from entropy_probe.sweep import Sweep
@@ -69,10 +70,12 @@ def look(sweep: Sweep, prompt: str, size: Size, layer: str, step: int) -> Look:
     """Sample a picture of the sweep's first seed again, under the original model, and keep one layer at one step.
 
     Raises:
-        InputError: if the sweep has no pipeline, or the layer shares keys, has a mask, or made no call at that step.
+        InputError: if the sweep has no pipeline, or one with a law applied, or the layer shares keys, has a mask, or
+            made no call at that step.
     """
     if sweep.pipeline is None:
         raise InputError("exploring samples again: open the run with its pipeline, Sweep.open(path, pipeline)")
+    check_unscaled(sweep.pipeline)
     calls: list[AttentionCall] = []
 
     def note(call: AttentionCall) -> None:
@@ -91,7 +94,7 @@ def look(sweep: Sweep, prompt: str, size: Size, layer: str, step: int) -> Look:
             steps=sweep.manifest.steps,
             guidance_scale=sweep.manifest.guidance_scale,
         )[0]
-    of_prompt = ((c, captured.items(c.forward.number, len(c.query), "cond").start) for c in calls)
+    of_prompt = ((c, captured.items(c, len(c.query), "cond").start) for c in calls)
     call, item = next(((c, start) for c, start in of_prompt if start < len(c.query)), (None, 0))
     if call is None or call.mask is not None or call.enable_gqa or call.grid is None:
         raise InputError(f"layer {layer!r} has no plain attention over the image at step {step}: choose another")

@@ -34,7 +34,7 @@ COLUMNS = (
     Column("law", _TEXT, "", "name of the scaling law that was applied"),
     Column("step", _COUNT, "", "of the sampling, from 0"),
     Column("timestep", _DOUBLE, "", "what the scheduler calls the step: from noise, large, to image, 0"),
-    Column("branch", _TEXT, "", "of classifier-free guidance: `cond` or `uncond`"),
+    Column("branch", _TEXT, "", "of the guidance: `cond`, `uncond` or, with PAG, `perturbed`"),
     Column("layer", _TEXT, "", "name of the attention module in the denoiser"),
     Column("kind", _TEXT, "", "`self`, `cross` or `joint`"),
     Column("axes", _TEXT, "", "what the tokens are spread over: `spatial`, `temporal`, ..."),

@@ -23,7 +23,7 @@ from PIL import Image
 from entropy_probe.capture import Rows, find_denoiser
 from entropy_probe.errors import IncompleteError, InputError
 from entropy_probe.interruption import held_back
-from entropy_probe.laws import ScalingLaw
+from entropy_probe.laws import ScalingLaw, check_unscaled
 from entropy_probe.pipelines import (
     Size,
     check_guidance,
@@ -161,9 +161,10 @@ def sweep(
 
     Raises:
         IncompleteError: when all else is done, if the memory did not suffice for some cells.
-        InputError: for an empty or repeated list, a size the pipeline cannot draw, steps below 1, or a store that
-            belongs to another model or other settings.
+        InputError: for an empty or repeated list, a size the pipeline cannot draw, steps below 1, a store that
+            belongs to another model or other settings, or a pipeline that has a law applied.
     """
+    check_unscaled(pipeline)
     grid = Grid.of(prompts, sizes, seeds, laws)
     for size in grid.sizes:
         check_size(pipeline, size)
@@ -216,10 +217,11 @@ def extend(
         progress: see `sweep`.
 
     Raises:
-        InputError: if the sweep was opened without a pipeline.
+        InputError: if the sweep was opened without a pipeline, or that has a law applied.
     """
     if base.pipeline is None:
         raise InputError("sampling again needs the model: open the run with its pipeline, Sweep.open(path, pipeline)")
+    check_unscaled(base.pipeline)
     grid = Grid.of(base.grid.prompts, sizes or base.grid.sizes, seeds or base.grid.seeds, laws)
     made = replace(base, grid=grid)
     _fill(made, batch, progress)

@@ -26,10 +26,9 @@ pipeline's default size counts; a bare denoiser is told (`training_tokens`).
 
 Guidance is told apart (`branch`) whether it is one batched call, with the prompts in front or behind, or two
 calls to a step: through whole pipelines, what is called `cond` equals what runs without guidance. The order of
-Kolors, DiT, Stable Video Diffusion, HunyuanVideo 1.5, OmniGen, PRX and
-Stable Cascade's decoder is taken from their source. Not told apart:
-guidance in more than two parts (OmniGen with an input image), perturbed-attention guidance (PAG), whose perturbed
-items count as `cond`, and Mochi, which attends once for each prompt.
+OmniGen, PRX and Stable Cascade's decoder is taken from their source. What perturbed-attention guidance (PAG) adds to
+the batch is called `perturbed`; the layers that it leaves out have no softmax there. Not told apart: guidance in three
+parts with an input image (OmniGen), and a guider other than classifier-free guidance.
 `sample` counts images or videos: frames and places of a video that are attended to apart share it. A pipeline of two
 denoisers, as Wan 2.2, is refused: give each by itself, `pipe.transformer` and `pipe.transformer_2`.
 In a joint attention, where the image tokens stand is told by what the model concatenates. Its rows are then those
@@ -38,11 +37,16 @@ of the image tokens and taken apart: `image_mass` is the share of the attention 
 it is not told, the rows are all there are, these columns are empty, and a warning says so.
 
 Any other torch module will do: the tests hold BERT (MiniLM with its trained weights), CLIP, ViT and GPT-2 with its
-cache against the attention maps that transformers itself returns.
+cache against the attention maps that transformers itself returns, and a ViT as timm writes it against timm's own
+unfused attention. N counts a class token. A configuration tells the patch size, as in transformers: the class token
+then makes the attention `joint`, and the patches have their grid. Without one, as in timm, it is `self`; the grid is
+that of as many patches as tokens, so with a class token there is none, and no attention distance.
 
 Adapters change nothing: tried with LoRA, T2I-Adapter, ControlNet and IP-Adapter (whose image tokens are one more
-`cross` call of each layer), image to image and inpainting. Models in threads of their own are measured at once; one
-model in two threads is not.
+`cross` call of each layer), image to image and inpainting. Nor do the ways of running a model: autocast, inference
+mode, gradients, channels last, fused projections, layerwise casting, group offloading, and accelerate's offloading of
+a model, of its modules one by one and to disk. Two pipelines are measured at once, in turns, one between the steps of
+the other, or in threads of their own; one model in two threads is not.
 
 `entropy-probe info` is tried, from a folder on disk, on a whole pipeline of each family but three: OmniGen's needs
 torchvision, transformers 5 does not read the text encoder of PRX back, and Stable Cascade's decoder starts from what
@@ -51,8 +55,10 @@ HunyuanVideo 1.5 do not tell their training size: `info` asks for `--sizes`. HiD
 whatever is asked of it.
 
 Not seen, and named in an error where they are attention layers: attention that is not torch's own call (flash-attn,
-sage, xformers and flex backends), sliced and eager processors, and `nn.MultiheadAttention`. A model
-inside `torch.compile` is refused.
+sage, xformers, flex and hub-kernel backends of diffusers), sliced and eager processors, and `nn.MultiheadAttention`.
+Of the backends, the tests run flex alone, which needs no package: diffusers calls each of them from the same place
+instead of torch's function, and the error asks only whether that function was called while the layer ran, not what was
+called instead. A model inside `torch.compile` is refused.
 
 ## Adding a model
 

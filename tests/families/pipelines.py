@@ -108,6 +108,8 @@ from . import FAMILIES
 
 TOKENIZER = build_tokenizer(["a red apple", "flat pizza"], 300)
 TEXT_WIDTH = 32
+CLASSES = 1000
+"""Of DiT, whose pipeline takes the next number for the class that stands for none."""
 
 
 TEXT = {"tokenizer": TOKENIZER}
@@ -223,7 +225,7 @@ def altered(model: nn.Module, **changes: object) -> nn.Module:
 
 
 def kolors(unet: nn.Module) -> DiffusionPipeline:
-    """Its tokenizer is sentencepiece's, and its text encoder one of its own."""
+    """Its tokenizer is sentencepiece's, and its text encoder one of its own, which leaves its weights uninitialised."""
     width = unet.config.encoder_hid_dim
     config = ChatGLMConfig(
         num_layers=2, padded_vocab_size=64, hidden_size=width, ffn_hidden_size=16, kv_channels=8,
@@ -235,10 +237,13 @@ def kolors(unet: nn.Module) -> DiffusionPipeline:
         minloglevel=2,
     )  # fmt: skip
     tokenizer = ChatGLMTokenizer(vocab_file=f"{file}.model", padding_side="left")
+    text_encoder = ChatGLMModel(config)
+    for parameter in text_encoder.parameters():
+        nn.init.normal_(parameter, std=0.2)
     ids = 6 * unet.config.addition_time_embed_dim
     unet = altered(unet, projection_class_embeddings_input_dim=ids + width)
     return KolorsPipeline(
-        vae=autoencoder(4), text_encoder=ChatGLMModel(config), tokenizer=tokenizer, unet=unet,
+        vae=autoencoder(4), text_encoder=text_encoder, tokenizer=tokenizer, unet=unet,
         scheduler=EulerDiscreteScheduler(),
     )  # fmt: skip
 
@@ -437,7 +442,9 @@ WHOLE: dict[str, Builder] = {
     "DeepFloyd IF": deepfloyd_if,
     "Stable Cascade prior": stable_cascade_prior,
     "unconditional UNet": lambda unet: DDPMPipeline(unet=unet, scheduler=DDPMScheduler()),
-    "DiT": lambda transformer: DiTPipeline(transformer=transformer, vae=autoencoder(4), scheduler=DDIMScheduler()),
+    "DiT": lambda transformer: DiTPipeline(
+        transformer=altered(transformer, num_embeds_ada_norm=CLASSES), vae=autoencoder(4), scheduler=DDIMScheduler()
+    ),
     "PixArt-Sigma": plain(PixArtSigmaPipeline, DDIMScheduler, text_encoder=lambda: t5(20)),
     "HunyuanDiT": hunyuan_dit,
     "Stable Diffusion 3.5": stable_diffusion_35,
@@ -477,9 +484,9 @@ WHOLE: dict[str, Builder] = {
 
 
 def chatting() -> PreTrainedTokenizerBase:
-    """With a template for messages, as the tokenizers of language models have."""
+    """With a template for messages, as the tokenizers of language models have: the system's, then the user's."""
     tokenizer = copy.deepcopy(TOKENIZER)
-    tokenizer.chat_template = "{{ messages[0].content }}"
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }} {% endfor %}"
     return tokenizer
 
 
