@@ -385,7 +385,7 @@ def derive(
 @app.command(
     epilog=_examples(
         "entropy-probe loss --out my-run",
-        "entropy-probe loss --out my-run --images my-pictures --multipliers 0.7,0.85,1.2,1.5",
+        "entropy-probe loss --images my-pictures --multipliers 0.7,1.5",
     ),
 )
 def loss(

@@ -210,7 +210,9 @@ def test_a_law_is_calibrated_on_a_folder_of_pictures_and_validated(call, tiny_fo
     assert "--images" in call(*losses)[2]
     code, text, _ = call(*losses, "--images", pictures, "--json")
     assert code == 0
-    assert {(row["size"], row["g"]) for row in json.loads(text)} == {(s, g) for s in ("32", "64") for g in (0.5, 1, 2)}
+    assert {(row["size"], row["g"]) for row in json.loads(text)} == {
+        (s, g) for s in ("32x48", "64") for g in (0.5, 1, 2)
+    }
     assert all(row["change"] == 0 for row in json.loads(text) if row["g"] == 1)
     for wrong in ("", "a", "-1", "nan"):
         assert call(*losses[:-1], wrong, "--images", pictures)[2].startswith("error: multipliers are numbers")
@@ -382,7 +384,7 @@ def test_the_help_of_every_command_has_examples_that_it_accepts(call, monkeypatc
 
 
 @pytest.fixture
-def arguments(done, tiny_folder, tmp_path, prompts):
+def arguments(done, tiny_folder, tmp_path, prompts, pictures):
     """What each command is called with, to have a result."""
     run = ["--out", shutil.copytree(done / "run", tmp_path / "run")]
     given = {
@@ -390,6 +392,7 @@ def arguments(done, tiny_folder, tmp_path, prompts):
         ("sweep",): ["--model", tiny_folder, "--prompts", prompts, *GRID, *run],
         ("derive",): ["--rounds", "0", *run],
         ("validate",): ["--laws", "paper", *run],
+        ("loss",): ["--images", pictures, "--multipliers", "2", *run],
         ("sample",): ["flat pizza", "--model", tiny_folder, "--steps", "1", "--out", tmp_path / "samples"],
         ("info",): ["--model", tiny_folder],
         ("compare",): [done / "run", tmp_path / "run", "--out", tmp_path / "compare.html"],
