@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from entropy_probe.capture.calls import Forward
 from entropy_probe.capture.grid import TokenGrid
 from entropy_probe.capture.role import VISUAL, Axes, Kind
-from entropy_probe.errors import InputError
+from entropy_probe.errors import CaptureError, InputError
 from entropy_probe.statistics import PartMeans, RowMeans
 from entropy_probe.views import Viewed
 
 
 @dataclass(frozen=True)
-class Record:
-    """One attention call, reduced to a value per batch item and head; tensors stay on the model's device."""
+class Measured:
+    """What was measured: the same in every step, unless the number of rows changes.
 
-    forward: Forward
+    Attributes:
+        batch: items of the call.
+        heads: of the layer.
+    """
+
     layer: str
     kind: Kind
     axes: Axes
@@ -34,11 +39,89 @@ class Record:
     scale: float
     multiplier: float
     rows: int
+    grid: TokenGrid | None
+    batch: int
+    heads: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found of one call, still on the model's device: reading it now would make the host wait.
+
+    Attributes:
+        measured: what it was found of.
+        means: over the rows.
+        entropy_se: standard error of the mean entropy.
+        split: of a joint attention.
+        counted: whether an item has a row that may attend to anything; None where all have.
+        entropy_rows: row by row, where they are kept.
+    """
+
+    measured: Measured
     means: RowMeans
     entropy_se: Float[Tensor, "batch heads"]
     split: PartMeans | None
-    grid: TokenGrid | None
+    counted: Bool[Tensor, "batch heads"] | None
     entropy_rows: Float[Tensor, "batch heads tokens"] | None
+
+    def columns(self) -> list[Float[Tensor, " cells"]]:
+        """A number for every batch item and head: as `NUMBERS`, and whether it is counted."""
+        means, split = self.means, self.split
+        missing = torch.full_like(means.entropy, torch.nan)
+        parts = [missing] * len(PARTS) if split is None else [getattr(split, name) for name in PARTS]
+        found = (means.entropy, means.entropy_std, self.entropy_se, means.logit_variance, means.attention_distance)
+        counted = torch.ones_like(means.entropy) if self.counted is None else self.counted
+        return [(missing if column is None else column).float().flatten() for column in (*found, *parts, counted)]
+
+
+PARTS = tuple(part.name for part in fields(PartMeans))
+NUMBERS = ("entropy", "entropy_std", "entropy_se", "logit_variance", "attention_distance", *PARTS)
+"""What is kept of a call, of every batch item and head."""
+
+
+@dataclass(frozen=True)
+class Record(Measured):
+    """One attention call, reduced to a value per batch item and head."""
+
+    forward: Forward
+    means: RowMeans
+    entropy_se: Float[Tensor, "batch heads"]
+    split: PartMeans | None
+    entropy_rows: Float[Tensor, "batch heads tokens"] | None
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The calls of one forward, on the host.
+
+    Attributes:
+        forward: the run of the denoiser.
+        calls: what was measured, in order.
+        numbers: a row for each of `NUMBERS`; the calls side by side, each item by item, head by head.
+        kept: the rows of the calls, by their place, of which these are kept.
+    """
+
+    forward: Forward
+    calls: tuple[Measured, ...]
+    numbers: Float[Tensor, "numbers cells"]
+    kept: dict[int, Float[Tensor, "batch heads tokens"]]
+
+    def records(self) -> Iterator[Record]:
+        """Call by call."""
+        start = 0
+        for place, call in enumerate(self.calls):
+            own = self.numbers[:, start : start + call.batch * call.heads].reshape(-1, call.batch, call.heads)
+            start += call.batch * call.heads
+            entropy, deviation, error, variance, distance, *parts = own
+            reach = None if distance.isnan().all() else distance
+            yield Record(
+                **vars(call),
+                forward=self.forward,
+                means=RowMeans(entropy, deviation, variance, reach),
+                entropy_se=error,
+                split=None if torch.stack(parts).isnan().all() else PartMeans(*parts),
+                entropy_rows=self.kept.get(place),
+            )
 
 
 @dataclass(frozen=True)
@@ -79,23 +162,35 @@ _Branch = Literal["cond", "uncond", "uncond, cond", "cond, uncond"]
 COLUMNS = (
     "sampling", "sample", "step", "timestep", "branch", "layer", "kind", "axes", "head", "tokens", "query_tokens",
     "key_tokens", "training_tokens", "scale", "multiplier", "rows", "entropy", "entropy_std", "entropy_se",
-    "logit_variance", "attention_distance", *(part.name for part in fields(PartMeans)),
+    "logit_variance", "attention_distance", *PARTS,
 )  # fmt: skip
 """Of a frame, also of one without rows."""
+
+_TOLD = ("layer", "kind", "axes", "tokens", "query_tokens", "key_tokens", "scale", "multiplier", "rows")
+"""Columns that are the same for all items and heads of a call."""
 
 
 @dataclass
 class Captured(Viewed):
     """The measurements of one `capture`, in the order in which the model made the calls."""
 
-    records: list[Record] = field(default_factory=list)
+    _sheets: list[Sheet] = field(default_factory=list)
+    _open: list[Found] = field(default_factory=list)
+    _known: dict[Measured, Measured] = field(default_factory=dict)
     _moments: dict[int, _Moment] = field(default_factory=dict)
     _last: _Moment | None = None
+    _forward: Forward | None = None
     _schedule: object = None
     _first: float = 0.0
 
     def __repr__(self) -> str:
-        return f"Captured({len(self.records)} measurements of {len({r.layer for r in self.records})} layers)"
+        calls = [call for sheet in self._settled() for call in sheet.calls]
+        return f"Captured({len(calls)} measurements of {len({call.layer for call in calls})} layers)"
+
+    @property
+    def records(self) -> list[Record]:
+        """Every measured call."""
+        return [record for sheet in self._settled() for record in sheet.records()]
 
     @property
     def step(self) -> int:
@@ -117,6 +212,7 @@ class Captured(Viewed):
         A new schedule begins a new sampling, and so does a return to the first timestep of the same; without a
         schedule, a timestep that rises does.
         """
+        self.settle()
         timestep = _to_float(forward.timestep)
         last = self._last
         again = last is not None and timestep > last.timestep and (schedule is None or timestep == self._first)
@@ -126,13 +222,41 @@ class Captured(Viewed):
             sampling, step, turn = last.sampling, last.step, last.turn + (forward.timestep is not None)
         else:
             sampling, step, turn = last.sampling, last.step + 1, 0
+        self._forward = forward
         moment = _Moment(sampling, step, turn, timestep, guidance, forward.doubled, forward.text)
         self._moments[forward.number] = self._last = moment
         self._schedule = schedule
 
-    def add(self, record: Record) -> None:
-        """Note a measured call."""
-        self.records.append(record)
+    def add(self, found: Found) -> None:
+        """Note a measured call of the running forward."""
+        self._open.append(found)
+
+    def settle(self) -> None:
+        """Bring what was found of the running forward to the host, all of it in one copy.
+
+        Raises:
+            CaptureError: where the entropy of a row that counts is NaN.
+        """
+        found, self._open = self._open, []
+        if not found or self._forward is None:
+            return
+        columns = zip(*(own.columns() for own in found), strict=True)
+        *numbers, counted = torch.stack([torch.cat(column) for column in columns]).cpu()
+        calls = tuple(self._known.setdefault(own.measured, own.measured) for own in found)
+        kept = {i: own.entropy_rows.cpu() for i, own in enumerate(found) if own.entropy_rows is not None}
+        self._sheets.append(Sheet(self._forward, calls, torch.stack(numbers), kept))
+        lost = numbers[0].isnan() & (counted > 0)
+        if lost.any():
+            ends = np.cumsum([call.batch * call.heads for call in calls])
+            layer = calls[int(np.searchsorted(ends, int(lost.nonzero()[0]), side="right"))].layer
+            raise CaptureError(
+                f"the queries or keys of layer {layer!r} hold infinities or NaN at step {self.step}: the model has "
+                "diverged, or its dtype overflows (try float32 or bfloat16)"
+            )
+
+    def _settled(self) -> list[Sheet]:
+        self.settle()
+        return self._sheets
 
     def frame(self) -> pd.DataFrame:
         """A row per call x batch item x head; entropies in nats, distances in image diagonals.
@@ -145,8 +269,8 @@ class Captured(Viewed):
         are those of its image tokens, where the model has told which these are; `image_mass`, `mass_entropy`,
         `image_entropy` and `text_entropy` then take it apart (see `statistics.PartMeans`), and are NaN elsewhere.
         """
-        branches = self._branches()
-        parts = [self._columns(record, branches[record.forward.number]) for record in self.records]
+        sheets, branches = self._settled(), self._branches()
+        parts = [self._columns(sheet, branches[sheet.forward.number]) for sheet in sheets]
         if not parts:
             return pd.DataFrame(columns=list(COLUMNS))
         return pd.DataFrame({name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
@@ -178,48 +302,33 @@ class Captured(Viewed):
         own = [m.doubled for m in self._moments.values() if m.sampling == moment.sampling]
         return moment.guidance.driven and all(doubled is not None and bool(doubled) for doubled in own)
 
-    def _columns(self, record: Record, branch: _Branch) -> dict[str, Any]:
-        means = record.means
-        batch, heads = means.entropy.shape
-        moment = self._moments[record.forward.number]
-        item = np.repeat(np.arange(batch), heads)
-        parts = branch.split(", ")
-        part = max(1, batch // len(parts))
-        missing = torch.full_like(means.entropy, torch.nan)
-        distance = missing if means.attention_distance is None else means.attention_distance
-        split = record.split or PartMeans(missing, missing, missing, missing)
+    def _columns(self, sheet: Sheet, branch: _Branch) -> dict[str, Any]:
+        calls, moment, parts = sheet.calls, self._moments[sheet.forward.number], branch.split(", ")
+        cells = [call.batch * call.heads for call in calls]
 
-        def same(value: Any) -> Any:
-            return np.full(batch * heads, value)
+        def each(values: Iterable[Any]) -> Any:
+            return np.repeat(np.array(list(values)), cells)
 
-        return {
-            "sampling": same(moment.sampling),
-            "sample": item % part // _share(record, batch),
-            "step": same(moment.step),
-            "timestep": same(moment.timestep),
+        item = np.concatenate([np.repeat(np.arange(call.batch), call.heads) for call in calls])
+        part = each(max(1, call.batch // len(parts)) for call in calls)
+        told = {name: each(getattr(call, name) for call in calls) for name in _TOLD}
+        training = each(np.nan if call.training_tokens is None else call.training_tokens for call in calls)
+        columns = {
+            "sampling": np.full(len(item), moment.sampling),
+            "sample": item % part // each(_share(sheet.forward, call.batch) for call in calls),
+            "step": np.full(len(item), moment.step),
+            "timestep": np.full(len(item), moment.timestep),
             "branch": np.array(parts)[np.minimum(item // part, len(parts) - 1)],
-            "layer": same(record.layer),
-            "kind": same(record.kind),
-            "axes": same(record.axes),
-            "head": np.tile(np.arange(heads), batch),
-            "tokens": same(record.tokens),
-            "query_tokens": same(record.query_tokens),
-            "key_tokens": same(record.key_tokens),
-            "training_tokens": same(float("nan") if record.training_tokens is None else record.training_tokens),
-            "scale": same(record.scale),
-            "multiplier": same(record.multiplier),
-            "rows": same(record.rows),
-            "entropy": _numbers(means.entropy),
-            "entropy_std": _numbers(means.entropy_std),
-            "entropy_se": _numbers(record.entropy_se),
-            "logit_variance": _numbers(means.logit_variance),
-            "attention_distance": _numbers(distance),
-            **{name: _numbers(values) for name, values in vars(split).items()},
+            "head": np.concatenate([np.tile(np.arange(call.heads), call.batch) for call in calls]),
+            "training_tokens": training,
+            **told,
+            **dict(zip(NUMBERS, sheet.numbers.numpy(), strict=True)),
         }
+        return {name: columns[name] for name in COLUMNS}
 
     def summary(self) -> pd.DataFrame:
         """Mean entropy of every layer, nats, with the standard error over the images (NaN for a single image)."""
-        if not self.records:
+        if not self._settled():
             return pd.DataFrame(columns=["layer", "kind", "entropy", "entropy_se", "images"])
         frame = self.frame()
         frame = frame[frame["multiplier"] == 1.0]  # not the curves H(g)
@@ -280,9 +389,9 @@ def visual(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["kind"].isin(VISUAL) & (frame["axes"] != "temporal")]
 
 
-def _share(record: Record, batch: int) -> int:
+def _share(forward: Forward, batch: int) -> int:
     """How many items of a call belong to one image or video of the denoiser's batch, which they lie in in order."""
-    own = record.forward.batch
+    own = forward.batch
     return batch // own if own and batch % own == 0 else 1
 
 
@@ -290,7 +399,3 @@ def _to_float(timestep: Tensor | float | None) -> float:
     if timestep is None:
         return 0.0
     return float(timestep.max()) if isinstance(timestep, Tensor) else float(timestep)  # a given frame's token has 0
-
-
-def _numbers(values: Tensor) -> Any:
-    return values.float().flatten().cpu().numpy()
