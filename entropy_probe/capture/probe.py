@@ -254,11 +254,17 @@ def _reduced(
             heads=heads,
         ),
         means=means,
-        entropy_se=torch.cat([standard_error(one) for one in own]) if sampled else torch.zeros_like(means.entropy),
+        entropy_se=_error(own) if sampled else torch.zeros_like(means.entropy),
         split=_together(splits) if splits else None,
         counted=None if call.mask is None else torch.cat([one.counted.any(-1) for one in own]),
         entropy_rows=own[0].entropy.float() if keeping else None,
     )
+
+
+def _error(items: Sequence[RowStatistics]) -> Float[Tensor, "batch heads"]:
+    """Standard error of the mean entropy of every item, at once: its operations are small."""
+    entropy, counted = (torch.cat(rows) for rows in zip(*((one.entropy, one.counted) for one in items), strict=True))
+    return standard_error(RowStatistics(entropy, entropy, entropy, entropy, None, counted))
 
 
 def _together(items: Sequence[_Means]) -> _Means:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from entropy_probe.capture.calls import Forward
@@ -64,14 +64,12 @@ class Found:
     counted: Bool[Tensor, "batch heads"] | None
     entropy_rows: Float[Tensor, "batch heads tokens"] | None
 
-    def columns(self) -> list[Float[Tensor, " cells"]]:
-        """A number for every batch item and head: as `NUMBERS`, and whether it is counted."""
+    def numbers(self) -> tuple[Float[Tensor, "batch heads"] | None, ...]:
+        """As `NUMBERS`."""
         means, split = self.means, self.split
-        missing = torch.full_like(means.entropy, torch.nan)
-        parts = [missing] * len(PARTS) if split is None else [getattr(split, name) for name in PARTS]
-        found = (means.entropy, means.entropy_std, self.entropy_se, means.logit_variance, means.attention_distance)
-        counted = torch.ones_like(means.entropy) if self.counted is None else self.counted
-        return [(missing if column is None else column).float().flatten() for column in (*found, *parts, counted)]
+        parts = (None,) * len(PARTS) if split is None else tuple(getattr(split, name) for name in PARTS)
+        own = (means.entropy, means.entropy_std, self.entropy_se, means.logit_variance, means.attention_distance)
+        return own + parts
 
 
 PARTS = tuple(part.name for part in fields(PartMeans))
@@ -240,12 +238,13 @@ class Captured(Viewed):
         found, self._open = self._open, []
         if not found or self._forward is None:
             return
-        columns = zip(*(own.columns() for own in found), strict=True)
-        *numbers, counted = torch.stack([torch.cat(column) for column in columns]).cpu()
+        columns = [*zip(*(own.numbers() for own in found), strict=True), [own.counted for own in found]]
+        missing = [torch.full_like(own.entropy_se, torch.nan) for own in found]
+        *numbers, counted = torch.stack([_in_a_row(column, missing) for column in columns]).cpu()
         calls = tuple(self._known.setdefault(own.measured, own.measured) for own in found)
         kept = {i: own.entropy_rows.cpu() for i, own in enumerate(found) if own.entropy_rows is not None}
         self._sheets.append(Sheet(self._forward, calls, torch.stack(numbers), kept))
-        lost = numbers[0].isnan() & (counted > 0)
+        lost = numbers[0].isnan() & (counted != 0)
         if lost.any():
             ends = np.cumsum([call.batch * call.heads for call in calls])
             layer = calls[int(np.searchsorted(ends, int(lost.nonzero()[0]), side="right"))].layer
@@ -387,6 +386,14 @@ class Captured(Viewed):
 def visual(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of a frame whose attention grows with the image."""
     return frame[frame["kind"].isin(VISUAL) & (frame["axes"] != "temporal")]
+
+
+def _in_a_row(
+    column: Sequence[Shaped[Tensor, "_ _"] | None], missing: Sequence[Float[Tensor, "_ _"]]
+) -> Float[Tensor, " cells"]:
+    """A column of several calls, one after the other, in float32."""
+    both = zip(column, missing, strict=True)
+    return torch.cat([(other if own is None else own).flatten().float() for own, other in both])
 
 
 def _share(forward: Forward, batch: int) -> int:

@@ -28,6 +28,8 @@
 #define TASK 128         /* rows that a thread takes at once */
 #define CURVE 8          /* multipliers of the logits, at most: as many KiB of sums */
 #define ALL_WITHIN ((1 << CURVE) - 1)
+#define OF_ROWS 5        /* statistics of every row, and their means, for each multiplier one after the other */
+#define OF_MAPS 4
 #define BIT 0.693147180559945309417 /* nats */
 
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -444,17 +446,17 @@ INLINE int rows(const Call *c, int64_t map, const Packed *p, int64_t first, floa
             const float *own = logits[step ^ 1][0];
             for (int64_t m = 0; m < c->multiplied; m++)
                 for (int half = 0; half < 2; half++) {
-                    const float *logit = own + half * LANES, by = c->multipliers[m];
+                    const float *of_half = own + half * LANES, by = c->multipliers[m];
                     if (by == 1) /* the usual call is spared the product */
-                        accumulate(sums[m] + half, logit, p->sides + from, count, 1, biased, distance);
+                        accumulate(sums[m] + half, of_half, p->sides + from, count, 1, biased, distance);
                     else
-                        accumulate(sums[m] + half, logit, p->sides + from, count, by, biased, distance);
+                        accumulate(sums[m] + half, of_half, p->sides + from, count, by, biased, distance);
                 }
         }
         for (int64_t m = 0; m < c->multiplied; m++)
             for (int half = 0; half < 2; half++) {
                 const floats logit_mean = own_along[half] * (c->scale * c->multipliers[m]) + p->middle_bias;
-                const int64_t to = m * maps + map;
+                const int64_t to = m * OF_ROWS * maps + map;
                 if (!finish(c, sums[m] + half, logit_mean, p->count, to, row + half * LANES, distance)) within &= ~(1 << m);
             }
     }
@@ -486,13 +488,14 @@ INLINE float mean(const float *values, int64_t count, float from, int squared) {
 
 /* Means over the rows of a map: entropy, its standard deviation, variance, distance; NaN where no key is allowed. */
 EVERY_MACHINE
-static void summarise(const Call *c, int64_t map, const Packed *p) {
-    const int64_t maps = c->multiplied * c->batch * c->heads, first = map * c->queries;
+static void summarise(const Call *c, int64_t m, int64_t map, const Packed *p) {
+    const int64_t maps = c->batch * c->heads, first = (m * OF_ROWS * maps + map) * c->queries;
+    float *to = c->means + m * OF_MAPS * maps + map;
     const float none = p->count > 0 ? 0 : NAN, entropy = mean(c->entropy + first, c->queries, 0, 0);
-    c->means[map] = entropy + none;
-    c->means[maps + map] = sqrtf(mean(c->entropy + first, c->queries, entropy, 1)) + none;
-    c->means[2 * maps + map] = mean(c->variance + first, c->queries, 0, 0) + none;
-    if (c->distance) c->means[3 * maps + map] = mean(c->distance + first, c->queries, 0, 0) + none;
+    to[0] = entropy + none;
+    to[maps] = sqrtf(mean(c->entropy + first, c->queries, entropy, 1)) + none;
+    to[2 * maps] = mean(c->variance + first, c->queries, 0, 0) + none;
+    if (c->distance) to[3 * maps] = mean(c->distance + first, c->queries, 0, 0) + none;
 }
 
 /* The maps are worked on a few at a time, so that what is packed of them stays in the second-level cache.
@@ -530,7 +533,7 @@ static int run(const Call *c, int threads) {
                 within &= task(c, map + i / tasks, packed + i / tasks, i % tasks * TASK, queries);
 #pragma omp for
             for (int64_t i = 0; i < here; i++)
-                for (int64_t m = 0; m < c->multiplied; m++) summarise(c, m * maps + map + i, packed + i);
+                for (int64_t m = 0; m < c->multiplied; m++) summarise(c, m, map + i, packed + i);
         }
         leave_tiles(before);
     }
@@ -541,11 +544,10 @@ static int run(const Call *c, int threads) {
 
 static PyObject *statistics(PyObject *Py_UNUSED(self), PyObject *args) {
     Call c;
-    unsigned long long p[11];
+    unsigned long long p[7];
     int threads, found;
     PyObject *multipliers;
-    if (!PyArg_ParseTuple(args, "(KKKKKKKKKKK)(LLLLL)(LLL)(LLL)fO!fi", p, p + 1, p + 2, p + 3, p + 4, p + 5, p + 6, p + 7,
-                          p + 8, p + 9, p + 10, &c.batch, &c.heads, &c.queries, &c.keys, &c.width, c.query_strides,
+    if (!PyArg_ParseTuple(args, "(KKKKKKK)(LLLLL)(LLL)(LLL)fO!fi", p, p + 1, p + 2, p + 3, p + 4, p + 5, p + 6, &c.batch, &c.heads, &c.queries, &c.keys, &c.width, c.query_strides,
                           c.query_strides + 1, c.query_strides + 2, c.key_strides, c.key_strides + 1,
                           c.key_strides + 2, &c.scale, &PyTuple_Type, &multipliers, &c.limit, &threads))
         return NULL;
@@ -554,9 +556,11 @@ static PyObject *statistics(PyObject *Py_UNUSED(self), PyObject *args) {
     for (int64_t m = 0; m < c.multiplied; m++) c.multipliers[m] = (float)PyFloat_AsDouble(PyTuple_GET_ITEM(multipliers, m));
     if (PyErr_Occurred()) return NULL;
     const float **in[] = {&c.query, &c.key, &c.bias, &c.here, &c.there};
-    float **out[] = {&c.entropy, &c.variance, &c.log_sum, &c.logit_mean, &c.distance, &c.means};
+    float **out[OF_ROWS] = {&c.entropy, &c.variance, &c.log_sum, &c.logit_mean, &c.distance};
     for (int i = 0; i < 5; i++) *in[i] = (const float *)(uintptr_t)p[i];
-    for (int i = 0; i < 6; i++) *out[i] = (float *)(uintptr_t)p[5 + i];
+    for (int i = 0; i < OF_ROWS; i++) *out[i] = (float *)(uintptr_t)p[5] + i * c.batch * c.heads * c.queries;
+    if (!c.there) c.distance = NULL;
+    c.means = (float *)(uintptr_t)p[6];
     Py_BEGIN_ALLOW_THREADS
     found = run(&c, threads);
     Py_END_ALLOW_THREADS

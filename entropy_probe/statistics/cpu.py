@@ -104,8 +104,8 @@ def curve_by_kernel(
     if positions is not None and [len(p) for p in positions] != [queries, keys]:
         raise ValueError(f"give places for {queries} queries and {keys} keys, not {[len(p) for p in positions]}")
     query, key = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key))
-    rows = query.new_empty(5, len(multipliers), batch, heads, queries)
-    means = query.new_empty(4, len(multipliers), batch, heads)
+    rows = query.new_empty(len(multipliers), 5, batch, heads, queries)
+    means = query.new_empty(len(multipliers), 4, batch, heads)
     counted = _ALL.expand(batch, heads, queries)
     added: Tensor | None = None
     places: tuple[Tensor | None, ...] = (None, None)
@@ -114,8 +114,7 @@ def curve_by_kernel(
         counted = bias[0].any(-1, keepdim=True).expand(batch, heads, queries)
     if positions is not None:
         places = tuple(p.to(torch.float32).contiguous() for p in positions)
-    *filled, distances = rows.unbind()
-    tensors = (query, key, added, *places, *filled, None if positions is None else distances, means)
+    tensors = (query, key, added, *places, rows, means)
     if kernel is None:
         builds = tuple(KERNELS.values())
         kernel = builds[0] if keys <= FEW_KEYS else builds[-1]
@@ -130,7 +129,7 @@ def curve_by_kernel(
         torch.get_num_threads(),
     )
     found = []
-    for number, (own_rows, own_means) in enumerate(zip(rows.unbind(1), means.unbind(1), strict=True)):
+    for number, (own_rows, own_means) in enumerate(zip(rows.unbind(), means.unbind(), strict=True)):
         entropy, variance, log_sum, logit_mean, apart = own_rows.unbind()
         mean, deviation, mean_variance, mean_apart = own_means.unbind()
         distance, mean_distance = (None, None) if positions is None else (apart, mean_apart)
