@@ -219,8 +219,8 @@ def sampling(found: dict[str, Any]) -> str:
     rows, sizes, inside = [], [], []
     ways = [way for way in WAYS if any(way in case["seconds"] for case in found["cases"])]
     auto = (
-        " `auto`, the default, measures all rows up to 1,024 tokens, and beyond that as many as keep the standard error "
-        "of a layer's mean under 0.01 nats: in so few steps more than in a usual sampling."
+        " `auto`, the default, measures all rows up to 1,024 tokens; beyond, as many as keep the standard error of a "
+        "layer's mean under 0.01 nats, which in so few steps are more than in a usual sampling."
         if "self, auto" in ways
         else ""
     )

@@ -79,9 +79,9 @@ NUMBERS = ("entropy", "entropy_std", "entropy_se", "logit_variance", "attention_
 
 @dataclass(frozen=True)
 class Record(Measured):
-    """One attention call, reduced to a value per batch item and head."""
+    """One attention call of a forward, by its number, reduced to a value per batch item and head."""
 
-    forward: Forward
+    forward: int
     means: RowMeans
     entropy_se: Float[Tensor, "batch heads"]
     split: PartMeans | None
@@ -93,13 +93,15 @@ class Sheet:
     """The calls of one forward, on the host.
 
     Attributes:
-        forward: the run of the denoiser.
+        forward: number of the run of the denoiser.
+        images: items of its latents; None where that could not be told.
         calls: what was measured, in order.
         numbers: a row for each of `NUMBERS`; the calls side by side, each item by item, head by head.
         kept: the rows of the calls, by their place, of which these are kept.
     """
 
-    forward: Forward
+    forward: int
+    images: int | None
     calls: tuple[Measured, ...]
     numbers: Float[Tensor, "numbers cells"]
     kept: dict[int, Float[Tensor, "batch heads tokens"]]
@@ -221,7 +223,8 @@ class Captured(Viewed):
         else:
             sampling, step, turn = last.sampling, last.step + 1, 0
         self._forward = forward
-        moment = _Moment(sampling, step, turn, timestep, guidance, forward.doubled, forward.text)
+        doubled = forward.doubled if guidance.batched is None else None
+        moment = _Moment(sampling, step, turn, timestep, guidance, doubled, forward.text)
         self._moments[forward.number] = self._last = moment
         self._schedule = schedule
 
@@ -243,7 +246,7 @@ class Captured(Viewed):
         *numbers, counted = torch.stack([_in_a_row(column, missing) for column in columns]).cpu()
         calls = tuple(self._known.setdefault(own.measured, own.measured) for own in found)
         kept = {i: own.entropy_rows.cpu() for i, own in enumerate(found) if own.entropy_rows is not None}
-        self._sheets.append(Sheet(self._forward, calls, torch.stack(numbers), kept))
+        self._sheets.append(Sheet(self._forward.number, self._forward.batch, calls, torch.stack(numbers), kept))
         lost = numbers[0].isnan() & (counted != 0)
         if lost.any():
             ends = np.cumsum([call.batch * call.heads for call in calls])
@@ -269,7 +272,7 @@ class Captured(Viewed):
         `image_entropy` and `text_entropy` then take it apart (see `statistics.PartMeans`), and are NaN elsewhere.
         """
         sheets, branches = self._settled(), self._branches()
-        parts = [self._columns(sheet, branches[sheet.forward.number]) for sheet in sheets]
+        parts = [self._columns(sheet, branches[sheet.forward]) for sheet in sheets]
         if not parts:
             return pd.DataFrame(columns=list(COLUMNS))
         return pd.DataFrame({name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
@@ -302,7 +305,7 @@ class Captured(Viewed):
         return moment.guidance.driven and all(doubled is not None and bool(doubled) for doubled in own)
 
     def _columns(self, sheet: Sheet, branch: _Branch) -> dict[str, Any]:
-        calls, moment, parts = sheet.calls, self._moments[sheet.forward.number], branch.split(", ")
+        calls, moment, parts = sheet.calls, self._moments[sheet.forward], branch.split(", ")
         cells = [call.batch * call.heads for call in calls]
 
         def each(values: Iterable[Any]) -> Any:
@@ -314,7 +317,7 @@ class Captured(Viewed):
         training = each(np.nan if call.training_tokens is None else call.training_tokens for call in calls)
         columns = {
             "sampling": np.full(len(item), moment.sampling),
-            "sample": item % part // each(_share(sheet.forward, call.batch) for call in calls),
+            "sample": item % part // each(_share(sheet.images, call.batch) for call in calls),
             "step": np.full(len(item), moment.step),
             "timestep": np.full(len(item), moment.timestep),
             "branch": np.array(parts)[np.minimum(item // part, len(parts) - 1)],
@@ -364,21 +367,26 @@ class Captured(Viewed):
         Raises:
             InputError: if the rows of that layer and step were not kept (`capture(keep=..., keep_steps=...)`).
         """
-        there = [r for r in self.records if r.layer == layer and r.multiplier == 1.0]
-        for record in there:
-            moment, grid, rows = self._moments[record.forward.number], record.grid, record.entropy_rows
+        there = [
+            (sheet.forward, call.grid, sheet.kept.get(place))
+            for sheet in self._settled()
+            for place, call in enumerate(sheet.calls)
+            if call.layer == layer and call.multiplier == 1.0
+        ]
+        for forward, grid, rows in there:
+            moment = self._moments[forward]
             if rows is None or grid is None or (moment.step, moment.sampling) != (step, sampling):
                 continue
-            own = rows if branch is None else rows[self.items(record.forward.number, len(rows), branch)]
+            own = rows if branch is None else rows[self.items(forward, len(rows), branch)]
             if len(own):
                 return own.reshape(*own.shape[:-1], grid.height, grid.width)
-        if there and all(record.entropy_rows is None for record in there):
+        if there and all(rows is None for _, _, rows in there):
             why = (
                 f"capture with keep=[{layer!r}]; only self-attention over an image has a map, and joint attention of "
                 "which the model tells where the image stands"
             )
         else:
-            steps = sorted({self._moments[r.forward.number].step for r in there if r.entropy_rows is not None})
+            steps = sorted({self._moments[forward].step for forward, _, rows in there if rows is not None})
             why = f"kept are its steps {', '.join(map(str, steps))}" if steps else "no such layer was measured"
         raise InputError(f"no rows of layer {layer!r} at step {step} were kept: {why}")
 
@@ -396,10 +404,9 @@ def _in_a_row(
     return torch.cat([(other if own is None else own).flatten().float() for own, other in both])
 
 
-def _share(forward: Forward, batch: int) -> int:
+def _share(images: int | None, batch: int) -> int:
     """How many items of a call belong to one image or video of the denoiser's batch, which they lie in in order."""
-    own = forward.batch
-    return batch // own if own and batch % own == 0 else 1
+    return batch // images if images and batch % images == 0 else 1
 
 
 def _to_float(timestep: Tensor | float | None) -> float:
