@@ -30,6 +30,8 @@ WAYS: dict[str, Callable[[Any], AbstractContextManager[object]]] = {
     "self": lambda pipe: capture(pipe, layers=SELF, rows="all"),
     f"all layers, {ROWS} rows": lambda pipe: capture(pipe, rows=ROWS),
     f"self, {ROWS} rows": lambda pipe: capture(pipe, layers=SELF, rows=ROWS),
+    "all layers, auto": capture,
+    "self, auto": lambda pipe: capture(pipe, layers=SELF),
 }
 
 REMEMBERED = ("self", "all layers")

@@ -88,6 +88,27 @@ def test_the_page_tells_goals_reached_and_missed(suite, tmp_path):
     assert "`python -m benchmarks peers` has not been run." in page
 
 
+def test_the_page_shows_the_ways_of_sampling_that_its_results_have(suite, tmp_path):
+    results(tmp_path, case(1024))
+    kept = json.loads((tmp_path / "calls.json").read_text())
+    part = {"opening": 0.0, "measuring": 0.5, "kernel": 0.25, "whole": 1.0}
+    sampling = {
+        "model": "reference", "size": 256, "tokens": 4096, "images": 1, "steps": 2, "profile": {"self": part},
+        "memory": {"plain": [2.0], "self": [3.0], "all layers": [4.0]},
+        "seconds": {"plain": [2.0], "self": [3.0], "self, 256 rows": [2.5]},
+    }  # fmt: skip
+
+    def shown():
+        (tmp_path / "sampling.json").write_text(json.dumps(kept | {"cases": [sampling]}))
+        return suite.page.page(tmp_path)
+
+    assert "| plain | self | self, 256 rows | rounds |" in shown()
+    sampling["seconds"]["self, auto"] = [2.1]
+    assert "| plain | self | self, 256 rows | self, auto | rounds |" in shown()
+    assert "| 2.00 s | 1.50x | 1.25x | 1.05x | 1 |" in shown()
+    assert "`auto`, the default, measures all rows up to 1,024 tokens" in shown()
+
+
 def test_the_page_in_docs_is_made_of_the_results_beside_it(suite):
     assert {file.stem for file in RESULTS.glob("*.json")} == {"calls", "growth", "peers", "sampling", "startup"}
     assert (ROOT / "docs" / "performance.md").read_text() == suite.page.page(RESULTS)

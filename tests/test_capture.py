@@ -1,5 +1,6 @@
 """Capture against an eager attention written for these tests alone, and what it leaves behind."""
 
+import gc
 import math
 from contextlib import ExitStack
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from entropy_probe.capture import attention_calls, attention_layers, capture
 from entropy_probe.errors import CaptureError, InputError
@@ -281,6 +283,65 @@ def test_the_forwards_of_a_guided_step_learn_their_rows_apart(picture):
     assert min(rows[::2]) > 256
 
 
+class Deep(nn.Module):
+    """Several of the attentions of `Patterned` in a row."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = nn.ModuleList(Patterned() for _ in range(layers))
+
+    def forward(self, sample):
+        for layer in self.layers:
+            layer(sample)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the numbers that the host reads from a tensor: on a GPU it waits for each."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def waits(layers, picture, **options):
+    module = Deep(layers)
+    with Waits() as seen, capture(module, **options):
+        for _ in range(3):
+            module(picture)
+    return seen.count
+
+
+@pytest.mark.parametrize("options", [{"rows": "all"}, {"rows": 64}, {"rows": 64, "multipliers": (0.5, 2.0)}])
+def test_the_host_waits_for_a_forward_not_for_each_of_its_calls(picture, options):
+    few = waits(1, picture[..., :16, :16], **options)
+    assert 0 < few <= 2 * 3
+    assert waits(6, picture[..., :16, :16], **options) == few
+
+
+def test_auto_waits_once_for_each_layer_to_learn_its_rows_and_then_for_a_forward(picture):
+    with Waits() as one:
+        torch.ones(1).tolist()
+    assert waits(3, picture) - waits(1, picture) == 2 * one.count
+
+
+def test_what_a_capture_keeps_of_a_forward_is_one_tensor_however_many_calls_it_has(picture):
+    def held(layers):
+        module = Deep(layers)
+        with capture(module) as captured:
+            for _ in range(4):
+                module(picture[..., :8, :8])
+        captured.frame()
+        gc.collect()
+        return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+
+    held(1)
+    assert held(1) == held(6)
+
+
 def test_an_item_that_may_attend_to_nothing_is_not_taken_for_a_model_that_has_diverged():
     class Masked(nn.Module):
         def forward(self, query, mask):
@@ -363,6 +424,19 @@ def test_nan_in_the_queries_names_the_layer(tiny_pipeline, sample):
     finally:
         weight.data.copy_(kept)
     assert hooks(tiny_pipeline.unet) == before
+
+
+def test_infinities_in_the_keys_name_the_layer_and_what_was_measured_remains(tiny_pipeline, sample):
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1"
+    weight = tiny_pipeline.unet.get_submodule(layer).to_k.weight
+    kept = weight.detach().clone()
+    weight.data[0, 0] = torch.inf
+    try:
+        with pytest.raises(CaptureError, match=f"{layer}.*infinities.*at step 0"), capture(tiny_pipeline) as captured:
+            sample(steps=1)
+    finally:
+        weight.data.copy_(kept)
+    assert set(captured.frame()["layer"]) == set(attention_layers(tiny_pipeline.unet))
 
 
 class Bare(nn.Module):

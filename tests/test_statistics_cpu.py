@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from entropy_probe.statistics import cpu, dense, flash
-from entropy_probe.statistics.cpu import by_kernel
+from entropy_probe.statistics.cpu import CURVE, by_kernel, curve_by_kernel
 
 
 @pytest.fixture(params=["_cpu", "_cpu_amx"])
@@ -68,6 +68,29 @@ def test_its_means_are_those_of_its_rows(kernel, queries):
     for name, values in vars(expected).items():
         assert torch.allclose(vars(found.means())[name], values, atol=1e-5, equal_nan=True), name
     assert found.means().entropy[1].isnan().all()
+
+
+def test_a_curve_is_exact_where_it_can_be_and_one_is_the_usual_call_to_the_bit(kernel):
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 3, 150, 24), torch.randn(2, 3, 90, 24)
+    places = torch.rand(150, 2), torch.rand(90, 2)
+    multipliers = (0.0, 0.5, 1.0, 1.7, 80.0)
+    found = curve_by_kernel(query, key, None, 0.2, multipliers, places, 40.0, kernel)
+    assert [exact for _, exact in found] == [True, True, True, True, False]
+    for multiplier, (one, _) in zip(multipliers[:4], found, strict=False):
+        expected = dense(query, key, scale=0.2 * multiplier, positions=places)
+        for name in ("entropy", "logit_variance", "log_sum", "logit_mean", "attention_distance"):
+            assert torch.allclose(getattr(one, name).double(), getattr(expected, name), rtol=1e-4, atol=1e-5), name
+        for name, value in vars(replace(one, reduced=None).means()).items():
+            assert torch.allclose(getattr(one.means(), name), value, rtol=1e-5, atol=1e-5), name
+    usual, _ = by_kernel(query, key, None, 0.2, places, 40.0, kernel)
+    assert all(torch.equal(getattr(found[2][0], name), getattr(usual, name)) for name in ("entropy", "log_sum"))
+
+
+def test_a_curve_of_too_many_multipliers_is_refused(kernel):
+    query = torch.randn(1, 1, 4, 4)
+    with pytest.raises(ValueError, match=f"at most {CURVE}"):
+        curve_by_kernel(query, query, None, 1.0, (1.0,) * (CURVE + 1), None, 40.0, kernel)
 
 
 def test_the_number_of_threads_changes_no_bit(kernel):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from entropy_probe.statistics import cpu, dense, flash
+from entropy_probe.statistics import cpu, curve, dense, flash
 from entropy_probe.statistics.flash import _fused
 
 LIMIT = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
@@ -75,6 +75,24 @@ def test_flash_is_the_definition(compiled, call):
     assert torch.allclose(
         exact.attention_distance[counted], fast.attention_distance.double()[counted], atol=2e-3, rtol=1e-3
     )
+
+
+@pytest.mark.parametrize("compiled", WAYS)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(call=calls(), multipliers=st.lists(st.floats(0, 4), max_size=10))
+def test_a_curve_is_the_definition_at_each_of_its_multipliers(compiled, call, multipliers):
+    query, key, options = call
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "COMPILED", compiled)
+        found = curve(query, key, multipliers, **options)
+    scale = options.pop("scale") or query.shape[-1] ** -0.5
+    assert len(found) == len(multipliers)
+    for multiplier, one in zip(multipliers, found, strict=True):
+        expected = dense(query, key, scale=multiplier * scale, **options)
+        assert (one.entropy - expected.entropy).abs().max() <= LIMIT[query.dtype]
+        assert torch.equal(one.counted, expected.counted)
+        assert torch.allclose(one.logit_variance.double(), expected.logit_variance, rtol=1e-3, atol=1e-5)
+        assert torch.allclose(one.log_sum.double(), expected.log_sum, rtol=1e-5, atol=1e-3)
 
 
 @settings(max_examples=60, deadline=None)

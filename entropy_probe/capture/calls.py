@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -133,8 +133,9 @@ class AttentionCall:
     @property
     def positions(self) -> Float[Tensor, "tokens 2"] | None:
         """Where the image tokens of a spatial attention lie, among themselves; None where that cannot be told."""
-        here = self.kind == "self" or self.image is not None
-        return self.grid.positions() if here and self.grid is not None and self.axes == "spatial" else None
+        if self.grid is None or self.axes != "spatial" or not (self.kind == "self" or self.image is not None):
+            return None
+        return self.grid.positions(self.query.device)
 
     @property
     def training_tokens(self) -> int | None:
@@ -173,6 +174,7 @@ class AttentionHooks:
     """The hooks behind `attention_calls`, for those who cannot use a context.
 
     Attributes:
+        layers: names of the attention layers, see `attention_layers`.
         ran: names of the modules that have run.
         seen: names of the modules that have made an attention call.
         untold: names of the joint attentions of which the model has not told where the image stands.
@@ -183,17 +185,17 @@ class AttentionHooks:
 
     def __init__(self, model: Any, on_call: OnCall, *, after_scaling: bool = False) -> None:
         denoiser = find_denoiser(model)
-        _refuse_compiled(denoiser)
+        modules = dict(denoiser.named_modules())  # walked once: in a model of a thousand modules it takes milliseconds
+        _refuse_compiled(modules.values())
+        self.layers = _attention_among(modules)
         self.ran: set[str] = set()
         self.seen: set[str] = set()
         self.untold: set[str] = set()
         self._on_call = on_call
         self._after_scaling = after_scaling
-        self._attention = frozenset(attention_layers(denoiser))
+        self._attention = frozenset(self.layers)
         self._others = {
-            name: module
-            for name, module in denoiser.named_modules()
-            if name and name not in self._attention and any(True for _ in module.children())
+            name: module for name, module in modules.items() if name and name not in self._attention and module._modules
         }
         self._signature = inspect.signature(denoiser.forward)
         self._denoiser = denoiser
@@ -202,7 +204,8 @@ class AttentionHooks:
         self._modes: list[TorchFunctionMode] = []
         self._forward = Forward(-1, None, None, None, {}, None)
         self._stray = False
-        self._known_sizes: set[Latents | None] = set()
+        self._known_sizes: set[Latents | tuple[torch.Size, ...]] = set()
+        self._size: Latents | tuple[torch.Size, ...] = ()
         self._joins: dict[int, _Join] = {}
         self._items: Counter[str] = Counter()
         self._image_starts: dict[tuple[str, Latents | None], int | None] = {}
@@ -213,7 +216,7 @@ class AttentionHooks:
         ]
         self._other_handles: list[RemovableHandle] = []
         for name in filter(None, self._attention):
-            self._handles += self._watch(name, denoiser.get_submodule(name))
+            self._handles += self._watch(name, modules[name])
 
     def _watch(self, name: str, module: nn.Module) -> list[RemovableHandle]:
         enter = partial(self._enter, name)
@@ -242,20 +245,20 @@ class AttentionHooks:
             text=text.data_ptr() if isinstance(text, Tensor) else None,
             batch=_batch(arguments),
         )
+        self._size = self._forward.latents or tuple(v.shape for v in arguments.values() if isinstance(v, Tensor))
         self._stack.clear()
         self._joins.clear()
         self._items.clear()
         self._leave_modes()
-        if self._stray or self._forward.latents not in self._known_sizes:
+        if self._stray or self._size not in self._known_sizes:
             self._watch_others()
             self._enter_mode(self._stray_call)
         self._push("", args, kwargs)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         if output is not None:  # a forward that failed has not shown all of its calls
-            if self._forward.latents is not None:
-                self._known_sizes.add(self._forward.latents)
-            if not self._stray and self._forward.latents is not None:
+            self._known_sizes.add(self._size)
+            if not self._stray:
                 self._leave_others()
         self._stack.clear()
         self._leave_modes()
@@ -321,31 +324,38 @@ class AttentionHooks:
         enable_gqa: bool = False,
     ) -> Tensor:
         """Stands for `scaled_dot_product_attention`, whose parameters these are."""
-        running = self._calling()
-        self.seen.add(running.name)
-        asked = default_scale(query) if scale is None else scale
-        context = _context(running.args, running.kwargs)
-        own_role = role(running.name, query.shape[2], key.shape[2], context, self._forward.latents)
-        call = AttentionCall(
-            forward=self._forward,
-            layer=running.name,
-            role=own_role,
-            image=self._image_keys(running.name, own_role, key.shape[2]),
-            place=self._place(running, len(query)),
-            query=_as_cast(query),
-            key=_as_cast(key if len(key) == len(query) else key.expand(len(query), *key.shape[1:])),
-            mask=attn_mask if attn_mask is None else _as_cast(attn_mask),
-            is_causal=is_causal,
-            scale=asked,
-            enable_gqa=enable_gqa,
-        )
-        multiplier = self._on_call(call)
+        with torch._C.DisableTorchFunction():  # modes that are on would look at every operation of the measuring
+            call = self._call(query, key, attn_mask, is_causal, scale, enable_gqa)
+            multiplier = self._on_call(call)
         if isinstance(multiplier, Tensor):
             query = query * multiplier.to(query).view(1, -1, 1, 1)
         elif multiplier is not None:
-            scale = asked * multiplier
+            scale = call.scale * multiplier
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+
+    def _call(
+        self, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None, enable_gqa: bool
+    ) -> AttentionCall:
+        running = self._calling()
+        self.seen.add(running.name)
+        batch, _, queries, _ = query.shape
+        keys = key.shape[2]
+        context = _context(running.args, running.kwargs)
+        own_role = role(running.name, queries, keys, context, self._forward.latents)
+        return AttentionCall(
+            forward=self._forward,
+            layer=running.name,
+            role=own_role,
+            image=self._image_keys(running.name, own_role, keys),
+            place=self._place(running, batch),
+            query=_as_cast(query),
+            key=_as_cast(key if key.shape[0] == batch else key.expand(batch, *key.shape[1:])),
+            mask=mask if mask is None else _as_cast(mask),
+            is_causal=is_causal,
+            scale=default_scale(query) if scale is None else scale,
+            enable_gqa=enable_gqa,
         )
 
     def _place(self, running: _Running, batch: int) -> Place:
@@ -510,23 +520,27 @@ def _batch(arguments: Mapping[str, Any]) -> int | None:
     )
 
 
-def _refuse_compiled(denoiser: nn.Module) -> None:
-    compiled = [m for m in denoiser.modules() if hasattr(m, "_orig_mod") or m._compiled_call_impl is not None]
-    if compiled:
-        name = type(getattr(compiled[0], "_orig_mod", compiled[0])).__name__
-        raise CaptureError(
-            f"{name} is compiled by torch.compile, and a compiled graph makes no calls that could be seen or scaled: "
-            "load the pipeline again and leave the compilation out"
-        )
+def _refuse_compiled(modules: Iterable[nn.Module]) -> None:
+    for module in modules:
+        if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
+            name = type(getattr(module, "_orig_mod", module)).__name__
+            raise CaptureError(
+                f"{name} is compiled by torch.compile, and a compiled graph makes no calls that could be seen or "
+                "scaled: load the pipeline again and leave the compilation out"
+            )
 
 
 def attention_layers(denoiser: nn.Module) -> list[str]:
     """Names of the modules that are attention by make: diffusers' attention classes and `nn.MultiheadAttention`."""
+    return _attention_among(dict(denoiser.named_modules()))
+
+
+def _attention_among(modules: Mapping[str, nn.Module]) -> list[str]:
     return [
         name
-        for name, module in denoiser.named_modules()
+        for name, module in modules.items()
         if isinstance(module, nn.MultiheadAttention)
-        or (hasattr(module, "processor") and "Attention" in type(module).__name__)
+        or ("Attention" in type(module).__name__ and hasattr(module, "processor"))
     ]
 
 

@@ -40,24 +40,31 @@ def row_count(rows: Rows, tokens: int, needed: int) -> int:
     return wanted if wanted <= most else tokens
 
 
-def rows_needed(error: Float[Tensor, "batch heads"], drawn: int, steps: int) -> int:
-    """Rows that a layer needs at each of so many steps, by the standard errors of those just drawn, nats.
+def worst_error(error: Float[Tensor, "batch heads"]) -> Float[Tensor, ""]:
+    """Standard error of a call's mean entropy, nats, of the item that has the largest.
 
-    Heads share their rows, so their errors may well be one; steps do not. The aim is half the tolerance: the spread may
-    grow from a step to the next, and a standard error is itself an estimate.
+    Heads share their rows, so their errors may well be one; steps do not.
     """
-    worst = error.mean(-1).max().item()
-    return max(FEWEST_ROWS, math.ceil(drawn * worst**2 / ((TOLERANCE / 2) ** 2 * steps)))
+    return error.mean(-1).max()
+
+
+def rows_needed(error: float, drawn: int, steps: int) -> int:
+    """Rows that a layer needs at each of so many steps, by the standard error of those just drawn, nats.
+
+    The aim is half the tolerance: the spread may grow from a step to the next, and a standard error is itself an
+    estimate.
+    """
+    return max(FEWEST_ROWS, math.ceil(drawn * error**2 / ((TOLERANCE / 2) ** 2 * steps)))
 
 
 def choose_rows(
     call: AttentionCall, count: int, generator: torch.Generator
-) -> list[Int[Tensor, " rows"]] | Int[Tensor, " rows"] | None:
+) -> Int[Tensor, "batch rows"] | Int[Tensor, " rows"] | None:
     """So many rows of image queries, for each batch item its own; None for all there are, without others among them."""
     image = call.image_queries
     tokens = image.stop - image.start
     device = call.query.device
     if count < tokens:
-        drawn = (stratified_rows(tokens, count, generator) for _ in range(call.query.shape[0]))
-        return [rows.add(image.start).to(device) for rows in drawn]
+        drawn = stratified_rows(tokens, count, generator, (call.query.shape[0],))
+        return drawn.add_(image.start).to(device)
     return None if tokens == call.query.shape[2] else torch.arange(image.start, image.stop, device=device)

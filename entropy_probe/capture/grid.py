@@ -32,9 +32,9 @@ class TokenGrid:
         """The grid of the same layer at another size."""
         return _grid(self.stride, latents)
 
-    def positions(self) -> Float[Tensor, "tokens 2"]:
+    def positions(self, device: torch.device | None = None) -> Float[Tensor, "tokens 2"]:
         """Token centres, (x, y), in units of the image diagonal."""
-        return _centres(self.height, self.width, self.aspect)
+        return _centres(self.height, self.width, self.aspect, device)
 
 
 @functools.lru_cache(maxsize=256)  # every call of every layer asks for one of few
@@ -57,8 +57,8 @@ def _grid(stride: int, latents: Latents) -> TokenGrid:
 
 
 @functools.lru_cache(maxsize=64)
-def _centres(height: int, width: int, aspect: float) -> Float[Tensor, "tokens 2"]:
+def _centres(height: int, width: int, aspect: float, device: torch.device | None) -> Float[Tensor, "tokens 2"]:
     diagonal = math.hypot(aspect, 1.0)
     y = (torch.arange(height) + 0.5) / height * aspect / diagonal
     x = (torch.arange(width) + 0.5) / width / diagonal
-    return torch.stack([x.repeat(height), y.repeat_interleave(width)], -1)
+    return torch.stack([x.repeat(height), y.repeat_interleave(width)], -1).to(device)

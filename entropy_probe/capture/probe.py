@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import fnmatch
-import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from entropy_probe.capture.calls import AttentionCall, attention_calls, attention_layers
-from entropy_probe.capture.choice import FIRST_ROWS, Rows, choose_rows, row_count, rows_needed
+from entropy_probe.capture.calls import AttentionCall, attention_calls
+from entropy_probe.capture.choice import FIRST_ROWS, Rows, choose_rows, row_count, rows_needed, worst_error
 from entropy_probe.capture.denoiser import find_denoiser
-from entropy_probe.capture.records import Captured, Guidance, Record
+from entropy_probe.capture.records import Captured, Found, Guidance, Measured
 from entropy_probe.errors import CaptureError, InputError
-from entropy_probe.statistics import PartMeans, RowMeans, RowStatistics, flash, parts, standard_error
+from entropy_probe.statistics import PartMeans, RowMeans, RowStatistics, curve, flash, parts, standard_error
 
 _Means = TypeVar("_Means", RowMeans, PartMeans)
 
@@ -76,22 +75,30 @@ def capture(
 
     Raises:
         InputError: for a model without denoiser, a layer glob that matches nothing, or rows below 1.
-        CaptureError: for layers whose attention could not be seen (see `missing`), or NaN in the queries or keys.
+        CaptureError: for layers whose attention could not be seen (see `missing`), or infinities or NaN in the queries
+            or keys, once their forward is over.
     """
-    denoiser = find_denoiser(model)
-    names = attention_layers(denoiser)
-    measured = select_layers(names, layers)
-    kept = (select_layers(names, keep) or set()) if keep else set()
     steps = None if keep_steps is None else set(keep_steps)
     for name, value in {"rows": rows, "multiplier_rows": multiplier_rows}.items():
         if value not in ("all", "auto") and (type(value) is not int or value < 1):
             raise InputError(f"{name} must be 'all', 'auto' or a number from 1, not {value!r}")
+    others = tuple(float(g) for g in multipliers if g != 1.0)
     captured = Captured()
     generator = torch.Generator().manual_seed(seed)
     needed: dict[tuple[object, ...], int] = {}
+    drawn: list[_Drawn] = []
+
+    def learn() -> None:
+        """How many rows the layers need, by all that were drawn since the last time: the host waits once."""
+        worst = torch.stack([worst_error(own.error) for own in drawn]).tolist() if drawn else []
+        needed.update(
+            {own.of: rows_needed(error, own.rows, own.steps) for own, error in zip(drawn, worst, strict=True)}
+        )
+        drawn.clear()
 
     def measure(call: AttentionCall) -> None:
         if not captured.entered(call.forward):
+            learn()
             captured.enter(call.forward, _guidance(model), _schedule(model))
         if measured is not None and call.layer not in measured:
             return
@@ -100,33 +107,31 @@ def capture(
         tokens = call.image_queries.stop - call.image_queries.start
         own = (call.layer, tokens, *captured.part)
 
-        def learn(record: Record) -> None:
-            if rows == "auto" and record.rows < tokens:
-                needed[own] = rows_needed(record.entropy_se, record.rows, _steps(model))
+        def note(found: Found) -> None:
+            if rows == "auto" and found.measured.rows < tokens:
+                drawn.append(_Drawn(own, found.entropy_se, found.measured.rows, _steps(model)))
 
         with torch.no_grad(), _full_precision(call.query.device.type):
             base = tokens if keeping else row_count(rows, tokens, needed.get(own, FIRST_ROWS))
             if rows == "auto" and base < tokens and own not in needed:
-                learn(_measured(call, 1.0, choose_rows(call, base, generator), False, False))
+                note(_found(call, choose_rows(call, base, generator), False, False))
+                learn()
                 base = row_count(rows, tokens, needed[own])
-            plan = [(1.0, base, keeping)]
-            if call.visual:
-                curve = row_count(multiplier_rows, base, base)
-                plan += [(g, curve, False) for g in multipliers if g != 1.0]
-            drawn = {n: choose_rows(call, n, generator) for n in dict.fromkeys(count for _, count, _ in plan)}
-            for multiplier, count, whole in plan:
-                record = _measured(call, multiplier, drawn[count], distance and multiplier == 1.0, whole)
-                if math.isnan(record.means.entropy.sum().item()) and _hold_nan(call):
-                    raise CaptureError(
-                        f"the queries or keys of layer {call.layer!r} hold NaN at step {captured.step}: the model has "
-                        "diverged, or its dtype overflows (try float32 or bfloat16)"
-                    )
-                captured.add(record)
-                if multiplier == 1.0:
-                    learn(record)
+            chosen = choose_rows(call, base, generator)
+            found = _found(call, chosen, distance, keeping)
+            captured.add(found)
+            note(found)
+            if call.visual and others:
+                count = row_count(multiplier_rows, base, base)
+                for one in _curve(call, others, chosen if count == base else choose_rows(call, count, generator)):
+                    captured.add(one)
 
     with attention_calls(model, measure, after_scaling=True) as hooks:
+        names = hooks.layers
+        measured = select_layers(names, layers)
+        kept = (select_layers(names, keep) or set()) if keep else set()
         yield captured
+    captured.settle()
     untold = [n for n in names if n in hooks.untold and (measured is None or n in measured)]
     if untold:
         warnings.warn(
@@ -137,14 +142,18 @@ def capture(
         )
     unseen = [n for n in names if n in hooks.ran and n not in hooks.seen and (measured is None or n in measured)]
     if unseen:
-        _report_unseen(denoiser, unseen, missing)
+        _report_unseen(find_denoiser(model), unseen, missing)
     elif not hooks.seen:
-        warnings.warn(_nothing_seen(denoiser, ran=bool(hooks.ran)), stacklevel=3)
+        warnings.warn(_nothing_seen(find_denoiser(model), ran=bool(hooks.ran)), stacklevel=3)
 
 
-def _hold_nan(call: AttentionCall) -> bool:
-    """Whether NaN in the statistics is the model's: an item that may attend to nothing at all has none either."""
-    return bool(call.query.isnan().any() or call.key.isnan().any())
+class _Drawn(NamedTuple):
+    """The standard errors of rows that were drawn, still on the model's device, of what, and in how many steps."""
+
+    of: tuple[object, ...]
+    error: Float[Tensor, "batch heads"]
+    rows: int
+    steps: int
 
 
 def _full_precision(device: str) -> AbstractContextManager[None]:
@@ -152,22 +161,27 @@ def _full_precision(device: str) -> AbstractContextManager[None]:
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
-def _measured(
-    call: AttentionCall,
-    multiplier: float,
-    index: list[Int[Tensor, " rows"]] | Int[Tensor, " rows"] | None,
-    distance: bool,
-    keeping: bool,
-) -> Record:
-    if not isinstance(index, list):
-        statistics, split = _statistics(call, multiplier, index, distance)
-        means = statistics.means()
-        return _record(call, multiplier, statistics, means, torch.zeros_like(means.entropy), split, keeping)
-    own = [_statistics(_item(call, n), multiplier, rows, distance) for n, rows in enumerate(index)]
-    means = _together([statistics.means() for statistics, _ in own])
-    split = _together([split for _, split in own if split is not None]) if own[0][1] else None
-    error = torch.cat([standard_error(statistics) for statistics, _ in own])
-    return _record(call, multiplier, own[0][0], means, error, split, keeping)
+Index = Int[Tensor, "batch rows"] | Int[Tensor, " rows"] | None
+"""Rows of every batch item, the same rows of all, or all rows."""
+
+
+def _found(call: AttentionCall, index: Index, distance: bool, keeping: bool) -> Found:
+    """The statistics of a call as the model makes it."""
+    if index is None or index.ndim == 1:
+        return _reduced(call, 1.0, [_statistics(call, index, distance)], False, keeping)
+    own = [_statistics(_item(call, n), rows, distance) for n, rows in enumerate(index)]
+    return _reduced(call, 1.0, own, True, keeping)
+
+
+def _curve(call: AttentionCall, multipliers: tuple[float, ...], index: Index) -> Iterator[Found]:
+    """The statistics of a call under each multiplier."""
+    if index is None or index.ndim == 1:
+        for multiplier, statistics in zip(multipliers, _scaled(call, multipliers, index), strict=True):
+            yield _reduced(call, multiplier, [(statistics, None)], False, False)
+        return
+    items = [_scaled(_item(call, n), multipliers, rows) for n, rows in enumerate(index)]
+    for multiplier, *own in zip(multipliers, *items, strict=True):
+        yield _reduced(call, multiplier, [(statistics, None) for statistics in own], True, False)
 
 
 def _item(call: AttentionCall, number: int) -> AttentionCall:
@@ -178,61 +192,89 @@ def _item(call: AttentionCall, number: int) -> AttentionCall:
     return replace(call, query=call.query[own], key=call.key[own], mask=mask)
 
 
-def _together(items: Sequence[_Means]) -> _Means:
-    """The means of one batch item after the other."""
-    columns = {f.name: [getattr(item, f.name) for item in items] for f in fields(items[0])}
-    joined: dict[str, Any] = {name: None if own[0] is None else torch.cat(own) for name, own in columns.items()}
-    return type(items[0])(**joined)
-
-
 def _statistics(
-    call: AttentionCall, multiplier: float, index: Int[Tensor, " rows"] | None, distance: bool
+    call: AttentionCall, index: Int[Tensor, " rows"] | None, distance: bool
 ) -> tuple[RowStatistics, PartMeans | None]:
-    query, mask, is_causal, scale = call.query, call.mask, call.is_causal, call.scale * multiplier
     places = None
-    if distance and call.positions is not None:
-        everywhere = call.positions.to(query.device)
+    if distance and (everywhere := call.positions) is not None:
         places = (everywhere if index is None else everywhere[index - call.image_queries.start], everywhere)
+    query, mask, is_causal = _of_rows(call, index)
+    if call.image is None:
+        return flash(query, call.key, mask, is_causal, call.scale, call.enable_gqa, places), None
+    found = parts(query, call.key, call.image, mask, call.scale, call.enable_gqa, places)
+    return found.whole, found.means()
+
+
+def _scaled(
+    call: AttentionCall, multipliers: tuple[float, ...], index: Int[Tensor, " rows"] | None
+) -> list[RowStatistics]:
+    query, mask, is_causal = _of_rows(call, index)
+    return curve(query, call.key, multipliers, mask, is_causal, call.scale, call.enable_gqa)
+
+
+def _of_rows(
+    call: AttentionCall, index: Int[Tensor, " rows"] | None
+) -> tuple[Float[Tensor, "batch heads rows width"], Shaped[Tensor, "*#mask"] | None, bool]:
+    """The queries of some rows, with the mask that is theirs, and whether it is causal."""
+    query, mask, is_causal = call.query, call.mask, call.is_causal
     if is_causal and (index is not None or call.image is not None):
         rows = torch.arange(query.shape[2], device=query.device) if index is None else index
         mask, is_causal = torch.arange(call.key.shape[2], device=query.device) <= rows[:, None], False
     elif index is not None and mask is not None and mask.ndim > 1 and mask.shape[-2] > 1:
         mask = mask.index_select(-2, index)
-    query = query if index is None else query.index_select(2, index)
-    if call.image is None or multiplier != 1.0:
-        return flash(query, call.key, mask, is_causal, scale, call.enable_gqa, places), None
-    found = parts(query, call.key, call.image, mask, scale, call.enable_gqa, places)
-    return found.whole, found.means()
+    return query if index is None else query.index_select(2, index), mask, is_causal
 
 
-def _record(
+def _reduced(
     call: AttentionCall,
     multiplier: float,
-    statistics: RowStatistics,
-    means: RowMeans,
-    error: Float[Tensor, "batch heads"],
-    split: PartMeans | None,
+    items: Sequence[tuple[RowStatistics, PartMeans | None]],
+    sampled: bool,
     keeping: bool,
-) -> Record:
-    return Record(
-        forward=call.forward,
-        place=call.place,
-        layer=call.layer,
-        kind=call.kind,
-        axes=call.axes,
-        tokens=call.tokens,
-        query_tokens=call.query.shape[2],
-        key_tokens=call.key.shape[2],
-        training_tokens=call.training_tokens,
-        scale=call.scale,
-        multiplier=multiplier,
-        rows=statistics.entropy.shape[-1],
+) -> Found:
+    """What is kept of the statistics of a call, which come at once or item by item."""
+    means = _together([statistics.means() for statistics, _ in items])
+    splits = [split for _, split in items if split is not None]
+    own = [statistics for statistics, _ in items]
+    batch, heads = means.entropy.shape
+    return Found(
+        measured=Measured(
+            place=call.place,
+            layer=call.layer,
+            kind=call.kind,
+            axes=call.axes,
+            tokens=call.tokens,
+            query_tokens=call.query.shape[2],
+            key_tokens=call.key.shape[2],
+            training_tokens=call.training_tokens,
+            scale=call.scale,
+            multiplier=multiplier,
+            rows=own[0].entropy.shape[-1],
+            grid=call.grid,
+            batch=batch,
+            heads=heads,
+        ),
         means=means,
-        entropy_se=error,
-        split=split,
-        grid=call.grid,
-        entropy_rows=statistics.entropy.float().cpu() if keeping else None,
+        entropy_se=_error(own) if sampled else torch.zeros_like(means.entropy),
+        split=_together(splits) if splits else None,
+        counted=None if call.mask is None else torch.cat([one.counted.any(-1) for one in own]),
+        entropy_rows=own[0].entropy.float() if keeping else None,
     )
+
+
+def _error(items: Sequence[RowStatistics]) -> Float[Tensor, "batch heads"]:
+    """Standard error of the mean entropy of every item, at once: its operations are small."""
+    entropy, counted = (torch.cat(rows) for rows in zip(*((one.entropy, one.counted) for one in items), strict=True))
+    return standard_error(RowStatistics(entropy, entropy, entropy, entropy, None, counted))
+
+
+def _together(items: Sequence[_Means]) -> _Means:
+    """The means of one batch item after the other."""
+    if len(items) == 1:
+        return items[0]
+    columns = {f.name: [getattr(item, f.name) for item in items] for f in fields(items[0])}
+    joined: dict[str, Any] = {name: None if own[0] is None else torch.cat(own) for name, own in columns.items()}
+    return type(items[0])(**joined)
 
 
 PROMPT_FIRST = frozenset(

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from entropy_probe.capture.calls import AttentionCall, Forward, Place
+from entropy_probe.capture.calls import Forward, Place
 from entropy_probe.capture.grid import TokenGrid
 from entropy_probe.capture.role import VISUAL, Axes, Kind
-from entropy_probe.errors import InputError
+from entropy_probe.errors import CaptureError, InputError
 from entropy_probe.statistics import PartMeans, RowMeans
 from entropy_probe.views import Viewed
 
 
 @dataclass(frozen=True)
-class Record:
-    """One attention call, reduced to a value per batch item and head; tensors stay on the model's device."""
+class Measured:
+    """What was measured: the same in every step, unless the number of rows changes.
 
-    forward: Forward
+    Attributes:
+        batch: items of the call.
+        heads: of the layer.
+    """
+
     place: Place
     layer: str
     kind: Kind
@@ -36,11 +40,87 @@ class Record:
     scale: float
     multiplier: float
     rows: int
+    grid: TokenGrid | None
+    batch: int
+    heads: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found of one call, still on the model's device: reading it now would make the host wait.
+
+    Attributes:
+        measured: what it was found of.
+        means: over the rows.
+        entropy_se: standard error of the mean entropy.
+        split: of a joint attention.
+        counted: whether an item has a row that may attend to anything; None where all have.
+        entropy_rows: row by row, where they are kept.
+    """
+
+    measured: Measured
     means: RowMeans
     entropy_se: Float[Tensor, "batch heads"]
     split: PartMeans | None
-    grid: TokenGrid | None
+    counted: Bool[Tensor, "batch heads"] | None
     entropy_rows: Float[Tensor, "batch heads tokens"] | None
+
+    def numbers(self) -> tuple[Float[Tensor, "batch heads"] | None, ...]:
+        """As `NUMBERS`."""
+        means, split = self.means, self.split
+        parts = (None,) * len(PARTS) if split is None else tuple(getattr(split, name) for name in PARTS)
+        own = (means.entropy, means.entropy_std, self.entropy_se, means.logit_variance, means.attention_distance)
+        return own + parts
+
+
+PARTS = tuple(part.name for part in fields(PartMeans))
+NUMBERS = ("entropy", "entropy_std", "entropy_se", "logit_variance", "attention_distance", *PARTS)
+"""What is kept of a call, of every batch item and head."""
+
+
+@dataclass(frozen=True)
+class Record(Measured):
+    """One attention call of a forward, by its number, reduced to a value per batch item and head."""
+
+    forward: int
+    means: RowMeans
+    entropy_se: Float[Tensor, "batch heads"]
+    split: PartMeans | None
+    entropy_rows: Float[Tensor, "batch heads tokens"] | None
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The calls of one forward, on the host.
+
+    Attributes:
+        forward: number of the run of the denoiser.
+        calls: what was measured, in order.
+        numbers: a row for each of `NUMBERS`; the calls side by side, each item by item, head by head.
+        kept: the rows of the calls, by their number, of which these are kept.
+    """
+
+    forward: int
+    calls: tuple[Measured, ...]
+    numbers: Float[Tensor, "numbers cells"]
+    kept: dict[int, Float[Tensor, "batch heads tokens"]]
+
+    def records(self) -> Iterator[Record]:
+        """Call by call."""
+        start = 0
+        for number, call in enumerate(self.calls):
+            own = self.numbers[:, start : start + call.batch * call.heads].reshape(-1, call.batch, call.heads)
+            start += call.batch * call.heads
+            entropy, deviation, error, variance, distance, *parts = own
+            reach = None if distance.isnan().all() else distance
+            yield Record(
+                **vars(call),
+                forward=self.forward,
+                means=RowMeans(entropy, deviation, variance, reach),
+                entropy_se=error,
+                split=None if torch.stack(parts).isnan().all() else PartMeans(*parts),
+                entropy_rows=self.kept.get(number),
+            )
 
 
 @dataclass(frozen=True)
@@ -71,6 +151,7 @@ class _Moment:
     guidance: Guidance
     copies: Mapping[int, Tensor]
     text: int | None
+    images: int | None
 
 
 Branch = Literal["cond", "uncond", "perturbed"]
@@ -83,23 +164,35 @@ _Parts = tuple[Branch, ...]
 COLUMNS = (
     "sampling", "sample", "step", "timestep", "branch", "layer", "kind", "axes", "head", "tokens", "query_tokens",
     "key_tokens", "training_tokens", "scale", "multiplier", "rows", "entropy", "entropy_std", "entropy_se",
-    "logit_variance", "attention_distance", *(part.name for part in fields(PartMeans)),
+    "logit_variance", "attention_distance", *PARTS,
 )  # fmt: skip
 """Of a frame, also of one without rows."""
+
+_TOLD = ("layer", "kind", "axes", "tokens", "query_tokens", "key_tokens", "scale", "multiplier", "rows")
+"""Columns that are the same for all items and heads of a call."""
 
 
 @dataclass
 class Captured(Viewed):
     """The measurements of one `capture`, in the order in which the model made the calls."""
 
-    records: list[Record] = field(default_factory=list)
+    _sheets: list[Sheet] = field(default_factory=list)
+    _open: list[Found] = field(default_factory=list)
+    _known: dict[Measured, Measured] = field(default_factory=dict)
     _moments: dict[int, _Moment] = field(default_factory=dict)
     _last: _Moment | None = None
+    _forward: Forward | None = None
     _schedule: object = None
     _first: float = 0.0
 
     def __repr__(self) -> str:
-        return f"Captured({len(self.records)} measurements of {len({r.layer for r in self.records})} layers)"
+        calls = [call for sheet in self._settled() for call in sheet.calls]
+        return f"Captured({len(calls)} measurements of {len({call.layer for call in calls})} layers)"
+
+    @property
+    def records(self) -> list[Record]:
+        """Every measured call."""
+        return [record for sheet in self._settled() for record in sheet.records()]
 
     @property
     def step(self) -> int:
@@ -121,6 +214,7 @@ class Captured(Viewed):
         A new schedule begins a new sampling, and so does a return to the first timestep of the same; without a
         schedule, a timestep that rises does.
         """
+        self.settle()
         timestep = _to_float(forward.timestep)
         last = self._last
         again = last is not None and timestep > last.timestep and (schedule is None or timestep == self._first)
@@ -130,13 +224,43 @@ class Captured(Viewed):
             sampling, step, turn = last.sampling, last.step, last.turn + (forward.timestep is not None)
         else:
             sampling, step, turn = last.sampling, last.step + 1, 0
-        moment = _Moment(sampling, step, turn, timestep, guidance, forward.copies, forward.text)
+        self._forward = forward
+        copies = forward.copies if guidance.batched is None else {}
+        moment = _Moment(sampling, step, turn, timestep, guidance, copies, forward.text, forward.batch)
         self._moments[forward.number] = self._last = moment
         self._schedule = schedule
 
-    def add(self, record: Record) -> None:
-        """Note a measured call."""
-        self.records.append(record)
+    def add(self, found: Found) -> None:
+        """Note a measured call of the running forward."""
+        self._open.append(found)
+
+    def settle(self) -> None:
+        """Bring what was found of the running forward to the host, all of it in one copy.
+
+        Raises:
+            CaptureError: where the entropy of a row that counts is NaN.
+        """
+        found, self._open = self._open, []
+        if not found or self._forward is None:
+            return
+        columns = [*zip(*(own.numbers() for own in found), strict=True), [own.counted for own in found]]
+        missing = [torch.full_like(own.entropy_se, torch.nan) for own in found]
+        *numbers, counted = torch.stack([_in_a_row(column, missing) for column in columns]).cpu()
+        calls = tuple(self._known.setdefault(own.measured, own.measured) for own in found)
+        kept = {i: own.entropy_rows.cpu() for i, own in enumerate(found) if own.entropy_rows is not None}
+        self._sheets.append(Sheet(self._forward.number, calls, torch.stack(numbers), kept))
+        lost = numbers[0].isnan() & (counted != 0)
+        if lost.any():
+            ends = np.cumsum([call.batch * call.heads for call in calls])
+            layer = calls[int(np.searchsorted(ends, int(lost.nonzero()[0]), side="right"))].layer
+            raise CaptureError(
+                f"the queries or keys of layer {layer!r} hold infinities or NaN at step {self.step}: the model has "
+                "diverged, or its dtype overflows (try float32 or bfloat16)"
+            )
+
+    def _settled(self) -> list[Sheet]:
+        self.settle()
+        return self._sheets
 
     def frame(self) -> pd.DataFrame:
         """A row per call x batch item x head; entropies in nats, distances in image diagonals.
@@ -150,8 +274,8 @@ class Captured(Viewed):
         are those of its image tokens, where the model has told which these are; `image_mass`, `mass_entropy`,
         `image_entropy` and `text_entropy` then take it apart (see `statistics.PartMeans`), and are NaN elsewhere.
         """
-        branches = self._branches()
-        columns = [self._columns(record, branches[record.forward.number]) for record in self.records]
+        sheets, branches = self._settled(), self._branches()
+        columns = [self._columns(sheet, branches[sheet.forward]) for sheet in sheets]
         if not columns:
             return pd.DataFrame(columns=list(COLUMNS))
         return pd.DataFrame({name: np.concatenate([own[name] for own in columns]) for name in columns[0]})
@@ -185,46 +309,33 @@ class Captured(Viewed):
         own = [m.copies.get(count) for m in self._moments.values() if m.sampling == moment.sampling]
         return moment.guidance.driven and all(copied is not None and bool(copied) for copied in own)
 
-    def _columns(self, record: Record, parts: _Parts) -> dict[str, Any]:
-        means = record.means
-        batch, heads = means.entropy.shape
-        moment = self._moments[record.forward.number]
-        part, sample = _parts(record.forward, record.place, batch, len(parts))
-        missing = torch.full_like(means.entropy, torch.nan)
-        distance = missing if means.attention_distance is None else means.attention_distance
-        split = record.split or PartMeans(missing, missing, missing, missing)
+    def _columns(self, sheet: Sheet, parts: _Parts) -> dict[str, Any]:
+        calls, moment = sheet.calls, self._moments[sheet.forward]
+        cells = [call.batch * call.heads for call in calls]
 
-        def same(value: Any) -> Any:
-            return np.full(batch * heads, value)
+        def each(values: Iterable[Any]) -> Any:
+            return np.repeat(np.array(list(values)), cells)
 
-        return {
-            "sampling": same(moment.sampling),
-            "sample": np.repeat(sample, heads),
-            "step": same(moment.step),
-            "timestep": same(moment.timestep),
-            "branch": np.repeat(np.array(parts)[part], heads),
-            "layer": same(record.layer),
-            "kind": same(record.kind),
-            "axes": same(record.axes),
-            "head": np.tile(np.arange(heads), batch),
-            "tokens": same(record.tokens),
-            "query_tokens": same(record.query_tokens),
-            "key_tokens": same(record.key_tokens),
-            "training_tokens": same(float("nan") if record.training_tokens is None else record.training_tokens),
-            "scale": same(record.scale),
-            "multiplier": same(record.multiplier),
-            "rows": same(record.rows),
-            "entropy": _numbers(means.entropy),
-            "entropy_std": _numbers(means.entropy_std),
-            "entropy_se": _numbers(record.entropy_se),
-            "logit_variance": _numbers(means.logit_variance),
-            "attention_distance": _numbers(distance),
-            **{name: _numbers(values) for name, values in vars(split).items()},
+        own = [_parts(moment.images, call.place, call.batch, len(parts)) for call in calls]
+        heads = [call.heads for call in calls]
+        told = {name: each(getattr(call, name) for call in calls) for name in _TOLD}
+        training = each(np.nan if call.training_tokens is None else call.training_tokens for call in calls)
+        columns = {
+            "sampling": np.full(sum(cells), moment.sampling),
+            "sample": np.concatenate([np.repeat(sample, n) for (_, sample), n in zip(own, heads, strict=True)]),
+            "step": np.full(sum(cells), moment.step),
+            "timestep": np.full(sum(cells), moment.timestep),
+            "branch": np.array(parts)[np.concatenate([np.repeat(p, n) for (p, _), n in zip(own, heads, strict=True)])],
+            "head": np.concatenate([np.tile(np.arange(call.heads), call.batch) for call in calls]),
+            "training_tokens": training,
+            **told,
+            **dict(zip(NUMBERS, sheet.numbers.numpy(), strict=True)),
         }
+        return {name: columns[name] for name in COLUMNS}
 
     def summary(self) -> pd.DataFrame:
         """Mean entropy of every layer, nats, with the standard error over the images (NaN for a single image)."""
-        if not self.records:
+        if not self._settled():
             return pd.DataFrame(columns=["layer", "kind", "entropy", "entropy_se", "images"])
         frame = self.frame()
         frame = frame[frame["multiplier"] == 1.0]  # not the curves H(g)
@@ -234,16 +345,17 @@ class Captured(Viewed):
             {"entropy": by_layer.mean(), "entropy_se": by_layer.sem(), "images": by_layer.size()}
         ).reset_index()
 
-    def items(self, call: AttentionCall | Record, batch: int, branch: Branch) -> slice:
+    def items(self, forward: int, place: Place, batch: int, branch: Branch) -> slice:
         """Which items of a call are of a branch of the guidance; none, where it does not compute that.
 
         Args:
-            call: seen while this was captured.
-            batch: items in the batch of the call.
+            forward: number of the forward.
+            place: where the items of the call stand in its batch.
+            batch: items of the call.
             branch: `cond`, `uncond` or `perturbed`.
         """
-        parts = self._branches()[call.forward.number]
-        part, _ = _parts(call.forward, call.place, batch, len(parts))
+        parts = self._branches()[forward]
+        part, _ = _parts(self._moments[forward].images, place, batch, len(parts))
         own = [item for item in range(batch) if parts[part[item]] == branch]
         return slice(own[0], own[-1] + 1) if own else slice(batch, batch)
 
@@ -261,23 +373,36 @@ class Captured(Viewed):
         Raises:
             InputError: if the rows of that layer and step were not kept (`capture(keep=..., keep_steps=...)`).
         """
-        there = [r for r in self.records if r.layer == layer and r.multiplier == 1.0]
-        for record in there:
-            moment, grid, rows = self._moments[record.forward.number], record.grid, record.entropy_rows
+        there = [
+            (sheet.forward, call, sheet.kept.get(number))
+            for sheet in self._settled()
+            for number, call in enumerate(sheet.calls)
+            if call.layer == layer and call.multiplier == 1.0
+        ]
+        for forward, call, rows in there:
+            moment, grid = self._moments[forward], call.grid
             if rows is None or grid is None or (moment.step, moment.sampling) != (step, sampling):
                 continue
-            own = rows if branch is None else rows[self.items(record, len(rows), branch)]
+            own = rows if branch is None else rows[self.items(forward, call.place, len(rows), branch)]
             if len(own):
                 return own.reshape(*own.shape[:-1], grid.height, grid.width)
-        if there and all(record.entropy_rows is None for record in there):
+        if there and all(rows is None for _, _, rows in there):
             why = (
                 f"capture with keep=[{layer!r}]; only self-attention over an image has a map, and joint attention of "
                 "which the model tells where the image stands"
             )
         else:
-            steps = sorted({self._moments[r.forward.number].step for r in there if r.entropy_rows is not None})
+            steps = sorted({self._moments[forward].step for forward, _, rows in there if rows is not None})
             why = f"kept are its steps {', '.join(map(str, steps))}" if steps else "no such layer was measured"
         raise InputError(f"no rows of layer {layer!r} at step {step} were kept: {why}")
+
+
+def _in_a_row(
+    column: Sequence[Shaped[Tensor, "_ _"] | None], missing: Sequence[Float[Tensor, "_ _"]]
+) -> Float[Tensor, " cells"]:
+    """A column of several calls, one after the other, in float32."""
+    both = zip(column, missing, strict=True)
+    return torch.cat([(other if own is None else own).flatten().float() for own, other in both])
 
 
 def visual(frame: pd.DataFrame) -> pd.DataFrame:
@@ -286,11 +411,11 @@ def visual(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _parts(
-    forward: Forward, place: Place, batch: int, parts: int
+    images: int | None, place: Place, batch: int, parts: int
 ) -> tuple[Int[np.ndarray, " batch"], Int[np.ndarray, " batch"]]:
     """For each item of a call, its part of the guidance and its number among the images or videos of that part."""
     item = (place.first + np.arange(batch)) // place.share
-    size = max(1, (forward.batch or batch) // parts)
+    size = max(1, (images or batch) // parts)
     return np.minimum(item // size, parts - 1), item % size
 
 
@@ -298,7 +423,3 @@ def _to_float(timestep: Tensor | float | None) -> float:
     if timestep is None:
         return 0.0
     return float(timestep.max()) if isinstance(timestep, Tensor) else float(timestep)  # a given frame's token has 0
-
-
-def _numbers(values: Tensor) -> Any:
-    return values.float().flatten().cpu().numpy()

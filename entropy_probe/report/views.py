@@ -50,9 +50,9 @@ def view(result: Captured | Sweep | Fit | ScalingLaw | Outcome) -> View:
     """
     match result:
         case Captured():
-            if not result.records:
-                raise InputError("nothing was captured: run the model inside `with ep.capture(model) as captured`")
             table = captured_table(result)
+            if not len(table):
+                raise InputError("nothing was captured: run the model inside `with ep.capture(model) as captured`")
             height = 1.2 + figures.row(len(table))[0] * len(table)
             return View(
                 "Attention entropy of every layer", table, partial(figures.draw_layers, captured=result), height=height

@@ -26,6 +26,10 @@
 #define HELD (1 << 17)   /* floats of packed keys that a thread holds at once: 512 KiB */
 #define AHEAD 16         /* keys that are fetched before they are needed */
 #define TASK 128         /* rows that a thread takes at once */
+#define CURVE 8          /* multipliers of the logits, at most: as many KiB of sums */
+#define ALL_WITHIN ((1 << CURVE) - 1)
+#define OF_ROWS 5        /* statistics of every row, and their means, for each multiplier one after the other */
+#define OF_MAPS 4
 #define BIT 0.693147180559945309417 /* nats */
 
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -44,6 +48,8 @@ typedef struct {
     float *entropy, *variance, *log_sum, *logit_mean, *distance, *means;
     int64_t batch, heads, queries, keys, width;
     int64_t query_strides[3], key_strides[3];
+    int64_t multiplied; /* how many multipliers */
+    float multipliers[CURVE];
     float scale, limit;
 } Call;
 
@@ -337,11 +343,12 @@ INLINE void add(floats *sum, floats *lost, floats value) {
     *sum = total;
 }
 
-INLINE void accumulate(Sums *sums, const float *logits, const Side *sides, int64_t count, int biased, int distance) {
+INLINE void accumulate(Sums *sums, const float *logits, const Side *sides, int64_t count, float multiplier, int biased,
+                       int distance) {
     for (int64_t from = 0; from < count; from += PART) {
         Sums a = {0};
         for (int64_t j = from; j < from + PART && j < count; j++) {
-            floats s = load(logits + j * ROWS);
+            floats s = load(logits + j * ROWS) * multiplier;
             if (biased) s += sides[j].bias;
             const floats p = power_of_two(s);
             a.total += p;
@@ -374,7 +381,7 @@ INLINE void put_some(float *to, floats values, int64_t count) {
     for (int64_t i = 0; count < LANES && i < count; i++) to[i] = values[i];
 }
 
-/* Writes the statistics of up to 16 rows; whether every log-sum-exp is within the limit. */
+/* Writes the statistics of up to 16 rows of an output map; whether every log-sum-exp is within the limit. */
 INLINE int finish(const Call *c, const Sums *sums, floats logit_mean, int64_t count, int64_t map, int64_t first,
                   int distance) {
     const int64_t left = c->queries - first, valid = left < LANES ? left : LANES, at = map * c->queries + first;
@@ -411,7 +418,7 @@ INLINE int finish(const Call *c, const Sums *sums, floats logit_mean, int64_t co
     return within;
 }
 
-/* The rows `first` to `first` + TASK of one map; `queries` is where they are packed. */
+/* The rows `first` to `first` + TASK of one map; `queries` is where they are packed. A bit for each multiplier. */
 INLINE int rows(const Call *c, int64_t map, const Packed *p, int64_t first, float *queries, int biased, int distance) {
     const int64_t item = map / c->heads, head = map % c->heads, depth = rounded(c->width, LANES);
     const float *query = c->query + item * c->query_strides[0] + head * c->query_strides[1];
@@ -420,13 +427,15 @@ INLINE int rows(const Call *c, int64_t map, const Packed *p, int64_t first, floa
     float logits[2][STRIP][ROWS] __attribute__((aligned(64)));
     const int64_t last = first + TASK < c->queries ? first + TASK : c->queries;
     floats along[TASK / ROWS][2] = {0};
-    int within = 1;
+    const int64_t maps = c->batch * c->heads;
+    int within = ALL_WITHIN;
     for (int64_t row = first; row < last; row += ROWS) /* all at once: a tile waits for what has just been written */
         pack_queries(c, query, row, depth, queries + (row - first) * QUERY_PARTS * depth, p->middle,
                      along[(row - first) / ROWS]);
     for (int64_t row = first; row < last; row += ROWS, queries += ROWS * QUERY_PARTS * depth) {
         const floats *own_along = along[(row - first) / ROWS];
-        Sums sums[2] = {0};
+        Sums sums[CURVE][2];
+        memset(sums, 0, (size_t)c->multiplied * sizeof *sums);
         /* A strip ahead: the tiles work on the next while the vectors sum this one. */
         for (int64_t from = -strip, step = 0; from < p->count; from += strip, step ^= 1) {
             const int64_t next = from + strip, there = p->count - next < strip ? p->count - next : strip;
@@ -435,13 +444,21 @@ INLINE int rows(const Call *c, int64_t map, const Packed *p, int64_t first, floa
             if (from < 0) continue;
             const int64_t count = p->count - from < strip ? p->count - from : strip;
             const float *own = logits[step ^ 1][0];
-            accumulate(sums, own, p->sides + from, count, biased, distance);
-            accumulate(sums + 1, own + LANES, p->sides + from, count, biased, distance);
+            for (int64_t m = 0; m < c->multiplied; m++)
+                for (int half = 0; half < 2; half++) {
+                    const float *of_half = own + half * LANES, by = c->multipliers[m];
+                    if (by == 1) /* the usual call is spared the product */
+                        accumulate(sums[m] + half, of_half, p->sides + from, count, 1, biased, distance);
+                    else
+                        accumulate(sums[m] + half, of_half, p->sides + from, count, by, biased, distance);
+                }
         }
-        for (int half = 0; half < 2; half++) {
-            const floats logit_mean = own_along[half] * c->scale + p->middle_bias;
-            within &= finish(c, sums + half, logit_mean, p->count, map, row + half * LANES, distance);
-        }
+        for (int64_t m = 0; m < c->multiplied; m++)
+            for (int half = 0; half < 2; half++) {
+                const floats logit_mean = own_along[half] * (c->scale * c->multipliers[m]) + p->middle_bias;
+                const int64_t to = m * OF_ROWS * maps + map;
+                if (!finish(c, sums[m] + half, logit_mean, p->count, to, row + half * LANES, distance)) within &= ~(1 << m);
+            }
     }
     return within;
 }
@@ -471,17 +488,18 @@ INLINE float mean(const float *values, int64_t count, float from, int squared) {
 
 /* Means over the rows of a map: entropy, its standard deviation, variance, distance; NaN where no key is allowed. */
 EVERY_MACHINE
-static void summarise(const Call *c, int64_t map, const Packed *p) {
-    const int64_t maps = c->batch * c->heads, first = map * c->queries;
+static void summarise(const Call *c, int64_t m, int64_t map, const Packed *p) {
+    const int64_t maps = c->batch * c->heads, first = (m * OF_ROWS * maps + map) * c->queries;
+    float *to = c->means + m * OF_MAPS * maps + map;
     const float none = p->count > 0 ? 0 : NAN, entropy = mean(c->entropy + first, c->queries, 0, 0);
-    c->means[map] = entropy + none;
-    c->means[maps + map] = sqrtf(mean(c->entropy + first, c->queries, entropy, 1)) + none;
-    c->means[2 * maps + map] = mean(c->variance + first, c->queries, 0, 0) + none;
-    if (c->distance) c->means[3 * maps + map] = mean(c->distance + first, c->queries, 0, 0) + none;
+    to[0] = entropy + none;
+    to[maps] = sqrtf(mean(c->entropy + first, c->queries, entropy, 1)) + none;
+    to[2 * maps] = mean(c->variance + first, c->queries, 0, 0) + none;
+    if (c->distance) to[3 * maps] = mean(c->distance + first, c->queries, 0, 0) + none;
 }
 
 /* The maps are worked on a few at a time, so that what is packed of them stays in the second-level cache.
-   1 if float32 holds the answer, 0 if not, -1 if there is no memory. */
+   A bit for each multiplier whose answer float32 holds, or -1 if there is no memory. */
 static int run(const Call *c, int threads) {
     const int64_t maps = c->batch * c->heads, tasks = (c->queries + TASK - 1) / TASK;
     const int64_t keys = rounded(c->keys, GROUP), depth = rounded(c->width, LANES);
@@ -490,7 +508,7 @@ static int run(const Call *c, int threads) {
     const int64_t held = rounded((int64_t)((size_t)threads * HELD / each) + 1, threads), together = held < maps ? held : maps;
     Packed *packed = malloc((size_t)together * sizeof *packed);
     float *memory = aligned_alloc(64, ((size_t)threads * query_floats + (size_t)together * each) * sizeof *memory);
-    int within = 1;
+    int within = ALL_WITHIN;
     if (!packed || !memory) {
         free(packed);
         free(memory);
@@ -514,7 +532,8 @@ static int run(const Call *c, int threads) {
             for (int64_t i = 0; i < here * tasks; i++)
                 within &= task(c, map + i / tasks, packed + i / tasks, i % tasks * TASK, queries);
 #pragma omp for
-            for (int64_t i = 0; i < here; i++) summarise(c, map + i, packed + i);
+            for (int64_t i = 0; i < here; i++)
+                for (int64_t m = 0; m < c->multiplied; m++) summarise(c, m, map + i, packed + i);
         }
         leave_tiles(before);
     }
@@ -525,21 +544,27 @@ static int run(const Call *c, int threads) {
 
 static PyObject *statistics(PyObject *Py_UNUSED(self), PyObject *args) {
     Call c;
-    unsigned long long p[11];
+    unsigned long long p[7];
     int threads, found;
-    if (!PyArg_ParseTuple(args, "(KKKKKKKKKKK)(LLLLL)(LLL)(LLL)ffi", p, p + 1, p + 2, p + 3, p + 4, p + 5, p + 6, p + 7,
-                          p + 8, p + 9, p + 10, &c.batch, &c.heads, &c.queries, &c.keys, &c.width, c.query_strides,
+    PyObject *multipliers;
+    if (!PyArg_ParseTuple(args, "(KKKKKKK)(LLLLL)(LLL)(LLL)fO!fi", p, p + 1, p + 2, p + 3, p + 4, p + 5, p + 6, &c.batch, &c.heads, &c.queries, &c.keys, &c.width, c.query_strides,
                           c.query_strides + 1, c.query_strides + 2, c.key_strides, c.key_strides + 1,
-                          c.key_strides + 2, &c.scale, &c.limit, &threads))
+                          c.key_strides + 2, &c.scale, &PyTuple_Type, &multipliers, &c.limit, &threads))
         return NULL;
+    c.multiplied = PyTuple_GET_SIZE(multipliers);
+    if (c.multiplied > CURVE) return PyErr_Format(PyExc_ValueError, "at most %d multipliers", CURVE);
+    for (int64_t m = 0; m < c.multiplied; m++) c.multipliers[m] = (float)PyFloat_AsDouble(PyTuple_GET_ITEM(multipliers, m));
+    if (PyErr_Occurred()) return NULL;
     const float **in[] = {&c.query, &c.key, &c.bias, &c.here, &c.there};
-    float **out[] = {&c.entropy, &c.variance, &c.log_sum, &c.logit_mean, &c.distance, &c.means};
+    float **out[OF_ROWS] = {&c.entropy, &c.variance, &c.log_sum, &c.logit_mean, &c.distance};
     for (int i = 0; i < 5; i++) *in[i] = (const float *)(uintptr_t)p[i];
-    for (int i = 0; i < 6; i++) *out[i] = (float *)(uintptr_t)p[5 + i];
+    for (int i = 0; i < OF_ROWS; i++) *out[i] = (float *)(uintptr_t)p[5] + i * c.batch * c.heads * c.queries;
+    if (!c.there) c.distance = NULL;
+    c.means = (float *)(uintptr_t)p[6];
     Py_BEGIN_ALLOW_THREADS
     found = run(&c, threads);
     Py_END_ALLOW_THREADS
-    return found < 0 ? PyErr_NoMemory() : PyBool_FromLong(found);
+    return found < 0 ? PyErr_NoMemory() : PyLong_FromLong(found);
 }
 
 static PyMethodDef methods[] = {{"statistics", statistics, METH_VARARGS, "See cpu.py."}, {NULL, NULL, 0, NULL}};

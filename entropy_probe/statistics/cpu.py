@@ -28,11 +28,12 @@ class Kernel(Protocol):
         query_strides: tuple[int, ...],
         key_strides: tuple[int, ...],
         scale: float,
+        multipliers: tuple[float, ...],
         limit: float,
         threads: int,
         /,
-    ) -> bool:
-        """Fill the tensors at `addresses`; whether float32 holds the answer."""
+    ) -> int:
+        """Fill the tensors at `addresses`; a bit for each multiplier, the lowest first, whose answer float32 holds."""
         ...
 
 
@@ -52,6 +53,9 @@ COMPILED = bool(KERNELS)
 
 FEW_KEYS = 64
 """Up to here, laying queries out for the tiles of AMX takes more time than the tiles save."""
+
+CURVE = 8
+"""Multipliers that the kernel takes at once; of `cpu.c`."""
 
 _ALL = torch.ones((), dtype=torch.bool)
 
@@ -79,6 +83,20 @@ def by_kernel(
     Raises:
         ValueError: for a key or positions that do not fit the query.
     """
+    return curve_by_kernel(query, key, bias, scale, (1.0,), positions, limit, kernel)[0]
+
+
+def curve_by_kernel(
+    query: Float[Tensor, "batch heads queries width"],
+    key: Float[Tensor, "batch heads keys width"],
+    bias: tuple[Bool[Tensor, "batch heads keys"], Float[Tensor, "batch heads keys"]] | None,
+    scale: float,
+    multipliers: tuple[float, ...],
+    positions: tuple[Float[Tensor, "queries 2"], Float[Tensor, "keys 2"]] | None,
+    limit: float,
+    kernel: Kernel | None = None,
+) -> list[tuple[RowStatistics, bool]]:
+    """As `by_kernel`, for at most `CURVE` multipliers of the scale: their logits are those of one matrix product."""
     batch, heads, queries, width = query.shape
     keys = key.shape[2]
     if key.shape != (batch, heads, keys, width):  # the kernel gets addresses, and would read what is not there
@@ -86,19 +104,17 @@ def by_kernel(
     if positions is not None and [len(p) for p in positions] != [queries, keys]:
         raise ValueError(f"give places for {queries} queries and {keys} keys, not {[len(p) for p in positions]}")
     query, key = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key))
-    entropy, variance, log_sum, logit_mean, apart = query.new_empty(5, batch, heads, queries).unbind()
-    means = query.new_empty(4, batch, heads)
-    counted = _ALL.expand_as(entropy)
+    rows = query.new_empty(len(multipliers), 5, batch, heads, queries)
+    means = query.new_empty(len(multipliers), 4, batch, heads)
+    counted = _ALL.expand(batch, heads, queries)
     added: Tensor | None = None
-    distance: Tensor | None = None
     places: tuple[Tensor | None, ...] = (None, None)
     if bias is not None:
         added = bias[1].masked_fill(~bias[0], -math.inf).contiguous()
-        counted = bias[0].any(-1, keepdim=True).expand_as(entropy)
+        counted = bias[0].any(-1, keepdim=True).expand(batch, heads, queries)
     if positions is not None:
         places = tuple(p.to(torch.float32).contiguous() for p in positions)
-        distance = apart
-    tensors = (query, key, added, *places, entropy, variance, log_sum, logit_mean, distance, means)
+    tensors = (query, key, added, *places, rows, means)
     if kernel is None:
         builds = tuple(KERNELS.values())
         kernel = builds[0] if keys <= FEW_KEYS else builds[-1]
@@ -108,9 +124,16 @@ def by_kernel(
         query.stride()[:3],
         key.stride()[:3],
         scale,
+        multipliers,
         limit,
         torch.get_num_threads(),
     )
-    mean, deviation, mean_variance, mean_distance = means.unbind()
-    reduced = RowMeans(mean, deviation, mean_variance, None if distance is None else mean_distance)
-    return RowStatistics(entropy, variance, log_sum, logit_mean, distance, counted, reduced), exact
+    found = []
+    for number, (own_rows, own_means) in enumerate(zip(rows.unbind(), means.unbind(), strict=True)):
+        entropy, variance, log_sum, logit_mean, apart = own_rows.unbind()
+        mean, deviation, mean_variance, mean_apart = own_means.unbind()
+        distance, mean_distance = (None, None) if positions is None else (apart, mean_apart)
+        reduced = RowMeans(mean, deviation, mean_variance, mean_distance)
+        statistics = RowStatistics(entropy, variance, log_sum, logit_mean, distance, counted, reduced)
+        found.append((statistics, bool(exact >> number & 1)))
+    return found

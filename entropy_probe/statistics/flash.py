@@ -20,6 +20,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -86,8 +87,7 @@ def flash(
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     precise = precise_dtype(query.device)
     shared = not is_causal and _same_for_all_queries(mask)
-    kernel = cpu.COMPILED and query.device.type == "cpu" and dtype == torch.float32
-    if shared and kernel and query.numel() and key.numel():
+    if _by_compiled(query, key, mask, is_causal):
         query, key = query.to(dtype), key.to(dtype)
         bias = None if mask is None else _key_bias(mask, key)
         result, exact = cpu.by_kernel(query, key, bias, scale, positions, LARGE_LOGIT)
@@ -102,6 +102,50 @@ def flash(
     if exact:
         return result
     return _by_blocks(query.to(precise), key.to(precise), mask, is_causal, scale, positions)[0]
+
+
+def curve(
+    query: Float[Tensor, "batch heads queries width"],
+    key: Float[Tensor, "batch kv_heads keys width"],
+    multipliers: Sequence[float],
+    mask: Shaped[Tensor, "*#mask"] | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> list[RowStatistics]:
+    """What `flash` gives with the scale multiplied by each of some numbers, without positions.
+
+    The compiled kernel makes the logits once for all of them: each but the first costs an exponential a logit, and no
+    matrix product.
+    """
+    scale = default_scale(query) if scale is None else scale
+    found: list[tuple[RowStatistics | None, bool]] = [(None, False)] * len(multipliers)
+    if _by_compiled(query, key, mask, is_causal):
+        whole = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1) if enable_gqa else key
+        own, whole = query.to(torch.float32), whole.to(torch.float32)
+        bias = None if mask is None else _key_bias(mask, whole)
+        found = [
+            one
+            for start in range(0, len(multipliers), cpu.CURVE)
+            for one in cpu.curve_by_kernel(
+                own, whole, bias, scale, tuple(multipliers[start : start + cpu.CURVE]), None, LARGE_LOGIT
+            )
+        ]
+    return [
+        statistics if statistics and exact else flash(query, key, mask, is_causal, scale * g, enable_gqa)
+        for g, (statistics, exact) in zip(multipliers, found, strict=True)
+    ]
+
+
+def _by_compiled(
+    query: Float[Tensor, "batch heads queries width"],
+    key: Float[Tensor, "batch kv_heads keys width"],
+    mask: Shaped[Tensor, "*#mask"] | None,
+    is_causal: bool,
+) -> bool:
+    """Whether the compiled kernel can take a call."""
+    here = cpu.COMPILED and query.device.type == "cpu" and query.dtype != torch.float64
+    return bool(here and not is_causal and _same_for_all_queries(mask) and query.numel() and key.numel())
 
 
 def _on_cuda(query: Tensor) -> bool:

@@ -67,12 +67,14 @@ class RowStatistics:
         )
 
 
-def stratified_rows(total: int, chosen: int, generator: torch.Generator | None = None) -> Int[Tensor, " chosen"]:
+def stratified_rows(
+    total: int, chosen: int, generator: torch.Generator | None = None, items: tuple[int, ...] = ()
+) -> Int[Tensor, "*items chosen"]:
     """Row indices, two drawn at random from each of `chosen / 2` equal strata of `total` rows, stratum by stratum.
 
     Tokens are in raster order, so the strata spread the rows over the image. Every draw is any row with the same
     probability, taken over all strata, hence the mean over the drawn rows is unbiased; two in a stratum show how much
-    it varies (a row may come twice).
+    it varies (a row may come twice). Each of the `items` has a draw of its own.
 
     Raises:
         ValueError: unless `chosen` is even and 2 <= chosen <= total.
@@ -80,8 +82,8 @@ def stratified_rows(total: int, chosen: int, generator: torch.Generator | None =
     if chosen % 2 or not 2 <= chosen <= total:
         raise ValueError(f"rows are drawn in pairs, between 2 and the {total} there are, not {chosen}")
     strata = chosen // 2
-    offset = torch.rand(strata, 2, generator=generator, dtype=torch.float64)
-    return ((torch.arange(strata)[:, None] + offset) * total / strata).long().clamp_max(total - 1).flatten()
+    offset = torch.rand(*items, strata, 2, generator=generator, dtype=torch.float64)
+    return ((torch.arange(strata)[:, None] + offset) * total / strata).long().clamp_max(total - 1).flatten(-2)
 
 
 def standard_error(statistics: RowStatistics) -> Float[Tensor, "batch heads"]:
