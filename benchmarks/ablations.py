@@ -134,7 +134,7 @@ g² = 1 + κ ln(N/T): one κ for all layers, and (`kappa`) the measured κ of ea
 
 def main(
     model: Annotated[str, typer.Option(help="A bundled model.")] = "reference",
-    out: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("study-run"),
+    out: Annotated[Path, typer.Option(help="Folder of the pictures, the study's.")] = Path("study-run"),
     docs: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("docs"),
     count: Annotated[int, typer.Option(help="Prompts whose pictures are drawn.")] = 16,
     seeds: Annotated[int, typer.Option(help="Pictures of each prompt, law and size.")] = 2,
@@ -145,7 +145,7 @@ def main(
     pipeline = load(model, device="auto")
     settings: dict[str, Any] = {"steps": 8, "guidance_scale": 4.0, "model": model}
     measured = kept_law(
-        out / "measured.json",
+        docs / "results" / model / "measured.json",
         lambda: (
             derive_measured(
                 sweep(pipeline, prompts=prompts()[:8], sizes=SIZES, seeds=[0, 1], store=out / "law", **settings)

@@ -1,7 +1,8 @@
 """The study: `python -m benchmarks.study` writes docs/results-MODEL.md and its figures from what it measures.
 
-Every stage keeps what it found in the study's folder, so that a study that was stopped goes on; nothing in the page is
-typed by hand but the explanations. Hours on two cores at full size; `--prompts` and `--seeds` make it smaller.
+Every stage keeps what it found, so that a study that was stopped goes on: losses and laws in docs/results/MODEL/,
+with the settings that they are of, pictures in the study's folder. Nothing in the page is typed by hand but the
+explanations. Hours on two cores at full size; `--count` and `--seeds` make it smaller.
 """
 
 import json
@@ -20,7 +21,7 @@ from scipy import stats
 
 from entropy_probe.fitting import calibrate, derive_gaussian, derive_measured, fit
 from entropy_probe.laws import ScalingLaw, from_json, resolve, to_json
-from entropy_probe.pipelines import Pictures, Size, format_size, load, quiet_libraries, training_tokens
+from entropy_probe.pipelines import Pictures, Size, fingerprint, format_size, load, quiet_libraries, training_tokens
 from entropy_probe.reference import pictures, prompts
 from entropy_probe.report import figures
 from entropy_probe.report.tables import quality_table
@@ -57,6 +58,15 @@ def kept_law(path: Path, make: Callable[[], ScalingLaw]) -> ScalingLaw:
     if not path.exists():
         write_atomically(path, to_json(make()).encode())
     return from_json(path.read_text())
+
+
+def check_settings(results: Path, settings: dict[str, Any]) -> None:
+    """Results that are there are of these settings, or nothing is there yet."""
+    path = results / "settings.json"
+    if path.exists() and (there := json.loads(path.read_text())) != settings:
+        raise SystemExit(f"{results} holds results of other settings, {there}: delete it, or give another --results")
+    results.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(settings, indent=1).encode())
 
 
 def curve(out: Path, name: str, make: Callable[[], LossCurve]) -> dict[str, pd.DataFrame]:
@@ -319,7 +329,8 @@ it, which was trained on the photographs of ImageNet and by nobody here. {agreem
 
 def main(
     model: Annotated[str, typer.Option(help="A bundled model.")] = "reference",
-    out: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("study-run"),
+    out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("study-run"),
+    results: Annotated[Path | None, typer.Option(help="Of losses and laws; docs/results/MODEL if none.")] = None,
     docs: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("docs"),
     count: Annotated[int, typer.Option(help="Prompts whose pictures are drawn, at most those bundled.")] = 64,
     seeds: Annotated[int, typer.Option(help="Pictures of each prompt, law and size.")] = 4,
@@ -337,20 +348,23 @@ def main(
     """Measure what is missing, and write the page."""
     quiet_libraries()
     out.mkdir(parents=True, exist_ok=True)
+    results = results or docs / "results" / model
     pipeline = load(model, device="auto")
     everything = pictures()
     drawings = everything[:: max(1, len(everything.captions) // true)]
     fitting = {"steps": fit_steps, "batch": fit_batch}
     tried = [float(g) for g in multipliers.split(",")]
-    losses = measure_losses(pipeline, drawings, tried, out)
-    _, changes_one = calibrated(pipeline, drawings, out, per_layer=False, **fitting)
-    by_loss, changes_layers = calibrated(pipeline, drawings, out, per_layer=True, **fitting)
-
     settings: dict[str, Any] = {"steps": steps, "guidance_scale": 4.0, "model": model}
+    of_losses = {"true": true, "multipliers": tried, "fit_steps": fit_steps, "fit_batch": fit_batch}
+    check_settings(results, {**settings, **of_losses, "fingerprint": fingerprint(pipeline)})
+    losses = measure_losses(pipeline, drawings, tried, results)
+    _, changes_one = calibrated(pipeline, drawings, results, per_layer=False, **fitting)
+    by_loss, changes_layers = calibrated(pipeline, drawings, results, per_layer=True, **fitting)
+
     first = sweep(pipeline, prompts=prompts()[:8], sizes=SIZES, seeds=[0, 1], store=out / "law", **settings)
     known = {
-        "measured": lambda: kept_law(out / "measured.json", lambda: derive_measured(first).law),
-        "gaussian": lambda: kept_law(out / "gaussian.json", lambda: derive_gaussian(first)),
+        "measured": lambda: kept_law(results / "measured.json", lambda: derive_measured(first).law),
+        "gaussian": lambda: kept_law(results / "gaussian.json", lambda: derive_gaussian(first)),
         "calibrated": lambda: by_loss,
     }
     chosen = [known[name]() if name in known else resolve(name) for name in laws.split(",")]
