@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measure import apart, in_turns, peak, told_in_turns
-from entropy_probe.statistics import cpu, dense, flash, stratified_rows
+from entropy_probe.statistics import cpu, curve, dense, flash, stratified_rows
 
 ROWS = 1_024
 """Of a call whose rows are sampled."""
@@ -162,6 +162,19 @@ def pieces(case: Case, seconds: float) -> dict[str, list[float]]:
     return in_turns(made, seconds)
 
 
+CURVES = (1, 2, 5, 8)
+"""Numbers of multipliers of which the curve H(g) is measured."""
+
+
+def curves(case: Case, seconds: float) -> dict[str, list[float]]:
+    """The curve H(g) of several g."""
+    query, key, _ = case.tensors()
+    of = {count: [0.5 + 0.25 * n for n in range(count)] for count in CURVES}
+    return in_turns({str(count): partial(curve, query, key, of[count]) for count in CURVES}, seconds)
+
+
 def run(quick: bool) -> dict[str, Any]:
-    taken_apart = [asdict(case) | {"seconds": pieces(case, 1 if quick else 8)} for case in (Case(256), Case(1024))]
-    return {"cases": list(measured(quick)), "pieces": taken_apart}
+    small, seconds = (Case(256), Case(1024)), 1 if quick else 8
+    taken_apart = [asdict(case) | {"seconds": pieces(case, seconds)} for case in small]
+    along_g = [asdict(case) | {"seconds": curves(case, seconds)} for case in small]
+    return {"cases": list(measured(quick)), "pieces": taken_apart, "curves": along_g}

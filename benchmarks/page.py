@@ -161,6 +161,12 @@ def calls(found: dict[str, Any]) -> str:
         else "No GPU was at hand: there are no CUDA columns, and the fused Triton kernel has no figure. On a machine "
         "with one, `python -m benchmarks calls` measures both."
     )  # fmt: skip
+    curve = (
+        "\n\nThe curve H(g): the statistics under several multipliers g at once, as a multiple of those under one:\n\n"
+        + curves_of(found["curves"])
+        if "curves" in found
+        else ""
+    )
     return f"""## One call
 
 Time of the statistics of all rows, as a multiple of one `scaled_dot_product_attention` on the same tensors (batch 1,
@@ -178,7 +184,7 @@ a call takes seconds:
 What softmax-then-sum is made of, each operation as a multiple of `flash`, which takes about as long as the matrix
 product alone:
 
-{pieces_of_softmax(found["pieces"])}
+{pieces_of_softmax(found["pieces"])}{curve}
 
 Extra memory of one call, MiB, beside the query, key and value that it is given:
 
@@ -203,6 +209,12 @@ def pieces_of_softmax(cases: Sequence[dict[str, Any]]) -> str:
         [f"{case['tokens']:,}", *(times(ratio(case["seconds"], name, "flash")) for name in names)] for case in cases
     ]
     return table(("tokens", *names), rows)
+
+
+def curves_of(cases: Sequence[dict[str, Any]]) -> str:
+    counts = [count for count in cases[0]["seconds"] if count != "1"]
+    rows = [[f"{case['tokens']:,}", *(times(ratio(case["seconds"], count, "1")) for count in counts)] for case in cases]
+    return table(("tokens", *(f"{count} multipliers" for count in counts)), rows)
 
 
 def memory_of_calls(cases: Iterable[dict[str, Any]]) -> str:

@@ -904,9 +904,12 @@ def _judge(metrics: str, images: Path | None, model: str) -> Judge | None:
 
     quiet_libraries()
     bundled = model in REFERENCES
-    networks = [CRITIC if bundled else "none"] if metrics == "auto" else _names(metrics)
+    known = CRITIC if bundled else "none"
+    networks = [known if name == "auto" else name for name in _names(metrics)]
     if networks == ["none"]:
         return None
+    if "none" in networks:
+        raise InputError(f"--metrics {metrics}: none stands alone, and auto is none for a model that is not bundled")
     if CRITIC in networks and not bundled and images is None:
         raise InputError("the critic knows the drawings of the bundled models only: give --images, or a CLIP model")
     if bundled and images is None:
@@ -1058,8 +1061,8 @@ def _parse_multipliers(text: str) -> list[float]:
         values = [float(part) for part in _names(text)]
     except ValueError:
         values = []
-    if not values or not all(0 <= value < math.inf for value in values):
-        raise InputError(f"multipliers are numbers of 0 or more by commas, such as 0.7,1.5, not {text!r:.100}")
+    if not {*values} - {1.0} or not all(0 <= value < math.inf for value in values):
+        raise InputError(f"multipliers are numbers of 0 or more besides 1, such as 0.7,1.5, not {text!r:.100}")
     return values
 
 

@@ -9,11 +9,14 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from entropy_probe.capture import attention_calls, attention_layers, capture
+from entropy_probe.capture.calls import Place
+from entropy_probe.capture.records import NUMBERS, Found, Measured, on_host
 from entropy_probe.errors import CaptureError, InputError
-from entropy_probe.statistics import flash
+from entropy_probe.statistics import RowMeans, flash
 
 SIZES = [(64, 64), (32, 32), (96, 64), (40, 72)]
 
@@ -296,7 +299,10 @@ class Deep(nn.Module):
 
 
 class Waits(TorchDispatchMode):
-    """Counts the numbers that the host reads from a tensor: on a GPU it waits for each."""
+    """Counts the numbers that the host reads from a tensor: on a GPU it waits for each.
+
+    Of the path by the compiled kernel; on CUDA there is one more a call, for a flag.
+    """
 
     def __init__(self):
         super().__init__()
@@ -326,6 +332,29 @@ def test_auto_waits_once_for_each_layer_to_learn_its_rows_and_then_for_a_forward
     with Waits() as one:
         torch.ones(1).tolist()
     assert waits(3, picture) - waits(1, picture) == 2 * one.count
+
+
+def test_a_forward_is_copied_to_the_host_once(picture, monkeypatch):
+    copies = []
+    original = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: copies.append(self.shape) or original(self))
+    module = Deep(6)
+    with capture(module, rows="all"):
+        for _ in range(3):
+            module(picture[..., :16, :16])
+    assert len(copies) == 3
+
+
+def test_calls_on_several_devices_come_to_the_host():
+    call = Measured(
+        Place(0, 1), "attn", "self", "spatial", tokens=4, query_tokens=4, key_tokens=4, training_tokens=None, scale=1.0,
+        multiplier=1.0, rows=4, grid=None, batch=1, heads=2,
+    )  # fmt: skip
+    with FakeTensorMode():  # no such devices here: shapes and devices without numbers
+        each = [torch.zeros(1, 2, device=device) for device in ("cuda:0", "cuda:0", "cuda:1", "cpu")]
+        found = [Found(call, RowMeans(own, own, own, None), own, None, None, None) for own in each]
+        told = on_host(found)
+    assert (told.shape, told.device.type) == ((len(NUMBERS) + 1, 8), "cpu")
 
 
 def test_what_a_capture_keeps_of_a_forward_is_one_tensor_however_many_calls_it_has(picture):
@@ -650,3 +679,67 @@ def test_torchs_own_multihead_attention_is_named_and_told_how_to_do_without(need
     told = r"MultiheadAttention\. torch's own nn\.MultiheadAttention shows its call to nobody"
     with pytest.raises(CaptureError, match=told), capture(module):
         module(x, x, x, need_weights=need_weights)
+
+
+class OfItsBatch(nn.Module):
+    """Self-attention of pictures' pixels, as layers lay them out that have not the batch in front."""
+
+    def __init__(self, layout):
+        super().__init__()
+        self.inner, self.layout = nn.Identity(), layout
+
+    def forward(self, tokens):
+        if self.layout == "tokens first":
+            query = tokens.permute(1, 0, 2).unflatten(-1, (2, -1)).transpose(1, 2)
+        elif self.layout == "heads in the batch":
+            query = tokens.unflatten(0, (-1, 2))
+        else:
+            query = tokens.unflatten(-1, (2, -1)).transpose(1, 2)
+        parts = query.split(1) if self.layout == "one by one" else [query]
+        return torch.cat([nn.functional.scaled_dot_product_attention(q, q, q) for q in parts])
+
+
+@pytest.mark.parametrize("layout", ["batch first", "tokens first", "heads in the batch", "one by one"])
+def test_every_picture_of_a_batch_is_a_sample_however_it_is_laid_out(layout):
+    pictures = torch.randn(4, 9, 8, generator=torch.Generator().manual_seed(0))
+    given = {
+        "tokens first": pictures.transpose(0, 1),
+        "heads in the batch": pictures.unflatten(-1, (2, -1)).transpose(1, 2).flatten(0, 1),
+    }.get(layout, pictures)
+    module = OfItsBatch(layout)
+    with capture(module) as captured:
+        module(given)
+    query = pictures.double().unflatten(-1, (2, -1)).transpose(1, 2)
+    truth = torch.special.entr((query @ query.mT / 2).softmax(-1)).sum(-1).mean(-1)
+    frame = captured.frame()
+    assert frame["sample"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert np.allclose(frame["entropy"], truth.flatten(), atol=1e-5)
+
+
+def test_a_map_is_of_the_whole_batch_where_a_layer_attends_for_one_picture_at_a_time():
+    class SplitAttention(OfItsBatch):
+        processor = None  # and its name: an attention layer by make
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn = SplitAttention("one by one")
+
+        def forward(self, sample):
+            return self.attn(sample.flatten(2).transpose(1, 2).repeat(1, 1, 2))
+
+    module, pictures = Net(), torch.randn(3, 4, 8, 8)
+    with capture(module, keep=["attn"]) as captured:
+        module(pictures)
+    whole = captured.entropy_map("attn", 0)
+    assert whole.shape == (3, 2, 8, 8)
+    assert np.allclose(whole.mean((2, 3)).flatten(), captured.frame()["entropy"], atol=1e-5)
+
+
+def test_a_diverged_model_can_be_shown():
+    module = OfItsBatch("batch first")
+    with capture(module) as captured:
+        module(torch.full((1, 4, 8), torch.nan))
+        assert repr(captured) == "Captured(1 measurements of 1 layers)"
+        with pytest.raises(CaptureError, match="diverged"):
+            captured.frame()

@@ -83,6 +83,7 @@ BAD = {
     "unknown dtype": (["--dtype", "int8"], "dtype must be"),
     "the critic on a foreign model": (["--metrics", "critic"], "knows the drawings of the bundled models only"),
     "a judge without pictures": (["--metrics", "some/clip"], "give a folder of them with --images"),
+    "no judge beside others": (["--metrics", "critic,none"], "none stands alone"),
     "no folder of pictures": (["--metrics", "critic", "--images", "/nowhere"], "no folder of pictures '/nowhere'"),
     "unknown option": (["--colour", "red"], "No such option"),
     "no config file": (["--config", "nowhere.yaml"], "cannot read the config file 'nowhere.yaml'"),
@@ -214,7 +215,7 @@ def test_a_law_is_calibrated_on_a_folder_of_pictures_and_validated(call, tiny_fo
         (s, g) for s in ("32x48", "64") for g in (0.5, 1, 2)
     }
     assert all(row["change"] == 0 for row in json.loads(text) if row["g"] == 1)
-    for wrong in ("", "a", "-1", "nan"):
+    for wrong in ("", "a", "-1", "nan", "1"):
         assert call(*losses[:-1], wrong, "--images", pictures)[2].startswith("error: multipliers are numbers")
     assert call("report", "--out", out, "--device", "cpu")[0] == 0
     page = (out / "report.html").read_text()

@@ -12,6 +12,8 @@ from transformers import (
     CLIPModel,
     ResNetConfig,
     ResNetModel,
+    SegformerConfig,
+    SegformerModel,
     ViTConfig,
     ViTImageProcessor,
     ViTModel,
@@ -180,6 +182,7 @@ NARROW = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "
 SMALL = {
     "vit": lambda: ViTModel(ViTConfig(**NARROW, image_size=32)),
     "resnet": lambda: ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])),
+    "segformer": lambda: SegformerModel(SegformerConfig(hidden_sizes=[8, 16, 16, 16], depths=[1, 1, 1, 1])),
     "vit-msn": lambda: ViTMSNModel(ViTMSNConfig(**NARROW, image_size=32)),  # it pools nothing
 }
 
@@ -192,7 +195,8 @@ def test_an_image_model_of_transformers_judges_as_it_does_by_itself(tmp_path, dr
     network = judge_for(str(tmp_path / name), reference.pictures()).networks[name]
     with torch.no_grad():
         seen = model(processor(images=images_of(drawn), return_tensors="pt").pixel_values)
-        truth = seen.last_hidden_state.mean(1) if name == "vit-msn" else seen.pooler_output.flatten(1)
+        places = {"vit-msn": (1,), "segformer": (2, 3)}.get(name)
+        truth = seen.last_hidden_state.mean(places) if places else seen.pooler_output.flatten(1)
         assert torch.allclose(network(drawn), truth, atol=1e-5)
     assert network.num_features == truth.shape[1]
 

@@ -133,6 +133,10 @@ def test_holm_is_the_definition():
     assert [c.p for c in _corrected(made)] == pytest.approx([0.06, 0.03, 0.06, 0.02])
 
 
+def test_one_pair_shows_nothing():
+    assert _compare("paper", (32, 32), "repetition", 0.1, 0.1, np.full(1000, 0.1), pictures=1, prompts=1).p == 1
+
+
 def test_equal_pictures_show_no_difference():
     same = _compare("paper", (32, 32), "repetition", 0.1, 0.0, np.zeros(1000), pictures=16, prompts=8)
     assert same.p == 1

@@ -349,7 +349,7 @@ class AttentionHooks:
             layer=running.name,
             role=own_role,
             image=self._image_keys(running.name, own_role, keys),
-            place=self._place(running, batch),
+            place=self._place(running, query.shape),
             query=_as_cast(query),
             key=_as_cast(key if key.shape[0] == batch else key.expand(batch, *key.shape[1:])),
             mask=mask if mask is None else _as_cast(mask),
@@ -358,9 +358,10 @@ class AttentionHooks:
             enable_gqa=enable_gqa,
         )
 
-    def _place(self, running: _Running, batch: int) -> Place:
+    def _place(self, running: _Running, of_query: torch.Size) -> Place:
         given = running.kwargs.get("hidden_states", running.args[0] if running.args else None)
-        whole = max(batch, len(given)) if isinstance(given, Tensor) and given.ndim > 2 else batch
+        batch = of_query[0]
+        whole = len(given) if isinstance(given, Tensor) and _in_parts(given.shape, of_query) else batch
         own = self._forward.batch or whole
         share = whole // own if whole % own == 0 else 1
         begun = self._items[running.name]
@@ -385,6 +386,14 @@ class AttentionHooks:
             self.untold.add(layer)
             return None
         return slice(first, first + tokens)
+
+
+def _in_parts(given: torch.Size, query: torch.Size) -> bool:
+    """Whether a layer may have been given more items than one call attends for, and not tokens or heads in front."""
+    batch, heads, queries, width = query
+    tokens_first = given[:2] == (queries, batch)
+    heads_first = (given[0], given[-1]) == (batch * heads, width)
+    return len(given) > 2 and given[0] > batch and not tokens_first and not heads_first
 
 
 def _as_cast(given: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -90,7 +91,8 @@ def capture(
 
     def learn() -> None:
         """How many rows the layers need, by all that were drawn since the last time: the host waits once."""
-        worst = torch.stack([worst_error(own.error) for own in drawn]).tolist() if drawn else []
+        by_device = itertools.groupby((worst_error(own.error) for own in drawn), key=lambda error: error.device)
+        worst = [error for _, own in by_device for error in torch.stack(list(own)).tolist()]
         needed.update(
             {own.of: rows_needed(error, own.rows, own.steps) for own, error in zip(drawn, worst, strict=True)}
         )
@@ -258,7 +260,7 @@ def _reduced(
         entropy_se=_error(own) if sampled else torch.zeros_like(means.entropy),
         split=_together(splits) if splits else None,
         counted=None if call.mask is None else torch.cat([one.counted.any(-1) for one in own]),
-        entropy_rows=own[0].entropy.float() if keeping else None,
+        entropy_rows=own[0].entropy.to(torch.float32, copy=True) if keeping else None,  # not a view of all statistics
     )
 
 

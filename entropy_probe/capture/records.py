@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -186,7 +187,8 @@ class Captured(Viewed):
     _first: float = 0.0
 
     def __repr__(self) -> str:
-        calls = [call for sheet in self._settled() for call in sheet.calls]
+        # Not settled: that may say that the model has diverged, where somebody looks for another cause.
+        calls = [call for sheet in self._sheets for call in sheet.calls] + [found.measured for found in self._open]
         return f"Captured({len(calls)} measurements of {len({call.layer for call in calls})} layers)"
 
     @property
@@ -235,7 +237,7 @@ class Captured(Viewed):
         self._open.append(found)
 
     def settle(self) -> None:
-        """Bring what was found of the running forward to the host, all of it in one copy.
+        """Bring what was found of the running forward to the host: one copy from each device, and one for kept rows.
 
         Raises:
             CaptureError: where the entropy of a row that counts is NaN.
@@ -243,9 +245,7 @@ class Captured(Viewed):
         found, self._open = self._open, []
         if not found or self._forward is None:
             return
-        columns = [*zip(*(own.numbers() for own in found), strict=True), [own.counted for own in found]]
-        missing = [torch.full_like(own.entropy_se, torch.nan) for own in found]
-        *numbers, counted = torch.stack([_in_a_row(column, missing) for column in columns]).cpu()
+        *numbers, counted = on_host(found)
         calls = tuple(self._known.setdefault(own.measured, own.measured) for own in found)
         kept = {i: own.entropy_rows.cpu() for i, own in enumerate(found) if own.entropy_rows is not None}
         self._sheets.append(Sheet(self._forward.number, calls, torch.stack(numbers), kept))
@@ -379,13 +379,17 @@ class Captured(Viewed):
             for number, call in enumerate(sheet.calls)
             if call.layer == layer and call.multiplier == 1.0
         ]
-        for forward, call, rows in there:
-            moment, grid = self._moments[forward], call.grid
-            if rows is None or grid is None or (moment.step, moment.sampling) != (step, sampling):
-                continue
-            own = rows if branch is None else rows[self.items(forward, call.place, len(rows), branch)]
-            if len(own):
-                return own.reshape(*own.shape[:-1], grid.height, grid.width)
+        for forward, calls in itertools.groupby(there, key=lambda one: one[0]):
+            moment = self._moments[forward]
+            found: dict[int, Tensor] = {}  # the first call for every item: a layer may attend for a few at a time
+            for _, call, rows in calls if (moment.step, moment.sampling) == (step, sampling) else ():
+                if rows is not None and call.grid is not None:
+                    own = rows if branch is None else rows[self.items(forward, call.place, len(rows), branch)]
+                    laid_out = own.reshape(*own.shape[:-1], call.grid.height, call.grid.width)
+                    found.setdefault(call.place.first, laid_out)
+            together = torch.cat(list(found.values())) if found else torch.empty(0)
+            if len(together):
+                return together
         if there and all(rows is None for _, _, rows in there):
             why = (
                 f"capture with keep=[{layer!r}]; only self-attention over an image has a map, and joint attention of "
@@ -395,6 +399,19 @@ class Captured(Viewed):
             steps = sorted({self._moments[forward].step for forward, _, rows in there if rows is not None})
             why = f"kept are its steps {', '.join(map(str, steps))}" if steps else "no such layer was measured"
         raise InputError(f"no rows of layer {layer!r} at step {step} were kept: {why}")
+
+
+def on_host(found: Sequence[Found]) -> Float[Tensor, "numbers cells"]:
+    """What `_side_by_side` makes of calls on any devices, by one copy for each run of calls on the same."""
+    by_device = itertools.groupby(found, key=lambda own: own.entropy_se.device)
+    return torch.cat([_side_by_side(list(own)).cpu() for _, own in by_device], dim=1)
+
+
+def _side_by_side(found: Sequence[Found]) -> Float[Tensor, "numbers cells"]:
+    """`NUMBERS` of calls on one device, NaN where there are none, and last whether they count."""
+    missing = [torch.full_like(own.entropy_se, torch.nan) for own in found]
+    columns = [*zip(*(own.numbers() for own in found), strict=True), [own.counted for own in found]]
+    return torch.stack([_in_a_row(column, missing) for column in columns])
 
 
 def _in_a_row(

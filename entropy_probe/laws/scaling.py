@@ -76,7 +76,7 @@ def applied(model: Any) -> ScalingLaw | None:
 
 
 def check_unscaled(model: Any) -> None:
-    """Whether a model samples as it was trained: for what applies laws itself, or measures without any.
+    """Refuse a model that has a law applied: for what applies laws itself, or measures without any.
 
     Raises:
         InputError: for a model that has a law applied.
@@ -84,8 +84,8 @@ def check_unscaled(model: Any) -> None:
     present = applied(model)
     if present is not None:
         raise InputError(
-            f"the {present.name} law is applied to this model already: take it off with remove() first; a sweep puts "
-            "on and takes off its laws=[...] itself"
+            f"the {present.name} law is applied to this model already: take it off with remove() first; what samples "
+            "under laws, as sweep(laws=[...]) does, puts them on and takes them off itself"
         )
 
 

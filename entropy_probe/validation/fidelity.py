@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from entropy_probe.errors import InputError
 
 LOOKED_AT_ONCE = 64
-SUBSETS, TURNS = 50, 8
+SUBSETS = 50
+"""Of pictures, at most, that a kernel distance is the mean over."""
+
+TURNS = 8
+"""That every picture of the larger set takes on average, in fewer subsets."""
 
 
 class Network(Protocol):
@@ -92,7 +96,8 @@ def kernel_distance(real: Float[Tensor, "count features"], drawn: Float[Tensor, 
     size = min(len(real), len(drawn))
     if size < 2:
         raise InputError(f"the kernel distance needs at least 2 pictures of either kind, not {size}")
-    subsets = min(SUBSETS, math.ceil(TURNS * max(len(real), len(drawn)) / size))
+    most = max(len(real), len(drawn))
+    subsets = 1 if most == size else min(SUBSETS, math.ceil(TURNS * most / size))  # of equal sets, all are the same
     metric = KernelInceptionDistance(feature=_Embedded(real.shape[1]), subsets=subsets, subset_size=size)
     metric.update(real, real=True)
     metric.update(drawn, real=False)

