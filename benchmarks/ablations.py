@@ -1,8 +1,8 @@
 """What the study's outcome depends on: `python -m benchmarks.ablations` writes docs/results-MODEL-ablations.md.
 
-After `benchmarks.study`, whose measured law and pictures of the original model it takes up: the same prompts under a
-grid of kappa, through single levels of the model, at other sizes and shapes, with other guidance and steps. Fewer
-pictures for each, as these are many questions.
+After `benchmarks.study`, whose measured law it takes up: some of its prompts under a grid of kappa, through single
+levels of the model, at other sizes and shapes, with other guidance and steps. Fewer pictures for each, as these are
+many questions.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ import typer
 from benchmarks.study import JUDGES, ROWS, SIZES, kept_law, levels, markdown, say
 from entropy_probe.fitting import derive_measured
 from entropy_probe.laws import Kappa, Measured, Original, Paper
-from entropy_probe.pipelines import Size, load, quiet_libraries, training_tokens
+from entropy_probe.pipelines import Size, format_size, load, quiet_libraries, training_tokens
 from entropy_probe.reference import prompts
 from entropy_probe.report import figures
 from entropy_probe.report.tables import in_order, kappa_of_laws, titled
@@ -26,8 +26,10 @@ from entropy_probe.validation import Judge, Outcome, judge_for, outcome_of
 
 ENDS: list[Size] = [(32, 32), (64, 64), (128, 128)]
 SHAPES: list[Size] = [(64, 64), (72, 96), (128, 64), (72, 128), (192, 192)]
-KAPPAS = (0.2, 0.5, 1.0, 2.0)
-LEVEL_KAPPA = 1.0
+KAPPAS = {(32, 32): (0.15, 0.3, 0.5, 0.65), (128, 128): (0.2, 0.5, 1.0, 2.0)}
+"""From none to beyond the measured one; at a quarter of the tokens, 0.72 would leave no attention at all."""
+
+LEVEL_KAPPA = 0.5
 """Of the layers of a level that is scaled by itself."""
 
 SETTINGS = {
@@ -59,12 +61,13 @@ def ablations(pipeline: Any, drawn: Sweep, measured: Measured, judge: Judge, out
     def judged(made: Sweep) -> Outcome:
         return outcome_of(made, judge, progress=True)
 
-    of_each_layer = Kappa(measured.kappa)
-    grid = [Original(), *(Kappa({"*": kappa}) for kappa in KAPPAS), of_each_layer]
-    yield Ablation("kappa", "", judged(extend(drawn, laws=grid, sizes=ENDS)))
+    trained = drawn.manifest.training_size
+    for size, kappas in KAPPAS.items():
+        grid = [Original(), *(Kappa({"*": kappa}) for kappa in kappas), Kappa(measured.kappa)]
+        yield Ablation("kappa", "", judged(extend(drawn, laws=grid, sizes=[size, trained])))
     tokens = training_tokens(pipeline)
     for name, globs in levels(pipeline).items():
-        scaled = {layer: LEVEL_KAPPA * any(fnmatch(layer, glob) for glob in globs) for layer in tokens}
+        scaled = {layer: LEVEL_KAPPA if any(fnmatch(layer, glob) for glob in globs) else 0.0 for layer in tokens}
         yield Ablation("levels", f"only {name}", judged(extend(drawn, laws=[Original(), Kappa(scaled)], sizes=ENDS)))
     usual = {"steps": drawn.manifest.steps, "guidance_scale": drawn.manifest.guidance_scale}
     asked: dict[str, Any] = dict(
@@ -110,15 +113,15 @@ stand where one is shown after Holm's correction over all comparisons of its swe
 
 ## How much kappa?
 
-g² = 1 + κ ln(N/T): one κ for all layers, and (`kappa`) the measured κ of each layer.
+g² = 1 + κ ln(N/T): one κ for all layers, and (`kappa`) the measured κ of each layer, at least g = 0.1.
 
-![Quality against kappa](results-{model}-kappa.png)
+{figures}
 
 {kappa}
 
 ## Through which layers?
 
-κ = {level:g} in the layers of one level, g = 1 in all others.
+κ = {level:g} in the layers of one level, so g = {flat:.2f} at 32 px and {sharp:.2f} at 128 px; g = 1 in all others.
 
 {levels}
 
@@ -141,6 +144,7 @@ def main(
 ) -> None:
     """Sample what is missing, and write the page."""
     quiet_libraries()
+    judge = judge_for(JUDGES)  # first: it may not be installed
     out.mkdir(parents=True, exist_ok=True)
     pipeline = load(model, device="auto")
     settings: dict[str, Any] = {"steps": 8, "guidance_scale": 4.0, "model": model}
@@ -153,21 +157,27 @@ def main(
         ),
     )
     drawn = sweep(
-        pipeline, prompts=prompts()[:count], sizes=ENDS, seeds=list(range(seeds)), store=out / "pictures",
+        pipeline, prompts=prompts()[:count], sizes=ENDS, seeds=list(range(seeds)), store=out / "ablations",
         rows=ROWS, multipliers=(), **settings,
     )  # fmt: skip
-    found = list(ablations(pipeline, drawn, measured, judge_for(JUDGES), out))
-    kappas = found[0].outcome
-    assert kappas.quality is not None
+    found = list(ablations(pipeline, drawn, measured, judge, out))
+    shown = []
     with figures.theme():
-        drawn_kappas = kappa_of_laws(kappas.sweep.grid.laws, kappas.sweep.frame())
-        figures.quality_by_kappa(kappas.quality, drawn_kappas).savefig(docs / f"results-{model}-kappa.png", dpi=80)
+        for outcome in (one.outcome for one in found if one.section == "kappa"):
+            assert outcome.quality is not None
+            size = format_size(outcome.sweep.grid.sizes[0])
+            kappas = kappa_of_laws(outcome.sweep.grid.laws, outcome.sweep.frame())
+            name = f"results-{model}-kappa-{size}.png"
+            figures.quality_by_kappa(outcome.quality, kappas).savefig(docs / name, dpi=80)
+            shown.append(f"![Quality against kappa at {size} px]({name})")
     sections = dict.fromkeys(ablation.section for ablation in found)
     tables = {name: markdown(table_of([one for one in found if one.section == name])) for name in sections}
     command = f"python -m benchmarks.ablations --model {model} --count {count} --seeds {seeds}"
     page = PAGE.format(
-        model=model, command=command, pairs=count * seeds, judges=", ".join(JUDGES), level=LEVEL_KAPPA, **tables
-    )
+        model=model, command=command, pairs=count * seeds, judges=", ".join(JUDGES), level=LEVEL_KAPPA,
+        flat=Kappa({"*": LEVEL_KAPPA}).multiplier("*", 1, 4), sharp=Kappa({"*": LEVEL_KAPPA}).multiplier("*", 4, 1),
+        figures="\n\n".join(shown), **tables,
+    )  # fmt: skip
     path = docs / f"results-{model}-ablations.md"
     write_atomically(path, page.encode())
     say(f"written to {path}")

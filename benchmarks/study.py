@@ -347,6 +347,7 @@ def main(
 ) -> None:
     """Measure what is missing, and write the page."""
     quiet_libraries()
+    judge = judge_for(JUDGES)  # first: it may not be installed
     out.mkdir(parents=True, exist_ok=True)
     results = results or docs / "results" / model
     pipeline = load(model, device="auto")
@@ -372,7 +373,7 @@ def main(
         pipeline, prompts=prompts()[:count], sizes=SIZES, seeds=list(range(seeds)), laws=["original"],
         store=out / "pictures", rows=ROWS, multipliers=(), **settings,
     )  # fmt: skip
-    outcome = outcome_of(extend(drawn, laws=chosen), judge_for(JUDGES), progress=True)
+    outcome = outcome_of(extend(drawn, laws=chosen), judge, progress=True)
     assert outcome.quality is not None
     write_atomically(out / "outcome.json", outcome.to_json().encode())
 

@@ -547,9 +547,10 @@ static PyObject *statistics(PyObject *Py_UNUSED(self), PyObject *args) {
     unsigned long long p[7];
     int threads, found;
     PyObject *multipliers;
-    if (!PyArg_ParseTuple(args, "(KKKKKKK)(LLLLL)(LLL)(LLL)fO!fi", p, p + 1, p + 2, p + 3, p + 4, p + 5, p + 6, &c.batch, &c.heads, &c.queries, &c.keys, &c.width, c.query_strides,
-                          c.query_strides + 1, c.query_strides + 2, c.key_strides, c.key_strides + 1,
-                          c.key_strides + 2, &c.scale, &PyTuple_Type, &multipliers, &c.limit, &threads))
+    if (!PyArg_ParseTuple(args, "(KKKKKKK)(LLLLL)(LLL)(LLL)fO!fi", p, p + 1, p + 2, p + 3, p + 4, p + 5, p + 6,
+                          &c.batch, &c.heads, &c.queries, &c.keys, &c.width, c.query_strides, c.query_strides + 1,
+                          c.query_strides + 2, c.key_strides, c.key_strides + 1, c.key_strides + 2, &c.scale,
+                          &PyTuple_Type, &multipliers, &c.limit, &threads))
         return NULL;
     c.multiplied = PyTuple_GET_SIZE(multipliers);
     if (c.multiplied > CURVE) return PyErr_Format(PyExc_ValueError, "at most %d multipliers", CURVE);
