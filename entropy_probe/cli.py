@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from entropy_probe.laws import ScalingLaw
-    from entropy_probe.pipelines import Pictures, Size
+    from entropy_probe.pipelines import PictureFolder, Size
+    from entropy_probe.reference.emoji import Drawings
     from entropy_probe.regression import Comparison
     from entropy_probe.sweep import Engine, Sweep
     from entropy_probe.validation import Judge
@@ -393,8 +394,12 @@ def loss(
     model: STAGE_MODEL = None,
     images: IMAGES = None,
     multipliers: Annotated[
-        str, typer.Option(help="Values of g at which the loss is measured, besides 1.")
-    ] = "0.6,0.75,0.9,1.1,1.25,1.5,2",
+        str, typer.Option(help="Values of g at which the loss is measured, besides 1; each takes as long as another.")
+    ] = "0.7,0.85,1.2,1.5,2",
+    count: Annotated[
+        int,
+        typer.Option("--pictures", help="True pictures, spread over all there are; fewer are quicker, tell less."),
+    ] = 32,
     device: DEVICE = "auto",
     as_json: JSON = False,
     quiet: QUIET = False,
@@ -406,8 +411,11 @@ def loss(
 
     say = _Say(quiet or as_json)
     tried = _parse_multipliers(multipliers)
+    _check_positive("pictures", count)
     made = _open(out, model, device)
-    curve = loss_against_g(made.pipeline, _pictures(made, images), made.grid.sizes, tried, progress=say.progress)
+    true = _pictures(made, images)
+    true = true[:: max(1, len(true.captions) // count)]
+    curve = loss_against_g(made.pipeline, true, made.grid.sizes, tried, progress=say.progress)
     path = made.run.write("loss-g.json", to_strict_json(curve.table().to_dict("records")))
     if as_json:
         sys.stdout.write(path.read_text())
@@ -917,7 +925,7 @@ def _judge(metrics: str, images: Path | None, model: str) -> Judge | None:
     return judge_for(networks, images)
 
 
-def _pictures(made: Sweep, images: Path | None) -> Pictures:
+def _pictures(made: Sweep, images: Path | None) -> PictureFolder | Drawings:
     """The captioned pictures that the denoising loss is measured on."""
     from entropy_probe.pipelines import REFERENCES, PictureFolder
     from entropy_probe.reference import pictures

@@ -207,7 +207,7 @@ def test_a_law_is_calibrated_on_a_folder_of_pictures_and_validated(call, tiny_fo
     assert code == 0
     metrics = {c["metric"] for c in json.loads(text)["quality"]["comparisons"]}
     assert metrics >= {"text_score:critic", "repetition", "kernel_distance:critic", "kernel_distance:vit"}
-    losses = ("loss", "--out", out, "--device", "cpu", "--multipliers", "0.5,2")
+    losses = ("loss", "--out", out, "--device", "cpu", "--pictures", "4", "--multipliers", "0.5,2")
     assert "--images" in call(*losses)[2]
     code, text, _ = call(*losses, "--images", pictures, "--json")
     assert code == 0
@@ -221,6 +221,7 @@ def test_a_law_is_calibrated_on_a_folder_of_pictures_and_validated(call, tiny_fo
     page = (out / "report.html").read_text()
     assert "Quality, alignment and defects" in page
     assert "The denoising loss" in page
+    assert len(json.loads((out / "report.json").read_text())["losses"]["g"]) == 6
     assert call("derive", "--out", out, "--method", "magic")[0] == 2
 
 

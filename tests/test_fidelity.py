@@ -92,6 +92,7 @@ def test_the_kernel_distance_leaves_the_random_state_alone():
         (lambda: features(Small(), [torch.zeros(3, 8, 8), torch.zeros(3, 8, 9)]), "mixed sizes"),
         (lambda: judge_for("no/such", None), "give a folder of them with --images"),
         (lambda: judge_for([]), "at least one network"),
+        (lambda: judge_for(["critic", "inceptoin"]), "unknown network 'inceptoin': there is no such folder"),
         (lambda: judge_for(["critic", "critic"]), "two networks of one name: critic, critic"),
         (lambda: judge_for(["critic", "./no-such-folder"]), "not at hand: give 'critic', 'inception'"),
     ],

@@ -1,6 +1,7 @@
 """Scaling laws, and putting them on a model."""
 
 import math
+from inspect import unwrap
 
 import numpy as np
 import pytest
@@ -94,6 +95,8 @@ def test_laws_are_resolved_from_names_and_files(tmp_path):
     assert resolve(path) == MEASURED
     assert resolve(str(path)) == MEASURED
     assert resolve(MEASURED) is MEASURED
+    with pytest.raises(InputError, match="3 is no scaling law"):
+        unwrap(resolve)(3)  # beyond what the tests check of types
     with pytest.raises(InputError, match="unknown law 'nothing': give original, paper"):
         resolve("nothing")
     with pytest.raises(InputError, match="give original, paper, log, yarn, measured, or the JSON"):

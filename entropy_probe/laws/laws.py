@@ -229,8 +229,12 @@ def resolve(law: ScalingLaw | str | Path, *, besides: Sequence[str] = ()) -> Sca
     Raises:
         InputError: for an unknown name, a law that must be measured first, or a file that is not there or holds none.
     """
-    if not isinstance(law, str | Path):
+    if isinstance(law, ScalingLaw):
         return law
+    if not isinstance(law, str | Path):
+        raise InputError(
+            f"{law!r:.100} is no scaling law: give its name, its JSON file, or one with name and multiplier()"
+        )
     if str(law) in NEEDS_NOTHING:
         made: ScalingLaw = LAWS[str(law)]()
         return made

@@ -63,6 +63,9 @@ class PictureFolder:
             raise InputError(f"the folder {str(path)!r} holds no pictures ({', '.join(SUFFIXES)})")
         return cls(folder, files, tuple(_caption(file) for file in files))
 
+    def __getitem__(self, chosen: slice) -> PictureFolder:
+        return PictureFolder(self.path, self.files[chosen], self.captions[chosen])
+
     def at(self, size: Size) -> UInt8[Tensor, "count 3 height width"]:
         """All pictures at (height, width).
 

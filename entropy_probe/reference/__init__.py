@@ -14,6 +14,9 @@ from entropy_probe.reference.emoji import Drawings
 def load(name: str = REFERENCE, *, device: str = "auto", dtype: str = "auto") -> Any:
     """A bundled pipeline, trained at 64 x 64 pixels on captioned emoji.
 
+    `reference-dit` is one of PixArt's: called by itself, it draws sizes as they are asked only with
+    `use_resolution_binning=False`, as all PixArt pipelines of diffusers do.
+
     Args:
         name: `reference`, with a UNet, or `reference-dit`, with a transformer.
         device: see `pipelines.load`.

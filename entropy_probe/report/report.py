@@ -173,6 +173,7 @@ class Report:
             "kappa": None if self.kappa is None else self.kappa.to_dict("records"),
             "derivation": json.loads(self.derivation.to_json()) if self.derivation else None,
             "outcome": json.loads(self.outcome.to_json()) if self.outcome else None,
+            "losses": {name: table.to_dict("records") for name, table in self.losses.items()},
         }
         return to_strict_json(fields)
 

@@ -89,6 +89,11 @@ def _load(name: str) -> Network:
         return Inception()
     if name == EFFICIENTNET:
         return EfficientNet()
+    if "/" not in name and not Path(name).is_dir():
+        raise InputError(
+            f"unknown network {name!r}: there is no such folder, and it is no hub id (owner/name); by name there are "
+            f"{', '.join(NAMED)}"
+        )
     with _at_hand(name):
         from transformers import AutoConfig
 
