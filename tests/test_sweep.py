@@ -254,9 +254,7 @@ def test_a_pipeline_with_a_law_applied_is_refused_before_anything_is_written(tin
     """Its cells would say `original` of what was sampled under the law."""
     apply(tiny_pipeline, "paper")
     try:
-        with pytest.raises(
-            InputError, match=r"the paper law is applied .* take it off with remove\(\) first; .* laws="
-        ):
+        with pytest.raises(InputError, match=r"the paper law is applied .* take it off with remove\(\) first; .*laws="):
             sweep(tiny_pipeline, store=tmp_path / "other", **SETTINGS | {"laws": laws})
         with pytest.raises(InputError, match="the paper law is applied"):
             extend(run, laws=laws, seeds=[7], progress=False)
