@@ -227,7 +227,8 @@ def resolve(law: ScalingLaw | str | Path, *, besides: Sequence[str] = ()) -> Sca
         besides: names that the caller also takes, for the message that lists what can be given.
 
     Raises:
-        InputError: for an unknown name, a law that must be measured first, or a file that is not there or holds none.
+        InputError: for an unknown name, a law that must be measured first, a file that is not there or holds none, or
+            what is neither of these.
     """
     if isinstance(law, ScalingLaw):
         return law

@@ -113,7 +113,7 @@ def _at_hand(model: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (ImportError, OSError, ValueError, KeyError) as error:  # processors of some models need torchvision
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"the network {str(model)!r} is not at hand: give {', '.join(map(repr, NAMED))}, the hub id of a CLIP or "
