@@ -226,8 +226,10 @@ def test_a_network_that_is_not_installed_is_named_with_the_remedy(network, packa
 @pytest.mark.skipif(bool(find_spec("torchvision")), reason="with torchvision the processor is there")
 def test_a_network_whose_processor_needs_torchvision_is_refused_in_a_line(tmp_path):
     ViTModel(ViTConfig(**NARROW)).save_pretrained(tmp_path / "dino")
-    (tmp_path / "dino" / "preprocessor_config.json").write_text('{"image_processor_type": "DINOv3ViTImageProcessor"}')
-    with pytest.raises(InputError, match="dino' is not at hand: .*requires the Torchvision library"):
+    (tmp_path / "dino" / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "DINOv3ViTImageProcessorFast"}'
+    )
+    with pytest.raises(InputError, match=r"dino' is not at hand: .*requires the Torchvision library"):
         judge_for(str(tmp_path / "dino"), reference.pictures())
 
 
