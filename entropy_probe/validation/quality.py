@@ -5,20 +5,20 @@ A pair is the same prompt, seed and size under a law and under `original`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt8
 from scipy import stats
 from torch import Tensor
 
 from entropy_probe.errors import InputError
 from entropy_probe.pipelines import Size, format_size, to_tensor
-from entropy_probe.progress import track
+from entropy_probe.progress import progress as shown_progress
 from entropy_probe.strict_json import nan_for_null
 from entropy_probe.sweep import Sweep
 from entropy_probe.validation.defects import defects
@@ -155,53 +155,94 @@ def quality(sampled: Sweep, judge: Judge, *, progress: bool = True) -> Quality:
     laws = list(dict.fromkeys(law.name for law in sampled.grid.laws))
     if "original" not in laws:
         raise InputError("quality is compared with the original model: sample it too")
-    candidates = list(dict.fromkeys([*sampled.grid.prompts, *judge.real.captions]))
-    readers = {name: network for name, network in judge.networks.items() if isinstance(network, Reader)}
-    with torch.no_grad():
-        embedded = {name: network.embed_captions(candidates) for name, network in readers.items()}
     pairs = pd.MultiIndex.from_product([sampled.grid.prompts, sampled.grid.seeds], names=["prompt", "seed"])
-    own = torch.tensor([candidates.index(prompt) for prompt, _ in pairs])
+    captions = _Captions.of(judge, pairs.get_level_values("prompt"))
     weights = resamples(pairs)
     frames, before, compared = [], [], []
+    with shown_progress(len(sampled.grid.sizes) * len(laws), "judging pictures", shown=progress) as advance:
+        for size in sampled.grid.sizes:
+            real = judge.real.at(size)
+            true = {name: features(network, real) for name, network in judge.networks.items()}
+            found: dict[str, _Found] = {}
+            for law in laws:
+                drawn = torch.stack([to_tensor(sampled.image(p, size, s, law)) for p, s in pairs])
+                found[law] = _look(drawn, judge, true, captions, weights)
+                frame = pd.DataFrame(found[law].alone, index=pairs).reset_index()
+                frames.append(frame.assign(law=law, height=size[0], width=size[1]))
+                advance(1, f"{law} {format_size(size)}")
+            for metric, value in found["original"].values.items():
+                before.append({"size": size, "metric": metric, "value": value})
+                if size == sampled.manifest.training_size:
+                    continue  # every law is g = 1 there
+                for law in [law for law in laws if law != "original"]:
+                    differences = found[law].resampled[metric] - found["original"].resampled[metric]
+                    now = found[law].values[metric]
+                    counts = len(pairs), len(sampled.grid.prompts)
+                    compared.append(_compare(law, size, metric, now, now - value, differences, *counts))
+    return Quality(pd.concat(frames, ignore_index=True), pd.DataFrame(before), _corrected(compared))
+
+
+@dataclass(frozen=True)
+class _Captions:
+    """What the networks that read make of all captions, and which is each picture's own."""
+
+    embedded: dict[str, Float[Tensor, "captions features"]]
+    own: Int[Tensor, " pictures"]
+
+    @classmethod
+    def of(cls, judge: Judge, asked: Iterable[str]) -> _Captions:
+        asked = list(asked)
+        number = {caption: i for i, caption in enumerate(dict.fromkeys([*asked, *judge.real.captions]))}
+        readers = {name: network for name, network in judge.networks.items() if isinstance(network, Reader)}
+        with torch.no_grad():
+            embedded = {name: network.embed_captions(list(number)) for name, network in readers.items()}
+        return cls(embedded, torch.tensor([number[caption] for caption in asked]))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found in the pictures of one law and size.
+
+    Attributes:
+        alone: the metrics that a picture has by itself.
+        values: every metric of all pictures.
+        resampled: every metric of the pictures drawn again.
+    """
+
+    alone: dict[str, Float[np.ndarray, " pictures"]]
+    values: dict[str, float]
+    resampled: dict[str, Float[np.ndarray, " resamples"]]
+
+
+def _look(
+    drawn: UInt8[Tensor, "pictures 3 height width"],
+    judge: Judge,
+    true: dict[str, Tensor],
+    captions: _Captions,
+    weights: Float[np.ndarray, "resamples pictures"],
+) -> _Found:
+    """Every metric of the pictures; the networks' are named after them where there are several."""
 
     def by(metric: str, network: str) -> str:
         return f"{metric}:{network}" if len(judge.networks) > 1 else metric
 
-    sizes = track(sampled.grid.sizes, "judging sizes", shown=progress)
-    for size in sizes:
-        real = judge.real.at(size)
-        true = {name: features(network, real) for name, network in judge.networks.items()}
-        alone: dict[str, pd.DataFrame] = {}
-        seen: dict[str, dict[str, Tensor]] = {name: {} for name in judge.networks}
-        for law in laws:
-            drawn = torch.stack([to_tensor(sampled.image(p, size, s, law)) for p, s in pairs])
-            columns: dict[str, Any] = {}
-            for name, network in judge.networks.items():
-                seen[name][law] = looked_at = features(network, drawn)
-                if name in embedded:
-                    found = rank_of_caption(looked_at, embedded[name], own) == 0
-                    columns[by("text_score", name)] = text_score(looked_at, embedded[name][own]).double().numpy()
-                    columns[by("caption_found", name)] = found.double().numpy()
-            spoilt = defects(drawn, judge.background)
-            columns |= {"incompleteness": spoilt.incompleteness, "repetition": spoilt.repetition}
-            alone[law] = pd.DataFrame(columns, index=pairs)
-            frames.append(alone[law].reset_index().assign(law=law, height=size[0], width=size[1]))
-        values = {metric: {law: float(alone[law][metric].mean()) for law in laws} for metric in alone["original"]}
-        drawn_again = {metric: {law: weights[1:] @ alone[law][metric].to_numpy() for law in laws} for metric in values}
-        for name, looked in seen.items():
-            for metric, distance in _distances(true[name], len(pairs)).items():
-                values[by(metric, name)] = {law: distance(true[name], looked[law]) for law in laws}
-                drawn_again[by(metric, name)] = _resampled_distance(distance, true[name], looked, weights)
-        for metric, value in values.items():
-            before.append({"size": size, "metric": metric, "value": value["original"]})
-            if size == sampled.manifest.training_size:
-                continue  # every law is g = 1 there
-            for law in [law for law in value if law != "original"]:
-                differences = drawn_again[metric][law] - drawn_again[metric]["original"]
-                change = value[law] - value["original"]
-                counts = len(pairs), len(sampled.grid.prompts)
-                compared.append(_compare(law, size, metric, value[law], change, differences, *counts))
-    return Quality(pd.concat(frames, ignore_index=True), pd.DataFrame(before), _corrected(compared))
+    seen = {name: features(network, drawn) for name, network in judge.networks.items()}
+    alone: dict[str, Any] = {}
+    for name, embedded in captions.embedded.items():
+        first = rank_of_caption(seen[name], embedded, captions.own) == 0
+        alone[by("text_score", name)] = text_score(seen[name], embedded[captions.own]).double().numpy()
+        alone[by("caption_found", name)] = first.double().numpy()
+    spoilt = defects(drawn, judge.background)
+    alone |= {"incompleteness": spoilt.incompleteness, "repetition": spoilt.repetition}
+    values = {metric: float(own.mean()) for metric, own in alone.items()}
+    resampled = {metric: weights[1:] @ own for metric, own in alone.items()}
+    generator = np.random.default_rng(0)  # the same pictures are drawn again under every law
+    chosen = [torch.from_numpy(generator.choice(len(w), size=len(w), p=w)) for w in weights[1 : DISTANCE_RESAMPLES + 1]]
+    for name, looked_at in seen.items():
+        for metric, distance in _distances(true[name], len(drawn)).items():
+            values[by(metric, name)] = distance(true[name], looked_at)
+            resampled[by(metric, name)] = np.array([distance(true[name], looked_at[index]) for index in chosen])
+    return _Found(alone, values, resampled)
 
 
 Distance = Callable[[Tensor, Tensor], float]
@@ -213,18 +254,6 @@ def _distances(true: Float[Tensor, "count features"], drawn: int) -> dict[str, D
     if min(drawn, len(true)) > true.shape[1]:
         known["frechet_distance"] = frechet_distance
     return known
-
-
-def _resampled_distance(
-    distance: Distance,
-    true: Float[Tensor, "count features"],
-    seen: dict[str, Float[Tensor, "pictures features"]],
-    weights: Float[np.ndarray, "resamples pictures"],
-) -> dict[str, Float[np.ndarray, " resamples"]]:
-    """The distance of each law for pictures drawn again by the weights, the same for every law."""
-    generator = np.random.default_rng(0)
-    chosen = [torch.from_numpy(generator.choice(len(w), size=len(w), p=w)) for w in weights[1 : DISTANCE_RESAMPLES + 1]]
-    return {law: np.array([distance(true, own[index]) for index in chosen]) for law, own in seen.items()}
 
 
 def _compare(
