@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -13,7 +14,8 @@ from entropy_probe.pipelines import to_tensor
 from entropy_probe.report.figures import quality_by_law
 from entropy_probe.report.tables import in_order, quality_table
 from entropy_probe.validation import WHITE, Judge, Outcome, quality, validate
-from entropy_probe.validation.quality import Comparison, _compare, _corrected
+from entropy_probe.validation.drift import resamples
+from entropy_probe.validation.quality import Comparison, _compare, _corrected, drawn_again
 
 PROMPTS = ["noto red apple", "flat pizza", "noto frog"]
 
@@ -141,3 +143,36 @@ def test_equal_pictures_show_no_difference():
     same = _compare("paper", (32, 32), "repetition", 0.1, 0.0, np.zeros(1000), pictures=16, prompts=8)
     assert same.p == 1
     assert same.needed is None
+
+
+def test_a_resample_draws_once_and_keeps_prompts_and_seeds_whole():
+    pairs = pd.MultiIndex.from_product([range(6), range(3)], names=["prompt", "seed"])
+    for weights in resamples(pairs)[:50]:
+        index = drawn_again(weights)
+        assert np.bincount(index, minlength=len(pairs)) == pytest.approx(weights * len(pairs))
+
+
+def test_what_is_drawn_again_varies_as_sampling_does():
+    """For a mean the standard error is known."""
+    pairs = pd.MultiIndex.from_product([range(200), range(1)], names=["prompt", "seed"])
+    values = np.random.default_rng(1).normal(size=200)
+    means = [values[drawn_again(weights)].mean() for weights in resamples(pairs)[1:]]
+    assert np.std(means) == pytest.approx(values.std() / np.sqrt(200), rel=0.1)
+
+
+def test_pictures_that_a_law_leaves_alone_differ_in_nothing(tiny_pipeline):
+    judge = Judge({"colours": Colours(), "quarters": Quarters()}, ep.reference.pictures()[::60], WHITE)
+    same = validate(
+        tiny_pipeline, laws=[Constant(1.0)], prompts=PROMPTS, sizes=[(32, 32)], seeds=[0, 1], steps=2, judge=judge,
+        progress=False,
+    )  # fmt: skip
+    table = same.quality.table()
+    assert len(table) == 8  # four of the pictures, two distances by either network, of which one reads
+    assert (table[["difference", "low", "high"]] == 0).all(axis=None)
+    assert (table["p"] == 1).all()
+
+
+def test_a_difference_that_does_not_vary_is_as_sure_as_its_signs():
+    lost = _compare("paper", (32, 32), "caption_found", 0.0, -1.0, np.full(1000, -1.0), pictures=4, prompts=4)
+    assert lost.p == 0.125
+    assert lost.needed is None

@@ -443,7 +443,8 @@ def quality_by_kappa(quality: Quality, kappas: pd.DataFrame, metrics: Sequence[s
     for metric, axes in panels.items():
         for size, colour in zip(sizes, shades(len(sizes)), strict=True):
             own = table[(table["size"] == size) & (table["metric"] == metric)].sort_values("kappa")
-            bars = np.nan_to_num(np.abs(np.stack([own["value"] - own["low"], own["high"] - own["value"]])))
+            ends = np.stack([own["value"] - own["low"], own["high"] - own["value"]])
+            bars = np.nan_to_num(ends.clip(0))
             axes.errorbar(own["kappa"], own["value"], yerr=bars, fmt="-", color=colour, linewidth=1, label=size)
             for row in own.itertuples():
                 style: dict[str, Any] = {"color": colour, "linestyle": "none", "markersize": 5}

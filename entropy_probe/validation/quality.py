@@ -5,7 +5,7 @@ A pair is the same prompt, seed and size under a law and under `original`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from entropy_probe.errors import InputError
 from entropy_probe.pipelines import Size, format_size, to_tensor
-from entropy_probe.progress import progress as shown_progress
+from entropy_probe.progress import progress as show_progress
 from entropy_probe.strict_json import nan_for_null
 from entropy_probe.sweep import Sweep
 from entropy_probe.validation.defects import defects
@@ -65,10 +65,11 @@ class Comparison:
         value: mean of the metric, or the distance, under the law.
         difference: from `original`; `low` and `high` are its 95 % bootstrap interval over prompts and seeds.
         p: two-sided, of Student's t with the standard error of the resamples and one degree of freedom fewer than there
-            are prompts, after Holm's correction over all comparisons of the run.
+            are prompts (of the signs of the prompts' differences, if these are all the same), after Holm's correction
+            over all comparisons of the run.
         verdict: `better`, `worse` or `no difference shown`.
         pictures: under the law at this size.
-        needed: pictures that would show a difference of this size with a power of 80 %; None if there is none.
+        needed: pictures that would show a difference of this size with a power of 80 %; None if it does not vary.
     """
 
     law: str
@@ -146,7 +147,7 @@ def quality(sampled: Sweep, judge: Judge, *, progress: bool = True) -> Quality:
 
     Args:
         sampled: the sweep.
-        judge: the network and the true pictures.
+        judge: the networks and the true pictures.
         progress: show a progress bar.
 
     Raises:
@@ -156,29 +157,24 @@ def quality(sampled: Sweep, judge: Judge, *, progress: bool = True) -> Quality:
     if "original" not in laws:
         raise InputError("quality is compared with the original model: sample it too")
     pairs = pd.MultiIndex.from_product([sampled.grid.prompts, sampled.grid.seeds], names=["prompt", "seed"])
-    captions = _Captions.of(judge, pairs.get_level_values("prompt"))
+    captions = _Captions.of(judge, list(pairs.get_level_values("prompt")))
     weights = resamples(pairs)
     frames, before, compared = [], [], []
-    with shown_progress(len(sampled.grid.sizes) * len(laws), "judging pictures", shown=progress) as advance:
+    with show_progress(len(sampled.grid.sizes) * len(laws), "judging pictures", shown=progress) as advance:
         for size in sampled.grid.sizes:
             real = judge.real.at(size)
             true = {name: features(network, real) for name, network in judge.networks.items()}
-            found: dict[str, _Found] = {}
+            measured: dict[str, _Metrics] = {}
             for law in laws:
                 drawn = torch.stack([to_tensor(sampled.image(p, size, s, law)) for p, s in pairs])
-                found[law] = _look(drawn, judge, true, captions, weights)
-                frame = pd.DataFrame(found[law].alone, index=pairs).reset_index()
+                measured[law] = _measure(drawn, judge, true, captions, weights)
+                frame = pd.DataFrame(measured[law].alone, index=pairs).reset_index()
                 frames.append(frame.assign(law=law, height=size[0], width=size[1]))
                 advance(1, f"{law} {format_size(size)}")
-            for metric, value in found["original"].values.items():
-                before.append({"size": size, "metric": metric, "value": value})
-                if size == sampled.manifest.training_size:
-                    continue  # every law is g = 1 there
-                for law in [law for law in laws if law != "original"]:
-                    differences = found[law].resampled[metric] - found["original"].resampled[metric]
-                    now = found[law].values[metric]
-                    counts = len(pairs), len(sampled.grid.prompts)
-                    compared.append(_compare(law, size, metric, now, now - value, differences, *counts))
+            values = measured["original"].values
+            before += [{"size": size, "metric": metric, "value": value} for metric, value in values.items()]
+            if size != sampled.manifest.training_size:  # laws are for other sizes than that
+                compared += _compared(size, measured, len(pairs), len(sampled.grid.prompts))
     return Quality(pd.concat(frames, ignore_index=True), pd.DataFrame(before), _corrected(compared))
 
 
@@ -190,8 +186,8 @@ class _Captions:
     own: Int[Tensor, " pictures"]
 
     @classmethod
-    def of(cls, judge: Judge, asked: Iterable[str]) -> _Captions:
-        asked = list(asked)
+    def of(cls, judge: Judge, asked: Sequence[str]) -> _Captions:
+        """Those of the pictures, and those of the true pictures for them to be told apart from."""
         number = {caption: i for i, caption in enumerate(dict.fromkeys([*asked, *judge.real.captions]))}
         readers = {name: network for name, network in judge.networks.items() if isinstance(network, Reader)}
         with torch.no_grad():
@@ -200,13 +196,13 @@ class _Captions:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What was found in the pictures of one law and size.
+class _Metrics:
+    """What was measured of the pictures of one law and size.
 
     Attributes:
         alone: the metrics that a picture has by itself.
         values: every metric of all pictures.
-        resampled: every metric of the pictures drawn again.
+        resampled: every metric of the pictures drawn again: RESAMPLES times, a distance DISTANCE_RESAMPLES times.
     """
 
     alone: dict[str, Float[np.ndarray, " pictures"]]
@@ -214,20 +210,20 @@ class _Found:
     resampled: dict[str, Float[np.ndarray, " resamples"]]
 
 
-def _look(
+def _measure(
     drawn: UInt8[Tensor, "pictures 3 height width"],
     judge: Judge,
-    true: dict[str, Tensor],
+    true: dict[str, Float[Tensor, "count features"]],
     captions: _Captions,
-    weights: Float[np.ndarray, "resamples pictures"],
-) -> _Found:
+    weights: Float[np.ndarray, "1+resamples pictures"],
+) -> _Metrics:
     """Every metric of the pictures; the networks' are named after them where there are several."""
 
     def by(metric: str, network: str) -> str:
         return f"{metric}:{network}" if len(judge.networks) > 1 else metric
 
     seen = {name: features(network, drawn) for name, network in judge.networks.items()}
-    alone: dict[str, Any] = {}
+    alone: dict[str, Float[np.ndarray, " pictures"]] = {}
     for name, embedded in captions.embedded.items():
         first = rank_of_caption(seen[name], embedded, captions.own) == 0
         alone[by("text_score", name)] = text_score(seen[name], embedded[captions.own]).double().numpy()
@@ -236,13 +232,20 @@ def _look(
     alone |= {"incompleteness": spoilt.incompleteness, "repetition": spoilt.repetition}
     values = {metric: float(own.mean()) for metric, own in alone.items()}
     resampled = {metric: weights[1:] @ own for metric, own in alone.items()}
-    generator = np.random.default_rng(0)  # the same pictures are drawn again under every law
-    chosen = [torch.from_numpy(generator.choice(len(w), size=len(w), p=w)) for w in weights[1 : DISTANCE_RESAMPLES + 1]]
+    again = [drawn_again(w) for w in weights[1 : DISTANCE_RESAMPLES + 1]]
     for name, looked_at in seen.items():
         for metric, distance in _distances(true[name], len(drawn)).items():
             values[by(metric, name)] = distance(true[name], looked_at)
-            resampled[by(metric, name)] = np.array([distance(true[name], looked_at[index]) for index in chosen])
-    return _Found(alone, values, resampled)
+            resampled[by(metric, name)] = np.array([distance(true[name], looked_at[index]) for index in again])
+    return _Metrics(alone, values, resampled)
+
+
+def drawn_again(weights: Float[np.ndarray, " pictures"]) -> Int[Tensor, " pictures"]:
+    """The pictures of a resample, each as often as its weight says: of a product of prompts and seeds, a whole number.
+
+    They are not drawn by the weights: that would be a second draw on top of the first, and its intervals too wide.
+    """
+    return torch.from_numpy(np.repeat(np.arange(len(weights)), np.rint(weights * len(weights)).astype(int)))
 
 
 Distance = Callable[[Tensor, Tensor], float]
@@ -256,6 +259,26 @@ def _distances(true: Float[Tensor, "count features"], drawn: int) -> dict[str, D
     return known
 
 
+def _compared(size: Size, measured: dict[str, _Metrics], pictures: int, prompts: int) -> list[Comparison]:
+    """Every law against `original` by every metric, before the correction."""
+    before = measured["original"]
+    return [
+        _compare(
+            law,
+            size,
+            metric,
+            own.values[metric],
+            own.values[metric] - value,
+            own.resampled[metric] - before.resampled[metric],
+            pictures=pictures,
+            prompts=prompts,
+        )
+        for metric, value in before.values.items()
+        for law, own in measured.items()
+        if law != "original"
+    ]
+
+
 def _compare(
     law: str,
     size: Size,
@@ -263,15 +286,21 @@ def _compare(
     value: float,
     difference: float,
     resampled: Float[np.ndarray, " resamples"],
+    *,
     pictures: int,
     prompts: int,
 ) -> Comparison:
     low, high = np.percentile(resampled, [2.5, 97.5])
     error = resampled.std(ddof=1)
-    p = 2 * stats.t.sf(abs(difference) / error, df=max(1, prompts - 1)) if error else float(difference == 0)
-    p = 1.0 if pictures < 2 else p  # one pair shows nothing, however far it is apart
-    wanted = stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)
-    needed = float(np.ceil(pictures * (wanted * error / difference) ** 2)) if difference else None
+    needed = None
+    if not difference or pictures < 2:  # one pair shows nothing, however far it is apart
+        p = 1.0
+    elif error:
+        p = 2 * stats.t.sf(abs(difference) / error, df=max(1, prompts - 1))
+        wanted = stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)
+        needed = float(np.ceil(pictures * (wanted * error / difference) ** 2))
+    else:  # every prompt by the same amount: the test of their signs is left
+        p = min(1.0, 2.0 ** (1 - prompts))
     return Comparison(law, size, metric, value, difference, float(low), float(high), float(p), "", pictures, needed)
 
 
