@@ -417,7 +417,7 @@ def quality_by_law(quality: Quality, metrics: Sequence[str] | None = None) -> Fi
         for number, law in enumerate(laws, 1):
             own = table[(table["law"] == law) & (table["metric"] == metric)].set_index("size").reindex(names)
             low, high = own["difference"] - own["low"], own["high"] - own["difference"]
-            bars = np.nan_to_num(np.abs(np.stack([low, high])))
+            bars = np.nan_to_num(np.stack([low, high]).clip(0))
             x = np.arange(len(sizes)) + 0.08 * number
             values = own["value"].fillna(originals)
             style: dict[str, Any] = {"fmt": "o-", "linewidth": 1, "elinewidth": 1.5, "markersize": 4}
