@@ -1,11 +1,11 @@
 """What the study's outcome depends on: `python -m benchmarks.ablations` writes docs/results-MODEL-ablations.md.
 
-After `benchmarks.study`, whose measured law it takes up: some of its prompts under a grid of kappa, through single
-levels of the model, at other sizes and shapes, with other guidance and steps. Fewer pictures for each, as these are
-many questions.
+Some of the study's prompts under a grid of kappa, through single levels of the model, at other sizes and shapes, with
+other guidance and steps. Fewer pictures for each, as these are many questions. What was sampled and judged is kept.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -14,10 +14,11 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from benchmarks.study import JUDGES, ROWS, SIZES, kept_law, levels, markdown, say
+from benchmarks.study import JUDGES, ROWS, SIZES, kept_law, levels, markdown, percent, say
+from entropy_probe.errors import InputError
 from entropy_probe.fitting import derive_measured
-from entropy_probe.laws import Kappa, Measured, Original, Paper
-from entropy_probe.pipelines import Size, format_size, load, quiet_libraries, training_tokens
+from entropy_probe.laws import Kappa, Original, Paper, ScalingLaw, from_json
+from entropy_probe.pipelines import Size, fingerprint, format_size, load, quiet_libraries, training_tokens
 from entropy_probe.reference import prompts
 from entropy_probe.report import figures
 from entropy_probe.report.tables import in_order, kappa_of_laws, titled
@@ -26,11 +27,11 @@ from entropy_probe.validation import Judge, Outcome, judge_for, outcome_of
 
 ENDS: list[Size] = [(32, 32), (64, 64), (128, 128)]
 SHAPES: list[Size] = [(64, 64), (72, 96), (128, 64), (72, 128), (192, 192)]
-KAPPAS = {(32, 32): (0.15, 0.3, 0.5, 0.65), (128, 128): (0.2, 0.5, 1.0, 2.0)}
-"""From none to beyond the measured one; at a quarter of the tokens, 0.72 would leave no attention at all."""
+KAPPAS = {(32, 32): (0.15, 0.3, 0.5, 0.65), (128, 128): (0.2, 0.5, 1.0, 2.0, 4.0)}
+"""From none to beyond what keeps the entropy; at a quarter of the tokens, 0.72 would leave no attention at all."""
 
 LEVEL_KAPPA = 0.5
-"""Of the layers of a level that is scaled by itself."""
+"""Kappa of the layers of a level that is scaled by itself."""
 
 SETTINGS = {
     "guidance 1": {"guidance_scale": 1.0},
@@ -46,74 +47,97 @@ class Ablation:
 
     Attributes:
         section: the question that it belongs to.
-        change: in a few words.
+        change: in a few words, where the laws and sizes do not say it.
         outcome: laws against the original.
     """
 
     section: str
-    change: str
+    change: str | None
     outcome: Outcome
 
 
-def ablations(pipeline: Any, drawn: Sweep, measured: Measured, judge: Judge, out: Path) -> Iterator[Ablation]:
-    """Every question's, one after the other; what was sampled before is taken up."""
+def sample_and_judge(
+    pipeline: Any, drawn: Sweep, measured: ScalingLaw, judge: Judge, out: Path, *, progress: bool = True
+) -> Iterator[Ablation]:
+    """Every change in turn; what lies in `out` is taken up.
 
-    def judged(made: Sweep) -> Outcome:
-        return outcome_of(made, judge, progress=True)
+    Args:
+        pipeline: of the model.
+        drawn: pictures of the original model at `ENDS`, whose prompts, seeds and settings are taken over.
+        measured: the law that keeps the entropy.
+        judge: of the pictures.
+        out: folder of the pictures and outcomes.
+        progress: show how far it is.
+    """
+    base, trained = drawn.manifest, drawn.manifest.training_size
+    shown = {"progress": progress}
 
-    trained = drawn.manifest.training_size
+    def answer(section: str, change: str | None, made: Sweep) -> Ablation:
+        path = out / "outcomes" / f"{change or format_size(made.grid.sizes[0])}.json"
+        if path.exists() and (there := Outcome.from_json(made, path.read_text())).sweep.grid == made.grid:
+            return Ablation(section, change, there)
+        outcome = outcome_of(made, judge, **shown)
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, outcome.to_json().encode())
+        return Ablation(section, change, outcome)
+
     for size, kappas in KAPPAS.items():
-        grid = [Original(), *(Kappa({"*": kappa}) for kappa in kappas), Kappa(measured.kappa)]
-        yield Ablation("kappa", "", judged(extend(drawn, laws=grid, sizes=[size, trained])))
-    tokens = training_tokens(pipeline)
+        grid = [Original(), *(Kappa({"*": kappa}) for kappa in kappas), measured]
+        yield answer("kappa", None, extend(drawn, laws=grid, sizes=[size, trained], **shown))
     for name, globs in levels(pipeline).items():
-        scaled = {layer: LEVEL_KAPPA if any(fnmatch(layer, glob) for glob in globs) else 0.0 for layer in tokens}
-        yield Ablation("levels", f"only {name}", judged(extend(drawn, laws=[Original(), Kappa(scaled)], sizes=ENDS)))
-    usual = {"steps": drawn.manifest.steps, "guidance_scale": drawn.manifest.guidance_scale}
+        layers = training_tokens(pipeline)
+        scaled = {layer: LEVEL_KAPPA if any(fnmatch(layer, glob) for glob in globs) else 0.0 for layer in layers}
+        made = extend(drawn, laws=[Original(), Kappa(scaled)], sizes=ENDS, **shown)
+        yield answer("levels", f"only {name}", made)
+    usual: dict[str, Any] = {"steps": base.steps, "guidance_scale": base.guidance_scale}
     asked: dict[str, Any] = dict(
         prompts=drawn.grid.prompts, seeds=drawn.grid.seeds, laws=[Original(), Paper(), measured], rows=ROWS,
-        multipliers=(), model=drawn.manifest.model,
+        multipliers=(), model=base.model, **shown,
     )  # fmt: skip
-    made = sweep(pipeline, sizes=SHAPES, store=out / "shapes", **usual, **asked)
-    yield Ablation("shapes", "", judged(made))
+    yield answer("shapes", None, sweep(pipeline, sizes=SHAPES, store=out / "shapes", **usual, **asked))
     for name, changed in SETTINGS.items():
         store = out / name.replace(" ", "-")
         made = sweep(pipeline, sizes=ENDS[1:], store=store, **{**usual, **changed}, **asked)
-        yield Ablation("settings", name, judged(made))
+        yield answer("settings", name, made)
 
 
-def table_of(found: list[Ablation]) -> pd.DataFrame:
+def table_of(found: Sequence[Ablation]) -> pd.DataFrame:
     """A row for each change, law and size: the drift that is gone, and the differences of every metric."""
     rows = []
     for ablation in found:
         assert ablation.outcome.quality is not None
-        drift = ablation.outcome.table("layer").set_index(["law", "size"])["removed"]
-        compared = ablation.outcome.quality.table()
+        drift = ablation.outcome.table("layer").set_index(["law", "size"])
+        compared = ablation.outcome.quality.table().set_index("metric")
         for (law, size), own in compared.groupby(["law", "size"], sort=False):
-            marks = {"better": " **better**", "worse": " **worse**"}
-            told = {
-                titled(row.metric): f"{row.difference:+.3g} [{row.low:+.3g}, {row.high:+.3g}]"
-                f"{marks.get(row.verdict, '')}"
-                for row in own.set_index("metric").loc[in_order(own["metric"])].reset_index().itertuples()
-            }
-            named = {"change": ablation.change} if ablation.change else {}
-            rows.append({**named, "law": law, "size, px": size, "drift removed": f"{drift[law, size]:.0%}", **told})
+            told = {titled(metric): difference(own.loc[metric]) for metric in in_order(own.index)}
+            change = {"change": ablation.change} if ablation.change else {}
+            rows.append(
+                {**change, "law": law, "size, px": size, "drift removed": percent(drift.loc[(law, size)]), **told}
+            )
     return pd.DataFrame(rows)
+
+
+def difference(compared: pd.Series) -> str:
+    """A comparison in a cell of a table."""
+    mark = f" **{compared['verdict']}**" if compared["verdict"] in ("better", "worse") else ""
+    return f"{compared['difference']:+.3g} [{compared['low']:+.3g}, {compared['high']:+.3g}]{mark}"
 
 
 PAGE = """# What the results on `{model}` depend on
 
-Measured by this command, after [the study](results-{model}.md):
+Every number and figure on this page was measured by this command:
 
     {command}
 
-{pairs} pairs of pictures for every law and size, 8 steps and guidance 4 where nothing else is said. Differences are
-from the original model on the same prompts and seeds, with 95 % intervals, each by itself; **better** and **worse**
-stand where one is shown after Holm's correction over all comparisons of its sweep. Networks that judge: {judges}.
+(weights {fingerprint}). {pairs} pairs of pictures for every law and size, {steps} steps and guidance {guidance:g}
+where nothing else is said. Differences are from the original model on the same prompts and seeds, with 95 % intervals,
+each by itself; **better** and **worse** stand where one is shown after Holm's correction over what was judged together:
+one grid of kappa, one level, all shapes, one setting. Networks that judge: {judges}.
 
 ## How much kappa?
 
-g² = 1 + κ ln(N/T): one κ for all layers, and (`kappa`) the measured κ of each layer, at least g = 0.1.
+g² = 1 + κ ln(N/T) with one κ for all layers, but at least g = {floor:g}; and the measured law, which keeps the
+entropy, at the mean of its layers' κ.
 
 {figures}
 
@@ -127,6 +151,8 @@ g² = 1 + κ ln(N/T): one κ for all layers, and (`kappa`) the measured κ of ea
 
 ## Other sizes and shapes
 
+What the measured law was measured at ends at 32 and 128 px; beyond that it goes on as it ended.
+
 {shapes}
 
 ## Other guidance, more steps
@@ -135,11 +161,47 @@ g² = 1 + κ ln(N/T): one κ for all layers, and (`kappa`) the measured κ of ea
 """
 
 
+def page(found: Sequence[Ablation], drawn: Sweep, *, command: str, charts: Sequence[str]) -> str:
+    """The page, of what was found; `charts` are files of figures."""
+    one, manifest = Kappa({"*": LEVEL_KAPPA}), drawn.manifest
+    sections = dict.fromkeys(ablation.section for ablation in found)
+    tables = {name: markdown(table_of([each for each in found if each.section == name])) for name in sections}
+    return PAGE.format(
+        model=manifest.model,
+        command=command,
+        fingerprint=manifest.fingerprint,
+        pairs=len(drawn.grid.prompts) * len(drawn.grid.seeds),
+        steps=manifest.steps,
+        guidance=manifest.guidance_scale,
+        judges=", ".join(JUDGES),
+        floor=one.floor,
+        level=LEVEL_KAPPA,
+        flat=one.multiplier("*", 1, 4),
+        sharp=one.multiplier("*", 4, 1),
+        figures="\n\n".join(f"![Quality against kappa]({chart})" for chart in charts),
+        **tables,
+    )
+
+
+def law_of_study(results: Path, settings: dict[str, Any]) -> ScalingLaw | None:
+    """The measured law that the study kept, if it kept one of the same model and settings.
+
+    Raises:
+        InputError: if it is of others.
+    """
+    if not (results / "settings.json").exists():
+        return None
+    there = json.loads((results / "settings.json").read_text())
+    if any(there[name] != value for name, value in settings.items()):
+        raise InputError(f"{results} holds results of other settings, {there}: run benchmarks.study again")
+    return from_json((results / "measured.json").read_text())
+
+
 def main(
     model: Annotated[str, typer.Option(help="A bundled model.")] = "reference",
-    out: Annotated[Path, typer.Option(help="Folder of the pictures, the study's.")] = Path("study-run"),
+    out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("ablations-run"),
     docs: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("docs"),
-    count: Annotated[int, typer.Option(help="Prompts whose pictures are drawn.")] = 16,
+    count: Annotated[int, typer.Option(help="Prompts whose pictures are drawn, at most those bundled.")] = 16,
     seeds: Annotated[int, typer.Option(help="Pictures of each prompt, law and size.")] = 2,
 ) -> None:
     """Sample what is missing, and write the page."""
@@ -148,38 +210,25 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     pipeline = load(model, device="auto")
     settings: dict[str, Any] = {"steps": 8, "guidance_scale": 4.0, "model": model}
-    measured = kept_law(
-        docs / "results" / model / "measured.json",
-        lambda: (
-            derive_measured(
-                sweep(pipeline, prompts=prompts()[:8], sizes=SIZES, seeds=[0, 1], store=out / "law", **settings)
-            ).law
-        ),
-    )
+    measured = law_of_study(docs / "results" / model, {**settings, "fingerprint": fingerprint(pipeline)})
+    if measured is None:
+        first = sweep(pipeline, prompts=prompts()[:8], sizes=SIZES, seeds=[0, 1], store=out / "law", **settings)
+        measured = kept_law(out / "measured.json", lambda: derive_measured(first).law)
     drawn = sweep(
         pipeline, prompts=prompts()[:count], sizes=ENDS, seeds=list(range(seeds)), store=out / "ablations",
         rows=ROWS, multipliers=(), **settings,
     )  # fmt: skip
-    found = list(ablations(pipeline, drawn, measured, judge, out))
-    shown = []
+    found = list(sample_and_judge(pipeline, drawn, measured, judge, out))
+    charts = []
     with figures.theme():
         for outcome in (one.outcome for one in found if one.section == "kappa"):
             assert outcome.quality is not None
-            size = format_size(outcome.sweep.grid.sizes[0])
+            charts.append(f"results-{model}-kappa-{format_size(outcome.sweep.grid.sizes[0])}.png")
             kappas = kappa_of_laws(outcome.sweep.grid.laws, outcome.sweep.frame())
-            name = f"results-{model}-kappa-{size}.png"
-            figures.quality_by_kappa(outcome.quality, kappas).savefig(docs / name, dpi=80)
-            shown.append(f"![Quality against kappa at {size} px]({name})")
-    sections = dict.fromkeys(ablation.section for ablation in found)
-    tables = {name: markdown(table_of([one for one in found if one.section == name])) for name in sections}
+            figures.quality_by_kappa(outcome.quality, kappas).savefig(docs / charts[-1], dpi=80)
     command = f"python -m benchmarks.ablations --model {model} --count {count} --seeds {seeds}"
-    page = PAGE.format(
-        model=model, command=command, pairs=count * seeds, judges=", ".join(JUDGES), level=LEVEL_KAPPA,
-        flat=Kappa({"*": LEVEL_KAPPA}).multiplier("*", 1, 4), sharp=Kappa({"*": LEVEL_KAPPA}).multiplier("*", 4, 1),
-        figures="\n\n".join(shown), **tables,
-    )  # fmt: skip
     path = docs / f"results-{model}-ablations.md"
-    write_atomically(path, page.encode())
+    write_atomically(path, page(found, drawn, command=command, charts=charts).encode())
     say(f"written to {path}")
 
 

@@ -227,15 +227,18 @@ def changes_table(changes: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def percent(drift: pd.Series) -> str:
+    """The share of a drift that is gone."""
+    return f"{100 * drift['removed']:.0f} % [{100 * drift['removed_low']:.0f}, {100 * drift['removed_high']:.0f}]"
+
+
 def drift_summary(outcome: Any) -> pd.DataFrame:
     """Share of the drift removed, per law and size."""
     table = outcome.table("layer")
     table = table[table["law"] != "original"]
-    text = [
-        f"{100 * r:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
-        for r, low, high in zip(table["removed"], table["removed_low"], table["removed_high"], strict=True)
-    ]
-    wide = table.assign(text=text).pivot(index="law", columns="size", values="text")
+    wide = table.assign(text=[percent(row) for _, row in table.iterrows()]).pivot(
+        index="law", columns="size", values="text"
+    )
     return wide[list(dict.fromkeys(table["size"]))].reset_index()
 
 
@@ -388,7 +391,7 @@ def main(
         f"--steps {steps} --laws {laws} --multipliers {multipliers} --fit-steps {fit_steps} --fit-batch {fit_batch}",
         fingerprint=first.manifest.fingerprint,
         count=len(drawings.captions),
-        drawn=count * seeds,
+        drawn=len(drawn.grid.prompts) * len(drawn.grid.seeds),
         law=str(fit(first)),
         best=markdown(best_table(losses, max(training_tokens(pipeline).values()))),
         one=markdown(changes_table(changes_one)),

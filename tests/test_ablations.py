@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 import entropy_probe as ep
+from entropy_probe.errors import InputError
 from entropy_probe.laws import Measured
 from entropy_probe.pipelines import training_tokens
 from entropy_probe.validation import WHITE, Judge
@@ -22,6 +24,15 @@ class Brightness(torch.nn.Module):
         return pictures.float().mean((1, 2, 3))[:, None] / 255
 
 
+class Contrast(torch.nn.Module):
+    """Sees how much the brightness of a picture varies, in its colours."""
+
+    num_features = 3
+
+    def forward(self, pictures):
+        return pictures.float().std((2, 3)) / 255
+
+
 @pytest.fixture(scope="module")
 def ablations():
     """The benchmarks are no part of what is installed: they are imported from the clone."""
@@ -33,17 +44,30 @@ def ablations():
 
 
 @pytest.fixture(scope="module")
-def found(ablations, tiny_pipeline, tmp_path_factory):
-    """Every question, of one prompt and seed in two steps."""
-    work = tmp_path_factory.mktemp("ablations")
-    layers = list(training_tokens(tiny_pipeline))
-    measured = Measured({layer: ((-1.0, 0.9), (1.0, 1.1)) for layer in layers}, dict.fromkeys(layers, 0.25))
-    drawn = ep.sweep(
-        tiny_pipeline, prompts=["flat pizza"], sizes=ablations.ENDS, steps=2, guidance_scale=4.0, multipliers=(),
-        store=work / "base", progress=False,
+def drawn(ablations, tiny_pipeline, tmp_path_factory):
+    return ep.sweep(
+        tiny_pipeline, prompts=["flat pizza", "noto frog"], sizes=ablations.ENDS, steps=2, guidance_scale=4.0,
+        multipliers=(), store=tmp_path_factory.mktemp("ablations") / "base", progress=False,
     )  # fmt: skip
-    judge = Judge({"brightness": Brightness()}, ep.reference.pictures()[::60], WHITE)
-    return list(ablations.ablations(tiny_pipeline, drawn, measured, judge, work))
+
+
+@pytest.fixture(scope="module")
+def answer(ablations, tiny_pipeline, drawn):
+    """Every question, of two prompts in two steps, by two judges."""
+    layers = list(training_tokens(tiny_pipeline))
+    measured = Measured({layer: ((-1.0, 0.5), (1.0, 1.5)) for layer in layers}, dict.fromkeys(layers, 0.9))
+    judge = Judge({"brightness": Brightness(), "contrast": Contrast()}, ep.reference.pictures()[::60], WHITE)
+    out = drawn.run.path.parent
+
+    def again():
+        return list(ablations.sample_and_judge(tiny_pipeline, drawn, measured, judge, out, progress=False))
+
+    return again
+
+
+@pytest.fixture(scope="module")
+def found(answer):
+    return answer()
 
 
 def of(found, section):
@@ -55,18 +79,42 @@ def test_each_question_is_asked(found):
     small, large = (one.outcome.sweep.grid for one in of(found, "kappa"))
     assert [small.sizes, large.sizes] == [((32, 32), (64, 64)), ((128, 128), (64, 64))]
     assert [law.kappa["*"] for law in small.laws[1:-1]] == [0.15, 0.3, 0.5, 0.65]
+    assert [law.kappa["*"] for law in large.laws[1:-1]] == [0.2, 0.5, 1.0, 2.0, 4.0]
+    assert [small.laws[-1].name, large.laws[-1].name] == ["measured", "measured"]
     (shapes,) = of(found, "shapes")
     assert {(72, 96), (128, 64), (72, 128), (192, 192)} < set(shapes.outcome.sweep.grid.sizes)
 
 
-def test_a_level_is_scaled_by_itself(found):
+def test_the_levels_are_scaled_one_by_one_and_make_up_the_model(found, tiny_pipeline):
+    scaled = []
     for one in of(found, "levels"):
         _, law = one.outcome.sweep.grid.laws
-        scaled = {layer for layer in law.kappa if law.multiplier(layer, 400, 100) != 1}
-        assert 0 < len(scaled) < len(law.kappa)
-        word = {"fine": ("down_blocks.0", "up_blocks.1"), "coarse": ("down_blocks.1", "up_blocks.0"), "midd": ("mid",)}
-        starts = next(starts for name, starts in word.items() if name in one.change)
-        assert all(layer.startswith(starts) for layer in scaled)
+        scaled.append({layer for layer in law.kappa if law.multiplier(layer, 400, 100) != 1})
+        frame = one.outcome.sweep.frame()
+        moved = frame[frame["height"] == 128].groupby("layer")["multiplier"].nunique()
+        assert set(moved.index[moved > 1]) <= scaled[-1] or (moved == 1).all()
+    fine, coarse, middle = scaled
+    assert all(layer.startswith(("down_blocks.0", "up_blocks.1")) for layer in fine)
+    assert all(layer.startswith(("down_blocks.1", "up_blocks.0")) for layer in coarse)
+    assert all(layer.startswith("mid_block") for layer in middle)
+    assert fine | coarse | middle == set(training_tokens(tiny_pipeline))
+
+
+def test_a_level_that_is_scaled_changes_the_pictures(found):
+    for one in of(found, "levels"):
+        sweep = one.outcome.sweep
+        before, after = (sweep.image("noto frog", (128, 128), 0, law.name) for law in sweep.grid.laws)
+        assert before.tobytes() != after.tobytes()
+
+
+def test_the_levels_of_a_transformer_are_thirds_of_its_depth(ablations):
+    class Transformer(torch.nn.Module):
+        transformer_blocks = torch.nn.ModuleList(torch.nn.Identity() for _ in range(9))
+
+    pipeline = type("Pipeline", (), {"transformer": Transformer()})()
+    early, middle, late = ablations.levels(pipeline).values()
+    assert early == ("transformer_blocks.0.*", "transformer_blocks.1.*", "transformer_blocks.2.*")
+    assert [len(middle), late[-1]] == [3, "transformer_blocks.8.*"]
 
 
 def test_settings_are_those_that_are_named(found):
@@ -76,13 +124,42 @@ def test_settings_are_those_that_are_named(found):
     assert told["guidance 1"].steps == 2
 
 
-def test_the_table_has_a_row_for_every_law_and_size(ablations, found):
+def test_the_table_says_what_the_outcomes_say(ablations, found):
     table = ablations.table_of(of(found, "shapes"))
     assert len(table) == 2 * 4  # two laws beside the original; four sizes beside the training size
-    one = of(found, "shapes")[0].outcome
-    compared = one.quality.table().set_index(["law", "size", "metric"])
-    row = table[(table["law"] == "paper") & (table["size, px"] == "192")].iloc[0]
-    told = next(row[column] for column in table.columns if column.startswith("repetition"))
-    expected = compared.loc[("paper", "192", "repetition")]
-    assert told.startswith(f"{expected.difference:+.3g} [{expected.low:+.3g}, {expected.high:+.3g}]")
+    outcome = of(found, "shapes")[0].outcome
+    compared = outcome.quality.table().set_index(["law", "size", "metric"])
+    row = table[(table["law"] == "measured") & (table["size, px"] == "192")].iloc[0]
+    for metric, title in [
+        ("repetition", "repetition (lower is better)"),
+        ("kernel_distance:contrast", "kernel distance by contrast (lower is better)"),
+    ]:
+        one = compared.loc[("measured", "192", metric)]
+        assert row[title].startswith(f"{one.difference:+.3g} [{one.low:+.3g}, {one.high:+.3g}]")
+    drift = outcome.table("layer").set_index(["law", "size"]).loc[("measured", "192")]
+    assert row["drift removed"].startswith(f"{100 * drift.removed:.0f} % [{100 * drift.removed_low:.0f}, ")
     assert list(ablations.table_of(of(found, "levels")).columns[:2]) == ["change", "law"]
+
+
+@pytest.mark.parametrize(
+    "verdict, mark", [("better", " **better**"), ("worse", " **worse**"), ("no difference shown", "")]
+)
+def test_a_cell_gives_difference_interval_and_what_is_shown(ablations, verdict, mark):
+    compared = pd.Series({"difference": -0.25, "low": -0.5, "high": 0.125, "verdict": verdict})
+    assert ablations.difference(compared) == f"-0.25 [-0.5, +0.125]{mark}"
+
+
+def test_the_page_has_every_answer_and_is_remade_without_judging(ablations, answer, found, drawn):
+    page = ablations.page(answer(), drawn, command="python", charts=["kappa.png"])
+    assert page == ablations.page(found, drawn, command="python", charts=["kappa.png"])
+    assert "2 pairs of pictures for every law and size, 2 steps and guidance 4" in page
+    assert "κ = 0.5 in the layers of one level, so g = 0.55 at 32 px and 1.30 at 128 px" in page
+    assert "{" not in page
+
+
+def test_a_law_of_other_weights_is_not_taken_up(ablations, tmp_path):
+    settings = {"steps": 8, "fingerprint": "abc"}
+    assert ablations.law_of_study(tmp_path, settings) is None
+    (tmp_path / "settings.json").write_text('{"steps": 8, "true": 48, "fingerprint": "abd"}')
+    with pytest.raises(InputError, match="run benchmarks.study again"):
+        ablations.law_of_study(tmp_path, settings)
