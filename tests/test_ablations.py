@@ -1,5 +1,6 @@
 """The ablations of the study: what each samples, and that its tables say what the outcomes say."""
 
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
@@ -40,6 +41,9 @@ def ablations():
         patch.syspath_prepend(ROOT)
         import benchmarks.ablations as module
 
+        patch.setattr(module, "SHAPES", [(64, 64), (72, 96)])  # fewer and smaller than the study's
+        patch.setattr(module, "SETTINGS", {"guidance 1": {"guidance_scale": 1.0}, "3 steps": {"steps": 3}})
+        patch.setattr(module, "KAPPAS", {(32, 32): (0.3, 0.65), (128, 128): (2.0,)})
         yield module
 
 
@@ -56,11 +60,13 @@ def answer(ablations, tiny_pipeline, drawn):
     """Every question, of two prompts in two steps, by two judges."""
     layers = list(training_tokens(tiny_pipeline))
     measured = Measured({layer: ((-1.0, 0.5), (1.0, 1.5)) for layer in layers}, dict.fromkeys(layers, 0.9))
-    judge = Judge({"brightness": Brightness(), "contrast": Contrast()}, ep.reference.pictures()[::60], WHITE)
+    judge = Judge({"brightness": Brightness(), "contrast": Contrast()}, ep.reference.pictures()[::200], WHITE)
     out = drawn.run.path.parent
 
     def again():
-        return list(ablations.sample_and_judge(tiny_pipeline, drawn, measured, judge, out, progress=False))
+        with pytest.MonkeyPatch.context() as patch:  # a distance takes milliseconds, and there are many
+            patch.setattr(import_module("entropy_probe.validation.quality"), "DISTANCE_RESAMPLES", 5)
+            return list(ablations.sample_and_judge(tiny_pipeline, drawn, measured, judge, out, progress=False))
 
     return again
 
@@ -78,11 +84,11 @@ def test_each_question_is_asked(found):
     assert list(dict.fromkeys(one.section for one in found)) == ["kappa", "levels", "shapes", "settings"]
     small, large = (one.outcome.sweep.grid for one in of(found, "kappa"))
     assert [small.sizes, large.sizes] == [((32, 32), (64, 64)), ((128, 128), (64, 64))]
-    assert [law.kappa["*"] for law in small.laws[1:-1]] == [0.15, 0.3, 0.5, 0.65]
-    assert [law.kappa["*"] for law in large.laws[1:-1]] == [0.2, 0.5, 1.0, 2.0, 4.0]
+    assert [law.kappa["*"] for law in small.laws[1:-1]] == [0.3, 0.65]
+    assert [law.kappa["*"] for law in large.laws[1:-1]] == [2.0]
     assert [small.laws[-1].name, large.laws[-1].name] == ["measured", "measured"]
     (shapes,) = of(found, "shapes")
-    assert {(72, 96), (128, 64), (72, 128), (192, 192)} < set(shapes.outcome.sweep.grid.sizes)
+    assert shapes.outcome.sweep.grid.sizes == ((64, 64), (72, 96))
 
 
 def test_the_levels_are_scaled_one_by_one_and_make_up_the_model(found, tiny_pipeline):
@@ -90,9 +96,6 @@ def test_the_levels_are_scaled_one_by_one_and_make_up_the_model(found, tiny_pipe
     for one in of(found, "levels"):
         _, law = one.outcome.sweep.grid.laws
         scaled.append({layer for layer in law.kappa if law.multiplier(layer, 400, 100) != 1})
-        frame = one.outcome.sweep.frame()
-        moved = frame[frame["height"] == 128].groupby("layer")["multiplier"].nunique()
-        assert set(moved.index[moved > 1]) <= scaled[-1] or (moved == 1).all()
     fine, coarse, middle = scaled
     assert all(layer.startswith(("down_blocks.0", "up_blocks.1")) for layer in fine)
     assert all(layer.startswith(("down_blocks.1", "up_blocks.0")) for layer in coarse)
@@ -119,30 +122,29 @@ def test_the_levels_of_a_transformer_are_thirds_of_its_depth(ablations):
 
 def test_settings_are_those_that_are_named(found):
     told = {one.change: one.outcome.sweep.manifest for one in of(found, "settings")}
-    assert [told["guidance 1"].guidance_scale, told["guidance 7.5"].guidance_scale] == [1.0, 7.5]
-    assert [told["20 steps"].steps, told["20 steps"].guidance_scale] == [20, 4.0]
-    assert told["guidance 1"].steps == 2
+    assert [told["guidance 1"].steps, told["guidance 1"].guidance_scale] == [2, 1.0]
+    assert [told["3 steps"].steps, told["3 steps"].guidance_scale] == [3, 4.0]
 
 
 def test_the_table_says_what_the_outcomes_say(ablations, found):
     table = ablations.table_of(of(found, "shapes"))
-    assert len(table) == 2 * 4  # two laws beside the original; four sizes beside the training size
+    assert len(table) == 2  # laws beside the original, at the one size beside the training size
     outcome = of(found, "shapes")[0].outcome
     compared = outcome.quality.table().set_index(["law", "size", "metric"])
-    row = table[(table["law"] == "measured") & (table["size, px"] == "192")].iloc[0]
+    row = table[(table["law"] == "measured") & (table["size, px"] == "72x96")].iloc[0]
     for metric, title in [
         ("repetition", "repetition (lower is better)"),
         ("kernel_distance:contrast", "kernel distance by contrast (lower is better)"),
     ]:
-        one = compared.loc[("measured", "192", metric)]
+        one = compared.loc[("measured", "72x96", metric)]
         assert row[title].startswith(f"{one.difference:+.3g} [{one.low:+.3g}, {one.high:+.3g}]")
-    drift = outcome.table("layer").set_index(["law", "size"]).loc[("measured", "192")]
+    drift = outcome.table("layer").set_index(["law", "size"]).loc[("measured", "72x96")]
     assert row["drift removed"].startswith(f"{100 * drift.removed:.0f} % [{100 * drift.removed_low:.0f}, ")
     assert list(ablations.table_of(of(found, "levels")).columns[:2]) == ["change", "law"]
 
 
 @pytest.mark.parametrize(
-    "verdict, mark", [("better", " **better**"), ("worse", " **worse**"), ("no difference shown", "")]
+    ("verdict", "mark"), [("better", " **better**"), ("worse", " **worse**"), ("no difference shown", "")]
 )
 def test_a_cell_gives_difference_interval_and_what_is_shown(ablations, verdict, mark):
     compared = pd.Series({"difference": -0.25, "low": -0.5, "high": 0.125, "verdict": verdict})
@@ -161,5 +163,5 @@ def test_a_law_of_other_weights_is_not_taken_up(ablations, tmp_path):
     settings = {"steps": 8, "fingerprint": "abc"}
     assert ablations.law_of_study(tmp_path, settings) is None
     (tmp_path / "settings.json").write_text('{"steps": 8, "true": 48, "fingerprint": "abd"}')
-    with pytest.raises(InputError, match="run benchmarks.study again"):
+    with pytest.raises(InputError, match=r"run benchmarks\.study again"):
         ablations.law_of_study(tmp_path, settings)
