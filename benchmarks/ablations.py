@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from benchmarks.study import JUDGES, ROWS, SIZES, kept_law, levels, markdown, percent, say
+from benchmarks.study import JUDGES, ROWS, SIZES, kept_law, kept_outcome, levels, markdown, percent, say
 from entropy_probe.errors import InputError
 from entropy_probe.fitting import derive_measured
 from entropy_probe.laws import Kappa, Original, Paper, ScalingLaw, from_json
@@ -23,7 +23,7 @@ from entropy_probe.reference import prompts
 from entropy_probe.report import figures
 from entropy_probe.report.tables import in_order, kappa_of_laws, titled
 from entropy_probe.sweep import Sweep, extend, sweep, write_atomically
-from entropy_probe.validation import Judge, Outcome, judge_for, outcome_of
+from entropy_probe.validation import Judge, Outcome, judge_for
 
 ENDS: list[Size] = [(32, 32), (64, 64), (128, 128)]
 SHAPES: list[Size] = [(64, 64), (72, 96), (128, 64), (72, 128), (192, 192)]
@@ -74,12 +74,8 @@ def sample_and_judge(
 
     def answer(section: str, change: str | None, made: Sweep) -> Ablation:
         path = out / "outcomes" / f"{change or format_size(made.grid.sizes[0])}.json"
-        if path.exists() and (there := Outcome.from_json(made, path.read_text())).sweep.grid == made.grid:
-            return Ablation(section, change, there)
-        outcome = outcome_of(made, judge, **shown)
         path.parent.mkdir(exist_ok=True)
-        write_atomically(path, outcome.to_json().encode())
-        return Ablation(section, change, outcome)
+        return Ablation(section, change, kept_outcome(path, made, judge, **shown))
 
     for size, kappas in KAPPAS.items():
         grid = [Original(), *(Kappa({"*": kappa}) for kappa in kappas), measured]

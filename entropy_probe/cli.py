@@ -477,13 +477,14 @@ def validate(
     made = _open(out, model, device)
     judge = _judge(metrics, images, made.manifest.model)
     outcome = validate_sweep(made, _resolve_laws(made, laws), judge=judge, progress=say.progress)
-    made.run.write("outcome.json", outcome.to_json())
+    path = made.run.write("outcome.json", outcome.to_json())
     _keep_config(made, device, laws=laws, metrics=metrics, images=images)
     if as_json:
         sys.stdout.write(outcome.to_json())
     say(_table(outcome.table().drop(columns="level").to_dict("records")))
     for sentence in outcome.verdict():
         say(sentence)
+    say(f"outcome written to {path}: entropy-probe report draws it")
 
 
 @app.command(

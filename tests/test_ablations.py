@@ -165,3 +165,16 @@ def test_a_law_of_other_weights_is_not_taken_up(ablations, tmp_path):
     (tmp_path / "settings.json").write_text('{"steps": 8, "true": 48, "fingerprint": "abd"}')
     with pytest.raises(InputError, match=r"run benchmarks\.study again"):
         ablations.law_of_study(tmp_path, settings)
+
+
+@pytest.mark.parametrize(
+    ("shown", "words"),
+    [
+        ({}, "by neither"),
+        ({"critic": "worse"}, "worse by critic alone"),
+        ({"critic": "worse", "efficientnet-lite0": "worse"}, "worse by both"),
+        ({"critic": "worse", "efficientnet-lite0": "better"}, "opposed"),
+    ],
+)
+def test_what_two_networks_show_in_a_few_words(ablations, shown, words):
+    assert import_module("benchmarks.study").summed_up(shown) == words

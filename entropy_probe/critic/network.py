@@ -7,7 +7,6 @@ captions, and on nothing that a generator drew.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -15,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, ResNetForImageClassification
+
+from entropy_probe.bundled import bundled
 
 SIDE = 96
 """Pixels to which the shorter side of a picture is brought before it is looked at."""
@@ -75,7 +76,7 @@ def prepare(pictures: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "b
 
 def load(folder: str | Path | None = None) -> Critic:
     """The bundled critic, or one that the recipe saved in `folder`; on the CPU, ready to use."""
-    where = Path(str(files("entropy_probe.data") / "critic")) if folder is None else Path(folder)
+    where = bundled("critic") if folder is None else Path(folder)
     critic = Critic(
         ResNetForImageClassification.from_pretrained(where / "image", dtype=torch.float32, use_safetensors=True),
         CLIPTextModelWithProjection.from_pretrained(where / "text", dtype=torch.float32, use_safetensors=True),

@@ -8,7 +8,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from entropy_probe.bundled import bundled
 from entropy_probe.capture import find_denoiser
 from entropy_probe.errors import InputError
 
@@ -50,7 +50,7 @@ def load(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> Dif
     """
     where = resolve_device(device)
     precision = resolve_dtype(dtype, where)
-    folder = Path(str(files("entropy_probe.data") / str(model))) if model in REFERENCES else Path(model)
+    folder = bundled(str(model)) if model in REFERENCES else Path(model)
     if folder.exists():
         _check_folder(folder)
     elif str(model).count("/") != 1 or str(model).startswith((".", "/", "~")):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
+from entropy_probe.bundled import bundled
 from entropy_probe.pipelines import REFERENCE
 from entropy_probe.pipelines import load as load_pipeline
 from entropy_probe.reference.emoji import Drawings
@@ -27,10 +26,10 @@ def load(name: str = REFERENCE, *, device: str = "auto", dtype: str = "auto") ->
 
 def pictures() -> Drawings:
     """The drawings that the bundled pipelines learnt at 64 x 64 pixels, to be drawn at any size."""
-    return Drawings.open(Path(str(files("entropy_probe.data") / REFERENCE / "drawings.json.gz")))
+    return Drawings.open(bundled(REFERENCE) / "drawings.json.gz")
 
 
 def prompts() -> list[str]:
     """The bundled prompts, recognisable ones first."""
-    text = (files("entropy_probe.data") / "prompts.txt").read_text()
+    text = bundled("prompts.txt").read_text()
     return [line for line in text.splitlines() if line]

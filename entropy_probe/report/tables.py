@@ -171,6 +171,16 @@ def drift_table(outcome: Outcome) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+MOST_PICTURES = 100_000
+"""Beyond that many, nobody draws them."""
+
+
+def _pictures(needed: float | None) -> str:
+    if needed is None:
+        return UNKNOWN
+    return f"{needed:,.0f}" if needed <= MOST_PICTURES else f"> {MOST_PICTURES:,}"
+
+
 def quality_table(quality: Quality) -> pd.DataFrame:
     """Every law against the original by every metric, with the verdict."""
     rows = [
@@ -183,7 +193,7 @@ def quality_table(quality: Quality) -> pd.DataFrame:
             "p (Holm)": f"{c.p:.2g}",
             "verdict": c.verdict,
             "pictures": str(c.pictures),
-            "would show it": UNKNOWN if c.needed is None else f"{c.needed:,.0f}",
+            "would show it": _pictures(c.needed),
         }
         for c in quality.comparisons
     ]
