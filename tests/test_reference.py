@@ -1,6 +1,8 @@
 """The bundled model and the parts of its recipe that need no download."""
 
 import math
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -120,3 +122,12 @@ def test_layers_are_sharpened_to_half_of_the_greatest_entropy():
     means = pd.DataFrame(rows, columns=["layer", "multiplier", "entropy", "key_tokens"])
     gains = _sharpening(means.set_index(["layer", "multiplier"]), Recipe(sharpen_to=0.5))
     assert gains == pytest.approx({"diffuse": 2.0})
+
+
+def test_a_clone_finds_them_too_where_the_package_is_installed_elsewhere():
+    code = "import entropy_probe as ep; print(ep.__file__); print(len(ep.reference.prompts()))"
+    root = Path(__file__).parents[1]
+    said = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    file, count = said.stdout.split()
+    assert Path(file) == root / "entropy_probe" / "__init__.py"
+    assert int(count) == 64
