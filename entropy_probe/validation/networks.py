@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ def _at_hand(model: str | Path) -> Iterator[None]:
     try:
         yield
     except (ImportError, OSError, ValueError, KeyError) as error:  # processors of some models need torchvision
-        reason = " ".join(str(error).split())[:200]
+        reason = shorten(str(error), 200, placeholder=" ...")
         raise InputError(
             f"the network {str(model)!r} is not at hand: give {', '.join(map(repr, NAMED))}, the hub id of a CLIP or "
             f"another image model of transformers, or the folder of one that was saved with save_pretrained ({reason})"
@@ -222,10 +223,10 @@ class Inception(nn.Module):
 
             self.network = NoTrainInceptionV3("inception-v3-compat", [str(self.num_features)])
         except (ImportError, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = shorten(str(error), 200, placeholder=" ...")
             raise InputError(
-                "the network 'inception' is not at hand: pip install torch-fidelity, which needs torchvision and "
-                f"fetches the weights when it is first used ({reason})"
+                "the network 'inception' is not at hand: pip install torch-fidelity torchvision; its "
+                f"weights are fetched when it is first used ({reason})"
             ) from error
 
     def forward(self, pictures: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
