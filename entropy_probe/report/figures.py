@@ -490,7 +490,7 @@ def _metric_panels(quality: Quality, metrics: Sequence[str] | None) -> tuple[Fig
     for axes in panels[len(shown) :]:
         axes.set_visible(False)
     for metric, axes in zip(shown, panels, strict=False):
-        axes.set_title(titled(metric), fontsize=9)
+        axes.set_title(titled(metric).replace(" (", "\n("), fontsize=9)  # networks have long names
     return figure, dict(zip(shown, panels, strict=False))
 
 
