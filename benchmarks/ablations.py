@@ -15,7 +15,6 @@ import pandas as pd
 import typer
 
 from benchmarks.study import JUDGES, ROWS, SIZES, kept_law, kept_outcome, levels, markdown, percent, say
-from entropy_probe.errors import InputError
 from entropy_probe.fitting import derive_measured
 from entropy_probe.laws import Kappa, Original, Paper, ScalingLaw, from_json
 from entropy_probe.pipelines import Size, fingerprint, format_size, load, quiet_libraries, training_tokens
@@ -183,13 +182,13 @@ def law_of_study(results: Path, settings: dict[str, Any]) -> ScalingLaw | None:
     """The measured law that the study kept, if it kept one of the same model and settings.
 
     Raises:
-        InputError: if it is of others.
+        SystemExit: if it is of others.
     """
     if not (results / "settings.json").exists():
         return None
     there = json.loads((results / "settings.json").read_text())
-    if any(there[name] != value for name, value in settings.items()):
-        raise InputError(f"{results} holds results of other settings, {there}: run benchmarks.study again")
+    if any(there.get(name) != value for name, value in settings.items()):
+        raise SystemExit(f"{results} holds results of other settings, {there}: run benchmarks.study again")
     return from_json((results / "measured.json").read_text())
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import entropy_probe as ep
-from entropy_probe.errors import InputError
 from entropy_probe.laws import Measured
 from entropy_probe.pipelines import training_tokens
 from entropy_probe.validation import WHITE, Judge
@@ -163,7 +162,7 @@ def test_a_law_of_other_weights_is_not_taken_up(ablations, tmp_path):
     settings = {"steps": 8, "fingerprint": "abc"}
     assert ablations.law_of_study(tmp_path, settings) is None
     (tmp_path / "settings.json").write_text('{"steps": 8, "true": 48, "fingerprint": "abd"}')
-    with pytest.raises(InputError, match=r"run benchmarks\.study again"):
+    with pytest.raises(SystemExit, match=r"run benchmarks\.study again"):
         ablations.law_of_study(tmp_path, settings)
 
 
