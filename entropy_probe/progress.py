@@ -6,36 +6,54 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 T = TypeVar("T")
 
-Advance = Callable[[int, str], None]
-"""Told how many more are done, and what they were."""
+
+class Advance(Protocol):
+    """Told what was done."""
+
+    def __call__(self, count: int, what: str, work: float | None = None) -> None:
+        """Note that things were done.
+
+        Args:
+            count: how many.
+            what: they were.
+            work: that they took, in the unit of all of it; their count, if none is given.
+        """
 
 
 @contextmanager
-def progress(total: int, task: str, *, done: int = 0, shown: bool = True) -> Iterator[Advance]:
+def progress(
+    total: int, task: str, *, done: int = 0, work: float | None = None, shown: bool = True
+) -> Iterator[Advance]:
     """Show how many of `total` are done, and the time left.
 
     Args:
         total: how many there are.
         task: what is done to them.
         done: how many were done before.
+        work: that those left will take, in any unit, where some take longer than others; their count, if none is given.
         shown: or nothing at all.
     """
     console = Console(stderr=True)
+    left = _left(total - done if work is None else work)
     if not shown:
-        yield lambda count, what: None
+        yield lambda count, what, work=None: None
     elif console.is_terminal or console.is_jupyter:
         with _bar(console) as bar:
-            number = bar.add_task(task, total=total, completed=done)
-            yield lambda count, what: bar.update(number, advance=count, description=what or task)
+            number = bar.add_task(task, total=total, completed=done, left="")
+
+            def advance(count: int, what: str, work: float | None = None) -> None:
+                bar.update(number, advance=count, description=what or task, left=left(count if work is None else work))
+
+            yield advance
     else:
-        yield _lines(total, task, done)
+        yield _lines(total, task, done, left)
 
 
 def track(items: Sequence[T], task: str, *, shown: bool = True) -> Iterator[T]:
@@ -48,19 +66,32 @@ def track(items: Sequence[T], task: str, *, shown: bool = True) -> Iterator[T]:
 
 def _bar(console: Console) -> Progress:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console)
+    return Progress(*columns, TextColumn("{task.fields[left]}"), console=console)
 
 
-def _lines(total: int, task: str, done: int) -> Advance:
-    began, at = time.monotonic(), done
+def _left(work: float) -> Callable[[float], str]:
+    """Told after every step how much work it was, says in words how long the rest will take at the same pace."""
+    began, done = time.monotonic(), 0.0
 
-    def advance(count: int, what: str) -> None:
+    def left(step: float) -> str:
+        nonlocal done
+        done += step
+        if done >= work or done == 0:
+            return ""
+        seconds = (time.monotonic() - began) / done * (work - done)
+        return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
+
+    return left
+
+
+def _lines(total: int, task: str, done: int, left: Callable[[float], str]) -> Advance:
+    at = done
+
+    def advance(count: int, what: str, work: float | None = None) -> None:
         nonlocal at
         at += count
-        seconds = (time.monotonic() - began) / max(1, at - done) * (total - at)
-        left = f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
-        parts = [f"{task}: {at} of {total}", *([what] if what else []), *([left] if at < total else [])]
-        sys.stderr.write(", ".join(parts) + "\n")
+        parts = f"{task}: {at} of {total}", what, left(count if work is None else work)
+        sys.stderr.write(", ".join(part for part in parts if part) + "\n")
         sys.stderr.flush()
 
     return advance

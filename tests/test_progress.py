@@ -1,6 +1,9 @@
 """Progress where standard error is a file, as a person reads it there while the work goes on."""
 
 import re
+from io import StringIO
+
+from rich.console import Console
 
 from entropy_probe.progress import progress, track
 
@@ -23,6 +26,32 @@ def test_the_time_left_goes_by_what_was_done_here(capsys, monkeypatch):
     assert capsys.readouterr().err == (
         "sampling cells: 5 of 10, about 5 min left\nsampling cells: 9 of 10, about 24 s left\n"
     )
+
+
+def test_the_time_left_goes_by_the_work_where_things_differ_in_it(capsys, monkeypatch):
+    clock = iter([0.0, 60.0, 120.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with progress(3, "sampling cells", work=1 + 1 + 4) as advance:
+        advance(1, "original 64", 1)
+        advance(1, "original 64", 1)
+        advance(1, "original 128", 4)
+    assert capsys.readouterr().err == (
+        "sampling cells: 1 of 3, original 64, about 5 min left\n"
+        "sampling cells: 2 of 3, original 64, about 4 min left\n"
+        "sampling cells: 3 of 3, original 128\n"
+    )
+
+
+def test_a_terminal_gets_a_bar_with_the_time_left(monkeypatch):
+    console = Console(file=StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr("entropy_probe.progress.Console", lambda stderr: console)
+    clock = iter([0.0, 60.0])
+    monkeypatch.setattr("entropy_probe.progress.time.monotonic", lambda: next(clock, 60.0))
+    with progress(8, "sampling cells", done=2) as advance:
+        advance(2, "paper 64")
+    (last,) = (line for line in console.file.getvalue().splitlines() if "paper 64" in line)
+    assert "4/8" in last
+    assert "about 2 min left" in last
 
 
 def test_items_come_through_and_quiet_is_quiet(capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import os
 import platform
 import tempfile
@@ -247,8 +248,9 @@ def _fill(made: Sweep, batch: int, progress: bool, shard: tuple[int, int] = (1, 
     fresh = set(missing).difference(*begun)
     left = [*begun, *batches([cell for cell in missing if cell in fresh], batch, trained)]
     failures: list[Failed] = []
+    done, work = len(cells) - len(missing), sum(math.prod(cell.size) for cell in missing)
     with (
-        show_progress(len(cells), "sampling cells", done=len(cells) - len(missing), shown=progress) as advance,
+        show_progress(len(cells), "sampling cells", done=done, work=work, shown=progress) as advance,
         _Tasks(made, left, set(missing), advance) as tasks,
         closing(made.engine.sample(made.pipeline, made.manifest, tasks.take)) as sampled,
     ):
@@ -340,7 +342,8 @@ class _Tasks:
         return None
 
     def _tell(self, cells: list[Cell]) -> None:
-        self._advance(len(cells), f"{cells[0].law} {format_size(cells[0].size)}")
+        work = sum(math.prod(cell.size) for cell in cells)
+        self._advance(len(cells), f"{cells[0].law} {format_size(cells[0].size)}", work)
 
     def _own(self, cells: Iterable[Cell]) -> list[Cell]:
         return [cell for cell in cells if cell in self._wanted]
