@@ -188,6 +188,14 @@ SMALL = {
 }
 
 
+@pytest.mark.parametrize(("step", "few"), [(10, False), (100, True)])
+def test_distances_to_a_handful_of_pictures_are_warned_of(step, few, recwarn):
+    judge_for("critic", reference.pictures()[::step])
+    told = [str(w.message) for w in recwarn if "true pictures" in str(w.message)]
+    assert bool(told) == few
+    assert not few or "only 6 true pictures" in told[0]
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_an_image_model_of_transformers_judges_as_it_does_by_itself(tmp_path, drawn, name):
     model, processor = SMALL[name]().eval(), ViTImageProcessor(size={"height": 32, "width": 32})

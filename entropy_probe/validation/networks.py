@@ -6,6 +6,7 @@ transformers that looks at pictures; and a small ImageNet network that comes fro
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ EFFICIENTNET = "efficientnet-lite0"
 
 NAMED = (CRITIC, INCEPTION, EFFICIENTNET)
 """The networks that `judge_for` knows by name; others come by hub id or folder."""
+
+FEW = 50
+"""True pictures of which fewer are warned of: as many as a subset of the kernel distance takes in common practice."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,12 @@ def judge_for(networks: str | Sequence[str], pictures: str | Path | Pictures | N
     real = drawings() if pictures is None else pictures
     if isinstance(real, str | Path):
         real = PictureFolder.open(real)
+    if len(real.captions) < FEW:
+        warnings.warn(
+            f"there are only {len(real.captions)} true pictures: a distance says how near the drawn ones are to these "
+            f"few, and its interval leaves out that others would give another; give {FEW} or more",
+            stacklevel=2,
+        )
     short = [name if name in NAMED else Path(name).resolve().name for name in named]
     if len(set(short)) < len(named):
         raise InputError(f"two networks of one name: {', '.join(named)}")
