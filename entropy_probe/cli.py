@@ -469,7 +469,10 @@ def validate(
     quiet: QUIET = False,
     config: CONFIG = None,
 ) -> None:
-    """Sample a sweep's grid under other laws: how much of the drift each removes, and what becomes of the pictures."""
+    """Sample a sweep's grid under other laws: how much of the drift each removes, and what becomes of the pictures.
+
+    Name every law that the report is to show: what an earlier validate found is replaced, its pictures are kept.
+    """
     from entropy_probe.validation import validate_sweep
 
     _check_laws(laws)
