@@ -56,12 +56,14 @@ def progress(
         yield _lines(total, task, done, left)
 
 
-def track(items: Sequence[T], task: str, *, shown: bool = True) -> Iterator[T]:
-    """The items, one after the other, with their progress."""
-    with progress(len(items), task, shown=shown) as advance:
+def track(
+    items: Sequence[T], task: str, *, work: Callable[[T], float] = lambda item: 1.0, shown: bool = True
+) -> Iterator[T]:
+    """The items, one after the other, with their progress; `work` says what one takes, in any unit."""
+    with progress(len(items), task, work=sum(map(work, items)), shown=shown) as advance:
         for item in items:
             yield item
-            advance(1, "")
+            advance(1, "", work(item))
 
 
 def _bar(console: Console) -> Progress:

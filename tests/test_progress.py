@@ -59,3 +59,12 @@ def test_items_come_through_and_quiet_is_quiet(capsys):
     assert capsys.readouterr().err == ""
     assert list(track([3, 4], "judging")) == [3, 4]
     assert capsys.readouterr().err.splitlines()[-1] == "judging: 2 of 2"
+
+
+def test_items_may_differ_in_the_work_they_take(capsys, monkeypatch):
+    clock = iter([0.0, 10.0, 60.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    assert list(track([1, 5, 6], "judging", work=float)) == [1, 5, 6]
+    assert capsys.readouterr().err == (
+        "judging: 1 of 3, about 2 min left\njudging: 2 of 3, about 60 s left\njudging: 3 of 3\n"
+    )

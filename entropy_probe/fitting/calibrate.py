@@ -7,6 +7,7 @@ judged on the other: what is gained there is not fitted noise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -100,7 +101,7 @@ def calibrate(
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     halves = order[: count // 2], order[count // 2 :]
     rows, changes = [], []
-    jobs = track(sizes, "calibrating sizes", shown=progress)
+    jobs = track(sizes, "calibrating sizes", work=math.prod, shown=progress)
     for size in jobs:
         asked = objective(pipeline, pictures.at(size), pictures.captions)
         found = [_fit(asked, half, per_layer, steps, batch, rate, seed) for half in halves]

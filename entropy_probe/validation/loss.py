@@ -6,6 +6,7 @@ where a Fréchet distance takes hours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,7 +135,7 @@ def losses_under(
     parts = []
     jobs = [(size, x) for size in sizes for x in laws]
     asked: dict[Size, Objective] = {}
-    for size, x in track(jobs, "denoising loss", shown=progress):
+    for size, x in track(jobs, "denoising loss", work=lambda job: math.prod(job[0]), shown=progress):
         if size not in asked:
             asked = {size: objective(pipeline, pictures.at(size), pictures.captions)}
         with scaled(pipeline, laws[x]):
