@@ -1,5 +1,6 @@
 """Calibration against a grid search, and the loss curves against the loss itself."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,17 @@ def test_one_gradient_step_goes_the_way_in_which_the_loss_falls(tiny_pipeline):
             return asked.training_losses(index, generator).mean().item()
 
     assert (found.points["g_first"].item() > 1) == (loss(1.05) < loss(0.95))
+
+
+def test_a_calibration_that_did_not_arrive_is_warned_of(tiny_pipeline):
+    short = {"per_layer": False, "batch": 4, "progress": False}
+    with pytest.warns(
+        UserWarning, match=r"at 32 the one g was still moving after 1 steps, which reach g = 1\.2 at most"
+    ):
+        calibrate(tiny_pipeline, Some(8), [(32, 32)], steps=1, rate=0.2, **short)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        calibrate(tiny_pipeline, Some(8), [(32, 32)], steps=30, rate=0.5, **short)  # back and forth about the least
 
 
 def test_the_model_is_left_as_it_was(tiny_pipeline):

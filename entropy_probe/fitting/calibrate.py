@@ -8,6 +8,7 @@ judged on the other: what is gained there is not fitted noise.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,6 +28,9 @@ from entropy_probe.progress import track
 
 ALL = "*"
 """Stands for every layer where one g serves all."""
+
+NEARLY = 0.9
+"""Of the way that the learning rate allows: beyond it, a calibration is taken not to have arrived."""
 
 LEAST_PICTURES = 8
 JUDGED_AT_ONCE = 32
@@ -105,6 +109,7 @@ def calibrate(
     for size in jobs:
         asked = objective(pipeline, pictures.at(size), pictures.captions)
         found = [_fit(asked, half, per_layer, steps, batch, rate, seed) for half in halves]
+        _warn_if_short(found, size, steps, rate)
         changes.append(_judge(asked, size, [(found[0], halves[1]), (found[1], halves[0])], seed))
         ratios = _ratios(asked, halves[0][:1])
         for layer in [ALL] if ALL in found[0] else ratios:
@@ -144,6 +149,19 @@ def _fit(
         for parameter in frozen:
             parameter.requires_grad_(True)
     return {name: torch.tensor(total / (steps - steps // 2)) for name, total in sums.items()}
+
+
+def _warn_if_short(found: list[dict[str, Float[Tensor, ""]]], size: Size, steps: int, rate: float) -> None:
+    """Adam moves by the rate at most: an ln g that went nearly as far as that allows was still on its way."""
+    reach = rate * (steps // 2 + 1 + steps) / 2  # of the mean over the last half
+    short = [name for name in found[0] if any(abs(f[name]) > NEARLY * reach for f in found)]
+    if short:
+        named = "the one g" if short == [ALL] else f"g of {len(short)} of {len(found[0])} layers"
+        warnings.warn(
+            f"at {format_size(size)} {named} was still moving after {steps} steps, which reach g = "
+            f"{math.exp(reach):.2g} at most: take more steps",
+            stacklevel=3,
+        )
 
 
 def _multiplied(denoiser: Any, log_g: dict[str, Float[Tensor, ""]]) -> Any:
