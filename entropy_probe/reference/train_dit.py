@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +21,8 @@ import torch
 import torch.nn.functional as F
 import typer
 from diffusers import PixArtAlphaPipeline, PixArtTransformer2DModel
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -108,8 +110,12 @@ def train(
     context: Float[Tensor, "count length width"],
     mask: Tensor,
     recipe: Recipe,
+    milestones: Collection[int] = (),
 ) -> PixArtTransformer2DModel:
-    """Train the denoiser, resuming from `work/dit.pt`; the last context is that of the empty caption."""
+    """Train the denoiser, resuming from `work/dit.pt`; the last context is that of the empty caption.
+
+    After the steps in `milestones` the averaged weights are kept as `milestone(work, step)`.
+    """
     torch.manual_seed(recipe.seed)
     model = build_denoiser(recipe, context.shape[-1])
     average = copy.deepcopy(model).requires_grad_(False)
@@ -146,10 +152,32 @@ def train(
             optimizer.step()
             average_into(average, model, min(recipe.ema, (1 + step) / (10 + step)))
             curve.add(step, loss.item())
+            if step + 1 in milestones:
+                kept = milestone(work, step + 1)
+                save_file(average.state_dict(), kept.with_suffix(".part"))
+                os.replace(kept.with_suffix(".part"), kept)
             if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == steps:
                 save_checkpoint(checkpoint, step + 1, model=model, average=average, optimizer=optimizer)
                 saved = time.monotonic()
     return average.eval()
+
+
+def milestone(work: Path, step: int) -> Path:
+    """Where `train` keeps the weights after a step."""
+    return work / f"dit-{step}.safetensors"
+
+
+@torch.no_grad()
+def examples(
+    base: Any, pixels: UInt8[Tensor, "count h w 3"], captions: list[str]
+) -> tuple[
+    Float[Tensor, "count 4 h_latent w_latent"], Float[Tensor, "count+1 length width"], Float[Tensor, "count+1 length"]
+]:
+    """Latents, the text of the captions and then of the empty one, and which tokens of it count."""
+    tokens = tokenize(base.tokenizer, [*captions, ""])
+    lengths = (tokens == base.tokenizer.eos_token_id).int().argmax(-1) + 1
+    mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).float()
+    return encode(base.vae, pixels), base.text_encoder(tokens).last_hidden_state, mask
 
 
 def longer(text_encoder: CLIPTextModel, length: int) -> CLIPTextModel:
@@ -187,12 +215,8 @@ def main(
     base = load("reference", device="cpu", dtype="float32")
     emoji_data.fetch(work)
     emoji = [e for e in emoji_data.load(work) if e.category in recipe.focus]
-    latents = encode(base.vae, torch.from_numpy(emoji_data.pictures(emoji, SIZE, cache=work)))
-    tokens = tokenize(base.tokenizer, [*(e.caption for e in emoji), ""])
-    with torch.no_grad():
-        context = base.text_encoder(tokens).last_hidden_state
-    lengths = (tokens == base.tokenizer.eos_token_id).int().argmax(-1) + 1
-    mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).float()
+    pixels = torch.from_numpy(emoji_data.pictures(emoji, SIZE, cache=work))
+    latents, context, mask = examples(base, pixels, [e.caption for e in emoji])
     denoiser = train(work, latents, context, mask, recipe)
     export(out, base, denoiser)
     facts = {"recipe": asdict(recipe), "pictures": len(emoji), "machine": platform.processor()}
