@@ -31,7 +31,7 @@ class Advance(Protocol):
 def progress(
     total: int, task: str, *, done: int = 0, work: float | None = None, shown: bool = True
 ) -> Iterator[Advance]:
-    """Show how many of `total` are done, and the time left.
+    """Show how many of `total` are done, and the time left, which is told anew whenever something is done.
 
     Args:
         total: how many there are.
