@@ -14,7 +14,19 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from benchmarks.study import JUDGES, ROWS, SIZES, kept_law, kept_outcome, levels, markdown, percent, say
+from benchmarks.study import (
+    JUDGES,
+    ROWS,
+    SIZES,
+    check_settings,
+    kept_law,
+    kept_outcome,
+    levels,
+    markdown,
+    percent,
+    save,
+    say,
+)
 from entropy_probe.fitting import derive_measured
 from entropy_probe.laws import Kappa, Original, Paper, ScalingLaw, from_json
 from entropy_probe.pipelines import Size, fingerprint, format_size, load, quiet_libraries, training_tokens
@@ -25,6 +37,8 @@ from entropy_probe.sweep import Sweep, extend, sweep, write_atomically
 from entropy_probe.validation import Judge, Outcome, judge_for
 
 ENDS: list[Size] = [(32, 32), (64, 64), (128, 128)]
+"""Half, once and twice the training size."""
+
 SHAPES: list[Size] = [(64, 64), (72, 96), (128, 64), (72, 128), (192, 192)]
 KAPPAS = {(32, 32): (0.15, 0.3, 0.5, 0.65), (128, 128): (0.2, 0.5, 1.0, 2.0, 4.0)}
 """From none to beyond what keeps the entropy; at a quarter of the tokens, 0.72 would leave no attention at all."""
@@ -110,6 +124,17 @@ def table_of(found: Sequence[Ablation]) -> pd.DataFrame:
                 {**change, "law": law, "size, px": size, "drift removed": percent(drift.loc[(law, size)]), **told}
             )
     return pd.DataFrame(rows)
+
+
+def tidy(found: Sequence[Ablation]) -> pd.DataFrame:
+    """A row for each change, law, size and metric: the comparison, and the drift that is gone."""
+    parts = []
+    for ablation in found:
+        assert ablation.outcome.quality is not None
+        drift = ablation.outcome.table("layer")[["law", "size", "removed", "removed_low", "removed_high"]]
+        compared = ablation.outcome.quality.table().merge(drift, on=["law", "size"], how="left")
+        parts.append(compared.assign(section=ablation.section, change=ablation.change))
+    return pd.concat(parts, ignore_index=True)
 
 
 def difference(compared: pd.Series) -> str:
@@ -205,7 +230,9 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     pipeline = load(model, device="auto")
     settings: dict[str, Any] = {"steps": 8, "guidance_scale": 4.0, "model": model}
-    measured = law_of_study(docs / "results" / model, {**settings, "fingerprint": fingerprint(pipeline)})
+    results = docs / "results" / model
+    check_settings(results, {"count": count, "seeds": seeds}, "ablated.json")
+    measured = law_of_study(results, {**settings, "fingerprint": fingerprint(pipeline)})
     if measured is None:
         first = sweep(pipeline, prompts=prompts()[:8], sizes=SIZES, seeds=[0, 1], store=out / "law", **settings)
         measured = kept_law(out / "measured.json", lambda: derive_measured(first).law)
@@ -214,6 +241,7 @@ def main(
         rows=ROWS, multipliers=(), **settings,
     )  # fmt: skip
     found = list(sample_and_judge(pipeline, drawn, measured, judge, out))
+    save(results / "ablations.json", tidy(found))
     charts = []
     with figures.theme():
         for outcome in (one.outcome for one in found if one.section == "kappa"):

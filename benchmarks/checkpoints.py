@@ -119,9 +119,9 @@ def draw(found: pd.DataFrame) -> Figure:
         axes.plot(own["step"][end], own["g"][end], "^", color=colour, markersize=11)
     axes.plot([], [], "^", color="0.5", markersize=11, label="at the end of what was tried")
     axes.axhline(1, color="0.8", linewidth=0.8, zorder=0)
-    axes.set(yscale="log", xlabel="training step", ylabel="g of least denoising loss, 95 %")
-    axes.set_yticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
-    axes.minorticks_off()
+    axes.set(xlabel="training step", ylabel="g of least denoising loss, 95 %")
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(frameon=False, fontsize=8)
     return figure
 

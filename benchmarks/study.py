@@ -1,12 +1,13 @@
 """The study: `python -m benchmarks.study` writes docs/results-MODEL.md and its figures from what it measures.
 
-Every stage keeps what it found, so that a study that was stopped goes on: losses and laws in docs/results/MODEL/,
-with the settings that they are of, pictures in the study's folder. Nothing in the page is typed by hand but the
-explanations. Hours on two cores at full size; `--count` and `--seeds` make it smaller.
+Every stage keeps what it found, so that a study that was stopped goes on: losses, laws and tables in
+docs/results/MODEL/, with the settings that they are of, pictures in the study's folder. Nothing in the page is typed by
+hand but the explanations. Hours on two cores at full size; `--count` and `--seeds` make it smaller.
 """
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,7 @@ from entropy_probe.reference import pictures, prompts
 from entropy_probe.report import figures
 from entropy_probe.report.tables import quality_table
 from entropy_probe.sweep import Sweep, extend, sweep, write_atomically
-from entropy_probe.validation import Judge, Outcome, Quality, judge_for, outcome_of
+from entropy_probe.validation import Judge, Outcome, judge_for, outcome_of
 from entropy_probe.validation.loss import LossCurve, loss_against_g, loss_against_kappa
 
 SIZES: list[Size] = [(32, 32), (64, 64), (96, 96), (128, 128), (64, 128)]
@@ -45,12 +46,21 @@ ROWS = 64
 say = Console(stderr=True, highlight=False).print
 
 
+def save(path: Path, table: pd.DataFrame) -> None:
+    """Write a table that `saved` reads."""
+    write_atomically(path, table.to_json(orient="records", indent=1, double_precision=15).encode())
+
+
+def saved(path: Path) -> pd.DataFrame:
+    """A table that `save` wrote."""
+    return pd.DataFrame(json.loads(path.read_text()))
+
+
 def kept(path: Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
     """A table, made once."""
     if not path.exists():
-        table = make()
-        write_atomically(path, table.to_json(orient="records", indent=1).encode())
-    return pd.DataFrame(json.loads(path.read_text()))
+        save(path, make())
+    return saved(path)
 
 
 def kept_law(path: Path, make: Callable[[], ScalingLaw]) -> ScalingLaw:
@@ -69,11 +79,15 @@ def kept_outcome(path: Path, made: Sweep, judge: Judge, *, progress: bool = True
     return outcome
 
 
-def check_settings(results: Path, settings: dict[str, Any]) -> None:
-    """Results that are there are of these settings, or nothing is there yet."""
-    path = results / "settings.json"
+def check_settings(results: Path, settings: dict[str, Any], name: str = "settings.json") -> None:
+    """Results that are there are of these settings, which a file of that name keeps, or nothing is there yet.
+
+    Raises:
+        SystemExit: if they are of others.
+    """
+    path = results / name
     if path.exists() and (there := json.loads(path.read_text())) != settings:
-        raise SystemExit(f"{results} holds results of other settings, {there}: delete it, or give another --results")
+        raise SystemExit(f"{results} holds results of other settings, {there}: delete them, or name another folder")
     results.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(settings, indent=1).encode())
 
@@ -137,7 +151,7 @@ def calibrated(
         kept(out / f"{name}-points.json", lambda: points)
         kept(changes_path, calibration.table)
         kept_law(law_path, lambda: calibration.law)
-    return from_json(law_path.read_text()), pd.DataFrame(json.loads(changes_path.read_text()))
+    return from_json(law_path.read_text()), saved(changes_path)
 
 
 def draw_losses(found: dict[str, dict[str, pd.DataFrame]]) -> Figure:
@@ -184,10 +198,11 @@ def draw_factors(
         label = "least denoising loss, at the end of what was tried"
         axes.plot(at[end], best["g"][end], "^", color=colours[0], markersize=11, label=label)
     axes.axhline(1, color="0.8", linewidth=0.8, zorder=0)
-    axes.set(xscale="log", yscale="log", title=f"{model}: which factor does a size need?")
+    axes.set(xscale="log", title=f"{model}: which factor does a size need?")
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="tokens relative to training, N/T", ylabel="factor g of the self-attention logits")
     axes.set_xticks([0.25, 1, 2.25, 4], ["1/4", "1", "2.25", "4"])
-    axes.set_yticks([0.25, 0.5, 1, 2, 4], ["0.25", "0.5", "1", "2", "4"])
     axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8)
     return figure
@@ -252,11 +267,10 @@ def drift_summary(outcome: Any) -> pd.DataFrame:
     return wide[list(dict.fromkeys(table["size"]))].reset_index()
 
 
-def opinions(quality: Quality) -> pd.DataFrame:
-    """What either network says of the kernel distance under every law, side by side."""
-    table = quality.table()
+def opinions(compared: pd.DataFrame) -> pd.DataFrame:
+    """What either network says of the kernel distance under every law, side by side; see `Quality.table`."""
     rows = []
-    distances = table[table["metric"].str.startswith("kernel_distance")]
+    distances = compared[compared["metric"].str.startswith("kernel_distance")]
     for (law, size), own in distances.groupby(["law", "size"], sort=False):
         by_network = own.set_index("metric")
         said = {network: by_network.loc[f"kernel_distance:{network}"] for network in JUDGES}
@@ -279,19 +293,49 @@ def summed_up(shown: dict[str, str]) -> str:
     return f"{verdicts.pop()} by both" if len(verdicts) == 1 else "opposed"
 
 
-def agreement(quality: Quality) -> str:
-    """How alike the networks rank the laws and sizes by what changes in the kernel distance, and what both show."""
-    table = quality.table()
-    distances = table[table["metric"].str.startswith("kernel_distance")]
-    wide = distances.pivot(index=["law", "size"], columns="metric", values="difference")
-    changed = wide[(wide != 0).any(axis=1)]
-    rank = stats.spearmanr(*(changed[f"kernel_distance:{network}"] for network in JUDGES)).statistic
-    shown = opinions(quality)["shown"]
-    either, both = (shown != "by neither").sum(), shown.str.endswith("by both").sum()
-    return (
-        f"Over the {len(changed)} laws and sizes where anything changes, the changes that the two see are correlated "
-        f"by {rank:+.2f} (Spearman); of {either} differences that either shows, {both} are shown by both."
-    )
+@dataclass(frozen=True)
+class Agreement:
+    """How alike two networks judge.
+
+    Attributes:
+        changed: laws and sizes where anything changes.
+        rank: correlation (Spearman) of the changes of the kernel distance that the two see there.
+        either: differences that at least one network shows.
+        both: those that both show, in the same direction.
+        opposed: those of which one shows the contrary of the other.
+    """
+
+    changed: int
+    rank: float
+    either: int
+    both: int
+    opposed: int
+
+    @classmethod
+    def of(cls, compared: pd.DataFrame) -> "Agreement":
+        """Read off the comparisons of a study; see `Quality.table`."""
+        distances = compared[compared["metric"].str.startswith("kernel_distance")]
+        wide = distances.pivot(index=["law", "size"], columns="metric", values="difference")
+        changed = wide[(wide != 0).any(axis=1)]
+        rank = stats.spearmanr(*(changed[f"kernel_distance:{network}"] for network in JUDGES)).statistic
+        verdicts = distances.pivot(index=["law", "size"], columns="metric", values="verdict")
+        shown = verdicts.isin(["better", "worse"])
+        alike = verdicts.nunique(axis=1) == 1
+        both = shown.all(axis=1)
+        return cls(
+            len(changed),
+            float(rank),
+            int(shown.any(axis=1).sum()),
+            int((both & alike).sum()),
+            int((both & ~alike).sum()),
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"Over the {self.changed} laws and sizes where anything changes, the changes that the two see are "
+            f"correlated by {self.rank:+.2f} (Spearman); of {self.either} differences that either shows, "
+            f"{self.both} are shown by both."
+        )
 
 
 PAGE = """# Results on `{model}`
@@ -387,6 +431,7 @@ def main(
     settings: dict[str, Any] = {"steps": steps, "guidance_scale": 4.0, "model": model}
     of_losses = {"true": true, "multipliers": tried, "fit_steps": fit_steps, "fit_batch": fit_batch}
     check_settings(results, {**settings, **of_losses, "fingerprint": fingerprint(pipeline)})
+    check_settings(results, {"count": count, "seeds": seeds, "laws": laws}, "pictures.json")
     losses = measure_losses(pipeline, drawings, tried, results)
     _, changes_one = calibrated(pipeline, drawings, results, per_layer=False, **fitting)
     by_loss, changes_layers = calibrated(pipeline, drawings, results, per_layer=True, **fitting)
@@ -404,6 +449,10 @@ def main(
     )  # fmt: skip
     outcome = kept_outcome(out / "outcome.json", extend(drawn, laws=chosen), judge)
     assert outcome.quality is not None
+    law_in_n, compared = fit(first), outcome.quality.table()
+    write_atomically(results / "fit.json", law_in_n.to_json().encode())
+    save(results / "drift.json", outcome.table("layer"))
+    save(results / "quality.json", compared)
 
     with figures.theme():
         factors = draw_factors(losses["g"]["best"], max(tried), known["measured"](), training_tokens(pipeline), model)
@@ -417,7 +466,7 @@ def main(
         fingerprint=first.manifest.fingerprint,
         count=len(drawings.captions),
         drawn=len(drawn.grid.prompts) * len(drawn.grid.seeds),
-        law=str(fit(first)),
+        law=str(law_in_n),
         best=markdown(best_table(losses, max(training_tokens(pipeline).values()))),
         one=markdown(changes_table(changes_one)),
         layers=markdown(changes_table(changes_layers)),
@@ -425,8 +474,8 @@ def main(
         verdict="\n".join(f"- {sentence}" for sentence in outcome.quality.verdict()),
         quality=markdown(quality_table(outcome.quality)),
         comparisons=len(outcome.quality.comparisons),
-        agreement=agreement(outcome.quality),
-        opinions=markdown(opinions(outcome.quality)),
+        agreement=Agreement.of(compared),
+        opinions=markdown(opinions(compared)),
     )
     path = docs / f"results-{model}.md"
     path.write_text(page)

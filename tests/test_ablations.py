@@ -177,3 +177,48 @@ def test_a_law_of_other_weights_is_not_taken_up(ablations, tmp_path):
 )
 def test_what_two_networks_show_in_a_few_words(ablations, shown, words):
     assert import_module("benchmarks.study").summed_up(shown) == words
+
+
+def test_networks_agree_as_far_as_they_show_the_same():
+    networks = "kernel_distance:critic", "kernel_distance:efficientnet-lite0"
+    nothing = "no difference shown"
+    said = {  # law: the changes that the two see, and what is shown of them
+        "both": ((3.0, 30.0), ("worse", "worse")),
+        "alone": ((1.0, 20.0), (nothing, "worse")),
+        "opposed": ((-2.0, 10.0), ("better", "worse")),
+        "neither": ((2.0, 5.0), (nothing, nothing)),
+        "unchanged": ((0.0, 0.0), (nothing, nothing)),
+    }
+    compared = pd.DataFrame(
+        [
+            {"law": law, "size": "32", "metric": metric, "difference": change, "low": 0, "high": 0, "verdict": verdict}
+            for law, (changes, verdicts) in said.items()
+            for metric, change, verdict in zip(networks, changes, verdicts, strict=True)
+        ]
+    )
+    study = import_module("benchmarks.study")
+    # Ranks 4 2 1 3 beside 4 3 2 1, of the four that change anything: 1 - 6 (0 + 1 + 1 + 4) / (4 * 15).
+    assert study.Agreement.of(compared) == study.Agreement(4, pytest.approx(0.4), 3, 1, 1)
+    assert list(study.opinions(compared)["shown"]) == [
+        "worse by both", "worse by efficientnet-lite0 alone", "opposed", "by neither", "by neither",
+    ]  # fmt: skip
+
+
+def test_the_kept_table_says_what_the_outcomes_say(ablations, found):
+    kept = ablations.tidy(found)
+    assert list(dict.fromkeys(kept["section"])) == ["kappa", "levels", "shapes", "settings"]
+    (one,) = (one for one in found if one.change == "guidance 1")
+    own = kept[kept["change"] == "guidance 1"].reset_index(drop=True)
+    compared, drift = one.outcome.quality.table(), one.outcome.table("layer").set_index(["law", "size"])
+    assert own["difference"].tolist() == compared["difference"].tolist()
+    assert own["removed"].tolist() == [
+        drift.loc[(law, size), "removed"] for law, size in zip(own["law"], own["size"], strict=True)
+    ]
+
+
+def test_results_of_other_settings_are_not_mixed(ablations, tmp_path):
+    check_settings = import_module("benchmarks.study").check_settings
+    check_settings(tmp_path / "new", {"count": 64}, "pictures.json")
+    check_settings(tmp_path / "new", {"count": 64}, "pictures.json")
+    with pytest.raises(SystemExit, match=r"other settings, \{'count': 64\}: delete them"):
+        check_settings(tmp_path / "new", {"count": 4}, "pictures.json")
