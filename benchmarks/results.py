@@ -1,8 +1,8 @@
 """What the study finds, in sentences: `python -m benchmarks.results` writes docs/results.md.
 
-The sentences are results.md.j2. Every number in them comes from the tables that `benchmarks.study` and
-`benchmarks.ablations` kept, and their words stand beside claims that are checked against those: a new run which does
-not bear one out stops the page.
+The sentences are results.md.j2. Every number in them comes from the tables that `benchmarks.study`,
+`benchmarks.ablations` and `benchmarks.checkpoints` kept, and their words stand beside claims that are checked against
+those: a new run which does not bear one out stops the page.
 """
 
 from dataclasses import dataclass
@@ -224,6 +224,44 @@ class Findings:
         return table[(table["law"] == law) & (table["size"] == size) & changed]
 
 
+@dataclass(frozen=True)
+class Learning:
+    """What `benchmarks.checkpoints` kept of the transformer on its way.
+
+    Attributes:
+        path: of the table.
+    """
+
+    path: Path
+
+    @cached_property
+    def _table(self) -> pd.DataFrame:
+        return saved(self.path).set_index(["step", "size"])
+
+    @property
+    def steps(self) -> list[int]:
+        """When it was asked."""
+        return sorted({int(step) for step in self._table.index.get_level_values("step")})
+
+    def g(self, step: int, size: str) -> Interval:
+        """The g of least loss."""
+        own = self._table.loc[(step, size)]
+        return Interval(own["g"], own["low"], own["high"])
+
+    def change(self, step: int, size: str) -> Interval:
+        """Relative change of the loss at the best g that was tried."""
+        own = self._table.loc[(step, size)]
+        return Interval(own["change"], own["change_low"], own["change_high"])
+
+    def loss(self, step: int, size: str) -> float:
+        """At g = 1."""
+        return float(self._table.loc[(step, size), "loss"])
+
+    def peaked(self, step: int) -> float:
+        """Mean entropy at the training size, as a share of the greatest possible."""
+        return float(self._table.loc[(step, str(TRAINED)), "peaked"])
+
+
 def _globs(level: str) -> tuple[str, ...]:
     (globs,) = (globs for name, globs in UNET_LEVELS.items() if name.split()[0] == level)
     return globs
@@ -266,7 +304,8 @@ def render(results: Path) -> str:
     )  # fmt: skip
     environment.filters["n"] = number
     findings = {name: Findings(results / model) for name, model in MODELS.items()}
-    return environment.get_template(TEMPLATE).render(claim=claim, **findings)
+    learning = Learning(results / "checkpoints.json")
+    return environment.get_template(TEMPLATE).render(claim=claim, learning=learning, **findings)
 
 
 def main(

@@ -54,6 +54,17 @@ def test_the_pages_of_the_ablations_have_the_same_numbers(results, model):
     assert page.count("**worse**") - 1 == len(found.ablations_shown("worse"))  # one explains the mark
 
 
+def test_the_page_of_the_checkpoints_has_the_same_numbers(results):
+    page = (ROOT / "docs" / "results-checkpoints.md").read_text()
+    learning = results.Learning(KEPT / "checkpoints.json")
+    for step in learning.steps:
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| {step} |"))
+        for size in ("32", "64", "128"):
+            assert f"| {learning.g(step, size).decimals(2)}" in row
+        assert f"| {learning.loss(step, '64'):.3f} [" in row
+        assert f"| {learning.peaked(step):.3f} [" in row
+
+
 def test_a_sentence_that_is_no_longer_true_stops_the_page(results, copied):
     path = copied / "reference" / "quality.json"
     compared = results.saved(path)
