@@ -5,8 +5,8 @@ way. Of each is measured how peaked its attention is, how its entropy grows, and
 one core; restarted, it goes on.
 """
 
-import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -184,13 +184,13 @@ def main(
     """Train, measure what is missing, and write the page."""
     quiet_libraries()
     recipe = Recipe()
-    of_answers = {"true": true, "multipliers": list(MULTIPLIERS), "prompts": PROMPTS, "seeds": list(SEEDS)}
-    check_settings(work, json.loads(json.dumps({"recipe": asdict(recipe), **of_answers})))
+    of_answers = {"true": true, "multipliers": MULTIPLIERS, "prompts": PROMPTS, "seeds": SEEDS}
+    check_settings(work, {"recipe": asdict(recipe), **of_answers})
     everything = pictures()
     drawings = everything[:: max(1, len(everything.captions) // true)]
     parts = []
     for step in train_again(work, recipe):
-        own = kept(work / f"answer-{step}.json", lambda step=step: ask(step, drawings, work))  # type: ignore[misc]
+        own = kept(work / f"answer-{step}.json", partial(ask, step, drawings, work))
         parts.append(own.assign(step=step))
     found = pd.concat(parts, ignore_index=True)
     (docs / "results").mkdir(parents=True, exist_ok=True)

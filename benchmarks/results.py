@@ -153,11 +153,6 @@ class Findings:
         row = own.loc[own["change"].idxmin()] if g is None else own[own["g"] == g].iloc[0]
         return Interval(row["change"], row["low"], row["high"])
 
-    def calibrated_g(self, size: str) -> float:
-        """The one g that the gradient found."""
-        points = saved(self.folder / "calibrated-one-points.json").set_index("size")
-        return float(points.loc[size, "g"])
-
     def calibrated_layers(self, size: str) -> pd.Series:
         """The g that the gradient found for each layer, by name."""
         points = saved(self.folder / "calibrated-points.json")

@@ -85,11 +85,11 @@ def check_settings(results: Path, settings: dict[str, Any], name: str = "setting
     Raises:
         SystemExit: if they are of others.
     """
-    path = results / name
-    if path.exists() and (there := json.loads(path.read_text())) != settings:
+    path, text = results / name, json.dumps(settings, indent=1)
+    if path.exists() and (there := json.loads(path.read_text())) != json.loads(text):
         raise SystemExit(f"{results} holds results of other settings, {there}: delete them, or name another folder")
     results.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(settings, indent=1).encode())
+    write_atomically(path, text.encode())
 
 
 def curve(out: Path, name: str, make: Callable[[], LossCurve]) -> dict[str, pd.DataFrame]:

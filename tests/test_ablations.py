@@ -218,7 +218,7 @@ def test_the_kept_table_says_what_the_outcomes_say(ablations, found):
 
 def test_results_of_other_settings_are_not_mixed(ablations, tmp_path):
     check_settings = import_module("benchmarks.study").check_settings
-    check_settings(tmp_path / "new", {"count": 64}, "pictures.json")
-    check_settings(tmp_path / "new", {"count": 64}, "pictures.json")
-    with pytest.raises(SystemExit, match=r"other settings, \{'count': 64\}: delete them"):
-        check_settings(tmp_path / "new", {"count": 4}, "pictures.json")
+    check_settings(tmp_path / "new", {"seeds": (0, 1)}, "pictures.json")
+    check_settings(tmp_path / "new", {"seeds": (0, 1)}, "pictures.json")
+    with pytest.raises(SystemExit, match=r"other settings, \{'seeds': \[0, 1\]\}: delete them"):
+        check_settings(tmp_path / "new", {"seeds": (0,)}, "pictures.json")
