@@ -163,7 +163,7 @@ def pieces(case: Case, seconds: float) -> dict[str, list[float]]:
 
 
 CURVES = (1, 2, 5, 8)
-"""Numbers of multipliers of which the curve H(g) is measured."""
+"""Numbers of scale_factors of which the curve H(g) is measured."""
 
 
 def curves(case: Case, seconds: float) -> dict[str, list[float]]:

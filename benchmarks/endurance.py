@@ -19,10 +19,10 @@ import psutil
 import pyarrow.parquet as pq
 import torch
 
-from entropy_probe.pipelines import load
-from entropy_probe.sweep import LocalEngine, Manifest, RunDirectory, Sweep, sweep
+from entropy_probe.models import load
+from entropy_probe.runs import LocalEngine, Manifest, RunDirectory, Sweep, sweep
 
-SMALL = dict(sizes=((32, 32),), steps=1, guidance_scale=4.0, multipliers=(2.0,), batch=4, progress=False)
+SMALL = dict(sizes=((32, 32),), steps=1, guidance_scale=4.0, scale_factors=(2.0,), batch=4, progress=False)
 USUAL = dict(sizes=((32, 32), (64, 64)), steps=8, guidance_scale=4.0, progress=False)
 
 
@@ -36,7 +36,7 @@ class Endurance:
         growth: MB a thousand cells, by least squares over the second half of them.
         records: of the sweep whose space is measured.
         megabytes: on disk, of a million records.
-        pictures: MB on disk, of the pictures beside them.
+        images: MB on disk, of the images beside them.
     """
 
     cells: int
@@ -44,7 +44,7 @@ class Endurance:
     growth: float
     records: int
     megabytes: float
-    pictures: float
+    images: float
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ def measure(pipeline: Any, cells: int, folder: Path) -> Endurance:
     tenths = tuple(float(np.interp(cells * n / 10, *seen.T)) for n in range(1, 11))
     late = seen[len(seen) // 2 :]
     run = usual(pipeline, folder / "usual").run
-    records, tables, pictures = space(run)
+    records, tables, images = space(run)
     growth = 1000 * float(np.polyfit(*late.T, 1)[0])
-    return Endurance(cells, tenths, growth, records, tables / records, pictures / records)
+    return Endurance(cells, tenths, growth, records, tables / records, images / records)
 
 
 def usual(pipeline: Any, folder: Path) -> Sweep:
@@ -93,10 +93,10 @@ def usual(pipeline: Any, folder: Path) -> Sweep:
 
 
 def space(run: RunDirectory) -> tuple[int, int, int]:
-    """Records of a run, bytes of its tables, bytes of its pictures."""
+    """Records of a run, bytes of its tables, bytes of its images."""
     records = sum(pq.read_metadata(file).num_rows for file in (run.path / "cells").iterdir())
-    tables, pictures = (sum(f.stat().st_size for f in (run.path / n).iterdir()) for n in ("cells", "images"))
-    return records, tables, pictures
+    tables, images = (sum(f.stat().st_size for f in (run.path / n).iterdir()) for n in ("cells", "images"))
+    return records, tables, images
 
 
 def section(found: Endurance) -> str:
@@ -113,7 +113,7 @@ Memory of a process that samples {found.cells:,} cells, one after another:
 
 Over the second half it changes by {found.growth:+.1f} MB a thousand cells.
 
-A million records take {found.megabytes:.1f} MB on disk, and the pictures that they are of {found.pictures:.1f} MB
+A million records take {found.megabytes:.1f} MB on disk, and the images that they are of {found.images:.1f} MB
 (measured on {found.records:,} records of the bundled UNet: 32 and 64 pixels, 8 steps, every curve).
 """
 

@@ -33,19 +33,19 @@ import torch
 from rich.console import Console
 
 from benchmarks.endurance import Endurance, measure, section
-from entropy_probe.capture import find_denoiser
+from entropy_probe.attention import find_denoiser
 from entropy_probe.errors import IncompleteError, InputError
-from entropy_probe.fitting import derive_measured, fit
-from entropy_probe.pipelines import load
-from entropy_probe.report import Report
-from entropy_probe.sweep import Engine, RayEngine, Sweep, sweep
-from entropy_probe.sweep.files import is_temporary
-from entropy_probe.sweep.run import hardware, versions
-from entropy_probe.validation import validate_sweep
+from entropy_probe.estimation import derive_measured, fit
+from entropy_probe.evaluation import validate_sweep
+from entropy_probe.models import load
+from entropy_probe.reports import Report
+from entropy_probe.runs import Engine, RayEngine, Sweep, sweep
+from entropy_probe.runs.files import is_temporary
+from entropy_probe.runs.sweeping import hardware, versions
 
 GRID: dict[str, Any] = dict(
     prompts=("noto red apple", "flat pizza"), sizes=((32, 32), (64, 64)), seeds=(0, 1, 2), steps=1, guidance_scale=4.0,
-    multipliers=(2.0,), batch=2, progress=False,
+    scale_factors=(2.0,), batch=2, progress=False,
 )  # fmt: skip
 YEARS = 10 * 365 * 24 * 3600
 
@@ -392,7 +392,7 @@ def cut(path: Path, choice: random.Random) -> None:
 
 def out_of_memory(trial: Trial, folder: Path) -> Fault:
     """A sweep that may take little more memory than is taken already, and then one that may take all."""
-    grid = {**GRID, "sizes": ((32, 32), (128, 128), (256, 256)), "seeds": (0, 1), "multipliers": (), "batch": 64}
+    grid = {**GRID, "sizes": ((32, 32), (128, 128), (256, 256)), "seeds": (0, 1), "scale_factors": (), "batch": 64}
     count, kept, failed, lost = 12, 0, 0, 0
 
     def limited(store: Path, more: int) -> None:
@@ -567,9 +567,9 @@ def tried(trial: Trial, folder: Path, kills: int, times: int, stride: int) -> It
         lambda f: clock_set_back(trial, f, times),
         lambda f: damaged(trial, f, truncated, "table of a cell truncated", "cells/*", times),
         lambda f: damaged(trial, f, flipped, "a bit of a cell's table flipped", "cells/*", times),
-        lambda f: damaged(trial, f, truncated, "picture truncated", "images/*", times),
-        lambda f: damaged(trial, f, flipped, "a bit of a picture flipped", "images/*", times),
-        lambda f: damaged(trial, f, Path.unlink, "picture deleted", "images/*", times),
+        lambda f: damaged(trial, f, truncated, "image truncated", "images/*", times),
+        lambda f: damaged(trial, f, flipped, "a bit of an image flipped", "images/*", times),
+        lambda f: damaged(trial, f, Path.unlink, "image deleted", "images/*", times),
         lambda f: out_of_memory(trial, f),
     ]
     for number, fault in enumerate(faults):
@@ -593,7 +593,7 @@ on {hardware()}, with {named}, in {total / 60:.0f} minutes.
 
 A sweep of {cells} cells ({seconds:.1f} s undisturbed) meets each fault, and the same command is started again until it
 ends. "Lost" counts files of the run that are then missing, left over, or different by a single bit from those of an
-undisturbed run (tables, pictures, manifest), and outputs of the later stages that were at any moment neither the old
+undisturbed run (tables, images, manifest), and outputs of the later stages that were at any moment neither the old
 file nor the new one.
 
 | fault | tried | lost | what one sees |

@@ -1,6 +1,6 @@
-"""The picture at the top of README.md, from a run of a bundled model: `python -m benchmarks.gallery entropy-run`.
+"""The image at the top of README.md, from a run of a bundled model: `python -m benchmarks.gallery entropy-run`.
 
-The fit and the law are those of the run; the pictures are sampled anew, with the same seed, for their entropy maps.
+The fit and the law are those of the run; the images are sampled anew, with the same seed, for their entropy maps.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 
 import entropy_probe as ep
-from entropy_probe.fitting import Derivation, Fit
+from entropy_probe.estimation import Derivation, Fit
 from entropy_probe.laws import Paper, ScalingLaw, factors
-from entropy_probe.pipelines import Size, draw, layers
-from entropy_probe.report.figures import PALETTE, draw_map, theme
-from entropy_probe.sweep import Sweep
+from entropy_probe.models import Size, layers, sample_images
+from entropy_probe.plots.figures import PALETTE, draw_map, theme
+from entropy_probe.runs import Sweep
 
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "gallery.png"
 PROMPT = "noto dog face"
@@ -28,7 +28,7 @@ PROMPT = "noto dog face"
 
 @dataclass(frozen=True)
 class Example:
-    """A picture, and the entropy of its tokens in one layer halfway through the sampling, nats."""
+    """An image, and the entropy of its tokens in one layer halfway through the sampling, nats."""
 
     size: Size
     image: Image.Image
@@ -42,7 +42,7 @@ def example(made: Sweep, size: Size) -> Example:
     layer = [name for name, tokens in grids.items() if tokens == max(grids.values())][-1]
     with ep.capture(pipe, layers=layer, keep=layer, keep_steps=[step]) as captured:
         settings = {"steps": made.manifest.steps, "guidance_scale": made.manifest.guidance_scale}
-        (image,) = draw(pipe, [PROMPT], size, [made.grid.seeds[0]], **settings)
+        (image,) = sample_images(pipe, [PROMPT], size, [made.grid.seeds[0]], **settings)
     return Example(size, image, captured.entropy_map(layer, step, branch="cond")[0].mean(0).numpy())
 
 
@@ -84,12 +84,12 @@ def show_factor(part: SubFigure, law: ScalingLaw, finest: int) -> None:
     part.suptitle("3  The factor that takes it back", weight="bold", fontsize=11)
     axes = part.subplots()
     ratios = np.geomspace(0.25, 4, 41)
-    lines = factors(law, ratios.tolist()).set_index("ratio").groupby("layer", sort=False)["multiplier"]
+    lines = factors(law, ratios.tolist()).set_index("ratio").groupby("layer", sort=False)["scale_factor"]
     for colour, (_, line) in zip(sns.color_palette("viridis", len(lines)), lines, strict=True):
         axes.plot(line.index, line, color=colour, linewidth=1.2)
     paper = factors(Paper(), ratios.tolist(), training_tokens=finest)
     axes.plot(
-        ratios, paper["multiplier"], "--", color=sns.color_palette(PALETTE)[3], label=f"the paper's, at T = {finest}"
+        ratios, paper["scale_factor"], "--", color=sns.color_palette(PALETTE)[3], label=f"the paper's, at T = {finest}"
     )
     axes.plot([], [], color=sns.color_palette("viridis", 3)[1], label="measured, layer by layer")
     axes.axhline(1, color="0.5", linewidth=0.8)

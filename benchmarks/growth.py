@@ -25,8 +25,8 @@ from benchmarks.measure import apart, elsewhere, in_turns, peak, rounded, told_i
 from benchmarks.models import Sampling, pipeline
 from benchmarks.sampling import sample
 from entropy_probe import capture
-from entropy_probe.report import Report
-from entropy_probe.sweep import Sweep
+from entropy_probe.reports import Report
+from entropy_probe.runs import Sweep
 
 PATIENCE = 420
 """Seconds after which a report is given up."""

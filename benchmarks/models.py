@@ -10,9 +10,9 @@ import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from entropy_probe.pipelines import draw, load, quiet_libraries
+from entropy_probe.models import load, quiet_libraries, sample_images
 from entropy_probe.reference import prompts
-from entropy_probe.reference.train import build_tokenizer
+from recipes.emoji_unet import build_tokenizer
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Sampling:
 
     Attributes:
         model: `reference`, or `sd15`.
-        size: of the pictures, in pixels.
+        size: of the images, in pixels.
         images: in the batch; guidance doubles them.
         steps: of the scheduler.
     """
@@ -38,7 +38,9 @@ class Sampling:
 
     def __call__(self) -> Any:
         chosen, seeds = prompts()[: self.images], list(range(self.images))
-        return draw(pipeline(self.model), chosen, (self.size,) * 2, seeds, steps=self.steps, guidance_scale=4.0)
+        return sample_images(
+            pipeline(self.model), chosen, (self.size,) * 2, seeds, steps=self.steps, guidance_scale=4.0
+        )
 
 
 @cache

@@ -162,7 +162,7 @@ def calls(found: dict[str, Any]) -> str:
         "with one, `python -m benchmarks calls` measures both."
     )  # fmt: skip
     curve = (
-        "\n\nThe curve H(g): the statistics under several multipliers g at once, as a multiple of those under one:\n\n"
+        "\n\nThe curve H(g): the statistics under several scale factors at once, as a multiple of one:\n\n"
         + curves_of(found["curves"])
         if "curves" in found
         else ""
@@ -214,7 +214,7 @@ def pieces_of_softmax(cases: Sequence[dict[str, Any]]) -> str:
 def curves_of(cases: Sequence[dict[str, Any]]) -> str:
     counts = [count for count in cases[0]["seconds"] if count != "1"]
     rows = [[f"{case['tokens']:,}", *(times(ratio(case["seconds"], count, "1")) for count in counts)] for case in cases]
-    return table(("tokens", *(f"{count} multipliers" for count in counts)), rows)
+    return table(("tokens", *(f"{count} scale_factors" for count in counts)), rows)
 
 
 def memory_of_calls(cases: Iterable[dict[str, Any]]) -> str:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
-from entropy_probe.report import compare
+from entropy_probe.reports import compare
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -47,7 +47,7 @@ SHOTS = (
     Shot("report-desktop-dark", "report", "#section-1", 1280, 1000, scheme="dark"),
     Shot("report-phone", "report", "header", 390, 844, scale=1.5),
     Shot("report-phone-dark", "report", "#section-1", 390, 844, scale=1.5, scheme="dark"),
-    Shot("report-pictures", "report", "section:has(> h2:text('Where attention is wide'))", 1280, 900),
+    Shot("report-images", "report", "section:has(> h2:text('Where attention is wide'))", 1280, 900),
     Shot("compare-desktop", "comparison", "header", 1280, 1000),
     Shot("notebook", "notebook", "main", 1100, 1200),
     Shot("terminal", "terminal", "pre", 1080, 1000),
@@ -88,9 +88,9 @@ def main(run: Path, other: Path) -> None:
             page = browser.new_page(viewport=window, device_scale_factor=shot.scale, color_scheme=shot.scheme)
             page.goto(pages[shot.page].resolve().as_uri())
             page.locator(shot.anchor).first.evaluate("element => element.scrollIntoView()")
-            picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+            image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
             # The palette that covers most colours: no line of a figure changes its own, for a third of the bytes.
-            palette = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+            palette = image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
             palette.save(IMAGES / f"{shot.name}.png", optimize=True)
             page.close()
         browser.close()

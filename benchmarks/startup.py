@@ -29,7 +29,7 @@ except SystemExit:
 
 CAPTURE = """
 import entropy_probe, torch
-with entropy_probe.capture(torch.nn.MultiheadAttention(8, 2, batch_first=True).eval()) as captured, torch.no_grad():
+with entropy_probe.attention(torch.nn.MultiheadAttention(8, 2, batch_first=True).eval()) as captured, torch.no_grad():
     pass
 """
 
@@ -48,7 +48,7 @@ def run(quick: bool) -> dict[str, Any]:
         "import entropy_probe": [sys.executable, "-c", "import entropy_probe"],
         "entropy-probe --help": [str(Path(sysconfig.get_path("scripts")) / "entropy-probe"), "--help"],
         "import torch": [sys.executable, "-c", "import torch"],
-        "entropy_probe.capture": [sys.executable, "-c", "import entropy_probe; entropy_probe.capture"],
+        "entropy_probe.attention": [sys.executable, "-c", "import entropy_probe; entropy_probe.attention"],
     }
 
     def started(command: list[str]) -> object:

@@ -1,70 +1,92 @@
-"""Measure the attention entropy of diffusion models, derive the scaling factor each size needs, and see if it helps."""
+"""Measure the attention entropy of diffusion models, derive the scale factor each image size needs, and validate it."""
 
 from __future__ import annotations
 
-import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from entropy_probe import views
 from entropy_probe.version import __version__
 
 if TYPE_CHECKING:
+    from entropy_probe import laws as laws
     from entropy_probe import reference as reference
-    from entropy_probe.capture import capture as capture
+    from entropy_probe.attention import capture as capture
     from entropy_probe.errors import CaptureError as CaptureError
     from entropy_probe.errors import InputError as InputError
-    from entropy_probe.fitting import derive as derive
-    from entropy_probe.fitting import fit as fit
+    from entropy_probe.estimation import derive as derive
+    from entropy_probe.estimation import fit as fit
+    from entropy_probe.evaluation import validate as validate
     from entropy_probe.laws import apply as apply
     from entropy_probe.laws import remove as remove
     from entropy_probe.laws import scaled as scaled
-    from entropy_probe.pipelines import load as load
-    from entropy_probe.report import explore as explore
-    from entropy_probe.report import report as report
-    from entropy_probe.sweep import Sweep as Sweep
-    from entropy_probe.sweep import sweep as sweep
-    from entropy_probe.validation import validate as validate
+    from entropy_probe.models import load as load
+    from entropy_probe.reports import explore as explore
+    from entropy_probe.reports import report as report
+    from entropy_probe.runs import Sweep as Sweep
+    from entropy_probe.runs import sweep as sweep
 
-_HOMES = {
-    "capture": "capture",
-    "CaptureError": "errors",
-    "InputError": "errors",
-    "load": "pipelines",
-    "scaled": "laws",
-    "apply": "laws",
-    "remove": "laws",
-    "sweep": "sweep",
-    "Sweep": "sweep",
-    "fit": "fitting",
-    "derive": "fitting",
-    "validate": "validation",
-    "report": "report",
-    "explore": "report",
-}
-"""Public name -> the subpackage it comes from, imported on first use so that `import entropy_probe` stays quick."""
-
-__all__ = ["__version__", "reference", *_HOMES]
+__all__ = [
+    "CaptureError",
+    "InputError",
+    "Sweep",
+    "__version__",
+    "apply",
+    "capture",
+    "derive",
+    "explore",
+    "fit",
+    "laws",
+    "load",
+    "reference",
+    "remove",
+    "report",
+    "scaled",
+    "sweep",
+    "validate",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"entropy_probe.{_HOMES[name]}"), name)
-    if name == "reference":
-        return importlib.import_module("entropy_probe.reference")
-    raise AttributeError(f"module 'entropy_probe' has no attribute {name!r}")
+    """Import a public name on first use: `import entropy_probe` loads neither torch nor matplotlib."""
+    home: Any
+    match name:
+        case "capture":
+            from entropy_probe import attention as home
+        case "CaptureError" | "InputError":
+            from entropy_probe import errors as home
+        case "load":
+            from entropy_probe import models as home
+        case "apply" | "remove" | "scaled":
+            from entropy_probe import laws as home
+        case "sweep" | "Sweep":
+            from entropy_probe import runs as home
+        case "fit" | "derive":
+            from entropy_probe import estimation as home
+        case "validate":
+            from entropy_probe import evaluation as home
+        case "explore" | "report":
+            from entropy_probe import reports as home
+        case "laws":
+            import entropy_probe.laws as package
 
+            return package
+        case "reference":
+            import entropy_probe.reference as package
 
-class _Package(ModuleType):
-    """Keeps `ep.sweep` the function: importing the subpackage of that name would put the module in its place."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+            return package
+        case _:
+            raise AttributeError(f"module 'entropy_probe' has no attribute {name!r}")
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def _plots() -> Any:
+    from entropy_probe.plots import views as plot_views
+
+    return plot_views
+
+
+views.register(_plots)

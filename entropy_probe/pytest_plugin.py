@@ -36,11 +36,12 @@ class EntropyBaseline:
 
         Args:
             pipeline: a diffusers text-to-image pipeline.
-            **settings: see `entropy_probe.regression.profile`: prompts, sizes, seeds, steps, guidance_scale.
+            **settings: see `entropy_probe.baselines.profiles`: prompts, sizes, seeds, steps, guidance_scale.
         """
         __tracebackhide__ = True
+        from entropy_probe.baselines import Profile, compare, profile, text
         from entropy_probe.errors import InputError
-        from entropy_probe.regression import Profile, compare, figure, profile, text
+        from entropy_probe.plots.baselines import figure
 
         try:
             baseline = None if self.regenerate or not self.path.exists() else Profile.open(self.path)
@@ -54,11 +55,11 @@ class EntropyBaseline:
         except InputError as error:
             pytest.fail(f"{error} (--entropy-regen makes {self.path} anew)", pytrace=False)
         if not comparison.same:
-            picture = self.scratch / f"{self.path.stem}.png"
-            figure(comparison).savefig(picture, dpi=100)
+            image = self.scratch / f"{self.path.stem}.png"
+            figure(comparison).savefig(image, dpi=100)
             obtained = now.save(self.scratch / self.path.name)
             pytest.fail(
-                f"{text(comparison)}\n\nfigure: {picture}\nprofile: {obtained}\nbaseline: {self.path}\n"
+                f"{text(comparison)}\n\nfigure: {image}\nprofile: {obtained}\nbaseline: {self.path}\n"
                 "If the change is meant, --entropy-regen makes the baseline anew.",
                 pytrace=False,
             )

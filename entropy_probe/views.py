@@ -1,12 +1,33 @@
-"""What a result shows of itself; how it is drawn is known to `entropy_probe.report.views` alone."""
+"""How a result shows itself: `plot()` and its notebook view. `entropy_probe.plots` provides both."""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+class Views(Protocol):
+    """Draws any result."""
+
+    def plot(self, result: Any, ax: Axes | None) -> Axes:
+        """Draw the main figure of a result."""
+        ...
+
+    def html(self, result: Any) -> str:
+        """Return the table and the figure of a result as HTML."""
+        ...
+
+
+_load: Callable[[], Views]
+
+
+def register(load: Callable[[], Views]) -> None:
+    """Set the function that imports the plots. It runs when a result is first drawn: matplotlib loads slowly."""
+    global _load
+    _load = load
 
 
 class Viewed:
@@ -16,19 +37,12 @@ class Viewed:
         """Draw the main figure of this result.
 
         Args:
-            ax: the matplotlib axes to draw on; new ones, of a pyplot figure, if none are given.
+            ax: matplotlib axes to draw on. By default, new axes of a pyplot figure.
 
         Raises:
-            InputError: if the result holds nothing to draw.
+            InputError: if the result is empty.
         """
-        axes: Axes = _report_views().plot(self, ax)
-        return axes
+        return _load().plot(self, ax)
 
     def _repr_html_(self) -> str:
-        text: str = _report_views().html(self)
-        return text
-
-
-def _report_views() -> Any:
-    # By name and only when something is drawn: `report` stands above every result, and matplotlib takes its time.
-    return importlib.import_module("entropy_probe.report.views")
+        return _load().html(self)

@@ -15,16 +15,16 @@ if not torch.cuda.is_available():
         "TRITON_INTERPRET", "1"
     )  # the kernel for CUDA runs on the CPU; Triton asks on its first import
 
-with install_import_hook([f"entropy_probe.{p}" for p in ("statistics", "capture", "laws")], "beartype.beartype"):
-    import entropy_probe.capture
+with install_import_hook([f"entropy_probe.{p}" for p in ("statistics", "attention", "laws")], "beartype.beartype"):
+    import entropy_probe.attention
     import entropy_probe.laws
     import entropy_probe.statistics  # noqa: F401
 
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from entropy_probe.pipelines import draw
-from entropy_probe.reference.train import build_tokenizer
+from entropy_probe.models import sample_images
+from recipes.emoji_unet import build_tokenizer
 
 torch.set_num_threads(min(2, torch.get_num_threads()))  # the tensors are small: more threads only wait for each other
 
@@ -61,7 +61,7 @@ def tiny_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_pipeline(tiny_folder):
-    from entropy_probe.pipelines import load
+    from entropy_probe.models import load
 
     return load(tiny_folder, device="cpu")
 
@@ -72,6 +72,6 @@ def sample(tiny_pipeline):
 
     def run(size=(64, 64), prompts=("noto red apple", "flat pizza"), steps=3, guidance_scale=4.0):
         seeds = list(range(len(prompts)))
-        return draw(tiny_pipeline, prompts, size, seeds, steps=steps, guidance_scale=guidance_scale)
+        return sample_images(tiny_pipeline, prompts, size, seeds, steps=steps, guidance_scale=guidance_scale)
 
     return run

@@ -8,29 +8,29 @@ import pytest
 import torch
 
 import entropy_probe as ep
+from entropy_probe.evaluation import WHITE, Judge
 from entropy_probe.laws import Measured
-from entropy_probe.pipelines import training_tokens
-from entropy_probe.validation import WHITE, Judge
+from entropy_probe.models import training_tokens
 
 ROOT = Path(__file__).parents[1]
 
 
 class Brightness(torch.nn.Module):
-    """Sees how bright a picture is."""
+    """Sees how bright an image is."""
 
     num_features = 1
 
-    def forward(self, pictures):
-        return pictures.float().mean((1, 2, 3))[:, None] / 255
+    def forward(self, images):
+        return images.float().mean((1, 2, 3))[:, None] / 255
 
 
 class Contrast(torch.nn.Module):
-    """Sees how much the brightness of a picture varies, in its colours."""
+    """Sees how much the brightness of an image varies, in its colours."""
 
     num_features = 3
 
-    def forward(self, pictures):
-        return pictures.float().std((2, 3)) / 255
+    def forward(self, images):
+        return images.float().std((2, 3)) / 255
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def ablations():
     """The benchmarks are no part of what is installed: they are imported from the clone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT)
-        import benchmarks.ablations as module
+        import research.ablations as module
 
         patch.setattr(module, "SHAPES", [(64, 64), (72, 96)])  # fewer and smaller than the study's
         patch.setattr(module, "SETTINGS", {"guidance 1": {"guidance_scale": 1.0}, "3 steps": {"steps": 3}})
@@ -50,7 +50,7 @@ def ablations():
 def drawn(ablations, tiny_pipeline, tmp_path_factory):
     return ep.sweep(
         tiny_pipeline, prompts=["flat pizza", "noto frog"], sizes=ablations.ENDS, steps=2, guidance_scale=4.0,
-        multipliers=(), store=tmp_path_factory.mktemp("ablations") / "base", progress=False,
+        scale_factors=(), store=tmp_path_factory.mktemp("ablations") / "base", progress=False,
     )  # fmt: skip
 
 
@@ -59,12 +59,12 @@ def answer(ablations, tiny_pipeline, drawn):
     """Every question, of two prompts in two steps, by two judges."""
     layers = list(training_tokens(tiny_pipeline))
     measured = Measured({layer: ((-1.0, 0.5), (1.0, 1.5)) for layer in layers}, dict.fromkeys(layers, 0.9))
-    judge = Judge({"brightness": Brightness(), "contrast": Contrast()}, ep.reference.pictures()[::200], WHITE)
+    judge = Judge({"brightness": Brightness(), "contrast": Contrast()}, ep.reference.images()[::200], WHITE)
     out = drawn.run.path.parent
 
     def again():
         with pytest.MonkeyPatch.context() as patch:  # a distance takes milliseconds, and there are many
-            patch.setattr(import_module("entropy_probe.validation.quality"), "DISTANCE_RESAMPLES", 5)
+            patch.setattr(import_module("entropy_probe.evaluation.image_quality"), "DISTANCE_RESAMPLES", 5)
             return list(ablations.sample_and_judge(tiny_pipeline, drawn, measured, judge, out, progress=False))
 
     return again
@@ -94,7 +94,7 @@ def test_the_levels_are_scaled_one_by_one_and_make_up_the_model(found, tiny_pipe
     scaled = []
     for one in of(found, "levels"):
         _, law = one.outcome.sweep.grid.laws
-        scaled.append({layer for layer in law.kappa if law.multiplier(layer, 400, 100) != 1})
+        scaled.append({layer for layer in law.kappa if law.scale_factor(layer, 400, 100) != 1})
     fine, coarse, middle = scaled
     assert all(layer.startswith(("down_blocks.0", "up_blocks.1")) for layer in fine)
     assert all(layer.startswith(("down_blocks.1", "up_blocks.0")) for layer in coarse)
@@ -102,7 +102,7 @@ def test_the_levels_are_scaled_one_by_one_and_make_up_the_model(found, tiny_pipe
     assert fine | coarse | middle == set(training_tokens(tiny_pipeline))
 
 
-def test_a_level_that_is_scaled_changes_the_pictures(found):
+def test_a_level_that_is_scaled_changes_the_images(found):
     for one in of(found, "levels"):
         sweep = one.outcome.sweep
         before, after = (sweep.image("noto frog", (128, 128), 0, law.name) for law in sweep.grid.laws)
@@ -153,7 +153,7 @@ def test_a_cell_gives_difference_interval_and_what_is_shown(ablations, verdict, 
 def test_the_page_has_every_answer_and_is_remade_without_judging(ablations, answer, found, drawn):
     page = ablations.page(answer(), drawn, command="python", charts=["kappa.png"])
     assert page == ablations.page(found, drawn, command="python", charts=["kappa.png"])
-    assert "2 pairs of pictures for every law and size, 2 steps and guidance 4" in page
+    assert "2 pairs of images for every law and size, 2 steps and guidance 4" in page
     assert "κ = 0.5 in the layers of one level, so g = 0.55 at 32 px and 1.30 at 128 px" in page
     assert "{" not in page
 
@@ -176,7 +176,7 @@ def test_a_law_of_other_weights_is_not_taken_up(ablations, tmp_path):
     ],
 )
 def test_what_two_networks_show_in_a_few_words(ablations, shown, words):
-    assert import_module("benchmarks.study").summed_up(shown) == words
+    assert import_module("research.study").summed_up(shown) == words
 
 
 def test_networks_agree_as_far_as_they_show_the_same():
@@ -196,7 +196,7 @@ def test_networks_agree_as_far_as_they_show_the_same():
             for metric, change, verdict in zip(networks, changes, verdicts, strict=True)
         ]
     )
-    study = import_module("benchmarks.study")
+    study = import_module("research.study")
     # Ranks 4 2 1 3 beside 4 3 2 1, of the four that change anything: 1 - 6 (0 + 1 + 1 + 4) / (4 * 15).
     assert study.Agreement.of(compared) == study.Agreement(4, pytest.approx(0.4), 3, 1, 1)
     assert list(study.opinions(compared)["shown"]) == [
@@ -217,8 +217,8 @@ def test_the_kept_table_says_what_the_outcomes_say(ablations, found):
 
 
 def test_results_of_other_settings_are_not_mixed(ablations, tmp_path):
-    check_settings = import_module("benchmarks.study").check_settings
-    check_settings(tmp_path / "new", {"seeds": (0, 1)}, "pictures.json")
-    check_settings(tmp_path / "new", {"seeds": (0, 1)}, "pictures.json")
+    check_settings = import_module("research.study").check_settings
+    check_settings(tmp_path / "new", {"seeds": (0, 1)}, "images.json")
+    check_settings(tmp_path / "new", {"seeds": (0, 1)}, "images.json")
     with pytest.raises(SystemExit, match=r"other settings, \{'seeds': \[0, 1\]\}: delete them"):
-        check_settings(tmp_path / "new", {"seeds": (0,)}, "pictures.json")
+        check_settings(tmp_path / "new", {"seeds": (0,)}, "images.json")

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from entropy_probe.errors import InputError
-from entropy_probe.fitting import calibrate
-from entropy_probe.fitting.calibrate import ALL, relative_change
+from entropy_probe.estimation import calibrate
+from entropy_probe.estimation.calibration import ALL, relative_change
+from entropy_probe.evaluation.loss_curves import _vertex, loss_against_g, loss_against_kappa
 from entropy_probe.laws import Constant, from_json, scaled, to_json
-from entropy_probe.pipelines import objective
-from entropy_probe.validation.loss import _vertex, loss_against_g, loss_against_kappa
+from entropy_probe.models import objective
 
 
 @dataclass
 class Some:
-    """Random pictures that are the same at every size but for their resolution."""
+    """Random images that are the same at every size but for their resolution."""
 
     count: int
 
@@ -31,9 +31,9 @@ class Some:
 
 
 def test_one_gradient_step_goes_the_way_in_which_the_loss_falls(tiny_pipeline):
-    pictures = Some(8)
-    found = calibrate(tiny_pipeline, pictures, [(32, 32)], per_layer=False, steps=1, rate=0.2, batch=4, progress=False)
-    asked = objective(tiny_pipeline, pictures.at((32, 32)), pictures.captions)
+    images = Some(8)
+    found = calibrate(tiny_pipeline, images, [(32, 32)], per_layer=False, steps=1, rate=0.2, batch=4, progress=False)
+    asked = objective(tiny_pipeline, images.at((32, 32)), images.captions)
 
     def loss(g):
         generator = torch.Generator().manual_seed(0)
@@ -71,20 +71,20 @@ def test_every_layer_has_a_point_at_every_size_and_the_law_keeps_the_training_si
     layers = list(dict.fromkeys(found.points["layer"]))
     assert len(found.points) == 3 * len(layers)
     assert ALL not in layers
-    assert found.law.multiplier(layers[0], 256, 256) == 1
+    assert found.law.scale_factor(layers[0], 256, 256) == 1
     point = found.points.query("layer == @layers[0] and ratio < 0").iloc[0]
-    assert found.law.multiplier(layers[0], 64, 256) == pytest.approx(point["g"])
+    assert found.law.scale_factor(layers[0], 64, 256) == pytest.approx(point["g"])
     assert from_json(to_json(found.law)) == found.law
     assert list(found.table()["size"]) == ["32", "64", "64x96"]
 
 
 def test_one_g_for_all_serves_every_layer(tiny_pipeline):
     found = calibrate(tiny_pipeline, Some(8), [(32, 32)], per_layer=False, steps=2, batch=4, progress=False)
-    assert found.law.multiplier("any layer", 64, 256) == pytest.approx(found.points["g"].item())
+    assert found.law.scale_factor("any layer", 64, 256) == pytest.approx(found.points["g"].item())
 
 
-def test_too_few_pictures_and_a_law_applied_are_refused(tiny_pipeline):
-    with pytest.raises(InputError, match="at least 8 pictures"):
+def test_too_few_images_and_a_law_applied_are_refused(tiny_pipeline):
+    with pytest.raises(InputError, match="at least 8 images"):
         calibrate(tiny_pipeline, Some(4), [(32, 32)], progress=False)
     with scaled(tiny_pipeline, "paper"), pytest.raises(InputError, match="paper law is applied"):
         calibrate(tiny_pipeline, Some(8), [(32, 32)], progress=False)
@@ -97,9 +97,9 @@ def test_the_change_of_a_halved_loss_is_minus_one_half():
 
 
 def test_the_curve_is_the_loss_under_the_law(tiny_pipeline):
-    pictures = Some(8)
-    curve = loss_against_g(tiny_pipeline, pictures, [(64, 32)], [0.5, 2.0], progress=False)
-    asked = objective(tiny_pipeline, pictures.at((64, 32)), pictures.captions)
+    images = Some(8)
+    curve = loss_against_g(tiny_pipeline, images, [(64, 32)], [0.5, 2.0], progress=False)
+    asked = objective(tiny_pipeline, images.at((64, 32)), images.captions)
     with torch.no_grad(), scaled(tiny_pipeline, Constant(2.0)):
         expected = asked.losses_at(torch.arange(8), int(0.3 * asked.timesteps), seed=0)
     own = curve.losses.query("x == 2.0 and timestep == 0.3")["loss"].to_numpy()

@@ -12,9 +12,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from entropy_probe.capture import attention_calls, attention_layers, capture
-from entropy_probe.capture.calls import Place
-from entropy_probe.capture.records import NUMBERS, Found, Measured, on_host
+from entropy_probe.attention import attention_calls, attention_layers, capture
+from entropy_probe.attention.interception import Place
+from entropy_probe.attention.table import NUMBERS, Found, Measured, on_host
 from entropy_probe.errors import CaptureError, InputError
 from entropy_probe.statistics import RowMeans, flash
 
@@ -60,7 +60,7 @@ def test_image_is_the_same_to_the_bit_and_nothing_is_left_on_the_model(tiny_pipe
 
 def test_no_option_changes_the_image_or_the_global_random_state(tiny_pipeline, sample):
     plain, state = sample(), torch.get_rng_state()
-    with capture(tiny_pipeline, rows=16, keep="*attn1", keep_steps=[0], multipliers=(0.5, 2.0)):
+    with capture(tiny_pipeline, rows=16, keep="*attn1", keep_steps=[0], scale_factors=(0.5, 2.0)):
         captured = sample()
     assert all(np.array_equal(a, b) for a, b in zip(plain, captured, strict=True))
     assert torch.equal(torch.get_rng_state(), state)
@@ -202,7 +202,7 @@ def test_sampled_rows_estimate_all_rows(tiny_pipeline, sample):
 
 
 class Patterned(nn.Module):
-    """One self-attention over a picture, peaked on one side of it: entropy depends strongly on where a token is."""
+    """One self-attention over an image, peaked on one side of it: entropy depends strongly on where a token is."""
 
     def forward(self, sample):
         tokens = sample.flatten(2).mT
@@ -219,19 +219,19 @@ def measured(module, sample, **options):
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     return torch.randn(2, 16, 48, 48, generator=torch.Generator().manual_seed(0))
 
 
-def test_auto_measures_all_rows_of_a_small_picture(picture):
-    frame = measured(Patterned(), picture[..., :32, :32])
+def test_auto_measures_all_rows_of_a_small_image(image):
+    frame = measured(Patterned(), image[..., :32, :32])
     assert (frame["rows"] == 1024).all()
     assert (frame["entropy_se"] == 0).all()
 
 
-def test_auto_draws_as_many_rows_of_a_large_picture_as_the_tolerance_needs(picture):
-    every = measured(Patterned(), picture, rows="all")
-    drawn = measured(Patterned(), picture)
+def test_auto_draws_as_many_rows_of_a_large_image_as_the_tolerance_needs(image):
+    every = measured(Patterned(), image, rows="all")
+    drawn = measured(Patterned(), image)
     assert (every["entropy_se"] == 0).all()
     first, second = drawn.iloc[:4], drawn.iloc[4:]
     by_hand = first["rows"].iloc[0] * first.groupby("sample")["entropy_se"].mean().max() ** 2 / 0.005**2
@@ -243,14 +243,14 @@ def test_auto_draws_as_many_rows_of_a_large_picture_as_the_tolerance_needs(pictu
     assert 0.1 < off.abs().max() < 4
 
 
-def test_auto_measures_all_rows_where_more_than_half_would_be_needed_and_few_where_all_are_alike(picture):
-    wild = measured(Patterned(), 2 * picture)
+def test_auto_measures_all_rows_where_more_than_half_would_be_needed_and_few_where_all_are_alike(image):
+    wild = measured(Patterned(), 2 * image)
     assert set(wild["rows"]) == {48 * 48}
-    assert set(measured(Patterned(), 0 * picture)["rows"]) == {128}
+    assert set(measured(Patterned(), 0 * image)["rows"]) == {128}
 
 
-def test_rows_are_drawn_anew_for_every_call_and_image_and_the_seed_decides(picture):
-    twice = picture[:1].repeat(2, 1, 1, 1)
+def test_rows_are_drawn_anew_for_every_call_and_image_and_the_seed_decides(image):
+    twice = image[:1].repeat(2, 1, 1, 1)
     frame = measured(Patterned(), twice, rows=64)
     assert frame.loc[frame["head"] == 0, "entropy"].nunique() == 4
     assert measured(Patterned(), twice, rows=64).equals(frame)
@@ -259,7 +259,7 @@ def test_rows_are_drawn_anew_for_every_call_and_image_and_the_seed_decides(pictu
 
 @pytest.mark.parametrize("rows", [0, -3, True])
 def test_rows_that_are_no_number_of_rows_are_refused(rows):
-    for name in ("rows", "multiplier_rows"):
+    for name in ("rows", "curve_rows"):
         with pytest.raises(InputError, match=f"{name} must be"), capture(Patterned(), **{name: rows}):
             pass
 
@@ -275,12 +275,12 @@ class Guided(nn.Module):
         return self.attention(encoder_hidden_states.shape[1] * sample)
 
 
-def test_the_forwards_of_a_guided_step_learn_their_rows_apart(picture):
+def test_the_forwards_of_a_guided_step_learn_their_rows_apart(image):
     module = Guided()
     with capture(module) as captured:
         for timestep in (9.0, 5.0, 1.0):
             for words in (1, 0):
-                module(picture, timestep, torch.ones(2, words, 4))
+                module(image, timestep, torch.ones(2, words, 4))
     rows = [record.rows for record in captured.records]
     assert set(rows[1::2]) == {128}
     assert min(rows[::2]) > 256
@@ -313,42 +313,42 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def waits(layers, picture, **options):
+def waits(layers, image, **options):
     module = Deep(layers)
     with Waits() as seen, capture(module, **options):
         for _ in range(3):
-            module(picture)
+            module(image)
     return seen.count
 
 
-@pytest.mark.parametrize("options", [{"rows": "all"}, {"rows": 64}, {"rows": 64, "multipliers": (0.5, 2.0)}])
-def test_the_host_waits_for_a_forward_not_for_each_of_its_calls(picture, options):
-    few = waits(1, picture[..., :16, :16], **options)
+@pytest.mark.parametrize("options", [{"rows": "all"}, {"rows": 64}, {"rows": 64, "scale_factors": (0.5, 2.0)}])
+def test_the_host_waits_for_a_forward_not_for_each_of_its_calls(image, options):
+    few = waits(1, image[..., :16, :16], **options)
     assert 0 < few <= 2 * 3
-    assert waits(6, picture[..., :16, :16], **options) == few
+    assert waits(6, image[..., :16, :16], **options) == few
 
 
-def test_auto_waits_once_for_each_layer_to_learn_its_rows_and_then_for_a_forward(picture):
+def test_auto_waits_once_for_each_layer_to_learn_its_rows_and_then_for_a_forward(image):
     with Waits() as one:
         torch.ones(1).tolist()
-    assert waits(3, picture) - waits(1, picture) == 2 * one.count
+    assert waits(3, image) - waits(1, image) == 2 * one.count
 
 
-def test_a_forward_is_copied_to_the_host_once(picture, monkeypatch):
+def test_a_forward_is_copied_to_the_host_once(image, monkeypatch):
     copies = []
     original = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self: copies.append(self.shape) or original(self))
     module = Deep(6)
     with capture(module, rows="all"):
         for _ in range(3):
-            module(picture[..., :16, :16])
+            module(image[..., :16, :16])
     assert len(copies) == 3
 
 
 def test_calls_on_several_devices_come_to_the_host():
     call = Measured(
         Place(0, 1), "attn", "self", "spatial", tokens=4, query_tokens=4, key_tokens=4, training_tokens=None, scale=1.0,
-        multiplier=1.0, rows=4, grid=None, batch=1, heads=2,
+        scale_factor=1.0, rows=4, grid=None, batch=1, heads=2,
     )  # fmt: skip
     with FakeTensorMode():  # no such devices here: shapes and devices without numbers
         each = [torch.zeros(1, 2, device=device) for device in ("cuda:0", "cuda:0", "cuda:1", "cpu")]
@@ -357,12 +357,12 @@ def test_calls_on_several_devices_come_to_the_host():
     assert (told.shape, told.device.type) == ((len(NUMBERS) + 1, 8), "cpu")
 
 
-def test_what_a_capture_keeps_of_a_forward_is_one_tensor_however_many_calls_it_has(picture):
+def test_what_a_capture_keeps_of_a_forward_is_one_tensor_however_many_calls_it_has(image):
     def held(layers):
         module = Deep(layers)
         with capture(module) as captured:
             for _ in range(4):
-                module(picture[..., :8, :8])
+                module(image[..., :8, :8])
         captured.frame()
         gc.collect()
         return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
@@ -386,8 +386,8 @@ def test_an_item_that_may_attend_to_nothing_is_not_taken_for_a_model_that_has_di
     assert entropy[2:].isna().all()
 
 
-def test_an_odd_number_of_rows_is_rounded_up(picture):
-    assert set(measured(Patterned(), picture, rows=63)["rows"]) == {64}
+def test_an_odd_number_of_rows_is_rounded_up(image):
+    assert set(measured(Patterned(), image, rows=63)["rows"]) == {64}
 
 
 def test_kept_rows_are_the_entropy_on_the_image(tiny_pipeline, sample):
@@ -609,27 +609,27 @@ def test_curves_are_measured_beside_the_call(tiny_pipeline, sample):
     seen = []
     with attention_calls(tiny_pipeline.unet, lambda c: seen.append(c) if c.layer == layer else None):
         sample(steps=1)
-    with capture(tiny_pipeline, multipliers=(2.0,), multiplier_rows=256) as captured:
+    with capture(tiny_pipeline, scale_factors=(2.0,), curve_rows=256) as captured:
         sample(steps=1)
     frame = captured.frame()
-    doubled = frame[(frame["layer"] == layer) & (frame["multiplier"] == 2.0)]
+    doubled = frame[(frame["layer"] == layer) & (frame["scale_factor"] == 2.0)]
     expected = flash(seen[0].query, seen[0].key, scale=2 * seen[0].scale).entropy.mean(-1)
     assert doubled["entropy"].tolist() == pytest.approx(expected.flatten().tolist(), abs=1e-5)
-    assert not (frame[frame["kind"] == "cross"]["multiplier"] == 2.0).any()
+    assert not (frame[frame["kind"] == "cross"]["scale_factor"] == 2.0).any()
     with capture(tiny_pipeline) as plain:
         sample(steps=1)
     assert captured.summary()["entropy"].tolist() == pytest.approx(plain.summary()["entropy"].tolist())
 
 
-@pytest.mark.parametrize("multiplier", [0.5, torch.tensor([0.5, 0.5])])
+@pytest.mark.parametrize("scale_factor", [0.5, torch.tensor([0.5, 0.5])])
 @pytest.mark.parametrize("capture_first", [True, False])
-def test_scaling_is_seen_whichever_context_opens_first(tiny_pipeline, sample, multiplier, capture_first):
+def test_scaling_is_seen_whichever_context_opens_first(tiny_pipeline, sample, scale_factor, capture_first):
     layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
-    scaling = attention_calls(tiny_pipeline.unet, lambda c: multiplier if c.layer == layer else None)
-    probe = capture(tiny_pipeline, layers=layer, multipliers=(0.5,))
+    scaling = attention_calls(tiny_pipeline.unet, lambda c: scale_factor if c.layer == layer else None)
+    probe = capture(tiny_pipeline, layers=layer, scale_factors=(0.5,))
     with probe as captured:
         sample(steps=1)
-    expected = captured.frame().query("multiplier == 0.5")["entropy"]
+    expected = captured.frame().query("scale_factor == 0.5")["entropy"]
     probe = capture(tiny_pipeline, layers=layer)
     if capture_first:
         with probe as captured, scaling:
@@ -640,9 +640,9 @@ def test_scaling_is_seen_whichever_context_opens_first(tiny_pipeline, sample, mu
     assert captured.frame()["entropy"].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
 
 
-def test_a_multiplier_per_head_reaches_its_own_head(tiny_pipeline, sample):
+def test_a_scale_factor_per_head_reaches_its_own_head(tiny_pipeline, sample):
     layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
-    with capture(tiny_pipeline, layers=layer, multipliers=(0.5, 2.0)) as curve:
+    with capture(tiny_pipeline, layers=layer, scale_factors=(0.5, 2.0)) as curve:
         sample(steps=1)
     each = torch.tensor([0.5, 2.0])
     scaling = attention_calls(tiny_pipeline.unet, lambda c: each if c.layer == layer else None)
@@ -650,7 +650,7 @@ def test_a_multiplier_per_head_reaches_its_own_head(tiny_pipeline, sample):
         sample(steps=1)
     frame, expected = captured.frame(), curve.frame()
     for head in range(2):
-        own = expected[(expected["head"] == head) & (expected["multiplier"] == each[head].item())]
+        own = expected[(expected["head"] == head) & (expected["scale_factor"] == each[head].item())]
         assert frame[frame["head"] == head]["entropy"].tolist() == pytest.approx(own["entropy"].tolist(), abs=1e-5)
 
 
@@ -682,7 +682,7 @@ def test_torchs_own_multihead_attention_is_named_and_told_how_to_do_without(need
 
 
 class OfItsBatch(nn.Module):
-    """Self-attention of pictures' pixels, as layers lay them out that have not the batch in front."""
+    """Self-attention of images' pixels, as layers lay them out that have not the batch in front."""
 
     def __init__(self, layout):
         super().__init__()
@@ -700,23 +700,23 @@ class OfItsBatch(nn.Module):
 
 
 @pytest.mark.parametrize("layout", ["batch first", "tokens first", "heads in the batch", "one by one"])
-def test_every_picture_of_a_batch_is_a_sample_however_it_is_laid_out(layout):
-    pictures = torch.randn(4, 9, 8, generator=torch.Generator().manual_seed(0))
+def test_every_image_of_a_batch_is_a_sample_however_it_is_laid_out(layout):
+    images = torch.randn(4, 9, 8, generator=torch.Generator().manual_seed(0))
     given = {
-        "tokens first": pictures.transpose(0, 1),
-        "heads in the batch": pictures.unflatten(-1, (2, -1)).transpose(1, 2).flatten(0, 1),
-    }.get(layout, pictures)
+        "tokens first": images.transpose(0, 1),
+        "heads in the batch": images.unflatten(-1, (2, -1)).transpose(1, 2).flatten(0, 1),
+    }.get(layout, images)
     module = OfItsBatch(layout)
     with capture(module) as captured:
         module(given)
-    query = pictures.double().unflatten(-1, (2, -1)).transpose(1, 2)
+    query = images.double().unflatten(-1, (2, -1)).transpose(1, 2)
     truth = torch.special.entr((query @ query.mT / 2).softmax(-1)).sum(-1).mean(-1)
     frame = captured.frame()
     assert frame["sample"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert np.allclose(frame["entropy"], truth.flatten(), atol=1e-5)
 
 
-def test_a_map_is_of_the_whole_batch_where_a_layer_attends_for_one_picture_at_a_time():
+def test_a_map_is_of_the_whole_batch_where_a_layer_attends_for_one_image_at_a_time():
     class SplitAttention(OfItsBatch):
         processor = None  # and its name: an attention layer by make
 
@@ -728,9 +728,9 @@ def test_a_map_is_of_the_whole_batch_where_a_layer_attends_for_one_picture_at_a_
         def forward(self, sample):
             return self.attn(sample.flatten(2).transpose(1, 2).repeat(1, 1, 2))
 
-    module, pictures = Net(), torch.randn(3, 4, 8, 8)
+    module, images = Net(), torch.randn(3, 4, 8, 8)
     with capture(module, keep=["attn"]) as captured:
-        module(pictures)
+        module(images)
     whole = captured.entropy_map("attn", 0)
     assert whole.shape == (3, 2, 8, 8)
     assert np.allclose(whole.mean((2, 3)).flatten(), captured.frame()["entropy"], atol=1e-5)

@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 import entropy_probe as ep
-from entropy_probe import cli
+from entropy_probe.cli import main as cli
 
 GRID = ["--sizes", "64,32x48", "--seeds", "0", "--steps", "2", "--guidance-scale", "4", "--device", "cpu"]
 
@@ -82,9 +82,9 @@ BAD = {
     "unknown device": (["--device", "tpu"], "device 'tpu' is not available"),
     "unknown dtype": (["--dtype", "int8"], "dtype must be"),
     "the critic on a foreign model": (["--metrics", "critic"], "knows the drawings of the bundled models only"),
-    "a judge without pictures": (["--metrics", "some/clip"], "give a folder of them with --images"),
+    "a judge without images": (["--metrics", "some/clip"], "give a folder of them with --images"),
     "no judge beside others": (["--metrics", "critic,none"], "none stands alone"),
-    "no folder of pictures": (["--metrics", "critic", "--images", "/nowhere"], "no folder of pictures '/nowhere'"),
+    "no folder of images": (["--metrics", "critic", "--images", "/nowhere"], "no folder of images '/nowhere'"),
     "unknown option": (["--colour", "red"], "No such option"),
     "no config file": (["--config", "nowhere.yaml"], "cannot read the config file 'nowhere.yaml'"),
 }
@@ -180,43 +180,43 @@ def test_a_dry_run_tells_what_the_run_takes_and_keeps_nothing(call, tiny_folder,
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
-    drawings = ep.reference.pictures()[:8]
-    for caption, picture in zip(drawings.captions, drawings.at((64, 64)), strict=True):
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{caption.replace(' ', '-')}.png")
+    drawings = ep.reference.images()[:8]
+    for caption, image in zip(drawings.captions, drawings.at((64, 64)), strict=True):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{caption.replace(' ', '-')}.png")
     return folder
 
 
-def test_a_law_is_calibrated_on_a_folder_of_pictures_and_validated(call, tiny_folder, tmp_path, prompts, pictures):
+def test_a_law_is_calibrated_on_a_folder_of_images_and_validated(call, tiny_folder, tmp_path, prompts, images):
     out = tmp_path / "run"
     assert call("sweep", "--model", tiny_folder, "--out", out, "--prompts", prompts, *GRID)[0] == 0
     code, _, err = call("derive", "--out", out, "--method", "calibrated", "--device", "cpu")
     assert (code, err.count("\n")) == (2, 1)
     assert "--images" in err
     code, text, _ = call(
-        "derive", "--out", out, "--method", "calibrated", "--images", pictures, "--json", "--device", "cpu"
+        "derive", "--out", out, "--method", "calibrated", "--images", images, "--json", "--device", "cpu"
     )
     assert code == 0
     assert json.loads(text)["law"] == "calibrated"
     ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path / "vit")
     ViTImageProcessor().save_pretrained(tmp_path / "vit")
-    judged = ("--metrics", f"critic,{tmp_path / 'vit'}", "--images", pictures)
+    judged = ("--metrics", f"critic,{tmp_path / 'vit'}", "--images", images)
     code, text, _ = call("validate", "--out", out, "--laws", "calibrated", "--json", "--device", "cpu", *judged)
     assert code == 0
     metrics = {c["metric"] for c in json.loads(text)["quality"]["comparisons"]}
     assert metrics >= {"text_score:critic", "repetition", "kernel_distance:critic", "kernel_distance:vit"}
-    losses = ("loss", "--out", out, "--device", "cpu", "--pictures", "4", "--multipliers", "0.5,2")
+    losses = ("loss", "--out", out, "--device", "cpu", "--images", "4", "--scale-factors", "0.5,2")
     assert "--images" in call(*losses)[2]
-    code, text, _ = call(*losses, "--images", pictures, "--json")
+    code, text, _ = call(*losses, "--images", images, "--json")
     assert code == 0
     assert {(row["size"], row["g"]) for row in json.loads(text)} == {
         (s, g) for s in ("32x48", "64") for g in (0.5, 1, 2)
     }
     assert all(row["change"] == 0 for row in json.loads(text) if row["g"] == 1)
     for wrong in ("", "a", "-1", "nan", "1"):
-        assert call(*losses[:-1], wrong, "--images", pictures)[2].startswith("error: multipliers are numbers")
+        assert call(*losses[:-1], wrong, "--images", images)[2].startswith("error: scale_factors are numbers")
     assert call("report", "--out", out, "--device", "cpu")[0] == 0
     page = (out / "report.html").read_text()
     assert "Quality, alignment and defects" in page
@@ -386,7 +386,7 @@ def test_the_help_of_every_command_has_examples_that_it_accepts(call, monkeypatc
 
 
 @pytest.fixture
-def arguments(done, tiny_folder, tmp_path, prompts, pictures):
+def arguments(done, tiny_folder, tmp_path, prompts, images):
     """What each command is called with, to have a result."""
     run = ["--out", shutil.copytree(done / "run", tmp_path / "run")]
     given = {
@@ -394,7 +394,7 @@ def arguments(done, tiny_folder, tmp_path, prompts, pictures):
         ("sweep",): ["--model", tiny_folder, "--prompts", prompts, *GRID, *run],
         ("derive",): ["--rounds", "0", *run],
         ("validate",): ["--laws", "paper", *run],
-        ("loss",): ["--images", pictures, "--multipliers", "2", *run],
+        ("loss",): ["--images", images, "--scale-factors", "2", *run],
         ("sample",): ["flat pizza", "--model", tiny_folder, "--steps", "1", "--out", tmp_path / "samples"],
         ("info",): ["--model", tiny_folder],
         ("compare",): [done / "run", tmp_path / "run", "--out", tmp_path / "compare.html"],

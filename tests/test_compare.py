@@ -14,17 +14,17 @@ import pytest
 from test_report import HOSTILE, Page, derived, judged, synthetic
 
 from entropy_probe.errors import InputError
-from entropy_probe.fitting import fit
-from entropy_probe.report import compare
-from entropy_probe.sweep import Sweep
-from entropy_probe.validation import outcome_of
+from entropy_probe.estimation import fit
+from entropy_probe.evaluation import outcome_of
+from entropy_probe.reports import compare
+from entropy_probe.runs import Sweep
 
 PROMPTS = ("a cat", "flat pizza", "a red car")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """`base` has a derived law, an outcome and judged pictures; `other` a layer more, sizes of its own and no more."""
+    """`base` has a derived law, an outcome and judged images; `other` a layer more, sizes of its own and no more."""
     folder = tmp_path_factory.mktemp("runs")
     base = synthetic(folder / "base", prompts=PROMPTS, laws=("original", "paper"))
     base.run.write("law.json", derived(base).to_json())
@@ -55,8 +55,8 @@ def test_the_difference_of_two_slopes_has_its_interval(runs, tmp_path):
     for cell in swept.grid.cells():
         frame = pd.read_parquet(swept.run.cell_path(cell))
         frame["entropy"] += (0.1 * np.log(frame["tokens"])).astype("float32")
-        with_picture = swept.image(cell.prompt, cell.size, cell.seed, cell.law)
-        swept.run.save(cell, frame, with_picture)
+        with_image = swept.image(cell.prompt, cell.size, cell.seed, cell.law)
+        swept.run.save(cell, frame, with_image)
     told = " ".join(compare([runs[0], steep]).verdict())
     assert "The slope of steep less that of base is +0.100" in told
     assert "they differ" in told
@@ -77,7 +77,7 @@ def test_the_page_has_both_runs_and_matches_layers_by_name(compared):
     wide = wide[: wide.index("</table>")]
     assert wide.count("<tr>") == 1 + 4
     assert wide.count("<td>–</td>") == 1  # the layer that one run lacks
-    assert "better" in page  # the verdicts on the pictures
+    assert "better" in page  # the verdicts on the images
     assert "The runs also differ in sizes" in page
     assert "<code>entropy-probe compare base other</code>" in page
 

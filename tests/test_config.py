@@ -5,7 +5,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from entropy_probe.config import MOST_BYTES, read_config, to_yaml
+from entropy_probe.cli.config import MOST_BYTES, read_config, to_yaml
 from entropy_probe.errors import InputError
 
 KNOWN = {"model", "sizes", "prompts", "seeds", "steps", "guidance-scale", "quick"}

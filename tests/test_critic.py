@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import entropy_probe as ep
-from entropy_probe import critic
-from entropy_probe.critic.network import SIDE, prepare
-from entropy_probe.critic.train import Recipe, contrastive_loss, rate_at, vary
-from entropy_probe.validation.fidelity import features, rank_of_caption
+from entropy_probe.evaluation import critic
+from entropy_probe.evaluation.critic import SIDE, prepare
+from entropy_probe.evaluation.image_metrics import features, rank_of_caption
+from recipes.critic import Recipe, contrastive_loss, rate_at, vary
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_it_is_small_and_holds_no_pickle():
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(24, 24), (64, 64), (256, 256), (64, 192), (128, 64)])
 def test_it_finds_the_captions_of_drawings_at_every_size(network, size):
-    drawings = ep.reference.pictures()[::8]
+    drawings = ep.reference.images()[::8]
     rank = rank_of_caption(
         features(network, drawings.at(size)),
         network.embed_captions(drawings.captions),
@@ -39,10 +39,10 @@ def test_it_finds_the_captions_of_drawings_at_every_size(network, size):
 
 @torch.no_grad()
 def test_embeddings_have_length_one_and_do_not_depend_on_the_batch(network):
-    pictures = ep.reference.pictures()[:3].at((48, 80))
-    embedded = network(pictures)
+    images = ep.reference.images()[:3].at((48, 80))
+    embedded = network(images)
     assert torch.allclose(embedded.norm(dim=-1), torch.ones(3))
-    assert torch.allclose(network(pictures[1:2]), embedded[1:2], atol=1e-5)
+    assert torch.allclose(network(images[1:2]), embedded[1:2], atol=1e-5)
     assert network.num_features == embedded.shape[1]
     assert torch.allclose(network.embed_captions(["noto frog"]).norm(), torch.tensor(1.0))
 
@@ -54,17 +54,17 @@ def test_the_shorter_side_is_brought_to_size_and_white_stays_white():
     assert torch.allclose(prepared, torch.ones(()))
 
 
-def test_pictures_are_varied_on_white_and_repeatably():
-    pictures = torch.zeros(2, 3, 48, 48, dtype=torch.uint8)
+def test_images_are_varied_on_white_and_repeatably():
+    images = torch.zeros(2, 3, 48, 48, dtype=torch.uint8)
     recipe = Recipe(shapes=((1, 2),))
-    varied = vary(pictures, recipe, 0.0, torch.Generator().manual_seed(0))
+    varied = vary(images, recipe, 0.0, torch.Generator().manual_seed(0))
     assert varied.shape == (2, 3, 48, 96)
     assert torch.all(varied[..., :20] == 1)
-    assert torch.equal(varied, vary(pictures, recipe, 0.0, torch.Generator().manual_seed(0)))
-    assert vary(pictures, recipe, 1.0, torch.Generator().manual_seed(0)).shape == (2, 3, 48, 48)
+    assert torch.equal(varied, vary(images, recipe, 0.0, torch.Generator().manual_seed(0)))
+    assert vary(images, recipe, 1.0, torch.Generator().manual_seed(0)).shape == (2, 3, 48, 48)
 
 
-def test_pictures_of_one_caption_share_the_target():
+def test_images_of_one_caption_share_the_target():
     features = torch.eye(3)
     twice = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1]], dtype=torch.bool)
     texts = torch.stack([features[0] + features[1], features[0] + features[1], features[2]])

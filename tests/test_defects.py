@@ -5,15 +5,15 @@ import pytest
 import torch
 
 import entropy_probe as ep
-from entropy_probe.pipelines import to_tensor
-from entropy_probe.validation import WHITE, defects
+from entropy_probe.evaluation import WHITE, defects
+from entropy_probe.models import to_tensor
 
 SIDE = 96
 
 
 @pytest.fixture(scope="module")
 def drawings():
-    return ep.reference.pictures()[::24]
+    return ep.reference.images()[::24]
 
 
 def crop(drawings, share, side=SIDE):
@@ -23,8 +23,8 @@ def crop(drawings, share, side=SIDE):
     return whole[..., first : first + side, first : first + side]
 
 
-def tiled(pictures, count):
-    small = torch.nn.functional.interpolate(pictures.float(), scale_factor=1 / count, mode="area")
+def tiled(images, count):
+    small = torch.nn.functional.interpolate(images.float(), scale_factor=1 / count, mode="area")
     return small.repeat(1, 1, count, count).round().byte()
 
 
@@ -44,9 +44,9 @@ def test_cropping_raises_incompleteness_steadily(drawings):
 def test_leaving_out_a_part_raises_incompleteness_steadily(drawings):
     means = []
     for share in (0.2, 0.3, 0.4, 0.5, 0.6):
-        pictures = drawings.at((SIDE, SIDE))
-        pictures[:, :, : round(share * SIDE)] = 255
-        means.append(defects(pictures, WHITE).incompleteness.mean())
+        images = drawings.at((SIDE, SIDE))
+        images[:, :, : round(share * SIDE)] = 255
+        means.append(defects(images, WHITE).incompleteness.mean())
     assert np.all(np.diff(means) > 0)
     assert means[-1] > 0.3
 
@@ -59,20 +59,20 @@ def test_copies_raise_repetition(drawings):
 
 
 def test_two_copies_of_a_blob_repeat_by_half():
-    picture = torch.full((3, 64, 64), 255, dtype=torch.uint8)
-    picture[:, 24:40, 4:20] = 0
-    assert defects(picture[None], WHITE).repetition[0] == 0
-    picture[:, 24:40, 44:60] = 0  # of two copies one has a neighbour: rho = 1/2, and nothing between
-    assert defects(picture[None], WHITE).repetition[0] == pytest.approx(0.5, abs=1e-9)
+    image = torch.full((3, 64, 64), 255, dtype=torch.uint8)
+    image[:, 24:40, 4:20] = 0
+    assert defects(image[None], WHITE).repetition[0] == 0
+    image[:, 24:40, 44:60] = 0  # of two copies one has a neighbour: rho = 1/2, and nothing between
+    assert defects(image[None], WHITE).repetition[0] == pytest.approx(0.5, abs=1e-9)
 
 
 def test_a_square_that_the_frame_halves_is_cut_by_a_share_of_its_outline():
-    picture = torch.full((3, 32, 32), 255, dtype=torch.uint8)
-    picture[:, :8, 8:24] = 0  # 16 wide, 8 high, 16 of 48 edges on the frame
-    assert defects(picture[None]).cut_off[0] == pytest.approx(16 / 48)
+    image = torch.full((3, 32, 32), 255, dtype=torch.uint8)
+    image[:, :8, 8:24] = 0  # 16 wide, 8 high, 16 of 48 edges on the frame
+    assert defects(image[None]).cut_off[0] == pytest.approx(16 / 48)
 
 
-def test_an_empty_picture_is_incomplete_and_repeats_nothing():
+def test_an_empty_image_is_incomplete_and_repeats_nothing():
     white = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
     found = defects(white, WHITE)
     assert found.incompleteness[0] == 1
@@ -80,13 +80,13 @@ def test_an_empty_picture_is_incomplete_and_repeats_nothing():
 
 
 def test_the_ground_is_found_where_it_is_not_given():
-    picture = torch.zeros((3, 32, 32), dtype=torch.uint8)
-    picture[:, 8:24, 8:24] = 200
-    assert defects(picture[None]).cut_off[0] == 0
-    assert defects(picture[None], WHITE).cut_off[0] > 0.5
+    image = torch.zeros((3, 32, 32), dtype=torch.uint8)
+    image[:, 8:24, 8:24] = 200
+    assert defects(image[None]).cut_off[0] == 0
+    assert defects(image[None], WHITE).cut_off[0] > 0.5
 
 
-def test_pictures_become_tensors_and_stay_what_they_are():
+def test_images_become_tensors_and_stay_what_they_are():
     from PIL import Image
 
     image = Image.new("RGB", (5, 3), (1, 2, 3))

@@ -70,7 +70,7 @@ def test_the_site_asks_nothing_of_the_outside(site):
 def test_every_public_name_is_in_the_reference(site, package):
     module = importlib.import_module(f"entropy_probe.{package}")
     page = (site / "api" / package / "index.html").read_text()
-    public = getattr(module, "__all__", ("load", "pictures", "prompts"))
+    public = getattr(module, "__all__", ("load", "images", "prompts"))
     assert [n for n in public if not re.search(rf'id="entropy_probe\.{package}\.(\w+\.)?{n}"', page)] == []
 
 

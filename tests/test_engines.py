@@ -23,8 +23,8 @@ from torch.utils.hooks import RemovableHandle
 from entropy_probe import cli
 from entropy_probe.errors import IncompleteError, InputError
 from entropy_probe.laws import Original
-from entropy_probe.sweep import Failed, RayEngine, engines, sweep
-from entropy_probe.sweep.engines import (
+from entropy_probe.runs import Failed, RayEngine, engines, sweep
+from entropy_probe.runs.engines import (
     ABSENCE,
     PATIENCE,
     Task,
@@ -39,7 +39,7 @@ from entropy_probe.sweep.engines import (
 
 SETTINGS = dict(
     prompts=["noto red apple", "flat pizza"], sizes=[(64, 64), (32, 48)], seeds=range(6), steps=4, guidance_scale=4.0,
-    multipliers=(2.0,), progress=False, batch=2, model="tiny",
+    scale_factors=(2.0,), progress=False, batch=2, model="tiny",
 )  # fmt: skip
 CELLS = 24
 

@@ -8,8 +8,8 @@ import torch
 
 import entropy_probe as ep
 from entropy_probe.errors import InputError
-from entropy_probe.report.explorer import look
-from entropy_probe.sweep import sweep
+from entropy_probe.reports.explorer import look
+from entropy_probe.runs import sweep
 
 FIRST = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
 FINE = "up_blocks.1.attentions.1.transformer_blocks.0.attn1"
@@ -19,7 +19,7 @@ FINE = "up_blocks.1.attentions.1.transformer_blocks.0.attn1"
 def sampled(tiny_pipeline, tmp_path_factory):
     return sweep(
         tiny_pipeline, prompts=["flat pizza", "noto red apple"], sizes=[(64, 64), (64, 96)], seeds=[0], steps=2,
-        guidance_scale=4.0, multipliers=(), store=tmp_path_factory.mktemp("runs") / "run", progress=False,
+        guidance_scale=4.0, scale_factors=(), store=tmp_path_factory.mktemp("runs") / "run", progress=False,
     )  # fmt: skip
 
 

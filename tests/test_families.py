@@ -10,7 +10,7 @@ from families import FAMILIES, page
 from families.truth import eager, entropy
 
 from entropy_probe import capture, scaled
-from entropy_probe.capture import attention_calls
+from entropy_probe.attention import attention_calls
 from entropy_probe.errors import CaptureError
 
 CASES = [

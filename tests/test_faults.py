@@ -37,9 +37,9 @@ def test_the_page_is_of_these_faults(faults):
 LITTLE_MEMORY = """
 import resource, sys, torch
 from entropy_probe import cli
-from entropy_probe.fitting import fit  # all that is needed is there before the memory is short
-from entropy_probe.pipelines import load
-from entropy_probe.sweep import sweep
+from entropy_probe.estimation import fit  # all that is needed is there before the memory is short
+from entropy_probe.models import load
+from entropy_probe.runs import sweep
 torch.set_num_threads(1)
 load(sys.argv[1], device="cpu")
 size = 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1])

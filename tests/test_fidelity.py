@@ -1,4 +1,4 @@
-"""The distances against torchmetrics fed with pictures, and the retrieval and CLIP plumbing."""
+"""The distances against torchmetrics fed with images, and the retrieval and CLIP plumbing."""
 
 from importlib.util import find_spec
 
@@ -23,8 +23,14 @@ from transformers import (
 
 from entropy_probe import reference
 from entropy_probe.errors import InputError
-from entropy_probe.validation.fidelity import features, frechet_distance, kernel_distance, rank_of_caption, text_score
-from entropy_probe.validation.networks import Clip, judge_for
+from entropy_probe.evaluation.image_metrics import (
+    features,
+    frechet_distance,
+    kernel_distance,
+    rank_of_caption,
+    text_score,
+)
+from entropy_probe.evaluation.networks import Clip, judge_for
 
 
 class Small(nn.Module):
@@ -37,18 +43,18 @@ class Small(nn.Module):
         torch.manual_seed(0)
         self.mix = nn.Linear(3 * 8 * 8, 5)
 
-    def forward(self, pictures):
-        return self.mix(pictures.float().flatten(1) / 255)
+    def forward(self, images):
+        return self.mix(images.float().flatten(1) / 255)
 
 
-def pictures(count, seed, low=0):
+def images(count, seed, low=0):
     return torch.randint(low, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_frechet_distance_is_that_of_torchmetrics_on_the_pictures():
+def test_the_frechet_distance_is_that_of_torchmetrics_on_the_images():
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    network, real, drawn = Small(), pictures(150, 0), pictures(100, 1, low=60)
+    network, real, drawn = Small(), images(150, 0), images(100, 1, low=60)
     metric = FrechetInceptionDistance(feature=network, input_img_size=(3, 8, 8))
     with torch.no_grad():
         metric.update(real, real=True)
@@ -61,7 +67,7 @@ def test_the_frechet_distance_is_that_of_torchmetrics_on_the_pictures():
 def test_the_kernel_distance_of_equal_sets_in_full_is_that_of_torchmetrics():
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    network, real, drawn = Small(), pictures(60, 0), pictures(60, 1, low=60)
+    network, real, drawn = Small(), images(60, 0), images(60, 1, low=60)
     metric = KernelInceptionDistance(feature=network, subsets=1, subset_size=60)
     with torch.no_grad():
         metric.update(real, real=True)
@@ -85,10 +91,10 @@ def test_the_kernel_distance_leaves_the_random_state_alone():
     [
         (
             lambda: frechet_distance(torch.randn(9, 5), torch.randn(5, 5)),
-            "needs at least 6 pictures of either kind, not 5",
+            "needs at least 6 images of either kind, not 5",
         ),
-        (lambda: kernel_distance(torch.randn(9, 5), torch.randn(1, 5)), "needs at least 2 pictures"),
-        (lambda: features(Small(), []), "no pictures"),
+        (lambda: kernel_distance(torch.randn(9, 5), torch.randn(1, 5)), "needs at least 2 images"),
+        (lambda: features(Small(), []), "no images"),
         (lambda: features(Small(), [torch.zeros(3, 8, 8), torch.zeros(3, 8, 9)]), "mixed sizes"),
         (lambda: judge_for("no/such", None), "give a folder of them with --images"),
         (lambda: judge_for([]), "at least one network"),
@@ -103,10 +109,10 @@ def test_what_cannot_be_compared_is_refused(call, said):
 
 
 def test_score_and_rank_by_hand():
-    pictures = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
+    images = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
     captions = torch.tensor([[2.0, 0.0], [0.0, -1.0], [1.0, 0.9]])
-    assert text_score(pictures, captions).tolist() == pytest.approx([100, 0, 99.86], abs=0.01)
-    assert rank_of_caption(pictures, captions, torch.tensor([0, 1, 0])).tolist() == [0, 2, 1]
+    assert text_score(images, captions).tolist() == pytest.approx([100, 0, 99.86], abs=0.01)
+    assert rank_of_caption(images, captions, torch.tensor([0, 1, 0])).tolist() == [0, 2, 1]
 
 
 @pytest.fixture
@@ -114,7 +120,7 @@ def clip_folder(tmp_path):
     """A small CLIP with random weights, as save_pretrained writes it."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPProcessor
 
-    from entropy_probe.reference.train import build_tokenizer
+    from recipes.emoji_unet import build_tokenizer
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer(["noto red apple", "flat pizza"], 300)
@@ -134,7 +140,7 @@ def clip_folder(tmp_path):
 
 
 def images_of(drawn):
-    return [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in drawn]
+    return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in drawn]
 
 
 CAPTIONS = ["red apple", "pizza", "flat pizza"]
@@ -148,7 +154,7 @@ def drawn():
 def test_a_clip_of_transformers_judges_as_it_does_by_itself(clip_folder, drawn):
     from transformers import CLIPProcessor
 
-    clip = judge_for(clip_folder, reference.pictures()).networks["clip"]
+    clip = judge_for(clip_folder, reference.images()).networks["clip"]
     model, processor = CLIPModel.from_pretrained(clip_folder), CLIPProcessor.from_pretrained(clip_folder)
     with torch.no_grad():
         whole = model(**processor(text=CAPTIONS, images=images_of(drawn), return_tensors="pt", padding=True))
@@ -174,8 +180,8 @@ def test_the_text_score_is_the_clip_score_of_torchmetrics(clip_folder, drawn):
     theirs = CLIPScore(lambda: (AsTorchmetricsAsks.from_pretrained(clip_folder).eval(), clip.processor))
     with torch.no_grad():
         ours = text_score(features(clip, drawn), clip.embed_captions(CAPTIONS))
-    for picture, caption, score in zip(drawn, CAPTIONS, ours, strict=True):
-        assert float(theirs(picture, caption)) == pytest.approx(float(score), abs=1e-3)
+    for image, caption, score in zip(drawn, CAPTIONS, ours, strict=True):
+        assert float(theirs(image, caption)) == pytest.approx(float(score), abs=1e-3)
         theirs.reset()
 
 
@@ -189,11 +195,11 @@ SMALL = {
 
 
 @pytest.mark.parametrize(("step", "few"), [(10, False), (100, True)])
-def test_distances_to_a_handful_of_pictures_are_warned_of(step, few, recwarn):
-    judge_for("critic", reference.pictures()[::step])
-    told = [str(w.message) for w in recwarn if "true pictures" in str(w.message)]
+def test_distances_to_a_handful_of_images_are_warned_of(step, few, recwarn):
+    judge_for("critic", reference.images()[::step])
+    told = [str(w.message) for w in recwarn if "real images" in str(w.message)]
     assert bool(told) == few
-    assert not few or "only 6 true pictures" in told[0]
+    assert not few or "only 6 real images" in told[0]
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -201,7 +207,7 @@ def test_an_image_model_of_transformers_judges_as_it_does_by_itself(tmp_path, dr
     model, processor = SMALL[name]().eval(), ViTImageProcessor(size={"height": 32, "width": 32})
     model.save_pretrained(tmp_path / name)
     processor.save_pretrained(tmp_path / name)
-    network = judge_for(str(tmp_path / name), reference.pictures()).networks[name]
+    network = judge_for(str(tmp_path / name), reference.images()).networks[name]
     with torch.no_grad():
         seen = model(processor(images=images_of(drawn), return_tensors="pt").pixel_values)
         places = {"vit-msn": (1,), "segformer": (2, 3)}.get(name)
@@ -210,11 +216,11 @@ def test_an_image_model_of_transformers_judges_as_it_does_by_itself(tmp_path, dr
     assert network.num_features == truth.shape[1]
 
 
-def test_a_model_that_reads_is_no_judge_of_pictures(tmp_path):
+def test_a_model_that_reads_is_no_judge_of_images(tmp_path):
     BertModel(BertConfig(**NARROW)).save_pretrained(tmp_path / "bert")
     ViTImageProcessor().save_pretrained(tmp_path / "bert")
-    with pytest.raises(InputError, match="takes input_ids, not pictures"):
-        judge_for(str(tmp_path / "bert"), reference.pictures())
+    with pytest.raises(InputError, match="takes input_ids, not images"):
+        judge_for(str(tmp_path / "bert"), reference.images())
 
 
 @pytest.mark.parametrize(
@@ -228,7 +234,7 @@ def test_a_network_that_is_not_installed_is_named_with_the_remedy(network, packa
     if find_spec(package):
         pytest.skip(f"{package} is installed")
     with pytest.raises(InputError, match=f"{network}' is not at hand: {remedy}"):
-        judge_for(network, reference.pictures())
+        judge_for(network, reference.images())
 
 
 @pytest.mark.skipif(bool(find_spec("torchvision")), reason="with torchvision the processor is there")
@@ -238,12 +244,12 @@ def test_a_network_whose_processor_needs_torchvision_is_refused_in_a_line(tmp_pa
         '{"image_processor_type": "DINOv3ViTImageProcessorFast"}'
     )
     with pytest.raises(InputError, match=r"dino' is not at hand: .*requires the Torchvision library"):
-        judge_for(str(tmp_path / "dino"), reference.pictures())
+        judge_for(str(tmp_path / "dino"), reference.images())
 
 
 @pytest.mark.skipif(not find_spec("efficientnet_lite_pytorch"), reason="the extra imagenet is not installed")
 def test_the_classifier_of_efficientnet_reads_our_features():
-    network = judge_for("efficientnet-lite0", reference.pictures()).networks["efficientnet-lite0"]
+    network = judge_for("efficientnet-lite0", reference.images()).networks["efficientnet-lite0"]
     square = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
     with torch.no_grad():
         logits = network.network((square.float() - 127) / 128)

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entropy_probe.errors import InputError
-from entropy_probe.fitting import POOLED, Derivation, derive, derive_gaussian, derive_measured, fit
-from entropy_probe.fitting.derive import _root, _Try
-from entropy_probe.sweep import sweep
+from entropy_probe.estimation import POOLED, Derivation, derive, derive_gaussian, derive_measured, fit
+from entropy_probe.estimation.derivation import _root, _Try
+from entropy_probe.runs import sweep
 
 TOKENS = (64, 144, 256, 576, 1024)
 
@@ -109,10 +109,10 @@ def test_kappa_is_recovered_with_an_interval_that_covers_it():
     g = pd.Series([math.sqrt(1 + 0.4 * math.log(n / 256)) for n in index.get_level_values(1)], index=index)
     level = pd.Series(3.0, index=[f"p{i}" for i in range(8)])
     curves = []
-    for multiplier in (0.5, 1.0, 2.0):
+    for scale_factor in (0.5, 1.0, 2.0):
         noise = 0.05 * generator.standard_normal((len(index), 8))
-        rows = pd.DataFrame(level.to_numpy() - math.log(multiplier) + noise, index=index, columns=level.index)
-        curves.append(rows.assign(multiplier=multiplier).set_index("multiplier", append=True))
+        rows = pd.DataFrame(level.to_numpy() - math.log(scale_factor) + noise, index=index, columns=level.index)
+        curves.append(rows.assign(scale_factor=scale_factor).set_index("scale_factor", append=True))
     target = pd.DataFrame([level], index=pd.Index(["a"], name="layer"))
     found = _Try(g, pd.concat(curves), target).kappa().iloc[0]
     assert found["kappa"] == pytest.approx(0.4)
@@ -141,7 +141,7 @@ def test_the_measured_law_removes_drift_when_sampled_anew(sampled):
 
 
 def test_g_at_its_bounds_is_reported(sampled, monkeypatch):
-    monkeypatch.setattr(sys.modules["entropy_probe.fitting.derive"], "MOST", 1.01)
+    monkeypatch.setattr(sys.modules["entropy_probe.estimation.derivation"], "MOST", 1.01)
     unreachable = derive_measured(sampled, rounds=0, progress=False).unreachable
     assert (unreachable["g"] == 1.01).all()
     assert len(unreachable) > 0

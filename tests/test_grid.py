@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entropy_probe.capture import Latents, token_grid
+from entropy_probe.attention import Latents, token_grid
 
 SIDES = st.integers(1, 300)
 

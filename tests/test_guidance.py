@@ -17,10 +17,9 @@ from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
 from families.pipelines import PIPELINES, by_family, seeded
 
 from entropy_probe import capture, scaled
-from entropy_probe.capture import Latents, attention_calls
-from entropy_probe.capture.role import role
-from entropy_probe.pipelines import draw as draw_pictures
-from entropy_probe.pipelines import load
+from entropy_probe.attention import Latents, attention_calls
+from entropy_probe.attention.roles import role
+from entropy_probe.models import load, sample_images
 
 
 @pytest.fixture
@@ -105,7 +104,7 @@ def test_a_pipeline_that_does_not_say_so_is_seen_to_guide():
     frames = {}
     for scale in (4.0, 1.0):
         with capture(pipeline) as captured:
-            draw_pictures(pipeline, ["noto red apple", "flat pizza"], (64, 64), [0, 1], steps=2, guidance_scale=scale)
+            sample_images(pipeline, ["noto red apple", "flat pizza"], (64, 64), [0, 1], steps=2, guidance_scale=scale)
         frames[scale] = captured.frame()
     assert set(frames[1.0]["branch"]) == {"cond"}
     assert set(frames[4.0]["branch"]) == {"cond", "uncond"}

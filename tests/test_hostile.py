@@ -24,14 +24,14 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenize
 from entropy_probe import cli, reference
 from entropy_probe.errors import InputError
 from entropy_probe.escape import for_spreadsheet, for_terminal
+from entropy_probe.evaluation.networks import Clip, Vision, judge_for
 from entropy_probe.laws import Measured, from_json, resolve, to_json
-from entropy_probe.pipelines import fingerprint, load
-from entropy_probe.report import Report
-from entropy_probe.report.page import csv
+from entropy_probe.models import fingerprint, load
+from entropy_probe.reports import Report
+from entropy_probe.reports.page import csv
+from entropy_probe.runs import Grid, Sweep, sweep
+from entropy_probe.runs.cells import COLUMNS
 from entropy_probe.strict_json import MOST_BYTES, read_bounded
-from entropy_probe.sweep import Grid, Sweep, sweep
-from entropy_probe.sweep.cells import COLUMNS
-from entropy_probe.validation.networks import Clip, Vision, judge_for
 
 SCRIPT = "<script>alert(1)</script>"
 PROMPTS = (
@@ -57,7 +57,7 @@ def run(tiny_pipeline, tmp_path_factory):
     store = tmp_path_factory.mktemp("run") / "run"
     return sweep(
         tiny_pipeline, prompts=PROMPTS, sizes=[(32, 32), (64, 64)], seeds=[0], steps=1, guidance_scale=4.0,
-        multipliers=(), progress=False, model=f"../../{SCRIPT}\u202e\x1b[2J", store=store,
+        scale_factors=(), progress=False, model=f"../../{SCRIPT}\u202e\x1b[2J", store=store,
     )  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def test_nothing_leaves_the_run_directory_and_every_prompt_comes_back(run):
 
 def assert_only_our_script(text):
     """The one script is the package's own to the letter, and the only one that the page's policy lets run."""
-    ours = files("entropy_probe.report").joinpath("page.js").read_text("utf-8")
+    ours = files("entropy_probe.reports").joinpath("page.js").read_text("utf-8")
     assert text.lower().count("<script") == 1
     assert f"<script>{ours}</script>" in text
     digest = base64.b64encode(hashlib.sha256(ours.encode()).digest()).decode()
@@ -296,7 +296,7 @@ def test_a_judge_that_brings_code_runs_none_even_where_one_would_say_yes(tiny_fo
         "config.json": {"auto_map": {"AutoConfig": "mine.Config"}, "model_type": "mine"},
     }  # fmt: skip
     (folder / where).write_text(json.dumps({**json.loads((folder / where).read_text()), **changes[where]}))
-    for load_judge in (Clip.load, Vision.load, lambda folder: judge_for(str(folder), reference.pictures())):
+    for load_judge in (Clip.load, Vision.load, lambda folder: judge_for(str(folder), reference.images())):
         with contextlib.suppress(InputError):
             load_judge(folder)
         assert not mark.exists()
@@ -317,7 +317,7 @@ def test_the_fingerprint_knows_every_bit(tiny_folder, part):
 
 def test_links_in_a_run_from_elsewhere_lead_nowhere(tiny_pipeline, tmp_path):
     run, outside, victim = tmp_path / "run", tmp_path / "outside", tmp_path / "victim"
-    settings = {"prompts": ["noto red apple"], "sizes": [(64, 64)], "steps": 1, "multipliers": (), "progress": False}
+    settings = {"prompts": ["noto red apple"], "sizes": [(64, 64)], "steps": 1, "scale_factors": (), "progress": False}
     outside.mkdir()
     victim.write_text("mine")
     run.mkdir()

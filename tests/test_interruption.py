@@ -13,11 +13,11 @@ import torch
 from pydantic import AfterValidator
 
 from entropy_probe.interruption import held_back
+from entropy_probe.runs import Sweep, sweep
 from entropy_probe.strict_json import from_strict_json
-from entropy_probe.sweep import Sweep, sweep
 
 SETTINGS = dict(
-    prompts=["noto red apple"], sizes=[(64, 64)], seeds=[0, 1], steps=3, guidance_scale=4.0, multipliers=(),
+    prompts=["noto red apple"], sizes=[(64, 64)], seeds=[0, 1], steps=3, guidance_scale=4.0, scale_factors=(),
     progress=False, batch=1,
 )  # fmt: skip
 

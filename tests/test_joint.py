@@ -5,7 +5,7 @@ import torch
 from families import FAMILIES
 
 from entropy_probe import capture
-from entropy_probe.capture.calls import image_start
+from entropy_probe.attention.interception import image_start
 from entropy_probe.statistics import dense, stratified_rows
 
 FLUX = next(family for family in FAMILIES if family.name == "Flux")
@@ -154,7 +154,7 @@ class Causal(torch.nn.Module):
 def test_causal_attention_over_words_and_image(rows):
     torch.manual_seed(0)
     sample, text, model = 3 * torch.randn(1, 16, 4, 4), 3 * torch.randn(1, 5, 16), Causal()
-    with capture(model, rows=rows, multipliers=[2.0]) as captured:
+    with capture(model, rows=rows, scale_factors=[2.0]) as captured:
         model(sample, text)
     tokens = torch.cat([text, sample.flatten(2).mT], 1).unflatten(-1, (2, 8)).transpose(1, 2)
     every = dense(tokens, tokens, is_causal=True).entropy[:, :, 5:]
@@ -205,11 +205,11 @@ def test_rows_are_drawn_among_the_image_tokens():
     with capture(denoiser, rows=64) as drawn:
         run(denoiser, inputs)
     assert torch.allclose(drawn.records[0].means.entropy, every, atol=1e-5)
-    with capture(denoiser, rows=16, multipliers=[2.0]) as drawn:
+    with capture(denoiser, rows=16, scale_factors=[2.0]) as drawn:
         run(denoiser, inputs)
     for record in drawn.records:
         assert record.rows == 16
-        assert (record.split is None) == (record.multiplier == 2.0)
+        assert (record.split is None) == (record.scale_factor == 2.0)
     errors = (drawn.records[0].means.entropy - every).abs()
     assert errors.max() <= 5 * rows.std(-1).max() / 16**0.5
 

@@ -37,12 +37,12 @@ TOKENS = st.integers(2, 100_000)
 class TestEveryLaw:
     @given(tokens=TOKENS)
     def test_is_one_at_the_training_size(self, law, tokens):
-        assert law.multiplier("a", tokens, tokens) == pytest.approx(1.0)
+        assert law.scale_factor("a", tokens, tokens) == pytest.approx(1.0)
 
     @given(trained=st.integers(16, 10_000), tokens=st.lists(TOKENS, min_size=2, max_size=2))
     def test_does_not_fall_with_the_tokens(self, law, trained, tokens):
         few, many = sorted(tokens)
-        assert law.multiplier("a", few, trained) <= law.multiplier("a", many, trained) + 1e-12
+        assert law.scale_factor("a", few, trained) <= law.scale_factor("a", many, trained) + 1e-12
 
     def test_survives_json(self, law):
         assert from_json(to_json(law)) == law
@@ -61,31 +61,31 @@ def test_laws_of_one_kappa_are_named_apart_and_what_lacks_a_number_is_refused():
 
 
 def test_closed_values():
-    assert Paper().multiplier("", 4096, 1024) == pytest.approx(math.sqrt(12 / 10))
-    assert Log().multiplier("", 4096, 1024) == pytest.approx(1.2)
-    assert Yarn().multiplier("", 4096, 1024) == pytest.approx((1 + 0.1 * math.log(4)) ** 2)
-    assert Yarn().multiplier("", 16, 1024) == 1.0
-    assert Gaussian({"a": 3.0}).multiplier("a", 4096, 1024) == pytest.approx(math.sqrt(1 + 2 * math.log(4) / 3))
+    assert Paper().scale_factor("", 4096, 1024) == pytest.approx(math.sqrt(12 / 10))
+    assert Log().scale_factor("", 4096, 1024) == pytest.approx(1.2)
+    assert Yarn().scale_factor("", 4096, 1024) == pytest.approx((1 + 0.1 * math.log(4)) ** 2)
+    assert Yarn().scale_factor("", 16, 1024) == 1.0
+    assert Gaussian({"a": 3.0}).scale_factor("a", 4096, 1024) == pytest.approx(math.sqrt(1 + 2 * math.log(4) / 3))
 
 
 @given(TOKENS, st.integers(16, 10_000), st.floats(0.01, 0.1))
 def test_paper_and_gaussian_are_members_of_the_kappa_family(tokens, trained, kappa):
-    assert Paper().multiplier("", tokens, trained) == pytest.approx(
-        Kappa({"*": 1 / math.log(trained)}).multiplier("", tokens, trained)
+    assert Paper().scale_factor("", tokens, trained) == pytest.approx(
+        Kappa({"*": 1 / math.log(trained)}).scale_factor("", tokens, trained)
     )
-    assert Gaussian({"a": 2 / kappa}).multiplier("a", tokens, trained) == pytest.approx(
-        Kappa({"a": kappa}).multiplier("a", tokens, trained)
+    assert Gaussian({"a": 2 / kappa}).scale_factor("a", tokens, trained) == pytest.approx(
+        Kappa({"a": kappa}).scale_factor("a", tokens, trained)
     )
 
 
 def test_measured_goes_through_its_points_and_on_beyond_them():
-    at = {x: MEASURED.multiplier("a", round(1e6 * math.exp(x)), 10**6) for x in (-2.8, -1.4, 0, 0.7, 1.4, 2.8)}
+    at = {x: MEASURED.scale_factor("a", round(1e6 * math.exp(x)), 10**6) for x in (-2.8, -1.4, 0, 0.7, 1.4, 2.8)}
     assert list(at.values()) == pytest.approx([0.25, 0.5, 1.0, 2**0.5, 2.0, 4.0], rel=1e-3)
 
 
 def test_a_law_of_another_model_is_refused():
     with pytest.raises(InputError, match="knows no layer 'b'"):
-        MEASURED.multiplier("b", 2, 1)
+        MEASURED.scale_factor("b", 2, 1)
 
 
 def test_laws_are_resolved_from_names_and_files(tmp_path):

@@ -1,4 +1,4 @@
-"""The order of the house: imports run downhill, and what must start quickly imports nothing heavy."""
+"""The layout of the package: imports run in one direction, and what must start quickly imports nothing heavy."""
 
 import ast
 import subprocess
@@ -7,36 +7,93 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "entropy_probe"
-ORDER = ["statistics", "capture", "pipelines", "laws", "sweep", "fitting", "validation", "report", "regression", "cli"]
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "entropy_probe"
+ORDER = (
+    "statistics", "attention", "models", "reference", "laws", "runs", "estimation", "evaluation", "baselines",
+    "plots", "reports", "cli",
+)  # fmt: skip
+"""A package may import only packages to its left, and the modules in `BASE`."""
+BASE = ("bundled", "errors", "escape", "interruption", "progress", "strict_json", "version", "views")
+"""Modules without a package; they import each other only."""
+TOP = ("__init__", "pytest_plugin")
+"""Modules that may import every package."""
+HEAVY = ("torch", "diffusers", "transformers", "pandas", "matplotlib", "scipy")
 
 
-def imported(path: Path) -> set[str]:
-    """Subpackages of entropy_probe that a file imports."""
-    found = set()
+def imports(path: Path) -> list[str]:
+    """Full names of the modules that a file imports, inside functions and under TYPE_CHECKING too."""
+    found: list[str] = []
     for node in ast.walk(ast.parse(path.read_text())):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-        found |= {n.split(".")[1] for n in names if n.startswith("entropy_probe.") and n.count(".")}
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            module = node.module or ""
+            found += [f"{module}.{alias.name}" if module == "entropy_probe" else module for alias in node.names]
     return found
 
 
-@pytest.mark.parametrize("part", ORDER[:-1])
-def test_imports_run_downhill(part):
-    above = set(ORDER[ORDER.index(part) + 1 :])
-    for path in (PACKAGE / part).glob("*.py"):
-        assert not imported(path) & above, path
+def part(module: str) -> str | None:
+    """The package or module of entropy_probe that an import names."""
+    names = module.split(".")
+    return (names[1] if len(names) > 1 else "__init__") if names[0] == "entropy_probe" else None
 
 
-@pytest.mark.parametrize("command", ["import entropy_probe", "import entropy_probe.cli"])
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def test_the_order_names_every_package_and_module():
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert packages == set(ORDER)
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {*BASE, *TOP}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_run_in_one_direction(path):
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if own in TOP:
+        return
+    allowed = {*BASE, *ORDER[: ORDER.index(own) + 1]} if own in ORDER else set(BASE)
+    assert {part(module) for module in imports(path)} - {None} <= allowed
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_nothing_is_imported_by_string(path):
+    tree = ast.parse(path.read_text())
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not names & {"import_module", "__import__"}
+    assert "sys.modules" not in path.read_text()
+
+
+@pytest.mark.parametrize("folder", ["recipes", "research", "benchmarks"])
+def test_the_package_does_not_import_what_is_not_installed(folder):
+    assert not [path for path in modules() if any(name.split(".")[0] == folder for name in imports(path))]
+
+
+@pytest.mark.parametrize("name", sorted({name for name in ORDER if name != "cli"}))
+def test_no_public_function_has_the_name_of_a_package(name):
+    import entropy_probe
+
+    assert not callable(getattr(entropy_probe, name, None)) or name not in entropy_probe.__all__
+
+
+def test_no_file_is_longer_than_400_lines_and_no_function_longer_than_60():
+    long = []
+    for path in modules():
+        text = path.read_text()
+        if text.count("\n") > 400:
+            long.append(f"{path.name}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                long += [f"{path.name}: {node.name} has {lines} lines"] if lines > 60 else []
+    assert not long
+
+
+@pytest.mark.parametrize("command", ["import entropy_probe", "import entropy_probe.cli.main"])
 def test_start_imports_nothing_heavy(command):
-    check = (
-        f"{command}; import sys; print([m for m in ('torch', 'diffusers', 'pandas', 'matplotlib') if m in sys.modules])"
-    )
+    check = f"{command}; import sys; print([m for m in {HEAVY} if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", check], text=True).strip() == "[]"
-
-
-def test_public_functions_keep_their_names_when_subpackages_are_imported():
-    check = "import entropy_probe.sweep.run, entropy_probe as ep; print(callable(ep.sweep), callable(ep.capture))"
-    assert subprocess.check_output([sys.executable, "-c", check], text=True).split() == ["True", "True"]

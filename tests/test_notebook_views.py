@@ -9,12 +9,12 @@ import pytest
 from test_report import HOSTILE, synthetic
 
 import entropy_probe as ep
-from entropy_probe.capture import Captured
+from entropy_probe.attention import Captured
 from entropy_probe.errors import InputError
-from entropy_probe.fitting import fit
+from entropy_probe.estimation import fit
+from entropy_probe.evaluation import outcome_of
 from entropy_probe.laws import LAWS, Constant, Gaussian, Kappa, Measured, Paper, factors
-from entropy_probe.report.tables import captured_table, drift_table, entropy_table, factor_table, fit_table
-from entropy_probe.validation import outcome_of
+from entropy_probe.plots.tables import captured_table, drift_table, entropy_table, factor_table, fit_table
 
 mpl.use("agg")
 
@@ -115,8 +115,8 @@ def test_an_empty_capture_says_what_to_do():
 def test_factors_are_those_of_the_law():
     table = factors(LAW, [0.5, 4.0])
     assert list(table["layer"]) == ["down.attn1", "down.attn1", "mid.attn1", "mid.attn1"]
-    assert table["multiplier"].iloc[3] == LAW.multiplier("mid.attn1", 4096, 1024)
-    assert factors(Paper(), [4.0], training_tokens=256)["multiplier"].item() == Paper().multiplier("", 1024, 256)
+    assert table["scale_factor"].iloc[3] == LAW.scale_factor("mid.attn1", 4096, 1024)
+    assert factors(Paper(), [4.0], training_tokens=256)["scale_factor"].item() == Paper().scale_factor("", 1024, 256)
 
 
 @pytest.mark.parametrize("name", LAWS)

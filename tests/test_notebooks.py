@@ -21,7 +21,7 @@ ABSOLUTE = re.compile(r"(?<![\w./<])/(?:[\w.-]+/)+[\w.-]*")
 
 
 def texts(cells: list[NotebookNode]) -> Iterator[str]:
-    """What cells show in words: pictures are left out, in whose letters any path may stand."""
+    """What cells show in words: images are left out, in whose letters any path may stand."""
     for shown in (shown for cell in cells for shown in cell.outputs):
         yield str(shown.get("text", ""))
         for kind, content in shown.get("data", {}).items():

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from entropy_probe.errors import InputError
-from entropy_probe.pipelines import PictureFolder, encode, objective
+from entropy_probe.models import ImageFolder, encode, objective
 
 CAPTIONS = ["noto red apple", "flat pizza", "noto red"]
 
 
-def pictures(count=3, size=(64, 64)):
+def images(count=3, size=(64, 64)):
     return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -27,7 +27,7 @@ def prediction(tiny_pipeline):
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_the_loss_is_the_objective_of_the_prediction_type(tiny_pipeline, prediction, kind):
     prediction(kind)
-    asked = objective(tiny_pipeline, pictures(size=(64, 96)), CAPTIONS)
+    asked = objective(tiny_pipeline, images(size=(64, 96)), CAPTIONS)
     index, timesteps = torch.tensor([2, 0]), torch.tensor([700, 20])
     noise = torch.randn(2, *asked.latents.shape[1:], generator=torch.Generator().manual_seed(1))
     latents = asked.latents[index]
@@ -48,16 +48,16 @@ def test_the_loss_is_the_objective_of_the_prediction_type(tiny_pipeline, predict
 
 
 @torch.no_grad()
-def test_latents_are_what_the_autoencoder_gives_and_decode_to_the_pictures(tiny_pipeline):
-    latents = encode(tiny_pipeline, pictures())
-    expected = tiny_pipeline.vae.encode(pictures().float() / 127.5 - 1).latents
+def test_latents_are_what_the_autoencoder_gives_and_decode_to_the_images(tiny_pipeline):
+    latents = encode(tiny_pipeline, images())
+    expected = tiny_pipeline.vae.encode(images().float() / 127.5 - 1).latents
     assert torch.allclose(latents, expected * tiny_pipeline.vae.config.scaling_factor, atol=1e-5)
 
 
 def test_a_variational_autoencoder_gives_its_mode_scaled_and_shifted():
     from diffusers import AutoencoderKL
 
-    from entropy_probe.pipelines import encode_with
+    from entropy_probe.models import encode_with
 
     torch.manual_seed(0)
     vae = AutoencoderKL(
@@ -72,7 +72,7 @@ def test_a_variational_autoencoder_gives_its_mode_scaled_and_shifted():
 def test_a_flow_predicts_noise_minus_latents(tiny_pipeline):
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    from entropy_probe.pipelines.objective import _noised
+    from entropy_probe.models.denoising_loss import _noised
 
     scheduler = FlowMatchEulerDiscreteScheduler()
     latents, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
@@ -83,27 +83,27 @@ def test_a_flow_predicts_noise_minus_latents(tiny_pipeline):
 
 
 @torch.no_grad()
-def test_more_pictures_than_are_encoded_at_once_keep_their_own_captions(tiny_pipeline, monkeypatch):
+def test_more_images_than_are_encoded_at_once_keep_their_own_captions(tiny_pipeline, monkeypatch):
     captions = [*CAPTIONS, "flat red"]
-    whole = objective(tiny_pipeline, pictures(4), captions).losses_at(torch.arange(4), 500, seed=0)
-    monkeypatch.setattr(sys.modules["entropy_probe.pipelines.objective"], "ENCODED_AT_ONCE", 3)
-    parts = objective(tiny_pipeline, pictures(4), captions)
+    whole = objective(tiny_pipeline, images(4), captions).losses_at(torch.arange(4), 500, seed=0)
+    monkeypatch.setattr(sys.modules["entropy_probe.models.denoising_loss"], "ENCODED_AT_ONCE", 3)
+    parts = objective(tiny_pipeline, images(4), captions)
     assert torch.allclose(parts.losses_at(torch.arange(4), 500, seed=0), whole, rtol=1e-4)
     single = torch.cat([parts.losses_at(torch.tensor([i]), 500, seed=0) for i in range(4)])
     assert torch.allclose(single, whole, rtol=1e-4)
 
 
 def test_what_cannot_be_judged_is_refused(tiny_pipeline, prediction):
-    with pytest.raises(InputError, match="3 pictures and 2 captions"):
-        objective(tiny_pipeline, pictures(), CAPTIONS[:2])
+    with pytest.raises(InputError, match="3 images and 2 captions"):
+        objective(tiny_pipeline, images(), CAPTIONS[:2])
     with pytest.raises(InputError, match="multiples of"):
-        objective(tiny_pipeline, pictures(size=(60, 64)), CAPTIONS)
+        objective(tiny_pipeline, images(size=(60, 64)), CAPTIONS)
     prediction("nonsense")
     with pytest.raises((InputError, ValueError), match="nonsense"):
-        objective(tiny_pipeline, pictures(), CAPTIONS).losses_at(torch.arange(3), 500, seed=0)
+        objective(tiny_pipeline, images(), CAPTIONS).losses_at(torch.arange(3), 500, seed=0)
 
 
-def test_a_folder_of_pictures_is_cropped_to_every_shape(tmp_path):
+def test_a_folder_of_images_is_cropped_to_every_shape(tmp_path):
     from PIL import Image
 
     image = Image.new("RGB", (120, 60), "white")
@@ -111,7 +111,7 @@ def test_a_folder_of_pictures_is_cropped_to_every_shape(tmp_path):
     image.save(tmp_path / "red-bar_two.png")
     image.save(tmp_path / "other.png")
     (tmp_path / "other.txt").write_text(" a bar\n")
-    found = PictureFolder.open(tmp_path)
+    found = ImageFolder.open(tmp_path)
     assert found.captions == ("a bar", "red bar two")
     square = found.at((30, 30))
     assert square.shape == (2, 3, 30, 30)
@@ -120,11 +120,11 @@ def test_a_folder_of_pictures_is_cropped_to_every_shape(tmp_path):
     assert found.at((60, 20))[0, 1].max() < 60  # a third of its width is all bar
 
 
-def test_a_folder_without_pictures_is_refused(tmp_path):
-    with pytest.raises(InputError, match="holds no pictures"):
-        PictureFolder.open(tmp_path)
+def test_a_folder_without_images_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds no images"):
+        ImageFolder.open(tmp_path)
     with pytest.raises(InputError, match="no folder"):
-        PictureFolder.open(tmp_path / "none")
-    (tmp_path / "x.png").write_text("no picture")
+        ImageFolder.open(tmp_path / "none")
+    (tmp_path / "x.png").write_text("no image")
     with pytest.raises(InputError, match=r"x\.png cannot be read"):
-        PictureFolder.open(tmp_path).at((8, 8))
+        ImageFolder.open(tmp_path).at((8, 8))

@@ -29,17 +29,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig
 
-from entropy_probe.capture import Latents, capture, default_size
-from entropy_probe.capture.latents import training_latents
+from entropy_probe.attention import Latents, capture, default_size
+from entropy_probe.attention.latents import training_latents
 from entropy_probe.errors import InputError
-from entropy_probe.pipelines import (
+from entropy_probe.models import (
     check_size,
-    draw,
     fingerprint,
     format_size,
     layers,
     load,
     parse_size,
+    sample_images,
     training_size,
     training_tokens,
 )
@@ -209,8 +209,8 @@ def test_bad_sizes_are_refused(text):
 
 
 def test_an_image_depends_on_its_own_seed_and_prompt(tiny_pipeline):
-    both = draw(tiny_pipeline, ["a", "b"], (64, 64), [0, 1], steps=2, guidance_scale=4.0)
-    alone = draw(tiny_pipeline, ["b"], (64, 64), [1], steps=2, guidance_scale=4.0)
+    both = sample_images(tiny_pipeline, ["a", "b"], (64, 64), [0, 1], steps=2, guidance_scale=4.0)
+    alone = sample_images(tiny_pipeline, ["b"], (64, 64), [1], steps=2, guidance_scale=4.0)
     assert np.abs(np.asarray(both[1], int) - np.asarray(alone[0], int)).max() <= 1
     assert not np.array_equal(both[0], both[1])
 

@@ -9,41 +9,41 @@ import torch
 
 import entropy_probe as ep
 from entropy_probe.errors import InputError
+from entropy_probe.evaluation import WHITE, Judge, Outcome, quality, validate
+from entropy_probe.evaluation.drift import resamples
+from entropy_probe.evaluation.image_quality import Comparison, _compare, _corrected, drawn_again
 from entropy_probe.laws import Constant
-from entropy_probe.pipelines import to_tensor
-from entropy_probe.report.figures import quality_by_law
-from entropy_probe.report.tables import in_order, quality_table
-from entropy_probe.validation import WHITE, Judge, Outcome, quality, validate
-from entropy_probe.validation.drift import resamples
-from entropy_probe.validation.quality import Comparison, _compare, _corrected, drawn_again
+from entropy_probe.models import to_tensor
+from entropy_probe.plots.figures import quality_by_law
+from entropy_probe.plots.tables import in_order, quality_table
 
 PROMPTS = ["noto red apple", "flat pizza", "noto frog"]
 
 
 class Colours(torch.nn.Module):
-    """Sees the mean colour of a picture, and reads any caption as the same one."""
+    """Sees the mean colour of an image, and reads any caption as the same one."""
 
     num_features = 3
 
-    def forward(self, pictures):
-        return pictures.float().mean((2, 3)) / 255 + 0.01
+    def forward(self, images):
+        return images.float().mean((2, 3)) / 255 + 0.01
 
     def embed_captions(self, captions):
         return torch.eye(3)[torch.arange(len(captions)) % 3]
 
 
 class Quarters(torch.nn.Module):
-    """Sees how bright the quarters of a picture are, and cannot read."""
+    """Sees how bright the quarters of an image are, and cannot read."""
 
     num_features = 4
 
-    def forward(self, pictures):
-        return torch.nn.functional.adaptive_avg_pool2d(pictures.float().mean(1), 2).flatten(1) / 255
+    def forward(self, images):
+        return torch.nn.functional.adaptive_avg_pool2d(images.float().mean(1), 2).flatten(1) / 255
 
 
 @pytest.fixture(scope="module")
 def judged(tiny_pipeline):
-    judge = Judge({"colours": Colours()}, ep.reference.pictures()[::60], WHITE)
+    judge = Judge({"colours": Colours()}, ep.reference.images()[::60], WHITE)
     return validate(
         tiny_pipeline, laws=["paper", Constant(3.0)], prompts=PROMPTS, sizes=[(32, 32), (64, 64)], seeds=[0, 1],
         steps=2, judge=judge, progress=False,
@@ -55,26 +55,26 @@ def test_every_law_is_compared_at_every_other_size(judged):
     assert set(table["law"]) == {"paper", "constant"}
     assert set(table["size"]) == {"32"}
     assert {"text_score", "caption_found", "incompleteness", "repetition", "kernel_distance"} <= set(table["metric"])
-    assert (table["pictures"] == 6).all()
+    assert (table["images"] == 6).all()
     assert ((table["p"] >= 0) & (table["p"] <= 1)).all()
 
 
-def test_a_picture_is_judged_by_its_own_pixels(judged):
+def test_a_image_is_judged_by_its_own_pixels(judged):
     network = Colours()
-    row = judged.quality.pictures.query(
-        "law == 'paper' and prompt == 'flat pizza' and seed == 1 and height == 32"
-    ).iloc[0]
-    picture = to_tensor(judged.sweep.image("flat pizza", (32, 32), 1, "paper"))
-    expected = 100 * torch.cosine_similarity(network(picture[None])[0], torch.eye(3)[1], dim=0)
+    row = judged.quality.images.query("law == 'paper' and prompt == 'flat pizza' and seed == 1 and height == 32").iloc[
+        0
+    ]
+    image = to_tensor(judged.sweep.image("flat pizza", (32, 32), 1, "paper"))
+    expected = 100 * torch.cosine_similarity(network(image[None])[0], torch.eye(3)[1], dim=0)
     assert row["text_score"] == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_the_frechet_distance_appears_where_there_are_pictures_enough(judged):
-    assert "frechet_distance" in set(judged.quality.table()["metric"])  # 6 pictures, 3 features
+def test_the_frechet_distance_appears_where_there_are_images_enough(judged):
+    assert "frechet_distance" in set(judged.quality.table()["metric"])  # 6 images, 3 features
 
 
 def test_several_networks_judge_as_each_does_alone(judged):
-    real = ep.reference.pictures()[::60]
+    real = ep.reference.images()[::60]
     both = quality(judged.sweep, Judge({"colours": Colours(), "quarters": Quarters()}, real, WHITE), progress=False)
     alone = quality(judged.sweep, Judge({"quarters": Quarters()}, real, WHITE), progress=False)
     assert {"text_score:colours", "kernel_distance:colours", "kernel_distance:quarters"} <= set(both.table()["metric"])
@@ -100,7 +100,7 @@ def test_several_networks_judge_as_each_does_alone(judged):
 def test_an_outcome_with_quality_survives_json(judged):
     again = Outcome.from_json(judged.sweep, judged.to_json())
     assert again.quality.comparisons == judged.quality.comparisons
-    assert again.quality.pictures.equals(judged.quality.pictures)
+    assert again.quality.images.equals(judged.quality.images)
     assert json.loads(again.to_json()) == json.loads(judged.to_json())
 
 
@@ -109,14 +109,14 @@ def test_the_original_must_be_there(judged):
 
     alone = replace(judged.sweep, grid=replace(judged.sweep.grid, laws=judged.sweep.grid.laws[1:]))
     with pytest.raises(InputError, match="original"):
-        quality(alone, Judge({"colours": Colours()}, ep.reference.pictures()[::60]), progress=False)
+        quality(alone, Judge({"colours": Colours()}, ep.reference.images()[::60]), progress=False)
 
 
 def test_a_shown_difference_is_named_by_the_way_that_is_better():
     noise = np.random.default_rng(0).normal(0, 0.01, 1000)
 
     def compared(metric, difference):
-        return _compare("paper", (32, 32), metric, 1.0, difference, difference + noise, pictures=64, prompts=32)
+        return _compare("paper", (32, 32), metric, 1.0, difference, difference + noise, images=64, prompts=32)
 
     found = _corrected(
         [
@@ -136,11 +136,11 @@ def test_holm_is_the_definition():
 
 
 def test_one_pair_shows_nothing():
-    assert _compare("paper", (32, 32), "repetition", 0.1, 0.1, np.full(1000, 0.1), pictures=1, prompts=1).p == 1
+    assert _compare("paper", (32, 32), "repetition", 0.1, 0.1, np.full(1000, 0.1), images=1, prompts=1).p == 1
 
 
-def test_equal_pictures_show_no_difference():
-    same = _compare("paper", (32, 32), "repetition", 0.1, 0.0, np.zeros(1000), pictures=16, prompts=8)
+def test_equal_images_show_no_difference():
+    same = _compare("paper", (32, 32), "repetition", 0.1, 0.0, np.zeros(1000), images=16, prompts=8)
     assert same.p == 1
     assert same.needed is None
 
@@ -160,19 +160,19 @@ def test_what_is_drawn_again_varies_as_sampling_does():
     assert np.std(means) == pytest.approx(values.std() / np.sqrt(200), rel=0.1)
 
 
-def test_pictures_that_a_law_leaves_alone_differ_in_nothing(tiny_pipeline):
-    judge = Judge({"colours": Colours(), "quarters": Quarters()}, ep.reference.pictures()[::60], WHITE)
+def test_images_that_a_law_leaves_alone_differ_in_nothing(tiny_pipeline):
+    judge = Judge({"colours": Colours(), "quarters": Quarters()}, ep.reference.images()[::60], WHITE)
     same = validate(
         tiny_pipeline, laws=[Constant(1.0)], prompts=PROMPTS, sizes=[(32, 32)], seeds=[0, 1], steps=2, judge=judge,
         progress=False,
     )  # fmt: skip
     table = same.quality.table()
-    assert len(table) == 8  # four of the pictures, two distances by either network, of which one reads
+    assert len(table) == 8  # four of the images, two distances by either network, of which one reads
     assert (table[["difference", "low", "high"]] == 0).all(axis=None)
     assert (table["p"] == 1).all()
 
 
 def test_a_difference_that_does_not_vary_is_as_sure_as_its_signs():
-    lost = _compare("paper", (32, 32), "caption_found", 0.0, -1.0, np.full(1000, -1.0), pictures=4, prompts=4)
+    lost = _compare("paper", (32, 32), "caption_found", 0.0, -1.0, np.full(1000, -1.0), images=4, prompts=4)
     assert lost.p == 0.125
     assert lost.needed is None

@@ -14,10 +14,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from entropy_probe import capture, scaled
-from entropy_probe.capture import attention_layers, find_denoiser
-from entropy_probe.cli import app
+from entropy_probe.attention import attention_layers, find_denoiser
+from entropy_probe.cli.main import app
 from entropy_probe.errors import InputError
-from entropy_probe.pipelines import draw, layers, training_size
+from entropy_probe.models import layers, sample_images, training_size
 
 SIZES = {"Stable Diffusion XL": (64, 64), "Stable Diffusion 3": (64, 64), "Flux": (512, 512)}
 TOKENS = {"Stable Diffusion XL": 64, "Stable Diffusion 3": 64, "Flux": 64 * 64}
@@ -155,7 +155,7 @@ def test_looking_at_layers_leaves_no_exchanged_processor(tmp_path):
 
 def test_it_is_captured_and_scaled(name, pipeline):
     def image():
-        return np.asarray(draw(pipeline, ["a red apple"], (64, 32), [0], steps=2, guidance_scale=4.0)[0])
+        return np.asarray(sample_images(pipeline, ["a red apple"], (64, 32), [0], steps=2, guidance_scale=4.0)[0])
 
     plain = image()
     with capture(pipeline) as captured:

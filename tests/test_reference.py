@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import entropy_probe as ep
-from entropy_probe.pipelines import REFERENCES, draw, training_size, training_tokens
-from entropy_probe.reference.emoji import _kept
-from entropy_probe.reference.emoji import draw as draw_svg
-from entropy_probe.reference.loop import batch, rate_at
-from entropy_probe.reference.train import SHARPER, Recipe, _sharpening, train_tokenizer, velocity
+from entropy_probe.models import REFERENCES, sample_images, training_size, training_tokens
+from entropy_probe.reference.drawings import draw as draw_svg
+from recipes.emoji_download import _kept
+from recipes.emoji_loop import batch, rate_at
+from recipes.emoji_unet import SHARPER, Recipe, _sharpening, train_tokenizer, velocity
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_they_are_pipelines_of_diffusers_trained_at_64_pixels(pipelines, name, k
 @pytest.mark.parametrize("name", REFERENCES)
 def test_the_caption_decides_what_is_drawn(pipelines, name):
     captions = ["noto red apple", "flat eggplant", "noto carrot", "flat broccoli"]
-    images = draw(pipelines[name], captions, (64, 64), [0] * 4, steps=12, guidance_scale=4.0)
+    images = sample_images(pipelines[name], captions, (64, 64), [0] * 4, steps=12, guidance_scale=4.0)
     colours = []
     for image in images:
         pixels = np.asarray(image, dtype=float).reshape(-1, 3)
@@ -86,7 +86,7 @@ def test_variants_are_left_out_of_the_training_set(name, kept):
     assert _kept(name, names) is kept
 
 
-def test_an_epoch_shows_every_picture_once_and_is_the_same_when_resumed():
+def test_an_epoch_shows_every_image_once_and_is_the_same_when_resumed():
     chosen = torch.arange(100, 112)
     epoch = torch.cat([batch(chosen, 4, step, 0) for step in range(3)])
     assert sorted(epoch.tolist()) == chosen.tolist()
@@ -94,7 +94,7 @@ def test_an_epoch_shows_every_picture_once_and_is_the_same_when_resumed():
     assert torch.equal(batch(chosen, 4, 5, 0), batch(chosen, 4, 5, 0))
 
 
-def test_the_velocity_gives_picture_and_noise_back():
+def test_the_velocity_gives_image_and_noise_back():
     latents, noise = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
     alpha = torch.tensor(0.3).expand(2, 1, 1, 1)
     noisy, target = velocity(latents, noise, alpha)
@@ -119,8 +119,8 @@ def test_a_resumed_training_keeps_its_tokenizer(tmp_path):
 def test_layers_are_sharpened_to_half_of_the_greatest_entropy():
     entropy = {"diffuse": [4.0, 3.0, 2.0, 1.0, 0.5, 0.2, 0.1], "sharp": [1.0] * 7}
     rows = [(layer, g, h, math.exp(4)) for layer, hs in entropy.items() for g, h in zip(SHARPER, hs, strict=True)]
-    means = pd.DataFrame(rows, columns=["layer", "multiplier", "entropy", "key_tokens"])
-    gains = _sharpening(means.set_index(["layer", "multiplier"]), Recipe(sharpen_to=0.5))
+    means = pd.DataFrame(rows, columns=["layer", "scale_factor", "entropy", "key_tokens"])
+    gains = _sharpening(means.set_index(["layer", "scale_factor"]), Recipe(sharpen_to=0.5))
     assert gains == pytest.approx({"diffuse": 2.0})
 
 

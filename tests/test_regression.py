@@ -16,12 +16,13 @@ from scipy import stats
 from torch import nn
 
 from entropy_probe import cli
+from entropy_probe.baselines import Profile, Settings, compare, junit, markdown, profile, text
+from entropy_probe.baselines.comparison import RESOLUTION
+from entropy_probe.baselines.profiles import HEAD, LEAST_IMAGES
 from entropy_probe.errors import InputError
-from entropy_probe.pipelines import load
-from entropy_probe.regression import Profile, Settings, compare, figure, junit, markdown, profile, text
-from entropy_probe.regression.compare import RESOLUTION
-from entropy_probe.regression.profile import HEAD, LEAST_IMAGES
-from entropy_probe.sweep import sweep
+from entropy_probe.models import load
+from entropy_probe.plots.baselines import figure
+from entropy_probe.runs import sweep
 
 pytest_plugins = "pytester"
 
@@ -77,11 +78,11 @@ def queries_scaled(tiny):
 
 
 def test_a_profile_is_the_mean_of_the_conditional_rows(tiny, tiny_profile, tmp_path):
-    run = sweep(tiny, **TINY, multipliers=(2.0,), store=tmp_path / "run", progress=False)
+    run = sweep(tiny, **TINY, scale_factors=(2.0,), store=tmp_path / "run", progress=False)
     frame = run.frame(curves=True)
     layer, kind, head, *_ = tiny_profile.entropy.index[3]
     here = (frame["layer"] == layer) & (frame["kind"] == kind) & (frame["head"] == head) & (frame["branch"] == "cond")
-    rows = frame[here & (frame["multiplier"] == 1) & (frame["prompt"] == "flat pizza") & (frame["seed"] == 4)]
+    rows = frame[here & (frame["scale_factor"] == 1) & (frame["prompt"] == "flat pizza") & (frame["seed"] == 4)]
     assert len(rows) == TINY["steps"]
     assert tiny_profile.entropy.iloc[3]["flat pizza", 4] == pytest.approx(rows["entropy"].mean(), abs=1e-6)
     assert set(tiny_profile.entropy.index.get_level_values("kind")) == {"self", "cross"}
@@ -257,7 +258,7 @@ def test_the_same_model_repeats_itself_to_the_bit(tiny, tiny_profile):
 
 
 def test_other_rounding_is_no_change(tiny, tiny_profile):
-    one_by_one = Profile.of(sweep(tiny, **TINY, multipliers=(), batch=1, progress=False))
+    one_by_one = Profile.of(sweep(tiny, **TINY, scale_factors=(), batch=1, progress=False))
     assert not one_by_one.entropy.equals(tiny_profile.entropy)
     assert compare(tiny_profile, one_by_one).same
 
@@ -380,7 +381,7 @@ def test_bad_input_is_one_line_and_exit_code_2(call, tiny_folder, tmp_path):
 
 TEST = """
 import pytest
-from entropy_probe.pipelines import load
+from entropy_probe.models import load
 
 SETTINGS = dict(prompts=["noto red apple", "flat pizza"], sizes=[(64, 64)], seeds=range(5), steps=2)
 

@@ -7,12 +7,12 @@ from moto.server import ThreadedMotoServer
 
 from entropy_probe import cli
 from entropy_probe.errors import InputError
-from entropy_probe.report import Report, compare
-from entropy_probe.sweep import Sweep, place, sweep
+from entropy_probe.reports import Report, compare
+from entropy_probe.runs import Sweep, place, sweep
 
 SETTINGS = dict(
     prompts=["noto red apple"], sizes=[(64, 64), (32, 48)], seeds=[0, 1], steps=1, guidance_scale=4.0,
-    multipliers=(2.0,), progress=False, model="tiny",
+    scale_factors=(2.0,), progress=False, model="tiny",
 )  # fmt: skip
 
 

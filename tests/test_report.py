@@ -14,15 +14,16 @@ import pytest
 from PIL import Image
 
 from entropy_probe.errors import InputError
-from entropy_probe.fitting import Derivation, fit
-from entropy_probe.fitting.derive import Round
+from entropy_probe.estimation import Derivation, fit
+from entropy_probe.estimation.derivation import Round
+from entropy_probe.evaluation import Comparison, Quality, outcome_of
 from entropy_probe.laws import Kappa, Measured, Paper, resolve
-from entropy_probe.report import EntropyMap, Report, entropy_maps, figures, report
-from entropy_probe.report.pictures import chosen_prompts
-from entropy_probe.report.report import _by_choice
-from entropy_probe.report.tables import error_by_rows, kappa_of_laws, quality_against_kappa
-from entropy_probe.sweep import Grid, Manifest, RunDirectory, Sweep, sweep
-from entropy_probe.validation import Comparison, Quality, outcome_of
+from entropy_probe.plots import figures
+from entropy_probe.plots.tables import error_by_rows, kappa_of_laws, quality_against_kappa
+from entropy_probe.reports import Report, report
+from entropy_probe.reports.images import chosen_prompts
+from entropy_probe.reports.run_report import _by_choice
+from entropy_probe.runs import EntropyMap, Grid, Manifest, RunDirectory, Sweep, entropy_maps, sweep
 
 PARTS = dict.fromkeys(("image_mass", "mass_entropy", "image_entropy", "text_entropy"), float("nan"))
 HOSTILE = "<script>alert(1)</script>"
@@ -66,7 +67,7 @@ def synthetic(path, *, layers=3, prompts=(HOSTILE, "flat pizza"), sizes=SIZES, s
     run = RunDirectory(path)
     manifest = Manifest(
         model="synthetic & <b>bold</b>", fingerprint="0" * 16, pipeline="StableDiffusionPipeline", dtype="float32",
-        training_size=(64, 64), steps=2, guidance_scale=4.0, rows="all", multipliers=(2.0,),
+        training_size=(64, 64), steps=2, guidance_scale=4.0, rows="all", scale_factors=(2.0,),
         versions={"entropy-probe": "0", "torch": "2"}, hardware="a machine",
     )  # fmt: skip
     run.create(manifest)
@@ -79,7 +80,7 @@ def synthetic(path, *, layers=3, prompts=(HOSTILE, "flat pizza"), sizes=SIZES, s
             name = f"down_blocks.{number}.attentions.0.transformer_blocks.0.attn1"
             stride = 4 * (1 + number % 2)
             tokens, trained = (h * w // stride**2 for h, w in (cell.size, (64, 64)))
-            g = named[cell.law].multiplier(name, tokens, trained)
+            g = named[cell.law].scale_factor(name, tokens, trained)
             for step, timestep in enumerate((900.0, 400.0)):
                 for head in range(2 + number % 2):
                     for m in (1.0, 2.0):
@@ -89,7 +90,7 @@ def synthetic(path, *, layers=3, prompts=(HOSTILE, "flat pizza"), sizes=SIZES, s
                             "kind": "self", "axes": "spatial",
                             "head": head, "tokens": tokens, "query_tokens": tokens, "key_tokens": tokens,
                             "training_tokens": trained,
-                            "scale": 0.2, "multiplier": m, "rows": tokens, "entropy": h, "entropy_std": 0.3,
+                            "scale": 0.2, "scale_factor": m, "rows": tokens, "entropy": h, "entropy_std": 0.3,
                             "entropy_se": 0.0, "logit_variance": 1.5, "attention_distance": 0.2, **PARTS,
                         })  # fmt: skip
         where = {"prompt": cell.prompt, "seed": cell.seed, "height": cell.size[0], "width": cell.size[1]}
@@ -114,10 +115,10 @@ def derived(base, bounds=()):
 
 
 def judged(outcome):
-    """The outcome with every picture of its grid judged by two metrics, text scores higher under the laws."""
+    """The outcome with every image of its grid judged by two metrics, text scores higher under the laws."""
     grid = outcome.sweep.grid
     generator = np.random.default_rng(0)
-    pictures = pd.DataFrame(
+    images = pd.DataFrame(
         [
             {"prompt": c.prompt, "seed": c.seed, "height": c.size[0], "width": c.size[1], "law": c.law,
              "text_score": generator.normal(0.5, 0.1), "repetition": generator.uniform()}
@@ -132,7 +133,7 @@ def judged(outcome):
         if size != outcome.sweep.manifest.training_size
         for metric in ("text_score", "repetition")
     )
-    return replace(outcome, quality=Quality(pictures, pd.DataFrame(original), compared))
+    return replace(outcome, quality=Quality(images, pd.DataFrame(original), compared))
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +179,7 @@ def test_every_figure_is_saved_as_its_numbers(full, page):
     np.testing.assert_allclose(first, full.entropy_maps[0].values, atol=5e-4)
 
 
-def test_the_quality_of_the_pictures_is_drawn_and_told(full):
+def test_the_quality_of_the_images_is_drawn_and_told(full):
     def compared(law, metric, difference, verdict, needed):
         interval = (difference - 0.01, difference + 0.01)
         return Comparison(law, (32, 48), metric, 0.5, difference, *interval, 0.01, verdict, 16, needed)
@@ -202,8 +203,8 @@ def test_the_quality_of_the_pictures_is_drawn_and_told(full):
     assert "Quality, alignment and defects" in page
     assert Page(page).tags.count("svg") == 12  # the metrics, the two defects, and all against kappa
     assert "12,345" in page
-    assert "the pictures were not judged" not in page
-    assert "the pictures were not judged" in full.html()
+    assert "the images were not judged" not in page
+    assert "the images were not judged" in full.html()
 
 
 def test_quality_stands_beside_the_kappa_of_its_law(full):
@@ -230,7 +231,7 @@ def test_the_prompts_on_which_laws_differ_most_and_least_are_shown(tmp_path):
             Image.new("RGB", (128, 128), (shade, 40, 40)).save(swept.run.image_path(cell))
     chosen = chosen_prompts(swept, 4)
     assert [prompt for prompt, _ in chosen] == ["prompt 5", "prompt 4", "prompt 1", "prompt 0"]
-    # One channel of three, at one of two sizes; on the original pictures all laws agree.
+    # One channel of three, at one of two sizes; on the original images all laws agree.
     assert [share for _, share in chosen] == pytest.approx([50 / 255 / 6, 40 / 255 / 6, 10 / 255 / 6, 0])
     assert chosen_prompts(replace(swept, grid=replace(swept.grid, laws=swept.grid.laws[:1])), 2) == [
         ("prompt 0", 0.0), ("prompt 1", 0.0),
@@ -309,7 +310,7 @@ def test_the_files_agree(full, page, tmp_path):
     assert path.read_text() == page
     records = pd.read_parquet(tmp_path / "records.parquet")
     pd.testing.assert_frame_equal(records, full.outcome.sweep.frame())
-    assert set(records["multiplier"]) == {1.0}
+    assert set(records["scale_factor"]) == {1.0}
     keys = ["law", "height", "width", "layer"]
     means = records.groupby(keys)["entropy"].mean()
     summary = pd.read_csv(tmp_path / "summary.csv")
@@ -363,7 +364,7 @@ def test_a_big_model_stays_within_bounds(tmp_path):
     big = synthetic(tmp_path / "run", layers=70, sizes=[(64, 64), (1024, 1024)])
     generator = np.random.default_rng(0)
     for cell in big.grid.cells():
-        noise = generator.integers(0, 255, (*cell.size, 3), dtype=np.uint8)  # the heaviest picture there is
+        noise = generator.integers(0, 255, (*cell.size, 3), dtype=np.uint8)  # the heaviest image there is
         Image.fromarray(noise).save(big.run.image_path(cell))
     text = report(big, law=derived(big).law).html()
     assert len(text) < 5e6
@@ -394,7 +395,7 @@ def test_a_notebook_shows_the_page_in_a_frame(base):
 def test_entropy_maps_lie_on_the_image(tiny_pipeline, tmp_path):
     sampled = sweep(
         tiny_pipeline, prompts=["flat pizza"], sizes=[(64, 64), (64, 96)], seeds=[0], steps=2, guidance_scale=4.0,
-        multipliers=(), store=tmp_path / "run", progress=False,
+        scale_factors=(), store=tmp_path / "run", progress=False,
     )  # fmt: skip
     maps = entropy_maps(sampled, Paper())
     assert [(m.size, m.law) for m in maps] == [((64, 64), "original"), ((64, 96), "original"), ((64, 96), "paper")]

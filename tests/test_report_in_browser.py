@@ -14,8 +14,9 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 from test_report import HOSTILE, derived, judged, synthetic
 
-from entropy_probe.report import EntropyMap, compare, report
-from entropy_probe.validation import outcome_of
+from entropy_probe.evaluation import outcome_of
+from entropy_probe.reports import compare, report
+from entropy_probe.runs import EntropyMap
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -26,10 +26,10 @@ from families.truth import eager, entropy
 from peft import LoraConfig
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from entropy_probe.capture import attention_layers, capture
+from entropy_probe.attention import attention_layers, capture
 from entropy_probe.errors import CaptureError
 from entropy_probe.laws import scaled
-from entropy_probe.pipelines import draw, load
+from entropy_probe.models import load, sample_images
 
 
 @pytest.fixture
@@ -368,7 +368,7 @@ def test_two_threads_with_a_model_each(tiny_folder):
     def measure(seed):
         pipeline = pipelines[seed]
         with capture(pipeline) as captured:
-            draw(pipeline, ["a"], (64, 64), [seed], steps=3, guidance_scale=4.0)
+            sample_images(pipeline, ["a"], (64, 64), [seed], steps=3, guidance_scale=4.0)
         return captured.frame()
 
     alone = [measure(seed) for seed in (0, 1)]

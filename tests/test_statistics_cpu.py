@@ -74,11 +74,11 @@ def test_a_curve_is_exact_where_it_can_be_and_one_is_the_usual_call_to_the_bit(k
     torch.manual_seed(0)
     query, key = torch.randn(2, 3, 150, 24), torch.randn(2, 3, 90, 24)
     places = torch.rand(150, 2), torch.rand(90, 2)
-    multipliers = (0.0, 0.5, 1.0, 1.7, 80.0)
-    found = curve_by_kernel(query, key, None, 0.2, multipliers, places, 40.0, kernel)
+    scale_factors = (0.0, 0.5, 1.0, 1.7, 80.0)
+    found = curve_by_kernel(query, key, None, 0.2, scale_factors, places, 40.0, kernel)
     assert [exact for _, exact in found] == [True, True, True, True, False]
-    for multiplier, (one, _) in zip(multipliers[:4], found, strict=False):
-        expected = dense(query, key, scale=0.2 * multiplier, positions=places)
+    for scale_factor, (one, _) in zip(scale_factors[:4], found, strict=False):
+        expected = dense(query, key, scale=0.2 * scale_factor, positions=places)
         for name in ("entropy", "logit_variance", "log_sum", "logit_mean", "attention_distance"):
             assert torch.allclose(getattr(one, name).double(), getattr(expected, name), rtol=1e-4, atol=1e-5), name
         for name, value in vars(replace(one, reduced=None).means()).items():
@@ -87,7 +87,7 @@ def test_a_curve_is_exact_where_it_can_be_and_one_is_the_usual_call_to_the_bit(k
     assert all(torch.equal(getattr(found[2][0], name), getattr(usual, name)) for name in ("entropy", "log_sum"))
 
 
-def test_a_curve_of_too_many_multipliers_is_refused(kernel):
+def test_a_curve_of_too_many_scale_factors_is_refused(kernel):
     query = torch.randn(1, 1, 4, 4)
     with pytest.raises(ValueError, match=f"at most {CURVE}"):
         curve_by_kernel(query, query, None, 1.0, (1.0,) * (CURVE + 1), None, 40.0, kernel)

@@ -6,7 +6,7 @@ import pytest
 import scipy.stats
 import torch
 
-from entropy_probe.capture import TokenGrid
+from entropy_probe.attention import TokenGrid
 from entropy_probe.statistics import dense
 
 

@@ -79,16 +79,16 @@ def test_flash_is_the_definition(compiled, call):
 
 @pytest.mark.parametrize("compiled", WAYS)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(call=calls(), multipliers=st.lists(st.floats(0, 4), max_size=10))
-def test_a_curve_is_the_definition_at_each_of_its_multipliers(compiled, call, multipliers):
+@given(call=calls(), scale_factors=st.lists(st.floats(0, 4), max_size=10))
+def test_a_curve_is_the_definition_at_each_of_its_scale_factors(compiled, call, scale_factors):
     query, key, options = call
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "COMPILED", compiled)
-        found = curve(query, key, multipliers, **options)
+        found = curve(query, key, scale_factors, **options)
     scale = options.pop("scale") or query.shape[-1] ** -0.5
-    assert len(found) == len(multipliers)
-    for multiplier, one in zip(multipliers, found, strict=True):
-        expected = dense(query, key, scale=multiplier * scale, **options)
+    assert len(found) == len(scale_factors)
+    for scale_factor, one in zip(scale_factors, found, strict=True):
+        expected = dense(query, key, scale=scale_factor * scale, **options)
         assert (one.entropy - expected.entropy).abs().max() <= LIMIT[query.dtype]
         assert torch.equal(one.counted, expected.counted)
         assert torch.allclose(one.logit_variance.double(), expected.logit_variance, rtol=1e-3, atol=1e-5)
@@ -129,14 +129,14 @@ def test_entropy_lies_between_zero_and_the_logarithm_of_the_allowed_keys(call):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.floats(0.3, 3.0))
-def test_entropy_does_not_change_with_the_order_or_the_place_of_the_keys(seed, multiplier):
+def test_entropy_does_not_change_with_the_order_or_the_place_of_the_keys(seed, scale_factor):
     torch.manual_seed(seed)
     query, key = torch.randn(1, 2, 20, 16), torch.randn(1, 2, 30, 16)
     entropy = flash(query, key).entropy
     assert torch.allclose(flash(query, key[:, :, torch.randperm(30)]).entropy, entropy, atol=1e-5)
     assert torch.allclose(flash(query, key + torch.randn(16)).entropy, entropy, atol=1e-5)
-    scaled = flash(query, key, scale=multiplier / 4).entropy
-    assert torch.allclose(flash(multiplier * query, key).entropy, scaled, atol=1e-5)
+    scaled = flash(query, key, scale=scale_factor / 4).entropy
+    assert torch.allclose(flash(scale_factor * query, key).entropy, scaled, atol=1e-5)
 
 
 def test_inputs_need_not_be_contiguous():

@@ -20,15 +20,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from entropy_probe.errors import InputError
-from entropy_probe.sweep import Sweep, cells, sweep
-from entropy_probe.sweep.cells import COLUMNS, SCHEMA, decode, notes, whole
-from entropy_probe.sweep.files import claim, write_atomically
-from entropy_probe.sweep.store import Manifest
+from entropy_probe.runs import Sweep, cells, sweep
+from entropy_probe.runs.cells import COLUMNS, SCHEMA, decode, notes, whole
+from entropy_probe.runs.directory import Manifest
+from entropy_probe.runs.files import claim, write_atomically
 
 PAGE = Path(__file__).parents[1] / "docs" / "run-directory.md"
 SETTINGS = dict(
     prompts=["noto red apple", "flat pizza"], sizes=[(64, 64), (32, 48)], seeds=[0, 1], steps=1, guidance_scale=4.0,
-    multipliers=(2.0,), progress=False,
+    scale_factors=(2.0,), progress=False,
 )  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def test_pandas_polars_and_duckdb_read_a_run_as_the_page_says(kept, monkeypatch)
 
 def test_duckdb_reads_every_value_of_every_column(kept):
     whole_run = duckdb.sql(f"SELECT * FROM '{kept.run.path}/cells/*.parquet'").df()
-    order = [*SCHEMA.names[:14], "multiplier"]
+    order = [*SCHEMA.names[:14], "scale_factor"]
     own = kept.frame(curves=True)
     pd.testing.assert_frame_equal(
         whole_run.sort_values(order, ignore_index=True), own.sort_values(order, ignore_index=True), check_dtype=False
@@ -116,7 +116,7 @@ def cut(path):
 
 @pytest.mark.parametrize("harm", [flip, cut, Path.unlink, lambda path: path.write_bytes(b"")])
 @pytest.mark.parametrize("what", ["cell_path", "image_path"])
-def test_a_harmed_cell_or_picture_is_done_again_to_the_bit_and_said_so(tiny_pipeline, run, harm, what):
+def test_a_harmed_cell_or_image_is_done_again_to_the_bit_and_said_so(tiny_pipeline, run, harm, what):
     before, cell = contents(run.run.path), list(run.grid.cells())[3]
     harm(getattr(run.run, what)(cell))
     with pytest.raises(InputError, match=r"1 of the 8 cells .* missing or damaged: run the sweep again"):
@@ -211,7 +211,11 @@ def test_a_cell_with_a_good_checksum_that_is_none_of_ours_is_damaged(run, harm):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"model": "x" * 5000}, "'model'"), ({"multipliers": (math.nan,)}, "'multipliers"), ({"rows": 2**40}, "'rows")],
+    [
+        ({"model": "x" * 5000}, "'model'"),
+        ({"scale_factors": (math.nan,)}, "'scale_factors"),
+        ({"rows": 2**40}, "'rows"),
+    ],
 )
 def test_settings_that_could_not_be_read_back_are_refused_before_anything_is_written(
     tiny_pipeline, tmp_path, change, message
@@ -272,9 +276,9 @@ def test_claims_are_for_one_and_end(tmp_path):
 
 SWEEPER = """
 import importlib, sys, torch
-from entropy_probe.pipelines import load
-from entropy_probe.sweep import sweep
-module = importlib.import_module("entropy_probe.sweep.engines")
+from entropy_probe.models import load
+from entropy_probe.runs import sweep
+module = importlib.import_module("entropy_probe.runs.engines")
 
 def noted(pipeline, part, law, manifest, sample=module.sample_cells):
     for cell in part:
@@ -286,7 +290,7 @@ model, store, shard, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
 sweep(
     load(model, device="cpu"), prompts=["noto red apple", "flat pizza"], sizes=[(64, 64), (32, 48)], seeds=range(6),
-    steps=1, guidance_scale=4.0, multipliers=(2.0,), progress=False, store=store, batch=2, model="tiny",
+    steps=1, guidance_scale=4.0, scale_factors=(2.0,), progress=False, store=store, batch=2, model="tiny",
     shard=tuple(map(int, shard.split("/"))),
 )
 """
@@ -325,7 +329,7 @@ def test_what_another_process_is_writing_is_not_tidied_away(alone, tmp_path, nam
     made = Sweep.open(run)
     cell = next(iter(made.grid.cells()))
     part = run / name / f".{cell.name}.png.part"
-    part.write_bytes(b"half a picture")
+    part.write_bytes(b"half an image")
     claimed = [sys.executable, "-c", CLAIMER, str(made.run.cell_path(cell))]
     with subprocess.Popen(claimed, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
@@ -339,7 +343,7 @@ def test_what_another_process_is_writing_is_not_tidied_away(alone, tmp_path, nam
 CLAIMER = """
 import sys
 from pathlib import Path
-from entropy_probe.sweep.files import claim
+from entropy_probe.runs.files import claim
 with claim([Path(sys.argv[1])]):
     print("claimed", flush=True)
     sys.stdin.read()

@@ -9,17 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from entropy_probe import pipelines
-from entropy_probe.capture import capture
+from entropy_probe import models
+from entropy_probe.attention import capture
 from entropy_probe.errors import InputError
 from entropy_probe.laws import Kappa, Original, Paper, apply, remove
-from entropy_probe.pipelines import draw
-from entropy_probe.sweep import Grid, RunDirectory, Sweep, extend, forecast, place, sweep
-from entropy_probe.sweep.grid import batches
+from entropy_probe.models import sample_images
+from entropy_probe.runs import Grid, RunDirectory, Sweep, extend, forecast, place, sweep
+from entropy_probe.runs.grid import batches
 
 SETTINGS = dict(
     prompts=["noto red apple", "flat pizza"], sizes=[(64, 64), (32, 48)], seeds=[0], steps=2, guidance_scale=4.0,
-    multipliers=(2.0,), progress=False,
+    scale_factors=(2.0,), progress=False,
 )  # fmt: skip
 COLUMNS = [
     "prompt",
@@ -129,12 +129,12 @@ def test_batches_hold_one_law_and_size_and_no_more_than_the_limit(prompts, limit
 def test_the_table_is_that_of_a_direct_capture(tiny_pipeline, run):
     frame = run.frame()
     assert [c for c in frame.columns if c in COLUMNS] == COLUMNS
-    assert set(run.frame(curves=True)["multiplier"]) == {1.0, 2.0}
-    assert set(frame["multiplier"]) == {1.0}
-    from entropy_probe.pipelines import draw
+    assert set(run.frame(curves=True)["scale_factor"]) == {1.0, 2.0}
+    assert set(frame["scale_factor"]) == {1.0}
+    from entropy_probe.models import sample_images
 
     with capture(tiny_pipeline) as captured:
-        images = draw(tiny_pipeline, SETTINGS["prompts"], (32, 48), [0, 0], steps=2, guidance_scale=4.0)
+        images = sample_images(tiny_pipeline, SETTINGS["prompts"], (32, 48), [0, 0], steps=2, guidance_scale=4.0)
     direct = captured.frame().query("sample == 1")
     own = frame[(frame["prompt"] == "flat pizza") & (frame["height"] == 32)]
     assert own["entropy"].tolist() == pytest.approx(direct["entropy"].tolist())
@@ -154,7 +154,7 @@ def test_a_run_goes_on_where_it_stopped(tiny_pipeline, run):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"steps": 3}, "steps 2 instead of 3"), ({"multipliers": ()}, "multipliers")]
+    ("change", "message"), [({"steps": 3}, "steps 2 instead of 3"), ({"scale_factors": ()}, "scale_factors")]
 )
 def test_another_run_is_not_mixed_in(tiny_pipeline, run, change, message):
     before = times(run.run.path)
@@ -164,7 +164,7 @@ def test_another_run_is_not_mixed_in(tiny_pipeline, run, change, message):
 
 
 def test_another_model_version_or_folder_is_refused(tiny_pipeline, tiny_folder, run, tmp_path):
-    from entropy_probe.pipelines import load
+    from entropy_probe.models import load
 
     other = load(tiny_folder, device="cpu")
     other.unet.conv_in.weight.data += 1
@@ -230,9 +230,9 @@ def test_a_forecast_counts_a_shard_and_measures_the_sampling_not_the_fingerprint
 
     def noted(pipeline):
         taken.append(pipeline)
-        return pipelines.fingerprint(pipeline)
+        return models.fingerprint(pipeline)
 
-    monkeypatch.setattr(sys.modules["entropy_probe.sweep.run"], "fingerprint", noted)
+    monkeypatch.setattr(sys.modules["entropy_probe.runs.sweeping"], "fingerprint", noted)
     told = forecast(tiny_pipeline, **{**SETTINGS, "seeds": range(8)}, batch=4, shard=(2, 2))
     assert len(taken) == 1
     assert [one.size for one in told] == [(32, 48), (64, 64)]
@@ -244,7 +244,7 @@ def test_a_forecast_without_memory_names_the_size_and_a_remedy(tiny_pipeline, mo
     def full(*_, **__):
         raise MemoryError("no more")
 
-    monkeypatch.setattr(sys.modules["entropy_probe.sweep.sample"], "draw", full)
+    monkeypatch.setattr(sys.modules["entropy_probe.runs.sampling"], "sample_images", full)
     with pytest.raises(InputError, match=r"^out of memory at 32x48: no more: leave that size out"):
         forecast(tiny_pipeline, **SETTINGS)
 
@@ -259,7 +259,7 @@ def test_a_pipeline_with_a_law_applied_is_refused_before_anything_is_written(tin
         with pytest.raises(InputError, match="the paper law is applied"):
             extend(run, laws=laws, seeds=[7], progress=False)
         with capture(tiny_pipeline) as captured:  # which says what it saw
-            draw(tiny_pipeline, ["a"], (32, 48), [0], steps=1, guidance_scale=1.0)
+            sample_images(tiny_pipeline, ["a"], (32, 48), [0], steps=1, guidance_scale=1.0)
     finally:
         remove(tiny_pipeline)
     assert not (tmp_path / "other").exists()

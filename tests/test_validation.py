@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from entropy_probe.errors import InputError
-from entropy_probe.validation import Outcome, entropy_drift, validate
+from entropy_probe.evaluation import Outcome, entropy_drift, validate
 
 SIZES = [(32, 32), (64, 64), (128, 128)]
 
@@ -34,7 +34,7 @@ def table(shift, prompts=6, noise=0.0, laws=("original", "half", "perfect")):
         "head",
         "step",
         "entropy",
-        "multiplier",
+        "scale_factor",
     ]
     return pd.DataFrame(rows, columns=names)
 

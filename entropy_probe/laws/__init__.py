@@ -1,6 +1,7 @@
 """Scaling laws, and applying them to a model."""
 
-from entropy_probe.laws.laws import (
+from entropy_probe.laws.attach import applied, apply, check_unscaled, remove, scaled
+from entropy_probe.laws.formulas import (
     DERIVED,
     LAWS,
     NEEDS_NOTHING,
@@ -19,7 +20,6 @@ from entropy_probe.laws.laws import (
     resolve,
     to_json,
 )
-from entropy_probe.laws.scaling import applied, apply, check_unscaled, remove, scaled
 
 __all__ = [
     "DERIVED",

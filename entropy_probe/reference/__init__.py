@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from entropy_probe.bundled import bundled
-from entropy_probe.pipelines import REFERENCE
-from entropy_probe.pipelines import load as load_pipeline
-from entropy_probe.reference.emoji import Drawings
+from entropy_probe.models import REFERENCE
+from entropy_probe.models import load as load_pipeline
+from entropy_probe.reference.drawings import Drawings
 
 
 def load(name: str = REFERENCE, *, device: str = "auto", dtype: str = "auto") -> Any:
@@ -24,7 +24,7 @@ def load(name: str = REFERENCE, *, device: str = "auto", dtype: str = "auto") ->
     return load_pipeline(name, device=device, dtype=dtype)
 
 
-def pictures() -> Drawings:
+def images() -> Drawings:
     """The drawings that the bundled pipelines learnt at 64 x 64 pixels, to be drawn at any size."""
     return Drawings.open(bundled(REFERENCE) / "drawings.json.gz")
 

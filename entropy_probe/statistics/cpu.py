@@ -28,12 +28,12 @@ class Kernel(Protocol):
         query_strides: tuple[int, ...],
         key_strides: tuple[int, ...],
         scale: float,
-        multipliers: tuple[float, ...],
+        scale_factors: tuple[float, ...],
         limit: float,
         threads: int,
         /,
     ) -> int:
-        """Fill the tensors at `addresses`; a bit for each multiplier, the lowest first, whose answer float32 holds."""
+        """Fill the tensors at `addresses`; one bit per scale factor says whether float32 holds the answer."""
         ...
 
 
@@ -91,12 +91,12 @@ def curve_by_kernel(
     key: Float[Tensor, "batch heads keys width"],
     bias: tuple[Bool[Tensor, "batch heads keys"], Float[Tensor, "batch heads keys"]] | None,
     scale: float,
-    multipliers: tuple[float, ...],
+    scale_factors: tuple[float, ...],
     positions: tuple[Float[Tensor, "queries 2"], Float[Tensor, "keys 2"]] | None,
     limit: float,
     kernel: Kernel | None = None,
 ) -> list[tuple[RowStatistics, bool]]:
-    """As `by_kernel`, for at most `CURVE` multipliers of the scale: their logits are those of one matrix product."""
+    """As `by_kernel`, for at most `CURVE` scale_factors of the scale: their logits are those of one matrix product."""
     batch, heads, queries, width = query.shape
     keys = key.shape[2]
     if key.shape != (batch, heads, keys, width):  # the kernel gets addresses, and would read what is not there
@@ -104,8 +104,8 @@ def curve_by_kernel(
     if positions is not None and [len(p) for p in positions] != [queries, keys]:
         raise ValueError(f"give places for {queries} queries and {keys} keys, not {[len(p) for p in positions]}")
     query, key = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key))
-    rows = query.new_empty(len(multipliers), 5, batch, heads, queries)
-    means = query.new_empty(len(multipliers), 4, batch, heads)
+    rows = query.new_empty(len(scale_factors), 5, batch, heads, queries)
+    means = query.new_empty(len(scale_factors), 4, batch, heads)
     counted = _ALL.expand(batch, heads, queries)
     added: Tensor | None = None
     places: tuple[Tensor | None, ...] = (None, None)
@@ -124,7 +124,7 @@ def curve_by_kernel(
         query.stride()[:3],
         key.stride()[:3],
         scale,
-        multipliers,
+        scale_factors,
         limit,
         torch.get_num_threads(),
     )

@@ -107,7 +107,7 @@ def flash(
 def curve(
     query: Float[Tensor, "batch heads queries width"],
     key: Float[Tensor, "batch kv_heads keys width"],
-    multipliers: Sequence[float],
+    scale_factors: Sequence[float],
     mask: Shaped[Tensor, "*#mask"] | None = None,
     is_causal: bool = False,
     scale: float | None = None,
@@ -119,21 +119,21 @@ def curve(
     matrix product.
     """
     scale = default_scale(query) if scale is None else scale
-    found: list[tuple[RowStatistics | None, bool]] = [(None, False)] * len(multipliers)
+    found: list[tuple[RowStatistics | None, bool]] = [(None, False)] * len(scale_factors)
     if _by_compiled(query, key, mask, is_causal):
         whole = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1) if enable_gqa else key
         own, whole = query.to(torch.float32), whole.to(torch.float32)
         bias = None if mask is None else _key_bias(mask, whole)
         found = [
             one
-            for start in range(0, len(multipliers), cpu.CURVE)
+            for start in range(0, len(scale_factors), cpu.CURVE)
             for one in cpu.curve_by_kernel(
-                own, whole, bias, scale, tuple(multipliers[start : start + cpu.CURVE]), None, LARGE_LOGIT
+                own, whole, bias, scale, tuple(scale_factors[start : start + cpu.CURVE]), None, LARGE_LOGIT
             )
         ]
     return [
         statistics if statistics and exact else flash(query, key, mask, is_causal, scale * g, enable_gqa)
-        for g, (statistics, exact) in zip(multipliers, found, strict=True)
+        for g, (statistics, exact) in zip(scale_factors, found, strict=True)
     ]
 
 

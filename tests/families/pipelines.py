@@ -102,7 +102,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from entropy_probe.reference.train import build_tokenizer
+from recipes.emoji_unet import build_tokenizer
 
 from . import FAMILIES
 

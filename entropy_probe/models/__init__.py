@@ -1,0 +1,48 @@
+"""Loading a diffusers pipeline, its sizes and token grids, sampling it, and its denoising loss."""
+
+from entropy_probe.models.denoising_loss import Objective, encode, encode_with, objective
+from entropy_probe.models.images import CaptionedImages, ImageFolder, to_tensor
+from entropy_probe.models.loading import REFERENCE, REFERENCES, fingerprint, load, quiet_libraries
+from entropy_probe.models.sampling import sample_images
+from entropy_probe.models.sizes import (
+    Layer,
+    Size,
+    check_guidance,
+    check_size,
+    check_steps,
+    format_size,
+    layers,
+    parse_size,
+    pixels_per_latent,
+    short_name,
+    training_size,
+    training_tokens,
+)
+
+__all__ = [
+    "REFERENCE",
+    "REFERENCES",
+    "CaptionedImages",
+    "ImageFolder",
+    "Layer",
+    "Objective",
+    "Size",
+    "check_guidance",
+    "check_size",
+    "check_steps",
+    "encode",
+    "encode_with",
+    "fingerprint",
+    "format_size",
+    "layers",
+    "load",
+    "objective",
+    "parse_size",
+    "pixels_per_latent",
+    "quiet_libraries",
+    "sample_images",
+    "short_name",
+    "to_tensor",
+    "training_size",
+    "training_tokens",
+]

@@ -1,0 +1,1 @@
+"""Draw every result: a figure and the data behind it."""

@@ -1,0 +1,272 @@
+"""The tables of the report, rounded for people, and the summary for programs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from entropy_probe.attention import Captured, visual
+from entropy_probe.estimation import Derivation, Fit
+from entropy_probe.evaluation import HIGHER_IS_BETTER, Outcome, Quality, metric_and_network
+from entropy_probe.laws import Kappa, Measured, ScalingLaw, factors
+from entropy_probe.models import format_size, short_name
+
+METRICS = {
+    "text_score": "text score",
+    "caption_found": "caption retrieved",
+    "incompleteness": "incompleteness",
+    "repetition": "repetition",
+    "kernel_distance": "kernel distance",
+    "frechet_distance": "Fréchet distance",
+}
+"""The metrics as the page names them."""
+
+
+def in_order(metrics: Iterable[str]) -> list[str]:
+    """Metrics in the order in which the page shows them; those of several networks stand together."""
+    return sorted(metrics, key=lambda metric: (list(METRICS).index(metric_and_network(metric)[0]), metric))
+
+
+def titled(metric: str) -> str:
+    """A metric in words, with the network that measured it where there are several, and which way is better."""
+    base, network = metric_and_network(metric)
+    better = "higher" if HIGHER_IS_BETTER[base] else "lower"
+    return f"{METRICS[base]}{f' by {network}' if network else ''} ({better} is better)"
+
+
+UNKNOWN = "–"
+"""Stands where one prompt, or one size, is too little to tell."""
+
+
+def captured_table(captured: Captured) -> pd.DataFrame:
+    """Mean entropy of every layer, nats, with its standard error over the images."""
+    table = captured.summary()
+    rows = [
+        {
+            "layer": short_name(row["layer"]),
+            "kind": row["kind"],
+            "entropy, nats": with_error(row["entropy"], row["entropy_se"]),
+            "images": row["images"],
+        }
+        for row in table.to_dict("records")
+    ]
+    return pd.DataFrame(rows)
+
+
+def factor_table(law: ScalingLaw) -> pd.DataFrame:
+    """g of every layer that a law names, at some N/T."""
+    wide = factors(law).pivot(index="layer", columns="ratio", values="scale_factor")
+    wide = wide.reindex(dict.fromkeys(factors(law)["layer"]))
+    wide.index = wide.index.map(lambda name: "every layer" if name == "*" else short_name(name))
+    return wide.map(number).rename(columns="N/T = {:g}".format).rename_axis(columns=None).reset_index()
+
+
+def fit_table(fit: Fit) -> pd.DataFrame:
+    """H = a + b ln N, a row per layer."""
+    rows = [
+        {
+            "layer": short_name(law.layer),
+            "slope b": with_error(law.slope, law.slope_se),
+            "95 % interval": between(law.slope_low, law.slope_high),
+            "intercept a, nats": with_error(law.intercept, law.intercept_se),
+            "R²": f"{law.r_squared:.4f}",
+        }
+        for law in fit.layers
+    ]
+    return pd.DataFrame(rows)
+
+
+def rival_table(fit: Fit) -> pd.DataFrame:
+    """Error of every form, nats, a row per layer; best form named."""
+    rows = []
+    for law in fit.layers:
+        own = fit.rivals[fit.rivals["layer"] == law.layer].sort_values("error")
+        errors = dict(zip(own["form"], own["error"], strict=True))
+        shown = {form: number(errors[form]) for form in ("log", "power", "linear", "gaussian")}
+        known = own["error"].notna().sum() > 1
+        rows.append({"layer": short_name(law.layer), **shown, "best": str(own.iloc[0]["form"]) if known else UNKNOWN})
+    return pd.DataFrame(rows)
+
+
+def entropy_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean entropy of the original model, nats, with its standard error; rows are layers, columns sizes."""
+    table = summary(visual(frame[frame["law"] == "original"]))
+    table["entropy, nats"] = [with_error(h, se) for h, se in zip(table["entropy"], table["entropy_se"], strict=True)]
+    table["pixels"] = [format_size((int(h), int(w))) for h, w in zip(table["height"], table["width"], strict=True)]
+    order = table.assign(area=table["height"] * table["width"]).sort_values("area")["pixels"].drop_duplicates()
+    wide = table.pivot(index="layer", columns="pixels", values="entropy, nats")
+    wide = wide.reindex(index=table["layer"].drop_duplicates(), columns=order).fillna(UNKNOWN)
+    wide.index = wide.index.map(short_name)
+    return wide.rename(columns=lambda size: f"at {size}").rename_axis(index="layer", columns=None).reset_index()
+
+
+def error_by_rows(frame: pd.DataFrame) -> float:
+    """The largest standard error of a layer's mean over rows, heads and steps that comes from the choice of rows, nats.
+
+    The steps of an image draw their rows apart; heads share them, so the mean of their errors is an upper bound.
+    """
+    image = ["law", "height", "width", "prompt", "seed", "branch", "layer"]
+    steps = frame.groupby([*image, "step"], sort=False)["entropy_se"].mean()
+    by_image = steps.pow(2).groupby(level=image, sort=False)
+    return float((by_image.sum().pow(0.5) / by_image.size()).max())
+
+
+def kappa_of(law: Measured | Kappa, frame: pd.DataFrame) -> pd.DataFrame | None:
+    """kappa of the layers of a law as `Derivation.kappa` has it, the interval from its standard error."""
+    trained = visual(frame).groupby("layer", sort=False)["training_tokens"].first()
+    errors = law.kappa_se if isinstance(law, Measured) else {}
+    rows = []
+    for layer, tokens in trained.items():
+        kappa = law.kappa.get(str(layer), law.kappa.get("*"))
+        if kappa is not None:
+            error = errors.get(str(layer), math.nan)
+            ends = {"low": kappa - 1.96 * error, "high": kappa + 1.96 * error}
+            paper = 1 / np.log(tokens) if tokens > 1 else math.nan
+            rows.append({"layer": layer, "kappa": kappa, "kappa_se": error, **ends, "paper": float(paper)})
+    return pd.DataFrame(rows) if rows else None
+
+
+def kappa_table(kappa: pd.DataFrame, law: ScalingLaw | None = None) -> pd.DataFrame:
+    """kappa per layer and, for a measured law, g at every measured ln(N/T)."""
+    rows = []
+    for row in kappa.to_dict("records"):
+        shown = {
+            "layer": short_name(row["layer"]),
+            "κ": with_error(row["kappa"], row["kappa_se"]),
+            "95 % interval": between(row["low"], row["high"]),
+            "paper's κ": number(row["paper"]),
+        }
+        if isinstance(law, Measured):
+            points = law.points.get(row["layer"], ())
+            shown["g at ln(N/T)"] = ", ".join(f"{g:.2f} at {x:+.2f}" for x, g in points)
+        rows.append(shown)
+    return pd.DataFrame(rows)
+
+
+def rounds_table(derivation: Derivation) -> pd.DataFrame:
+    """Drift that remained after every sampling of the refinement; round 0 is the original model."""
+    rows = [{"round": r.number, "drift, nats": with_error(r.drift, r.drift_se)} for r in derivation.rounds]
+    return pd.DataFrame(rows)
+
+
+def drift_table(outcome: Outcome) -> pd.DataFrame:
+    """Drift of every law and size, at the three levels."""
+    rows = [
+        {
+            "level": drift.level,
+            "law": drift.law,
+            "size, pixels": format_size(drift.size),
+            "drift, nats": f"{drift.drift:.3f} [{drift.low:.3f}, {drift.high:.3f}]",
+            "removed, %": UNKNOWN
+            if drift.law == "original"
+            else "{:.0f} [{:.0f}, {:.0f}]".format(
+                *(100 * value for value in (drift.removed, drift.removed_low, drift.removed_high))
+            ),
+        }
+        for drift in outcome.drifts
+    ]
+    return pd.DataFrame(rows)
+
+
+MOST_PICTURES = 100_000
+"""Beyond that many, nobody draws them."""
+
+
+def _images(needed: float | None) -> str:
+    if needed is None:
+        return UNKNOWN
+    return f"{needed:,.0f}" if needed <= MOST_PICTURES else f"> {MOST_PICTURES:,}"
+
+
+def quality_table(quality: Quality) -> pd.DataFrame:
+    """Every law against the original by every metric, with the verdict."""
+    rows = [
+        {
+            "law": c.law,
+            "size, pixels": format_size(c.size),
+            "metric": titled(c.metric),
+            "value": f"{c.value:.4g}",
+            "difference": f"{c.difference:+.3g} [{c.low:+.3g}, {c.high:+.3g}]",
+            "p (Holm)": f"{c.p:.2g}",
+            "verdict": c.verdict,
+            "images": str(c.images),
+            "would show it": _images(c.needed),
+        }
+        for c in quality.comparisons
+    ]
+    return pd.DataFrame(rows)
+
+
+def kappa_of_laws(laws: Sequence[ScalingLaw], frame: pd.DataFrame) -> pd.DataFrame:
+    """`law`, `size`, `kappa`: that of g^2 = 1 + kappa ln(N/T) to which a law amounts there, mean over the layers."""
+    known = visual(frame).dropna(subset=["training_tokens"])
+    calls = known[["layer", "tokens", "training_tokens", "height", "width"]].drop_duplicates()
+    rows = [
+        {
+            "law": law.name,
+            "size": format_size((int(call.height), int(call.width))),
+            "kappa": (law.scale_factor(str(call.layer), int(call.tokens), int(call.training_tokens)) ** 2 - 1)
+            / math.log(call.tokens / call.training_tokens),
+        }
+        for law in laws
+        for call in calls.itertuples()
+        if call.tokens != call.training_tokens
+    ]
+    table = pd.DataFrame(rows, columns=["law", "size", "kappa"])
+    return table.groupby(["law", "size"], sort=False, as_index=False)["kappa"].mean()
+
+
+def quality_against_kappa(quality: Quality, kappas: pd.DataFrame) -> pd.DataFrame:
+    """`law`, `size`, `metric`, `kappa`, `value`, and `low`, `high` of its difference from the original; by size."""
+    compared = quality.table()
+    for end in ("low", "high"):
+        compared[end] += compared["value"] - compared["difference"]
+    before = quality.original.assign(size=quality.original["size"].map(format_size), law="original")
+    columns = ["law", "size", "metric", "value", "low", "high"]
+    table = pd.concat([before, compared]).reindex(columns=columns)
+    return table.merge(kappas, on=["law", "size"])  # without the training size, where kappa says nothing
+
+
+def image_table(frame: pd.DataFrame, prompt: str, seed: int, quality: Quality | None) -> pd.DataFrame:
+    """The images of a prompt and seed: law and size, mean entropy of the layers (nats), and their metrics."""
+    keys = ["law", "height", "width"]
+    own = visual(frame[(frame["prompt"] == prompt) & (frame["seed"] == seed)])
+    means = own.groupby([*keys, "layer"], sort=False)["entropy"].mean().groupby(keys, sort=False).mean()
+    table = means.reset_index().assign(prompt=prompt, seed=seed)
+    if quality is not None and len(quality.images):
+        table = table.merge(quality.images, on=[*keys, "prompt", "seed"], how="left")
+    return table
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row per law, size and layer: mean entropy (nats), its standard error over prompts, variance and distance."""
+    keys = ["law", "height", "width", "layer", "kind", "query_tokens", "key_tokens"]
+    values = ["entropy", "logit_variance", "attention_distance"]
+    by_prompt = frame.groupby([*keys, "prompt"], sort=False)[values].mean().groupby(keys, sort=False)
+    table = by_prompt.mean()
+    table.insert(1, "entropy_se", by_prompt["entropy"].sem())
+    return table.assign(prompts=by_prompt.size()).reset_index()
+
+
+def number(value: float) -> str:
+    """Three decimals."""
+    return UNKNOWN if math.isnan(value) else f"{value:.3f}"
+
+
+def with_error(value: float, error: float) -> str:
+    """A value and its standard error."""
+    return number(value) if math.isnan(error) else f"{value:.3f} ± {error:.3f}"
+
+
+def span(values: pd.Series) -> str:
+    """From the least to the most, or the one there is."""
+    ends = list(dict.fromkeys(f"{value:.2f}" for value in (values.min(), values.max())))
+    return " to ".join(ends)
+
+
+def between(low: float, high: float) -> str:
+    """An interval."""
+    return UNKNOWN if math.isnan(low) else f"{low:.3f} to {high:.3f}"

@@ -1,0 +1,7 @@
+"""Figures, tables, the HTML report and the notebook view."""
+
+from entropy_probe.reports.comparison import RunComparison, compare
+from entropy_probe.reports.explorer import explore
+from entropy_probe.reports.run_report import Report, report
+
+__all__ = ["Report", "RunComparison", "compare", "explore", "report"]

@@ -1,0 +1,53 @@
+"""The facts of the reference's model card: `python -m recipes.emoji_card` writes them beside the weights.
+
+A grid of samples with their captions, and how the denoising loss answers when the logits of all self-attention are
+multiplied by g: attention matters if the loss is least at g = 1 and rises when g = 0 makes the attention uniform.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from matplotlib.figure import Figure
+
+from entropy_probe.evaluation.loss_curves import loss_against_g
+from entropy_probe.models import load, sample_images
+from entropy_probe.reference import images, prompts
+from recipes.emoji_unet import SIZE
+
+SCALE_FACTORS = (0.0, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4, 2.0)
+
+
+def sample_grid(pipeline: Any, captions: list[str], path: Path, steps: int = 20) -> None:
+    """Draw 64 captions at the training size as an 8 x 8 grid."""
+    images = sample_images(pipeline, captions, (SIZE, SIZE), [0] * len(captions), steps=steps, guidance_scale=4.0)
+    figure = Figure(figsize=(10, 11), layout="constrained")
+    for axes, image, caption in zip(figure.subplots(8, 8).flat, images, captions, strict=True):
+        axes.imshow(image, interpolation="nearest")
+        axes.set_title(caption, fontsize=6)
+        axes.axis("off")
+    figure.savefig(path, dpi=130)
+
+
+def main(
+    model: Annotated[str, typer.Option(help="The trained pipeline.")] = "reference",
+    out: Annotated[Path, typer.Option(help="Where samples.png and response.json are written.")] = Path(
+        "data/reference"
+    ),
+) -> None:
+    """Write samples.png and response.json."""
+    pipeline = load(model, device="cpu")
+    sample_grid(pipeline, prompts()[:64], out / "samples.png")
+    drawings = images()[::6]
+    curve = loss_against_g(pipeline, drawings, [(SIZE, SIZE)], SCALE_FACTORS)
+    rows = curve.table().drop(columns="size").to_dict("records")
+    (out / "response.json").write_text(
+        json.dumps({"images": len(drawings.captions), "response": rows}, indent=2) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,1 @@
+"""Studies and ablations, and the pages made of their results."""
