@@ -6,9 +6,8 @@ AMX, whose tiles make the product three times as fast; `flash` does without it e
 
 from __future__ import annotations
 
-import importlib
 import math
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -38,14 +37,21 @@ class Kernel(Protocol):
 
 
 def _kernels() -> dict[str, Kernel]:
-    """The builds that this machine can run; the last is the fastest for all but few keys."""
-    found = {}
-    for name in ("_cpu", "_cpu_amx"):
-        try:
-            found[name] = cast(Kernel, importlib.import_module(f"entropy_probe.statistics.{name}"))
-        except ImportError:
-            continue
-    return found
+    """Return the builds that this machine can run. The last is the fastest except for few keys."""
+    builds: dict[str, Kernel] = {}
+    try:
+        from entropy_probe.statistics import _cpu  # type: ignore[attr-defined]
+
+        builds["_cpu"] = _cpu
+    except ImportError:  # no compiler at installation
+        pass
+    try:
+        from entropy_probe.statistics import _cpu_amx  # type: ignore[attr-defined]
+
+        builds["_cpu_amx"] = _cpu_amx
+    except ImportError:  # no compiler at installation, or a processor without AMX
+        pass
+    return builds
 
 
 KERNELS = _kernels()
