@@ -107,7 +107,7 @@ MASKED = -1e30
 """Stands for -inf where sums of it must not overflow float32."""
 
 
-def default_scale(query: Float[Tensor, "batch heads queries width"]) -> float:
+def default_scale(query: Float[Tensor, "*items queries width"]) -> float:
     """1/sqrt(width), the softmax scale of `scaled_dot_product_attention` when none is given."""
     return 1 / math.sqrt(query.shape[-1])
 
