@@ -67,13 +67,13 @@ def __getattr__(name: str) -> Any:
         case "explore" | "report":
             from entropy_probe import reports as home
         case "laws":
-            import entropy_probe.laws as package
+            from entropy_probe import laws
 
-            return package
+            return laws
         case "reference":
-            import entropy_probe.reference as package
+            from entropy_probe import reference
 
-            return package
+            return reference
         case _:
             raise AttributeError(f"module 'entropy_probe' has no attribute {name!r}")
     return getattr(home, name)
