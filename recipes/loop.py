@@ -46,7 +46,7 @@ class Settings:
     """Hyperparameters of a denoiser and its text encoder."""
 
     seed: int = 0
-    batch: int = 32
+    batch: int = 16
     rate: float = 8e-4
     warmup: int = 200
     decay: float = 0.25

@@ -99,9 +99,9 @@ def main(
     base: Annotated[Path, typer.Option(help="Folder of the finished autoencoder.")],
     minutes: Annotated[float, typer.Option(help="Training time.")] = 240.0,
     seed: Annotated[int, typer.Option(help="Seed of the initialisation, the scenes and the noise.")] = 0,
-    batch: Annotated[int, typer.Option(help="Scenes per step.")] = 48,
+    batch: Annotated[int, typer.Option(help="Scenes per step.")] = 24,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
-    compiled: Annotated[bool, typer.Option(help="Use torch.compile.")] = True,
+    compiled: Annotated[bool, typer.Option(help="Use torch.compile.")] = False,
 ) -> None:
     """Train the transformer and export the pipeline to WORK/pipeline. Rerun the same command to resume."""
     torch.set_num_threads(threads)

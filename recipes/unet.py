@@ -28,7 +28,8 @@ from recipes.loop import (
     train,
 )
 
-CHANNELS = (64, 128)
+CHANNELS = (48, 96)
+HEAD_WIDTH = 24
 
 
 def build(settings: Settings) -> UNet2DConditionModel:
@@ -42,7 +43,7 @@ def build(settings: Settings) -> UNet2DConditionModel:
         up_block_types=("CrossAttnUpBlock2D",) * len(CHANNELS),
         layers_per_block=1,
         transformer_layers_per_block=1,
-        attention_head_dim=tuple(c // settings.head_width for c in CHANNELS),
+        attention_head_dim=tuple(c // HEAD_WIDTH for c in CHANNELS),
         cross_attention_dim=settings.text_width,
         norm_num_groups=16,
     )
@@ -78,9 +79,9 @@ def main(
     base: Annotated[Path, typer.Option(help="Folder of the finished autoencoder.")],
     minutes: Annotated[float, typer.Option(help="Training time.")] = 240.0,
     seed: Annotated[int, typer.Option(help="Seed of the initialisation, the scenes and the noise.")] = 0,
-    batch: Annotated[int, typer.Option(help="Scenes per step.")] = 32,
+    batch: Annotated[int, typer.Option(help="Scenes per step.")] = 16,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
-    compiled: Annotated[bool, typer.Option(help="Use torch.compile.")] = True,
+    compiled: Annotated[bool, typer.Option(help="Use torch.compile.")] = False,
 ) -> None:
     """Train the UNet and export the pipeline to WORK/pipeline. Rerun the same command to resume."""
     torch.set_num_threads(threads)
@@ -90,7 +91,13 @@ def main(
     model = nn.ModuleDict({"text": text, "denoiser": build(settings)})
     step = torch.compile(denoise) if compiled else denoise
     finished, steps = train(work, base, model, step, settings, minutes)
-    facts = {"settings": asdict(settings), "channels": CHANNELS, "steps": steps, "minutes": minutes}
+    facts = {
+        "settings": asdict(settings),
+        "channels": CHANNELS,
+        "head_width": HEAD_WIDTH,
+        "steps": steps,
+        "minutes": minutes,
+    }
     export(work / "pipeline", base, finished, {**facts, "torch": torch.__version__})
 
 
