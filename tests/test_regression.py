@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 from torch import nn
 
-from entropy_probe import cli
+from entropy_probe.cli import main as cli
 from entropy_probe.baselines import Profile, Settings, compare, junit, markdown, profile, text
 from entropy_probe.baselines.comparison import RESOLUTION
 from entropy_probe.baselines.profiles import HEAD, LEAST_IMAGES
