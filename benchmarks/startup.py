@@ -19,7 +19,7 @@ HEAVY = ("torch", "diffusers", "transformers", "pandas", "numpy", "scipy", "stat
 
 HELP = """
 import sys
-from entropy_probe import cli
+from entropy_probe.cli import main as cli
 sys.argv = ["entropy-probe", "--help"]
 try:
     cli.main()
