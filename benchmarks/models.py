@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from entropy_probe.models import load, quiet_libraries, sample_images
 from entropy_probe.reference import prompts
-from recipes.emoji_unet import build_tokenizer
+from recipes.emoji_networks import build_tokenizer
 
 
 @dataclass(frozen=True)
