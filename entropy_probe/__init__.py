@@ -67,13 +67,13 @@ def __getattr__(name: str) -> Any:
         case "explore" | "report":
             from entropy_probe import reports as home
         case "laws":
-            from entropy_probe import laws
+            import entropy_probe.laws as laws_package
 
-            return laws
+            return laws_package
         case "reference":
-            from entropy_probe import reference
+            import entropy_probe.reference as reference_package
 
-            return reference
+            return reference_package
         case _:
             raise AttributeError(f"module 'entropy_probe' has no attribute {name!r}")
     return getattr(home, name)
