@@ -22,7 +22,8 @@ HEAVY = ("torch", "diffusers", "transformers", "pandas", "matplotlib", "scipy")
 
 
 LONG = (
-    "capturing.py", "interception.py", "figures.py", "scenes.py", "explorer.py", "run_report.py", "calibration.py",
+    "calibration.py", "capturing.py", "engines.py", "explorer.py", "figures.py", "interception.py", "run_report.py",
+    "scenes.py", "sweeping.py", "triton.py",
 )  # fmt: skip
 """Files not split yet."""
 
