@@ -20,7 +20,7 @@ import torch
 from ray.cluster_utils import Cluster
 from torch.utils.hooks import RemovableHandle
 
-from entropy_probe import cli
+from entropy_probe.cli import main as cli
 from entropy_probe.errors import IncompleteError, InputError
 from entropy_probe.laws import Original
 from entropy_probe.runs import Failed, RayEngine, engines, sweep
@@ -360,9 +360,9 @@ def test_a_folder_is_named_in_full_and_a_hub_id_as_it_is(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--engine", "dask"], "engine must be local or ray, not 'dask'"),
+        (["--engine", "dask"], "engine must be local or ray, got 'dask'"),
         (["--address", "auto"], "add --engine ray"),
-        (["--engine", "ray", "--dry-run"], "leave --engine ray out"),
+        (["--engine", "ray", "--dry-run"], "run it without --engine ray"),
         (["--engine", "ray", "--device", "mps"], "workers sample on cpu or cuda, not on 'mps'"),
     ],
 )

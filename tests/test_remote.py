@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from moto.server import ThreadedMotoServer
 
-from entropy_probe import cli
+from entropy_probe.cli import main as cli
 from entropy_probe.errors import InputError
 from entropy_probe.reports import Report, compare
 from entropy_probe.runs import Sweep, place, sweep

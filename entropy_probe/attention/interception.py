@@ -163,6 +163,12 @@ class ForwardHook:
             return self.inner(*args, **kwargs)
         return self.interception.run(self, args, kwargs)
 
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the forward, such as `__code__`, which torch.export reads."""
+        if name == "inner":  # not set yet
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
     # torch.compile leaves the graph here, so that a law acts on a model that is compiled after the law was applied.
     __call__._torchdynamo_disable = True  # type: ignore[attr-defined]
 
@@ -335,7 +341,9 @@ class Interception:
         )
         state.finished = replace(state.forward, arguments={})
         self._count += 1
-        state.size = latents or tuple(value.shape for value in arguments.values() if isinstance(value, Tensor))
+        state.size = latents or tuple(
+            value.shape for value in arguments.values() if isinstance(value, Tensor) and not value.is_nested
+        )
         state.discovering = state.size not in self._known_sizes
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
