@@ -40,8 +40,8 @@ from entropy_probe.evaluation import validate_sweep
 from entropy_probe.models import load
 from entropy_probe.reports import Report
 from entropy_probe.runs import Engine, RayEngine, Sweep, sweep
-from entropy_probe.runs.files import is_temporary
 from entropy_probe.runs.environment import hardware, versions
+from entropy_probe.runs.files import is_temporary
 
 GRID: dict[str, Any] = dict(
     prompts=("noto red apple", "flat pizza"), sizes=((32, 32), (64, 64)), seeds=(0, 1, 2), steps=1, guidance_scale=4.0,

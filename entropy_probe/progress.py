@@ -87,7 +87,7 @@ def _bar(console: Console) -> Progress:
 
 
 def _time_left(total: float) -> Callable[[float], str]:
-    """Return a function that adds finished work and returns the estimated time for the rest, such as "about 4 min left"."""
+    """Return a function that adds finished work and returns the time left, such as "about 4 min left"."""
     start, done = time.monotonic(), 0.0
 
     def time_left(work: float) -> str:

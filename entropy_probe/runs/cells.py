@@ -42,7 +42,7 @@ COLUMNS = (
     Column("tokens", _COUNT, "tokens", "N of the scaling laws: image tokens in this layer"),
     Column("query_tokens", _COUNT, "tokens", "rows of the attention matrix"),
     Column("key_tokens", _COUNT, "tokens", "columns of the attention matrix"),
-    Column("training_tokens", _DOUBLE, "tokens", "T of the scaling laws: image tokens at the training size; NaN if unknown"),
+    Column("training_tokens", _DOUBLE, "tokens", "T: image tokens at the training size; NaN if unknown"),
     Column("scale", _DOUBLE, "1", "softmax scale of the model, usually 1/sqrt(head dimension)"),
     Column("scale_factor", _DOUBLE, "1", "g of the measured curve H(g); 1 is the sampled image itself, under its law"),
     Column("rows", _COUNT, "rows", "query rows that the means are computed from"),

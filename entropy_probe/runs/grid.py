@@ -101,7 +101,7 @@ class Grid:
         _check_list("laws", [law_id(law) for law in self.laws])
         _check_law_names([law.name for law in self.laws])
         if len(self) > MAX_CELLS:
-            raise InputError(f"the grid has {len(self):,} cells, the maximum is {MAX_CELLS:,}: split it into several runs")
+            raise InputError(f"the grid has {len(self):,} cells, the maximum is {MAX_CELLS:,}: split it")
         if min(self.seeds) < 0:
             raise InputError(f"seeds must not be negative, got {min(self.seeds)}")
         if max(self.seeds) > MAX_SEED:
@@ -243,7 +243,7 @@ def _check_law_names(names: list[str]) -> None:
     if len(set(names)) < len(names):
         duplicate = next(name for name in names if names.count(name) > 1)
         raise InputError(
-            f"two laws have the same name {duplicate!r}: tables identify laws by name, so sample them in separate sweeps"
+            f"two laws have the same name {duplicate!r}: tables identify laws by name, so use separate sweeps"
         )
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.=+-]{0,63}", name):

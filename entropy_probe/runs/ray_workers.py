@@ -94,9 +94,7 @@ class WorkerPool:
         InputError: if no node can run a worker.
     """
 
-    def __init__(
-        self, ray: Any, start_worker: Callable[[], Any], requirements: dict[str, int], take: TakeTask
-    ) -> None:
+    def __init__(self, ray: Any, start_worker: Callable[[], Any], requirements: dict[str, int], take: TakeTask) -> None:
         self._ray, self._start_worker, self._requirements, self._take = ray, start_worker, requirements, take
         self._size = worker_count(ray.nodes(), requirements)
         self._idle: list[Any] = []

@@ -1,4 +1,4 @@
-"""`sweep`: sample every cell of a grid with every attention layer measured, into a run directory that can be resumed."""
+"""`sweep`: sample every cell of a grid, measuring every attention layer, into a run directory that can be resumed."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Sweep(Viewed):
             )
         if missing:
             raise InputError(
-                f"{len(missing)} of the {len(grid)} cells of {path} are missing or damaged: rerun the sweep to sample them"
+                f"{len(missing)} of the {len(grid)} cells of {path} are missing or damaged: rerun the sweep"
             )
         return cls(grid, run, manifest, pipeline)
 
