@@ -114,15 +114,15 @@ def frames(axes: Axes, latents: Latents | None) -> int:
 
 def four_dimensional(
     query: Tensor, key: Tensor, mask: Tensor | None, enable_gqa: bool
-) -> tuple[
-    Float[Tensor, "batch heads queries width"],
-    Float[Tensor, "batch kv_heads keys width"],
-    Shaped[Tensor, "*#mask"] | None,
-]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return query, key and mask of any attention call with four dimensions; views where possible.
 
     Two dimensions are one item with one head, three are items with one head, and of five or more all but the last
     three are items. Items and heads are broadcast, as `scaled_dot_product_attention` does.
+
+    Returns:
+        query (batch, heads, queries, width), key (batch, kv_heads, keys, width), and a mask that broadcasts to
+        (batch, heads, queries, keys).
 
     >>> import torch
     >>> query, key, _ = four_dimensional(torch.zeros(3, 9, 8), torch.zeros(1, 5, 8), None, False)

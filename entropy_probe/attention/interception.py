@@ -44,7 +44,6 @@ from entropy_probe.attention.joint import (
 from entropy_probe.attention.latents import Latents, find_latents, training_latents
 from entropy_probe.attention.roles import Axes, role
 from entropy_probe.errors import CaptureError
-from entropy_probe.statistics.rows import default_scale
 
 ScaleFactor = float | Float[Tensor, " heads"] | None
 OnCall = Callable[[AttentionCall], ScaleFactor]
@@ -162,6 +161,12 @@ class ForwardHook:
         if not self.active or not self.interception.observers:
             return self.inner(*args, **kwargs)
         return self.interception.run(self, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the forward, such as `__code__`, which torch.export reads."""
+        if name == "inner":  # not set yet
+            raise AttributeError(name)
+        return getattr(self.inner, name)
 
     # torch.compile leaves the graph here, so that a law acts on a model that is compiled after the law was applied.
     __call__._torchdynamo_disable = True  # type: ignore[attr-defined]
@@ -335,7 +340,9 @@ class Interception:
         )
         state.finished = replace(state.forward, arguments={})
         self._count += 1
-        state.size = latents or tuple(value.shape for value in arguments.values() if isinstance(value, Tensor))
+        state.size = latents or tuple(
+            value.shape for value in arguments.values() if isinstance(value, Tensor) and not value.is_nested
+        )
         state.discovering = state.size not in self._known_sizes
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -402,7 +409,7 @@ class Interception:
             if isinstance(factor, Tensor):
                 query = query * factor.to(query).view(-1, 1, 1)
             else:
-                scale = (default_scale(query) if scale is None else scale) * factor
+                scale = (_default_scale(query) if scale is None else scale) * factor
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
@@ -458,7 +465,7 @@ class Interception:
             key=key,
             mask=mask,
             is_causal=is_causal or causal,
-            scale=default_scale(query) if scale is None else scale,
+            scale=_default_scale(query) if scale is None else scale,
             enable_gqa=enable_gqa,
         )
 
@@ -520,6 +527,11 @@ class _CallMode(TorchFunctionMode):
         if func in CONCATENATIONS or func is F.linear:
             self._interception.note(func, args, kwargs, result)
         return result
+
+
+def _default_scale(query: Tensor) -> float:
+    """Return the scale that `scaled_dot_product_attention` uses if none is given."""
+    return float(query.shape[-1] ** -0.5)
 
 
 def _mode_depth() -> int:

@@ -125,8 +125,8 @@ def measure_curve(call: AttentionCall, scale_factors: tuple[float, ...], rows: R
             yield _reduced(call, factor, [(statistics, None)], False, False)
         return
     items = [_scaled(_item(call, number), scale_factors, own) for number, own in enumerate(rows)]
-    for factor, *statistics in zip(scale_factors, *items, strict=True):
-        yield _reduced(call, factor, [(own, None) for own in statistics], True, False)
+    for factor, *found in zip(scale_factors, *items, strict=True):
+        yield _reduced(call, factor, [(statistics, None) for statistics in found], True, False)
 
 
 def _cast(tensor: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ def _values(
     columns += [_together([getattr(split, name) for split in splits]) if splits else None for name in PARTS]
     has_rows = None if call.mask is None else torch.cat([statistics.counted.any(-1) for statistics, _ in items])
     columns.append(torch.ones_like(entropy) if has_rows is None else has_rows)
-    missing = torch.full_like(entropy, torch.nan) if any(one is None for one in columns) else None
+    missing = torch.full_like(entropy, torch.nan)
     return torch.stack([(missing if column is None else column).float() for column in columns])
 
 

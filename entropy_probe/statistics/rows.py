@@ -119,7 +119,7 @@ def standard_error(statistics: RowStatistics) -> Float[Tensor, "batch heads"]:
     return pairs.diff(dim=-1).square().sum((-2, -1)).sqrt() / deviation.shape[-1]
 
 
-def default_scale(query: Float[Tensor, "batch heads queries width"]) -> float:
+def default_scale(query: Float[Tensor, "*items queries width"]) -> float:
     """Return 1/sqrt(width), the softmax scale of `scaled_dot_product_attention` if none is given."""
     return 1 / math.sqrt(query.shape[-1])
 
