@@ -67,7 +67,10 @@ def test_fit_law_and_outcome_of_old_run_are_read(old_run):
     law = resolve(old_run / "law.json")
     assert isinstance(law, Measured)
     outcome = Outcome.from_json(opened, (old_run / "outcome.json").read_text())
-    assert set(outcome.sweep.frame()["law"]) == {"original", "measured"}  # the name of a cell contains a hash of its law
+    assert set(outcome.sweep.frame()["law"]) == {
+        "original",
+        "measured",
+    }  # the name of a cell contains a hash of its law
     assert outcome.drifts[1].drift == pytest.approx(0.320871491091592)
 
 
@@ -114,7 +117,7 @@ def test_interrupted_upgrade_can_be_read_and_finished(old_run, monkeypatch):
 def test_damaged_old_cell_is_detected(old_run):
     path = original_cells(old_run)[0]
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(InputError, match="1 of the 2 cells .* missing or damaged"):
+    with pytest.raises(InputError, match=r"1 of the 2 cells .* missing or damaged"):
         Sweep.open(old_run)
 
 
