@@ -231,7 +231,7 @@ def resolve(law: ScalingLaw | str | Path, *, besides: Sequence[str] = ()) -> Sca
             what is neither of these.
     """
     if isinstance(law, ScalingLaw):
-        return law
+        return getattr(law, "law", law)  # a Derivation holds its law
     if not isinstance(law, str | Path):
         raise InputError(
             f"{law!r:.100} is no scaling law: give its name, its JSON file, or one with name and scale_factor()"
