@@ -67,13 +67,13 @@ def __getattr__(name: str) -> Any:
         case "explore" | "report":
             from entropy_probe import reports as home
         case "laws":
-            import entropy_probe.laws as package
+            import entropy_probe.laws as laws_package
 
-            return package
+            return laws_package
         case "reference":
-            import entropy_probe.reference as package
+            import entropy_probe.reference as reference_package
 
-            return package
+            return reference_package
         case _:
             raise AttributeError(f"module 'entropy_probe' has no attribute {name!r}")
     return getattr(home, name)

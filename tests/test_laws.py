@@ -192,7 +192,7 @@ def test_a_bare_module_is_told_its_training_tokens():
     module, x = Bare(), torch.randn(1, 2, 16, 8)
     with pytest.raises(InputError, match="training_tokens="), scaled(module, "log"):
         module(x)
-    with pytest.raises(InputError, match="names 'zzz', which is no layer of the model; there are: ''"):
+    with pytest.raises(InputError, match="names 'zzz', which is not a layer of the model; layers: ''"):
         apply(module, "log", training_tokens={"zzz": 4})
     with scaled(module, "log", training_tokens={"": 4}):
         under = module(x)
