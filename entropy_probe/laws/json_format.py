@@ -39,7 +39,7 @@ def from_json(text: str) -> ScalingLaw:
         fields = from_strict_json(dict[str, Any], text)
         fields.pop("derivation", None)  # a derived law may be stored with the record of its derivation
         if "law" not in fields:
-            raise InputError("it lacks 'law'")
+            raise InputError("the field 'law' is missing")
         name = str(fields.pop("law"))
         if name not in LAWS:
             raise InputError(f"there is no law {name[:100]!r}: 'law' must be one of {', '.join(LAWS)}")
