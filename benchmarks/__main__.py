@@ -1,52 +1,59 @@
-"""The suite that docs/performance.md is made of.
+"""Measure what capturing costs, and write docs/performance.md.
 
 python -m benchmarks                    all parts, then the page
-python -m benchmarks calls startup      some of them
-python -m benchmarks --quick            a smoke run, kept apart
-python -m benchmarks page               the page alone, from the results that are there
+python -m benchmarks calls startup      some parts
+python -m benchmarks --quick            a smoke run, in a temporary folder
+python -m benchmarks page               only the page, from stored results
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks import page
-from benchmarks.measure import RESULTS, ROOT, save, steady
+from benchmarks.measure import RESULTS, ROOT, restart_with_steady_memory, save
 
 PARTS = ("startup", "calls", "sampling", "peers", "growth")
 
 
+def measure_part(part: str, quick: bool) -> dict[str, Any]:
+    """Run one part and return its results."""
+    from benchmarks import calls, growth, peers, sampling, startup
+
+    modules = {"startup": startup, "calls": calls, "sampling": sampling, "peers": peers, "growth": growth}
+    began = time.monotonic()
+    results = modules[part].run(quick)
+    return {"quick": quick, "minutes": round((time.monotonic() - began) / 60, 1), **results}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; or page")
-    parser.add_argument("--quick", action="store_true", help="small and few: whether it runs, not how fast")
-    parser.add_argument("--out", type=Path, help="folder of the results; docs/performance if none")
+    parser.add_argument("parts", nargs="*", help=f"parts to run: {', '.join(PARTS)} or page (default: all)")
+    parser.add_argument("--quick", action="store_true", help="smoke run: few and small cases, meaningless times")
+    parser.add_argument("--out", type=Path, help="folder of the results (default: docs/performance)")
     options = parser.parse_args()
     unknown = [part for part in options.parts if part not in (*PARTS, "page")]
     if unknown:
-        parser.error(f"there is no part {unknown[0]}: choose of {', '.join(PARTS)}, page")
-    steady()
+        parser.error(f"part must be one of {', '.join(PARTS)}, page, got {unknown[0]!r}")
+    restart_with_steady_memory()
     out = options.out or (Path(tempfile.mkdtemp(prefix="benchmarks-")) if options.quick else RESULTS)
     parts = [part for part in options.parts or PARTS if part != "page"]
-    if len(parts) > 1:  # each in a process that no other has filled
+    if len(parts) > 1:  # a new process for each, so that memory used by one does not affect the next
         for part in parts:
             quick = ["--quick"] if options.quick else []
             subprocess.run([sys.executable, "-m", "benchmarks", part, "--out", out, *quick], cwd=ROOT, check=True)
         return
     for part in parts:
         print(part, flush=True)
-        began = time.monotonic()
-        found = importlib.import_module(f"benchmarks.{part}").run(options.quick)
-        save(part, out, {"quick": options.quick, "minutes": round((time.monotonic() - began) / 60, 1), **found})
-    text = page.page(out)
+        save(part, out, measure_part(part, options.quick))
     target = ROOT / "docs" / "performance.md" if out.resolve() == RESULTS else out / "performance.md"
-    target.write_text(text)
+    target.write_text(page.page(out))
     print(target)
 
 

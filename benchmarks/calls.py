@@ -1,7 +1,4 @@
-"""What the statistics of one attention call take beside one `scaled_dot_product_attention` on the same tensors.
-
-python -m benchmarks calls
-"""
+"""Time and memory of the statistics of one call, relative to the attention itself: `python -m benchmarks calls`."""
 
 from __future__ import annotations
 
@@ -16,19 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import apart, in_turns, peak, told_in_turns
+from benchmarks.measure import call_in_process, measure_in_rounds, peak_memory, time_in_rounds
 from entropy_probe.statistics import cpu, curve, dense, flash, stratified_rows
 
 ROWS = 1_024
-"""Of a call whose rows are sampled."""
+"""Query rows of a call, for the contender with sampled rows."""
 
 CHUNK = 1_024
-"""Rows of the map that the chunked contender writes at once."""
+"""Rows of the attention map that the chunked contender computes at once."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A shape of call; one value departs from these at a time."""
+    """The shape of a call; the other cases change one value of the default."""
 
     tokens: int
     heads: int = 8
@@ -44,7 +41,7 @@ class Case:
 
 
 def softmax_then_sum(query: Tensor, key: Tensor) -> Tensor:
-    """The entropy as it is usually computed: the whole map, then -sum p ln p."""
+    """Return the entropy as it is usually computed: the whole attention map, then -sum p ln p."""
     attention = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
     return torch.special.entr(attention).sum(-1)
 
@@ -74,22 +71,22 @@ WAYS: dict[str, Callable[[Tensor, Tensor], object]] = {
 }
 
 MAPS = {"softmax, then sum": 8, "dense": 58}
-"""Bytes that these hold for every logit at their peak; the others hold no map."""
+"""Peak memory by logit, in bytes, of the contenders that store an attention map."""
 
-LARGEST = 2**32
-"""Bytes of maps above which a contender is left out."""
+MAX_MAP_BYTES = 2**32
+"""A contender whose map needs more is skipped."""
 
-PATIENT = 2**30
-"""Logits above which a call takes minutes, and only what is quick is measured."""
+MAX_LOGITS = 2**30
+"""Calls with more logits take minutes: only the fast contenders are measured."""
 
 
 def fits(name: str, case: Case) -> bool:
-    """Whether a contender has anything to do, room for its maps, and no minutes to take for a call."""
+    """Return whether a contender differs from `flash` in this case, has enough memory, and does not take minutes."""
     if case.tokens <= ROWS and name == SAMPLED:
         return False
-    if case.heads * case.tokens**2 > PATIENT and name not in ("flash", SAMPLED):
+    if case.heads * case.tokens**2 > MAX_LOGITS and name not in ("flash", SAMPLED):
         return False
-    return MAPS.get(name, 0) * case.heads * case.tokens**2 <= LARGEST
+    return MAPS.get(name, 0) * case.heads * case.tokens**2 <= MAX_MAP_BYTES
 
 
 def times(case: Case, seconds: float) -> dict[str, list[float]]:
@@ -99,16 +96,16 @@ def times(case: Case, seconds: float) -> dict[str, list[float]]:
         return lambda: way(query, key)
 
     ways = {name: bind(way) for name, way in WAYS.items() if fits(name, case)}
-    if case.device == "cuda":  # one kernel there
+    if case.device == "cuda":  # CUDA has one kernel
         ways.pop("flash, no kernel", None)
     attention = {"attention": lambda: F.scaled_dot_product_attention(query, key, value)}
     if case.device == "cuda":
-        return in_turns(attention | ways, seconds, wait=torch.cuda.synchronize, clock=time.perf_counter)
-    return in_turns(attention | ways, seconds)
+        return time_in_rounds(attention | ways, seconds, wait=torch.cuda.synchronize, clock=time.perf_counter)
+    return time_in_rounds(attention | ways, seconds)
 
 
 def memory(name: str, case: Case) -> float:
-    """MiB that one call takes beside its query, key and value, in a process that has made a small one before."""
+    """Return the peak memory of one call in addition to its query, key and value, in MiB, after a small call."""
 
     def way(query: Tensor, key: Tensor, value: Tensor) -> object:
         if name == "attention":
@@ -118,7 +115,7 @@ def memory(name: str, case: Case) -> float:
     way(*replace(case, tokens=2 * ROWS if name == SAMPLED else 64).tensors())
     tensors = case.tensors()
     if case.device == "cpu":
-        return peak(lambda: way(*tensors))
+        return peak_memory(lambda: way(*tensors))
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     way(*tensors)
@@ -128,30 +125,30 @@ def memory(name: str, case: Case) -> float:
 def cases(quick: bool) -> list[Case]:
     sizes = (64, 256, 1024) if quick else (64, 256, 1024, 4096, 16384)
     base = [Case(n) for n in sizes]
-    turned = [Case(1024, heads=1), Case(1024, heads=24), Case(1024, width=40), Case(1024, width=128)]
-    turned.append(Case(1024, dtype="bfloat16"))
+    variants = [Case(1024, heads=1), Case(1024, heads=24), Case(1024, width=40), Case(1024, width=128)]
+    variants.append(Case(1024, dtype="bfloat16"))
     long = [] if quick else [Case(2**16, heads=1)]
     on_cuda = [replace(case, device="cuda", dtype="bfloat16") for case in base + long if torch.cuda.is_available()]
-    return base + turned + long + on_cuda
+    return base + variants + long + on_cuda
 
 
-def measured(quick: bool) -> Iterator[dict[str, Any]]:
+def measure_all(quick: bool) -> Iterator[dict[str, Any]]:
     for case in cases(quick):
         print(f"  {case}", flush=True)
         seconds = times(case, 1 if quick else 8)
-        remembered = {}
+        peaks = {}
         if case in [Case(n) for n in (1024, 4096, 16384)] or case.device == "cuda":
-            processes = {name: partial(apart, memory, name, case) for name in seconds}
-            remembered = told_in_turns(processes, 1 if quick else 3)
-        yield {**asdict(case), "seconds": seconds, "memory": remembered}
+            processes = {name: partial(call_in_process, memory, name, case) for name in seconds}
+            peaks = measure_in_rounds(processes, 1 if quick else 3)
+        yield {**asdict(case), "seconds": seconds, "memory": peaks}
 
 
 def pieces(case: Case, seconds: float) -> dict[str, list[float]]:
-    """Of softmax-then-sum, one by one, beside `flash`."""
+    """Return the seconds of the individual operations of softmax-then-sum, and of `flash`."""
     query, key, _ = case.tensors()
     logits = query @ key.mT / query.shape[-1] ** 0.5
     attention = logits.softmax(-1)
-    made: dict[str, Callable[[], object]] = {
+    operations: dict[str, Callable[[], object]] = {
         "product": lambda: query @ key.mT,
         "scale": lambda: logits / query.shape[-1] ** 0.5,
         "softmax": lambda: logits.softmax(-1),
@@ -159,22 +156,22 @@ def pieces(case: Case, seconds: float) -> dict[str, list[float]]:
         "sum": lambda: attention.sum(-1),
         "flash": lambda: flash(query, key),
     }
-    return in_turns(made, seconds)
+    return time_in_rounds(operations, seconds)
 
 
 CURVES = (1, 2, 5, 8)
-"""Numbers of scale_factors of which the curve H(g) is measured."""
+"""Numbers of scale factors on a measured curve H(g)."""
 
 
 def curves(case: Case, seconds: float) -> dict[str, list[float]]:
-    """The curve H(g) of several g."""
+    """Return the seconds of the curve H(g), by the number of values of g."""
     query, key, _ = case.tensors()
     of = {count: [0.5 + 0.25 * n for n in range(count)] for count in CURVES}
-    return in_turns({str(count): partial(curve, query, key, of[count]) for count in CURVES}, seconds)
+    return time_in_rounds({str(count): partial(curve, query, key, of[count]) for count in CURVES}, seconds)
 
 
 def run(quick: bool) -> dict[str, Any]:
     small, seconds = (Case(256), Case(1024)), 1 if quick else 8
-    taken_apart = [asdict(case) | {"seconds": pieces(case, seconds)} for case in small]
-    along_g = [asdict(case) | {"seconds": curves(case, seconds)} for case in small]
-    return {"cases": list(measured(quick)), "pieces": taken_apart, "curves": along_g}
+    operations = [asdict(case) | {"seconds": pieces(case, seconds)} for case in small]
+    by_count = [asdict(case) | {"seconds": curves(case, seconds)} for case in small]
+    return {"cases": list(measure_all(quick)), "pieces": operations, "curves": by_count}

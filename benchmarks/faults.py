@@ -32,7 +32,7 @@ import psutil
 import torch
 from rich.console import Console
 
-from benchmarks.endurance import Endurance, measure, section
+from benchmarks.endurance import Endurance, measure_sweeps, section
 from entropy_probe.attention import find_denoiser
 from entropy_probe.errors import IncompleteError, InputError
 from entropy_probe.estimation import derive_measured, fit
@@ -40,8 +40,8 @@ from entropy_probe.evaluation import validate_sweep
 from entropy_probe.models import load
 from entropy_probe.reports import Report
 from entropy_probe.runs import Engine, RayEngine, Sweep, sweep
+from entropy_probe.runs.environment import hardware, versions
 from entropy_probe.runs.files import is_temporary
-from entropy_probe.runs.sweeping import hardware, versions
 
 GRID: dict[str, Any] = dict(
     prompts=("noto red apple", "flat pizza"), sizes=((32, 32), (64, 64)), seeds=(0, 1, 2), steps=1, guidance_scale=4.0,
@@ -543,7 +543,7 @@ def main() -> None:
         sweep(pipeline, store=truth, model="model", **GRID)
         trial = Trial(pipeline, truth, time.monotonic() - before, random.Random(options.seed))
         faults = list(tried(trial, Path(name), options.kills, options.times, options.stride))
-        long = measure(pipeline, options.cells, Path(name)) if options.cells else None
+        long = measure_sweeps(pipeline, options.cells, Path(name)) if options.cells else None
         if options.ray:  # last: with Ray a process has threads, and is not forked any more
             faults += on_ray(trial, Path(name), options.ray)
     if options.out:

@@ -1,13 +1,13 @@
-"""What every part of the suite shares: contenders in turns, memory in processes of their own, the machine, results."""
+"""Shared by all benchmarks: timing in rounds, peak memory in new processes, the machine, results."""
 
 from __future__ import annotations
 
 import gc
-import importlib
 import json
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import pkgutil
 import platform
 import random
 import statistics
@@ -24,26 +24,28 @@ from unittest.mock import patch
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "performance"
 
-STEADY = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
-"""Makes glibc keep the memory that it has: whether it gives it back after a call, to take it again in the next, depends
-on what happens to lie on top of its heap, and decides over a quarter of the time of the very same sampling."""
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
+"""Settings with which glibc keeps freed memory.
 
-ONLY_LIVE = {"MALLOC_TRIM_THRESHOLD_": str(2**17), "MALLOC_MMAP_THRESHOLD_": str(2**17)}
-"""Makes glibc give every larger block back at once, so that the peak of a process is that of its tensors."""
+By default it may return memory after a call and request it again in the next one. Whether it does depends on the layout
+of the heap, and changes the time of the same sampling by up to a quarter."""
+
+RETURN_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**17), "MALLOC_MMAP_THRESHOLD_": str(2**17)}
+"""Settings with which glibc returns large blocks at once: the peak of a process is then the peak of its tensors."""
 
 T = TypeVar("T")
 
 Runs = dict[str, list[float]]
-"""What was measured of each contender, in the order of the rounds."""
+"""Measurements by contender, in the order of the rounds."""
 
 
-def steady() -> None:
-    """Start this process again with `STEADY`, unless it has it."""
-    if not STEADY.keys() <= os.environ.keys():
-        os.execve(sys.executable, sys.orig_argv, os.environ | STEADY)
+def restart_with_steady_memory() -> None:
+    """Restart this process with the settings `KEEP_MEMORY`, unless it has them."""
+    if not KEEP_MEMORY.keys() <= os.environ.keys():
+        os.execve(sys.executable, sys.orig_argv, os.environ | KEEP_MEMORY)
 
 
-def in_turns(
+def time_in_rounds(
     contenders: Mapping[str, Callable[[], object]],
     seconds: float,
     *,
@@ -52,17 +54,19 @@ def in_turns(
     wait: Callable[[], object] = lambda: None,
     clock: Callable[[], float] | None = None,
 ) -> Runs:
-    """Seconds of each, in rounds in which all take their turn, in any order, so that a slow moment hits all alike.
+    """Return the seconds of each contender.
+
+    Every round runs all contenders once, in random order, so that a slow moment of the machine affects all of them.
 
     Args:
-        contenders: what is measured.
-        seconds: after which no further round begins, once there were `least`.
-        least: rounds, after one that is not counted.
-        most: rounds.
-        wait: until the device has done what it was given.
-        clock: `own_clock` if none.
+        contenders: functions to time.
+        seconds: no round starts after this time, except the first `least` ones.
+        least: minimum number of rounds, after one warm-up round.
+        most: maximum number of rounds.
+        wait: waits until the device has finished its work.
+        clock: returns seconds; `default_clock()` if None.
     """
-    clock = clock or own_clock()
+    clock = clock or default_clock()
     order, shuffle = list(contenders), random.Random(0).shuffle
     times: Runs = {name: [] for name in contenders}
     for call in contenders.values():
@@ -77,25 +81,25 @@ def in_turns(
             start = clock()
             contenders[name]()
             wait()
-            times[name].append(rounded(clock() - start))
+            times[name].append(four_digits(clock() - start))
     return times
 
 
-def own_clock() -> Callable[[], float]:
-    """Of the processor's time for this process, where torch has one thread: others then take none of it."""
+def default_clock() -> Callable[[], float]:
+    """Return the clock of CPU time if torch has one thread, as other programs do not affect it, else of wall time."""
     import torch
 
     return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
-def peak(work: Callable[[], object]) -> float:
-    """MiB by which the memory of this process rises at the most while it works; what is left of it counts. Linux."""
+def peak_memory(work: Callable[[], object]) -> float:
+    """Return the maximum rise of the memory of this process during `work`, in MiB. Linux only."""
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _memory("VmRSS")
-    kept = work()
+    result = work()  # counts towards the peak
     rise = _memory("VmHWM") - before
-    del kept
+    del result
     return rise
 
 
@@ -104,88 +108,93 @@ def _memory(name: str) -> float:
     return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
 
 
-def elsewhere(
-    function: str, *arguments: object, python: str | Path = sys.executable, patience: float | None = None
+def call_in_interpreter(
+    function: Callable[..., Any],
+    *arguments: object,
+    python: str | Path = sys.executable,
+    timeout: float | None = None,
 ) -> Any:
-    """What a function, `module:name`, of these benchmarks returns in another interpreter, with this environment.
+    """Call a function of a module in a new process of any interpreter, and return its result.
 
     Args:
-        function: its name.
-        arguments: that JSON can tell.
+        function: of a module; its result must be JSON.
+        arguments: must be JSON.
         python: the interpreter.
-        patience: seconds after which it is given up.
+        timeout: in seconds.
 
     Raises:
-        RuntimeError: with the last line of what the process said, if it failed, or was given up.
+        RuntimeError: with the last line of the error output, if the process fails or takes longer than `timeout`.
     """
-    command = [str(python), "-m", "benchmarks.measure", function, json.dumps(arguments)]
+    name = f"{function.__module__}:{function.__qualname__}"
+    command = [str(python), "-m", "benchmarks.measure", name, json.dumps(arguments)]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=patience)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=timeout)
     except subprocess.TimeoutExpired as late:
         raise RuntimeError(f"not done within {late.timeout:.0f} seconds") from None
     if done.returncode:
-        said = done.stderr.strip().splitlines()
-        raise RuntimeError(said[-1] if said else f"exit code {done.returncode}")
+        errors = done.stderr.strip().splitlines()
+        raise RuntimeError(errors[-1] if errors else f"exit code {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def apart(function: Callable[..., T], *arguments: object) -> T:
-    """What a function returns in a process of its own, under `ONLY_LIVE`, that has imported and done nothing else."""
+def call_in_process(function: Callable[..., T], *arguments: object) -> T:
+    """Call a function in a new process with the settings `RETURN_MEMORY`, and return its result."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function.__module__])
-    with patch.dict(os.environ, ONLY_LIVE):
+    with patch.dict(os.environ, RETURN_MEMORY):
         multiprocessing.forkserver.ensure_running()
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as process:
         return process.submit(function, *arguments).result()
 
 
-def told_in_turns(contenders: Mapping[str, Callable[[], float]], repeats: int) -> Runs:
-    """What each tells of itself, in rounds in which all take their turn: memory, in a process of its own."""
-    found: Runs = {name: [] for name in contenders}
+def measure_in_rounds(contenders: Mapping[str, Callable[[], float]], repeats: int) -> Runs:
+    """Return the values that each contender returns, called in turns."""
+    values: Runs = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, call in contenders.items():
-            found[name].append(round(call(), 2))
-    return found
+            values[name].append(round(call(), 2))
+    return values
 
 
 def ratio(runs: Runs, of: str, to: str) -> float:
-    """The ratio of two medians."""
+    """Return the ratio of two medians."""
     return statistics.median(runs[of]) / statistics.median(runs[to])
 
 
-def rounded(value: float) -> float:
-    """To four digits, as results are kept."""
+def four_digits(value: float) -> float:
+    """Round to four significant digits."""
     return float(f"{value:.4g}")
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Return the processor, versions and other facts on which the results depend."""
     import torch
+
+    from entropy_probe.statistics import cpu
 
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
+    shown = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
     libraries = ("entropy-probe", "torch", "diffusers", "transformers", "numpy")
     return {
         "processor": facts.get("model name", platform.processor()),
         "cores": len(os.sched_getaffinity(0)),
-        "instructions": [flag for flag in wanted if flag in facts.get("flags", "").split()],
+        "instructions": [flag for flag in shown if flag in facts.get("flags", "").split()],
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "kernels": list(importlib.import_module("entropy_probe.statistics.cpu").KERNELS),
+        "kernels": list(cpu.KERNELS),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in libraries},
     }
 
 
-def save(part: str, folder: Path, found: Mapping[str, Any]) -> None:
-    """Keep the results of a part, with the machine and the command, and say where."""
+def save(part: str, folder: Path, results: Mapping[str, Any]) -> None:
+    """Write the results of a part with the machine and the command, and print the path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{part}.json"
     command = f"python -m benchmarks {part}"
-    path.write_text(json.dumps({"command": command, "machine": machine(), **found}, indent=1) + "\n")
+    path.write_text(json.dumps({"command": command, "machine": machine(), **results}, indent=1) + "\n")
     print(f"{path}", flush=True)
 
 
 if __name__ == "__main__":
-    module, _, name = sys.argv[1].partition(":")
-    print(json.dumps(getattr(importlib.import_module(module), name)(*json.loads(sys.argv[2]))))
+    print(json.dumps(pkgutil.resolve_name(sys.argv[1])(*json.loads(sys.argv[2]))))

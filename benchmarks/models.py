@@ -1,4 +1,4 @@
-"""The pipelines that are sampled, and one sampling of them."""
+"""The pipelines of the benchmarks, and one sampling of them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from entropy_probe.models import load, quiet_libraries, sample_images
 from entropy_probe.reference import prompts
-from recipes.emoji_unet import build_tokenizer
+from recipes.emoji_networks import build_tokenizer
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """A sampling of one batch.
+    """The sampling of one batch.
 
     Attributes:
         model: `reference`, or `sd15`.
-        size: of the images, in pixels.
-        images: in the batch; guidance doubles them.
-        steps: of the scheduler.
+        size: height and width of the images, in pixels.
+        images: images in the batch; guidance doubles the batch of the denoiser.
+        steps: sampling steps.
     """
 
     model: str
@@ -33,7 +33,7 @@ class Sampling:
 
     @property
     def tokens(self) -> int:
-        """Of the finest self-attention."""
+        """Image tokens of the finest self-attention."""
         return (self.size // {"reference": 4, "sd15": 8}[self.model]) ** 2
 
     def __call__(self) -> Any:
@@ -50,10 +50,10 @@ def pipeline(model: str) -> Any:
 
 
 def sd15() -> StableDiffusionPipeline:
-    """The layout of Stable Diffusion 1.5 with half of its channels and heads, random weights, a small autoencoder.
+    """Return the layout of Stable Diffusion 1.5 with half its channels and heads and a small autoencoder.
 
-    Half of the heads, of the same widths, are half of the attention, and half of the channels a quarter of everything
-    else: what measuring takes beside it stands out more than in the whole model.
+    The weights are random. Half the heads of the same width cost half the attention; half the channels cost a quarter
+    of everything else. The relative overhead of measuring is therefore larger than in the full model.
     """
     torch.manual_seed(0)
     tokenizer = build_tokenizer(list(prompts()), 500)
@@ -73,11 +73,11 @@ def sd15() -> StableDiffusionPipeline:
                 parameter.uniform_(-1, 1).mul_(parameter[0].numel() ** -0.5)
             else:
                 parameter.fill_(name.endswith("weight"))
-    made = StableDiffusionPipeline(
+    pipe = StableDiffusionPipeline(
         vae=AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4),
         text_encoder=CLIPTextModel(text), tokenizer=tokenizer, unet=unet,
         scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
-    made.set_progress_bar_config(disable=True)
-    return made
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

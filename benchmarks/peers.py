@@ -1,6 +1,6 @@
-"""What others take for the same: the entropy of all self-attention of one sampling, for every layer, head and step.
+"""Other tools that can measure the same: the entropy of all self-attention of one sampling, by layer, head and step.
 
-python -m benchmarks peers
+Run `python -m benchmarks peers`.
 """
 
 from __future__ import annotations
@@ -18,23 +18,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measure import apart, elsewhere, in_turns, peak, told_in_turns
+from benchmarks.measure import (
+    call_in_interpreter,
+    call_in_process,
+    measure_in_rounds,
+    peak_memory,
+    time_in_rounds,
+)
 from benchmarks.models import Sampling, pipeline
 
 ENVIRONMENTS = Path.home() / ".cache" / "entropy-probe-benchmarks"
-"""Where each peer that is installed has an environment of its own, over the one that runs the benchmarks."""
+"""Virtual environments of the peers, one each, on top of the environment of the benchmarks."""
 
 SELF = "*attn1"
 
 
 def entropies(attention: Tensor) -> Tensor:
-    """Mean entropy of the rows of a map, nats."""
+    """Return the mean entropy of the rows of attention maps, in nats."""
     return torch.special.entr(attention).sum(-1).mean(-1)
 
 
-def mean(found: list[Tensor]) -> float:
-    """Of all batch items, heads, layers and steps, nats."""
-    return torch.cat([each.flatten() for each in found]).mean().item()
+def mean(values: list[Tensor]) -> float:
+    """Return the mean over batch items, heads, layers and steps."""
+    return torch.cat([each.flatten() for each in values]).mean().item()
 
 
 def plain(sampling: Sampling) -> float:
@@ -51,7 +57,10 @@ def ours(sampling: Sampling) -> float:
 
 
 def attention_map_diffusers(sampling: Sampling) -> float:
-    """As its README says, for all timesteps and heads: maps are made after the sampling, from queries and keys."""
+    """Run attention-map-diffusers as its README shows, for all timesteps and heads.
+
+    It computes the maps after the sampling, from queries and keys.
+    """
     from attention_map_diffusers import AttentionCapture
 
     pipe = pipeline(sampling.model)
@@ -62,32 +71,34 @@ def attention_map_diffusers(sampling: Sampling) -> float:
 
 
 class Storing:
-    """An attention processor that makes its map, as diffusers did before torch had its attention, and keeps it."""
+    """An attention processor that computes and stores its map, like the eager processor of diffusers."""
 
     def __init__(self) -> None:
         self.maps: list[Tensor] = []
 
     def __call__(self, attn: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Tensor:
-        query, key, value = (attn.head_to_batch_dim(made(hidden_states)) for made in (attn.to_q, attn.to_k, attn.to_v))
+        query, key, value = (
+            attn.head_to_batch_dim(project(hidden_states)) for project in (attn.to_q, attn.to_k, attn.to_v)
+        )
         attention = attn.get_attention_scores(query, key, attention_mask)
         self.maps.append(attention)
-        found: Tensor = attn.to_out[0](attn.batch_to_head_dim(attention @ value))
-        return found
+        output: Tensor = attn.to_out[0](attn.batch_to_head_dim(attention @ value))
+        return output
 
 
 def storing_processor(sampling: Sampling) -> float:
     unet = pipeline(sampling.model).unet
-    own, storing = unet.attn_processors, Storing()
-    unet.set_attn_processor({name: storing if "attn1" in name else each for name, each in own.items()})
+    processors, storing = unet.attn_processors, Storing()
+    unet.set_attn_processor({name: storing if "attn1" in name else each for name, each in processors.items()})
     try:
         sampling()
     finally:
-        unet.set_attn_processor(own)
+        unet.set_attn_processor(processors)
     return mean([entropies(attention) for attention in storing.maps])
 
 
 class Sampler(torch.nn.Module):
-    """A sampling as the forward of a module, for nnsight to trace."""
+    """A module whose forward is a whole sampling, for nnsight to trace."""
 
     def __init__(self, sampling: Sampling) -> None:
         super().__init__()
@@ -100,31 +111,31 @@ class Sampler(torch.nn.Module):
 
 
 def nnsight_trace(sampling: Sampling) -> float:
-    """It sees modules, not the attention inside: the maps are made of the projections that it keeps."""
+    """Run nnsight, which sees modules but not the attention inside: compute the maps from the stored projections."""
     from nnsight import NNsight
 
     unet = pipeline(sampling.model).unet
     layers = {name: module for name, module in unet.named_modules() if name.endswith("attn1")}
     model = NNsight(Sampler(sampling))
-    wanted = [f"model.unet.{name}.{part}" for name in layers for part in ("to_q", "to_k")]
+    modules = [f"model.unet.{name}.{part}" for name in layers for part in ("to_q", "to_k")]
     with model.trace(torch.zeros(1)) as tracer:
-        kept = tracer.cache(modules=wanted)
-    found = []
+        cached = tracer.cache(modules=modules)
+    values = []
     for name, layer in layers.items():
-        queries, keys = (_each_step(kept[f"model.unet.{name}.{part}"].output) for part in ("to_q", "to_k"))
+        queries, keys = (_each_step(cached[f"model.unet.{name}.{part}"].output) for part in ("to_q", "to_k"))
         for query, key in zip(queries, keys, strict=True):
             query, key = layer.head_to_batch_dim(query), layer.head_to_batch_dim(key)
-            found.append(entropies(layer.get_attention_scores(query, key)))
-    return mean(found)
+            values.append(entropies(layer.get_attention_scores(query, key)))
+    return mean(values)
 
 
 def _each_step(output: Tensor | list[Tensor]) -> list[Tensor]:
-    """It hands out the tensor itself where there was one step only."""
+    """Return a list of tensors; for a single step nnsight returns the tensor itself."""
     return output if isinstance(output, list) else [output]
 
 
 def daam(sampling: Sampling) -> float:
-    """Its heat maps of words: the cross-attention alone, which is all that it sees, without an entropy."""
+    """Run daam, which sees only cross-attention and computes heat maps of words, no entropy."""
     from daam import trace
 
     with trace(pipeline(sampling.model)) as traced:
@@ -135,13 +146,12 @@ def daam(sampling: Sampling) -> float:
 
 @dataclass(frozen=True)
 class Peer:
-    """Someone who does the same.
+    """Another tool.
 
     Attributes:
-        way: how.
-        installs: what pip is asked for, one call after another, in an environment of its own; nothing where this one
-            suffices.
-        remark: what it does else.
+        way: runs a sampling with the tool and returns the mean entropy, or NaN.
+        installs: arguments of `pip install`, one call each, in a separate environment; none if not needed.
+        remark: how its task differs.
     """
 
     way: Callable[[Sampling], float]
@@ -149,22 +159,22 @@ class Peer:
     remark: str = ""
 
 
-WORDS = "heat maps of words in place of entropies, of cross-attention to texts of 77 tokens"
+HEAT_MAPS = "heat maps of words instead of entropies, of cross-attention to texts of 77 tokens"
 
 PEERS = {
     "attention-map-diffusers": Peer(attention_map_diffusers, (("attention-map-diffusers==1.0.0",),)),
     "storing processor": Peer(storing_processor),
     "nnsight": Peer(nnsight_trace, (("nnsight==0.8.1",),)),
-    "daam": Peer(daam, (("daam==0.2.0",),), WORDS),
-    "daam, without its pins": Peer(daam, (("--no-deps", "daam==0.2.0"), ("spacy",)), WORDS),
+    "daam": Peer(daam, (("daam==0.2.0",),), HEAT_MAPS),
+    "daam, without its version limits": Peer(daam, (("--no-deps", "daam==0.2.0"), ("spacy",)), HEAT_MAPS),
 }
 
 
 def environment(name: str, installs: tuple[tuple[str, ...], ...]) -> Path:
-    """The interpreter of an environment that has all of this one's packages, but where the peer needs others.
+    """Return the interpreter of an environment with the packages of this one and those of the peer.
 
     Raises:
-        RuntimeError: with what pip said last.
+        RuntimeError: with the error of pip.
     """
     if not installs:
         return Path(sys.executable)
@@ -172,11 +182,11 @@ def environment(name: str, installs: tuple[tuple[str, ...], ...]) -> Path:
     python = folder / "bin" / "python"
     if not python.exists():
         venv.create(folder, with_pip=True)
-        own = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
+        site_packages = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
         here = sysconfig.get_path("purelib")
-        (Path(own) / "below.pth").write_text(f"import site; site.addsitedir({here!r})\n")
-    for wanted in installs:
-        command = [python, "-m", "pip", "install", "-q", *wanted]
+        (Path(site_packages) / "below.pth").write_text(f"import site; site.addsitedir({here!r})\n")
+    for arguments in installs:
+        command = [python, "-m", "pip", "install", "-q", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if line.lower().lstrip().startswith("error")]
@@ -184,22 +194,24 @@ def environment(name: str, installs: tuple[tuple[str, ...], ...]) -> Path:
     return python
 
 
-def compared(name: str, sampling: dict[str, Any], seconds: float, repeats: int) -> dict[str, Any]:
-    """In the environment of a peer: all three in turns, their memory, and the mean entropies that two of them find."""
+def compare(name: str, sampling: dict[str, Any], seconds: float, repeats: int) -> dict[str, Any]:
+    """Measure plain sampling, our capture and a peer, in the environment of the peer."""
     work = Sampling(**sampling)
     ways = {"plain": plain, "ours": ours, "peer": PEERS[name].way}
-    found = {way: ways[way](work) for way in ("peer", "ours")}
+    means = {way: ways[way](work) for way in ("peer", "ours")}
     return {
-        "entropy": {way: None if value != value else value for way, value in found.items()},
-        "seconds": in_turns({way: partial(call, work) for way, call in ways.items()}, seconds),
-        "memory": told_in_turns({way: partial(apart, memory, call, work) for way, call in ways.items()}, repeats),
+        "entropy": {way: None if value != value else value for way, value in means.items()},
+        "seconds": time_in_rounds({way: partial(call, work) for way, call in ways.items()}, seconds),
+        "memory": measure_in_rounds(
+            {way: partial(call_in_process, memory, call, work) for way, call in ways.items()}, repeats
+        ),
     }
 
 
 def memory(way: Callable[[Sampling], float], sampling: Sampling) -> float:
-    """MiB that one sampling and what is made of it take at their peak, in a process that has done a small one so."""
+    """Return the peak memory of one sampling and its evaluation, in MiB, after a small one."""
     way(replace(sampling, size=sampling.size // 2, steps=1))
-    return peak(lambda: way(sampling))
+    return peak_memory(lambda: way(sampling))
 
 
 def samplings(quick: bool) -> list[Sampling]:
@@ -208,7 +220,7 @@ def samplings(quick: bool) -> list[Sampling]:
     )
 
 
-def measured(quick: bool) -> Iterator[dict[str, Any]]:
+def measure_all(quick: bool) -> Iterator[dict[str, Any]]:
     seconds, repeats = (2, 1) if quick else (10, 2)
     for sampling in samplings(quick):
         for name, peer in PEERS.items():
@@ -217,10 +229,10 @@ def measured(quick: bool) -> Iterator[dict[str, Any]]:
             try:
                 python = environment(name, peer.installs)
                 arguments = (name, asdict(sampling), seconds, repeats)
-                yield case | elsewhere("benchmarks.peers:compared", *arguments, python=python)
+                yield case | call_in_interpreter(compare, *arguments, python=python)
             except RuntimeError as error:
                 yield case | {"error": str(error).replace(str(Path.home()), "~")}
 
 
 def run(quick: bool) -> dict[str, Any]:
-    return {"cases": list(measured(quick))}
+    return {"cases": list(measure_all(quick))}

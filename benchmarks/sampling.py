@@ -1,7 +1,4 @@
-"""What capturing takes while a pipeline samples, beside the same sampling without it.
-
-python -m benchmarks sampling
-"""
+"""Time and memory of sampling under capture, relative to plain sampling: `python -m benchmarks sampling`."""
 
 from __future__ import annotations
 
@@ -13,16 +10,23 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from benchmarks.measure import apart, in_turns, own_clock, peak, rounded, told_in_turns
+from benchmarks.measure import (
+    call_in_process,
+    default_clock,
+    four_digits,
+    measure_in_rounds,
+    peak_memory,
+    time_in_rounds,
+)
 from benchmarks.models import Sampling, pipeline
 from entropy_probe import capture
 from entropy_probe.statistics import cpu
 
 ROWS = 256
-"""Of every call, where rows are sampled."""
+"""Query rows of a call, for the contenders with sampled rows."""
 
 SELF = "*attn1"
-"""The self-attention of a UNet; attn2 attends to the text."""
+"""Self-attention layers of a UNet; attn2 is cross-attention."""
 
 WAYS: dict[str, Callable[[Any], AbstractContextManager[object]]] = {
     "plain": nullcontext,
@@ -34,8 +38,8 @@ WAYS: dict[str, Callable[[Any], AbstractContextManager[object]]] = {
     "self, auto": lambda pipe: capture(pipe, layers=SELF),
 }
 
-REMEMBERED = ("self", "all layers")
-"""Those whose memory is measured: fewer rows take less."""
+MEMORY_WAYS = ("self", "all layers")
+"""Ways whose memory is measured; sampled rows need less."""
 
 
 def sample(name: str, sampling: Sampling) -> None:
@@ -44,36 +48,36 @@ def sample(name: str, sampling: Sampling) -> None:
 
 
 def memory(name: str, sampling: Sampling) -> float:
-    """MiB that two steps take at their peak, in a process that has sampled before; growth has more steps."""
+    """Return the peak memory of two steps, in MiB, in a process that has sampled before."""
     work = replace(sampling, steps=2)
     work()
-    return peak(lambda: sample(name, work))
+    return peak_memory(lambda: sample(name, work))
 
 
 PROFILED = {
-    "opening": ("capture/probe.py", "capture"),
-    "measuring": ("capture/probe.py", "measure"),
+    "opening": ("attention/capturing.py", "capture"),
+    "measuring": ("attention/measuring.py", "measure"),
     "kernel": ("~", "<built-in method entropy_probe.statistics.{}.statistics>"),
 }
-"""File and name of what is looked for: walking through the modules before and after, the calls, the kernel in them."""
+"""File and function of each part: preparing and removing the capture, measuring the calls, the kernel."""
 
 
 def profile(name: str, sampling: Sampling) -> dict[str, float]:
-    """Seconds of a sampling, and of the parts of capturing in it."""
-    profiler = cProfile.Profile(own_clock())
+    """Return the seconds of a sampling, and of the parts of capture in it."""
+    profiler = cProfile.Profile(default_clock())
     profiler.runcall(sample, name, sampling)
-    timed: Any = pstats.Stats(profiler)  # typeshed does not know what it holds
-    found = {"whole": rounded(timed.total_tt)}
+    timed: Any = pstats.Stats(profiler)  # its attribute `stats` is missing in typeshed
+    seconds = {"whole": four_digits(timed.total_tt)}
     for part, (ending, function) in PROFILED.items():
         names = {function.format(kernel) for kernel in cpu.KERNELS}
-        found[part] = rounded(
+        seconds[part] = four_digits(
             sum(
                 cumulative
                 for (file, _, called), (_, _, _, cumulative, _) in timed.stats.items()
                 if file.endswith(ending) and called in names
             )
         )
-    return found
+    return seconds
 
 
 def samplings(quick: bool) -> list[Sampling]:
@@ -88,19 +92,19 @@ def samplings(quick: bool) -> list[Sampling]:
     ]
 
 
-def measured(quick: bool) -> Iterator[dict[str, Any]]:
+def measure_all(quick: bool) -> Iterator[dict[str, Any]]:
     for sampling in samplings(quick):
         print(f"  {sampling}", flush=True)
         ways = {name: partial(sample, name, sampling) for name in WAYS}
-        seconds = in_turns(ways, 2 if quick else 45)
-        names = ("plain", *REMEMBERED)
-        processes = {name: partial(apart, memory, name, sampling) for name in names}
-        remembered = told_in_turns(processes, 1 if quick else 3)
+        seconds = time_in_rounds(ways, 2 if quick else 45)
+        names = ("plain", *MEMORY_WAYS)
+        processes = {name: partial(call_in_process, memory, name, sampling) for name in names}
+        peaks = measure_in_rounds(processes, 1 if quick else 3)
         yield {
-            **asdict(sampling), "tokens": sampling.tokens, "seconds": seconds, "memory": remembered,
+            **asdict(sampling), "tokens": sampling.tokens, "seconds": seconds, "memory": peaks,
             "profile": {name: profile(name, sampling) for name in ("self", f"self, {ROWS} rows")},
         }  # fmt: skip
 
 
 def run(quick: bool) -> dict[str, Any]:
-    return {"cases": list(measured(quick))}
+    return {"cases": list(measure_all(quick))}

@@ -1,7 +1,4 @@
-"""How long one waits for nothing: `entropy-probe --help` and `import entropy_probe`, beside Python itself.
-
-python -m benchmarks startup
-"""
+"""Start-up time of the command line and the package, relative to Python itself: `python -m benchmarks startup`."""
 
 from __future__ import annotations
 
@@ -13,32 +10,32 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import in_turns
+from benchmarks.measure import time_in_rounds
 
 HEAVY = ("torch", "diffusers", "transformers", "pandas", "numpy", "scipy", "statsmodels", "matplotlib", "seaborn")
 
 HELP = """
 import sys
-from entropy_probe import cli
+from entropy_probe.cli.main import main
 sys.argv = ["entropy-probe", "--help"]
 try:
-    cli.main()
+    main()
 except SystemExit:
     pass
 """
 
 CAPTURE = """
 import entropy_probe, torch
-with entropy_probe.attention(torch.nn.MultiheadAttention(8, 2, batch_first=True).eval()) as captured, torch.no_grad():
+with entropy_probe.capture(torch.nn.MultiheadAttention(8, 2, batch_first=True).eval()) as captured, torch.no_grad():
     pass
 """
 
 
-def loaded(code: str) -> list[str]:
-    """Which of the heavy libraries a process has imported when it has done something."""
+def imported_by(code: str) -> list[str]:
+    """Return the heavy libraries that a process has imported after running `code`."""
     code += f"\nimport json, sys\nprint(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    names: list[str] = json.loads(said.splitlines()[-1])
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    names: list[str] = json.loads(output.splitlines()[-1])
     return names
 
 
@@ -48,15 +45,15 @@ def run(quick: bool) -> dict[str, Any]:
         "import entropy_probe": [sys.executable, "-c", "import entropy_probe"],
         "entropy-probe --help": [str(Path(sysconfig.get_path("scripts")) / "entropy-probe"), "--help"],
         "import torch": [sys.executable, "-c", "import torch"],
-        "entropy_probe.attention": [sys.executable, "-c", "import entropy_probe; entropy_probe.attention"],
+        "entropy_probe.capture": [sys.executable, "-c", "import entropy_probe; entropy_probe.capture"],
     }
 
-    def started(command: list[str]) -> object:
+    def run_command(command: list[str]) -> object:
         return subprocess.run(command, capture_output=True, check=True)
 
-    ways = {name: lambda command=command: started(command) for name, command in commands.items()}
+    ways = {name: lambda command=command: run_command(command) for name, command in commands.items()}
     codes = {"import entropy_probe": "import entropy_probe", "entropy-probe --help": HELP, "capture": CAPTURE}
     return {
-        "seconds": in_turns(ways, 5 if quick else 60, most=21, clock=time.perf_counter),
-        "loaded": {n: loaded(c) for n, c in codes.items()},
+        "seconds": time_in_rounds(ways, 5 if quick else 60, most=21, clock=time.perf_counter),
+        "loaded": {name: imported_by(code) for name, code in codes.items()},
     }

@@ -1,7 +1,7 @@
 """Add the pages outside docs/ to the site and rewrite links between them.
 
-A page keeps its path in the repository without the leading `docs/`. A link is resolved in the repository, as GitHub does,
-and then written relative to the page on the site.
+A page keeps its path in the repository without the leading `docs/`. A link is resolved in the repository, as GitHub
+does, and then written relative to the page on the site.
 """
 
 from __future__ import annotations

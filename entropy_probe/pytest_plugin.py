@@ -1,10 +1,10 @@
-"""The pytest fixture `entropy_baseline`: a test fails when the entropy profile of a model has moved.
+"""Provide the pytest fixture `entropy_baseline`: a test fails if the entropy profile of a model has changed.
 
     def test_profile(entropy_baseline):
         entropy_baseline.check(pipe)
 
-The baseline lies beside the test, `test_model/test_profile.json` for `test_profile` in `test_model.py`, and belongs
-under version control. Every pytest session loads this file, so nothing heavy is imported before a test asks for it.
+The baseline of `test_profile` in `test_model.py` is the file `test_model/test_profile.json`. Keep it under version
+control. Every pytest session loads this module, so heavy libraries are imported only when a test uses the fixture.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from entropy_probe.baselines import ProfileComparison
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class EntropyBaseline:
 
     Attributes:
         path: the JSON file.
-        regenerate: write it anew instead of comparing.
+        regenerate: write a new baseline instead of comparing.
         scratch: folder for the figure and the profile of a failure.
     """
 
@@ -32,48 +35,57 @@ class EntropyBaseline:
     scratch: Path
 
     def check(self, pipeline: Any, **settings: Any) -> None:
-        """Fail if the profile of a pipeline has moved since its baseline, or has no baseline yet.
+        """Fail the test if the profile of a pipeline has changed, or if there is no baseline yet.
 
         Args:
             pipeline: a diffusers text-to-image pipeline.
-            **settings: see `entropy_probe.baselines.profiles`: prompts, sizes, seeds, steps, guidance_scale.
+            **settings: prompts, sizes, seeds, steps, guidance_scale; see `entropy_probe.baselines.profile`. Steps and
+                guidance scale default to those of the baseline.
         """
         __tracebackhide__ = True
-        from entropy_probe.baselines import Profile, compare, profile, text
+        from entropy_probe.baselines import Profile, compare, profile
         from entropy_probe.errors import InputError
-        from entropy_probe.plots.baselines import figure
 
         try:
             baseline = None if self.regenerate or not self.path.exists() else Profile.open(self.path)
-            now = profile(pipeline, **settings)
+            if baseline is not None:
+                saved = baseline.settings
+                settings = {"steps": saved.steps, "guidance_scale": saved.guidance_scale, **settings}
+            measured = profile(pipeline, **settings)
             if baseline is None:
-                now.save(self.path)
+                measured.save(self.path)
                 if self.regenerate:
                     return
-                pytest.fail(f"no baseline yet: {self.path} is written, look at it and commit it", pytrace=False)
-            comparison = compare(baseline, now)
+                pytest.fail(f"no baseline yet: wrote {self.path}, check it and commit it", pytrace=False)
+            comparison = compare(baseline, measured)
         except InputError as error:
-            pytest.fail(f"{error} (--entropy-regen makes {self.path} anew)", pytrace=False)
+            pytest.fail(f"{error} (--entropy-regen writes a new {self.path})", pytrace=False)
         if not comparison.same:
-            image = self.scratch / f"{self.path.stem}.png"
-            figure(comparison).savefig(image, dpi=100)
-            obtained = now.save(self.scratch / self.path.name)
-            pytest.fail(
-                f"{text(comparison)}\n\nfigure: {image}\nprofile: {obtained}\nbaseline: {self.path}\n"
-                "If the change is meant, --entropy-regen makes the baseline anew.",
-                pytrace=False,
-            )
+            pytest.fail(self._describe(comparison), pytrace=False)
+
+    def _describe(self, comparison: ProfileComparison) -> str:
+        """Save the figure and the profile of a failure, and return its message."""
+        from entropy_probe.baselines import text
+        from entropy_probe.plots.baselines import figure
+
+        image = self.scratch / f"{self.path.stem}.png"
+        figure(comparison).savefig(image, dpi=100)
+        measured = comparison.now.save(self.scratch / self.path.name)
+        return (
+            f"{text(comparison)}\n\nfigure: {image}\nprofile: {measured}\nbaseline: {self.path}\n"
+            "If the change is intended, write a new baseline with --entropy-regen."
+        )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The option `--entropy-regen`."""
+    """Add the option `--entropy-regen`."""
     group = parser.getgroup("entropy-probe")
-    group.addoption("--entropy-regen", action="store_true", help="Write the entropy baselines anew.")
+    group.addoption("--entropy-regen", action="store_true", help="Write new entropy baselines instead of comparing.")
 
 
 @pytest.fixture
 def entropy_baseline(request: pytest.FixtureRequest, tmp_path: Path) -> EntropyBaseline:
-    """The entropy baseline of this test: `entropy_baseline.check(pipe)`."""
+    """Return the entropy baseline of this test. Use it as `entropy_baseline.check(pipe)`."""
     name = re.sub(r"[^\w.-]+", "_", request.node.name).strip("_")
     path = request.path.with_suffix("") / f"{name}.json"
     return EntropyBaseline(path, request.config.getoption("--entropy-regen"), tmp_path)

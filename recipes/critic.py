@@ -1,4 +1,4 @@
-"""The recipe that trained the critic: `python -m recipes.critic`."""
+"""Train the critic, a small contrastive model of images and captions: `python -m recipes.critic`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import platform
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 import typer
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -25,9 +27,9 @@ from transformers import (
 
 from entropy_probe.evaluation.critic import Critic, prepare
 from entropy_probe.reference.drawings import Emoji
-from recipes import emoji_download as emoji_data
-from recipes.emoji_loop import Curve, batch, save_checkpoint
-from recipes.emoji_unet import build_tokenizer
+from recipes import emoji_download
+from recipes.emoji_loop import Curve, batch_indices, load_checkpoint, save_checkpoint
+from recipes.emoji_networks import build_tokenizer
 
 CHECKPOINT_STEPS = 250
 
@@ -37,15 +39,17 @@ class Recipe:
     """Hyperparameters.
 
     Attributes:
-        sides: sizes, in pixels, at which the vectors are drawn.
-        shapes: canvases that a batch is laid on, as multiples (height, width) of the shorter side.
-        square: share of the batches that stay square.
-        settle: steps after the first `steps`, at most `settle_rate` of the learning rate, for which batch normalisation
-            keeps its statistics. A batch has one shape, so the statistics it is trained with are those of its shape,
-            and wide canvases were lost on statistics that come from squares.
-        settle_square: share of the batches that stay square then.
-        styleless: share of the captions that do not name the style.
-        rotation, zoom, shift, tint: greatest changes of an image: degrees, and fractions of the size or of a colour.
+        sides: sizes, in pixels, at which the vector drawings are rendered.
+        shapes: canvas shapes (height, width), as multiples of the shorter side; a batch has one shape.
+        square: fraction of the batches that stay square.
+        settle: further steps after the first `steps`, in which the statistics of batch normalisation are frozen. They
+            depend on the shape of the batch, and running statistics from square images are wrong for wide ones.
+        settle_rate: maximum of the learning rate in these steps, as a fraction of `rate`.
+        settle_square: fraction of the batches that stay square in these steps.
+        styleless: fraction of the captions that do not name the style.
+        rotation: maximum rotation, in degrees.
+        zoom, shift: maximum change of scale (logarithmic) and position, as fractions of the size.
+        tint: maximum change of a colour channel, as a fraction.
     """
 
     seed: int = 0
@@ -75,7 +79,7 @@ class Recipe:
 
 
 def build(tokenizer: CLIPTokenizer, recipe: Recipe) -> Critic:
-    """A small ResNet and a small CLIP text encoder, from nothing."""
+    """Return a critic of a small ResNet and a small CLIP text encoder, with default initialisation."""
     image_encoder = ResNetForImageClassification(
         ResNetConfig(
             embedding_size=recipe.channels[0],
@@ -102,8 +106,8 @@ def build(tokenizer: CLIPTokenizer, recipe: Recipe) -> Critic:
     return Critic(image_encoder, text_encoder, tokenizer)
 
 
-def as_seen(images: UInt8[np.ndarray, "count side side 3"]) -> UInt8[Tensor, "count 3 seen seen"]:
-    """CaptionedImages of one size as the critic sees them: brought to `SIDE`, in bytes."""
+def prepare_bytes(images: UInt8[np.ndarray, "count side side 3"]) -> UInt8[Tensor, "count 3 resized resized"]:
+    """Return images resized as the critic does it, as bytes."""
     parts = torch.from_numpy(images).permute(0, 3, 1, 2).split(256)
     return torch.cat([((prepare(part) + 1) * 127.5).round().byte() for part in parts])
 
@@ -111,7 +115,10 @@ def as_seen(images: UInt8[np.ndarray, "count side side 3"]) -> UInt8[Tensor, "co
 def vary(
     images: UInt8[Tensor, "batch 3 side side"], recipe: Recipe, square: float, generator: torch.Generator
 ) -> Float[Tensor, "batch 3 height width"]:
-    """Turn, zoom, shift and tint every image; but for the share `square`, lay the batch on a wider white canvas."""
+    """Return randomly rotated, zoomed, shifted and tinted images in [-1, 1].
+
+    With probability 1 - `square` the batch is put on a larger white canvas, of a shape from `recipe.shapes`.
+    """
 
     def uniform(low: float, high: float) -> Float[Tensor, " batch"]:
         return low + (high - low) * torch.rand(len(images), generator=generator)
@@ -121,7 +128,7 @@ def vary(
     shift = torch.stack([uniform(-recipe.shift, recipe.shift), uniform(-recipe.shift, recipe.shift)], -1)
     turned = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).view(-1, 2, 2)
     affine = torch.cat([zoom.view(-1, 1, 1) * turned, 2 * shift[..., None]], -1)
-    darkness = 255.0 - images.float()  # white is zero, which is what lies outside
+    darkness = 255.0 - images.float()  # white is zero, the value with which grid_sample and pad fill
     grid = F.affine_grid(affine, list(images.shape), align_corners=False)
     darkness = F.grid_sample(darkness, grid, align_corners=False)
     darkness = darkness * (1 + torch.stack([uniform(-recipe.tint, recipe.tint) for _ in range(3)], -1))[..., None, None]
@@ -139,24 +146,31 @@ def contrastive_loss(
     same: Bool[Tensor, "batch batch"],
     logit_scale: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Symmetric cross-entropy of Radford et al. (2021), where captions that are the `same` share the target."""
+    """Return the symmetric cross-entropy of Radford et al. (2021), https://arxiv.org/abs/2103.00020.
+
+    Captions that are the `same` share the target probability equally.
+    """
     logits = logit_scale * images @ texts.T
     target = same / same.sum(-1, keepdim=True)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def rate_at(step: int, recipe: Recipe) -> float:
-    """Warm up linearly, then fall to zero along a half cosine; once more, lower, while it settles."""
+def rate_factor(step: int, recipe: Recipe) -> float:
+    """Return the factor of the learning rate at a step.
+
+    It warms up linearly and falls to zero along a half cosine. From step `recipe.steps` on it falls from `settle_rate`
+    to zero along a second half cosine.
+    """
     if step < recipe.warmup:
-        return recipe.rate * (step + 1) / recipe.warmup
-    first, length, top = recipe.warmup, recipe.steps - recipe.warmup, recipe.rate
+        return (step + 1) / recipe.warmup
+    first, length, top = recipe.warmup, recipe.steps - recipe.warmup, 1.0
     if step >= recipe.steps:
-        first, length, top = recipe.steps, recipe.settle, recipe.settle_rate * recipe.rate
+        first, length, top = recipe.steps, recipe.settle, recipe.settle_rate
     return top * (1 + math.cos(math.pi * (step - first) / length)) / 2
 
 
 def train(work: Path, emoji: list[Emoji], recipe: Recipe) -> Critic:
-    """Train the critic, resuming from `work/critic.pt`."""
+    """Train the critic; resume from `work/critic.pt`."""
     torch.manual_seed(recipe.seed)
     names = [e.name.replace("-", " ") for e in emoji]
     captions = [e.caption for e in emoji]
@@ -168,55 +182,49 @@ def train(work: Path, emoji: list[Emoji], recipe: Recipe) -> Critic:
     temperature = nn.ParameterList([torch.tensor(math.log(1 / 0.07))])
     parameters = [*critic.parameters(), *temperature]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
-    checkpoint, start = work / "critic.pt", 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        critic.load_state_dict(state["critic"])
-        temperature.load_state_dict(state["temperature"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
-
+    schedule = LambdaLR(optimizer, partial(rate_factor, recipe=recipe))
+    parts = dict(critic=critic, temperature=temperature, optimizer=optimizer, schedule=schedule)
+    checkpoint, steps = work / "critic.pt", recipe.steps + recipe.settle
+    start = load_checkpoint(checkpoint, **parts)
     styled, plain = critic.tokenize(captions), critic.tokenize(names)
-    drawn = {side: as_seen(emoji_data.images(emoji, side, cache=work)) for side in recipe.sides}
-    everything = torch.arange(len(emoji))
+    images = {side: prepare_bytes(emoji_download.render(emoji, side, cache=work)) for side in recipe.sides}
+    every_image = torch.arange(len(emoji))
     critic.train()
-    steps = recipe.steps + recipe.settle
     with Curve(work / "critic.csv", "critic", steps, start) as curve:
         for step in range(start, steps):
             settling = step >= recipe.steps
             if settling:
-                _keep_statistics(critic)
+                _freeze_statistics(critic)
             generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-            index = batch(everything, recipe.batch, step, recipe.seed)
+            index = batch_indices(every_image, recipe.batch, step, recipe.seed)
             side = recipe.sides[int(torch.randint(len(recipe.sides), (), generator=generator))]
             pixels = vary(
-                drawn[side][index], recipe, recipe.settle_square if settling else recipe.square, generator
+                images[side][index], recipe, recipe.settle_square if settling else recipe.square, generator
             ).to(memory_format=torch.channels_last)
-            nameless = torch.rand(len(index), 1, generator=generator) < recipe.styleless
-            caption = torch.where(nameless, plain[index], styled[index])
+            styleless = torch.rand(len(index), 1, generator=generator) < recipe.styleless
+            caption = torch.where(styleless, plain[index], styled[index])
             same = (caption[:, None] == caption[None]).all(-1)
             scale = temperature[0].exp().clamp(max=100)
             loss = contrastive_loss(critic.embed(pixels), critic.embed_tokens(caption), same, scale)
-            for group in optimizer.param_groups:
-                group["lr"] = rate_at(step, recipe)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
+            schedule.step()
             curve.add(step, loss.item())
             if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == steps:
-                save_checkpoint(checkpoint, step + 1, critic=critic, temperature=temperature, optimizer=optimizer)
+                save_checkpoint(checkpoint, step + 1, **parts)
     return critic.eval()
 
 
-def _keep_statistics(critic: Critic) -> None:
+def _freeze_statistics(critic: Critic) -> None:
     for module in critic.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
 
 
 def export(critic: Critic, folder: Path) -> None:
-    """Save both encoders (safetensors) and the tokenizer."""
+    """Save both encoders, as safetensors, and the tokenizer."""
     critic.image_encoder.save_pretrained(folder / "image")
     critic.text_encoder.save_pretrained(folder / "text")
     critic.tokenizer.save_pretrained(folder / "tokenizer")
@@ -224,12 +232,12 @@ def export(critic: Critic, folder: Path) -> None:
 
 def main(
     work: Annotated[Path, typer.Option(help="Folder for downloads, checkpoints and curves.")] = Path("critic-work"),
-    out: Annotated[Path, typer.Option(help="Where the finished critic is saved.")] = Path("data/critic"),
+    out: Annotated[Path, typer.Option(help="Folder for the trained critic.")] = Path("data/critic"),
 ) -> None:
-    """Train the critic from nothing; restarted, it goes on from the last checkpoint."""
+    """Train the critic from scratch. Rerun the same command to resume from the last checkpoint."""
     recipe = Recipe()
-    emoji_data.fetch(work)
-    emoji = emoji_data.load(work)
+    emoji_download.download(work)
+    emoji = emoji_download.select_emoji(work)
     critic = train(work, emoji, recipe)
     export(critic.half(), out)
     facts = {"recipe": asdict(recipe), "images": len(emoji), "machine": platform.processor()}

@@ -1,4 +1,4 @@
-"""The facts of the critic's model card: `python -m recipes.critic_card` writes them beside the weights."""
+"""Measure the caption retrieval of the critic's model card: `python -m recipes.critic_card`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from entropy_probe.evaluation.critic import Critic, load
 from entropy_probe.evaluation.image_metrics import features, rank_of_caption
 from entropy_probe.models import Size, format_size
 from entropy_probe.reference.drawings import Drawings
-from recipes.emoji_download import PACKAGES, UNSEEN, fetch
-from recipes.emoji_download import load as load_emoji
+from recipes.emoji_download import PACKAGES, UNSEEN, download, select_emoji
 
 CANDIDATES = 500
 SIZES: tuple[Size, ...] = ((24, 24), (32, 32), (64, 64), (96, 96), (128, 128), (192, 192), (256, 256), (64, 192))
@@ -24,23 +23,25 @@ SIZES: tuple[Size, ...] = ((24, 24), (32, 32), (64, 64), (96, 96), (128, 128), (
 
 @torch.no_grad()
 def retrieval(critic: Critic, drawings: Drawings, size: Size) -> tuple[float, float]:
-    """Share of the drawings whose own caption, without the style, is nearest, and among the nearest five."""
+    """Return the top-1 and top-5 accuracy of caption retrieval; captions do not name the style."""
     captions = critic.embed_captions([e.name.replace("-", " ") for e in drawings.emoji])
     rank = rank_of_caption(features(critic, drawings.at(size)), captions, torch.arange(len(captions)))
     return float((rank < 1).float().mean()), float((rank < 5).float().mean())
 
 
 def main(
-    work: Annotated[Path, typer.Option(help="Folder with the downloads of the recipe.")] = Path("critic-work"),
-    out: Annotated[Path, typer.Option(help="The critic, where retrieval.csv is written too.")] = Path("data/critic"),
+    work: Annotated[Path, typer.Option(help="Folder for downloads.")] = Path("critic-work"),
+    out: Annotated[Path, typer.Option(help="Folder of the critic; retrieval.csv is written there.")] = Path(
+        "data/critic"
+    ),
 ) -> None:
-    """Print and write caption retrieval among 500 drawings, by style and size."""
+    """Print and save the accuracy of caption retrieval among 500 drawings, by style and size."""
     critic = load(out)
     packages = PACKAGES | UNSEEN
-    fetch(work, packages)
+    download(work, packages)
     rows = []
     for style, package in packages.items():
-        emoji = load_emoji(work, {style: package})
+        emoji = select_emoji(work, {style: package})
         order = torch.randperm(len(emoji), generator=torch.Generator().manual_seed(0))[:CANDIDATES]
         drawings = Drawings(tuple(emoji[i] for i in order.tolist()))
         for size in SIZES:

@@ -1,7 +1,7 @@
-"""The facts of the reference's model card: `python -m recipes.emoji_card` writes them beside the weights.
+"""Measure the figures of a bundled pipeline's model card: `python -m recipes.emoji_card`.
 
-A grid of samples with their captions, and how the denoising loss answers when the logits of all self-attention are
-multiplied by g: attention matters if the loss is least at g = 1 and rises when g = 0 makes the attention uniform.
+It samples a grid of captions, and measures the denoising loss with the logits of all self-attention multiplied by g.
+The attention matters if the loss is lowest at g = 1 and rises at g = 0, where the attention is uniform.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from matplotlib.figure import Figure
 from entropy_probe.evaluation.loss_curves import loss_against_g
 from entropy_probe.models import load, sample_images
 from entropy_probe.reference import images, prompts
-from recipes.emoji_unet import SIZE
+from recipes.emoji_networks import SIZE
 
 SCALE_FACTORS = (0.0, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4, 2.0)
 
 
 def sample_grid(pipeline: Any, captions: list[str], path: Path, steps: int = 20) -> None:
-    """Draw 64 captions at the training size as an 8 x 8 grid."""
-    images = sample_images(pipeline, captions, (SIZE, SIZE), [0] * len(captions), steps=steps, guidance_scale=4.0)
+    """Sample 64 captions at the training size and save them as an 8 x 8 grid."""
+    samples = sample_images(pipeline, captions, (SIZE, SIZE), [0] * len(captions), steps=steps, guidance_scale=4.0)
     figure = Figure(figsize=(10, 11), layout="constrained")
-    for axes, image, caption in zip(figure.subplots(8, 8).flat, images, captions, strict=True):
+    for axes, image, caption in zip(figure.subplots(8, 8).flat, samples, captions, strict=True):
         axes.imshow(image, interpolation="nearest")
         axes.set_title(caption, fontsize=6)
         axes.axis("off")
@@ -33,19 +33,17 @@ def sample_grid(pipeline: Any, captions: list[str], path: Path, steps: int = 20)
 
 
 def main(
-    model: Annotated[str, typer.Option(help="The trained pipeline.")] = "reference",
-    out: Annotated[Path, typer.Option(help="Where samples.png and response.json are written.")] = Path(
-        "data/reference"
-    ),
+    model: Annotated[str, typer.Option(help="Name or folder of the trained pipeline.")] = "reference",
+    out: Annotated[Path, typer.Option(help="Folder for samples.png and response.json.")] = Path("data/reference"),
 ) -> None:
-    """Write samples.png and response.json."""
+    """Write samples.png and response.json (loss against g) of a model card."""
     pipeline = load(model, device="cpu")
     sample_grid(pipeline, prompts()[:64], out / "samples.png")
-    drawings = images()[::6]
-    curve = loss_against_g(pipeline, drawings, [(SIZE, SIZE)], SCALE_FACTORS)
+    real_images = images()[::6]
+    curve = loss_against_g(pipeline, real_images, [(SIZE, SIZE)], SCALE_FACTORS)
     rows = curve.table().drop(columns="size").to_dict("records")
     (out / "response.json").write_text(
-        json.dumps({"images": len(drawings.captions), "response": rows}, indent=2) + "\n"
+        json.dumps({"images": len(real_images.captions), "response": rows}, indent=2) + "\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""Download the icon packages with npm, and select the emoji that the models are trained on."""
+"""Download the icon packages with npm, and select the emoji on which the bundled models are trained."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ PACKAGES = {
 """Style name -> npm package: Noto (Apache-2.0) and Fluent Emoji Flat (MIT)."""
 
 UNSEEN = {"twemoji": "@iconify-json/twemoji@1.2.5"}
-"""A style that nothing here is trained on (CC-BY-4.0), to see how the critic does on one."""
+"""A style that no bundled model was trained on (CC-BY-4.0), to test the critic."""
 
 _SKIN_TONE = re.compile(r"-(medium-)?(light|dark|medium)(-skin-tone)?(-|$)")
-_LEFT_OUT = re.compile(
+_EXCLUDED = re.compile(
     r"^keycap|^letter-|^input-|^flag-for|-oclock$|-thirty$|^japanese-.*button$|^family-|^kiss-|^couple-with-heart-"
 )
 
 
-def fetch(folder: Path, packages: Mapping[str, str] = PACKAGES) -> None:
+def download(folder: Path, packages: Mapping[str, str] = PACKAGES) -> None:
     """Download the pinned icon packages into `folder` with the npm client.
 
     Raises:
-        RuntimeError: if npm is missing or cannot get a package.
+        RuntimeError: if npm is missing or cannot download a package.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for style, package in packages.items():
@@ -44,16 +44,21 @@ def fetch(folder: Path, packages: Mapping[str, str] = PACKAGES) -> None:
         try:
             subprocess.run(["npm", "pack", package], cwd=folder, check=True, capture_output=True, text=True)
         except FileNotFoundError as error:
-            raise RuntimeError("npm was not found: install Node.js, it fetches the icon packages") from error
+            raise RuntimeError(
+                "npm is required to download the icon packages, but was not found: install Node.js"
+            ) from error
         except subprocess.CalledProcessError as error:
-            raise RuntimeError(f"npm could not fetch {package}: {error.stderr.strip()}") from error
+            raise RuntimeError(f"npm could not download {package}: {error.stderr.strip()}") from error
         name = package[1:].replace("/", "-").replace("@", "-") + ".tgz"
         with tarfile.open(folder / name) as archive:
             archive.extractall(folder / style, filter="data")
 
 
-def load(folder: Path, packages: Mapping[str, str] = PACKAGES) -> list[Emoji]:
-    """The selection: no skin-tone variants, flags, keycaps, clocks, letters or gendered doubles."""
+def select_emoji(folder: Path, packages: Mapping[str, str] = PACKAGES) -> list[Emoji]:
+    """Return the emoji of downloaded packages, in a fixed order.
+
+    Skin-tone variants, flags, keycaps, clocks, letters and gendered variants are excluded.
+    """
     chosen = []
     for style in packages:
         package = folder / style / "package"
@@ -61,7 +66,7 @@ def load(folder: Path, packages: Mapping[str, str] = PACKAGES) -> list[Emoji]:
         categories = json.loads((package / "metadata.json").read_text())["categories"]
         category_of = {name: category for category, names in categories.items() for name in names}
         for name in sorted(category_of.keys() & icons["icons"].keys()):
-            if category_of[name] == "Flags" or not _kept(name, category_of.keys()):
+            if category_of[name] == "Flags" or not is_selected(name, category_of.keys()):
                 continue
             icon = icons["icons"][name]
             width = icon.get("width", icons.get("width", 16))
@@ -73,24 +78,36 @@ def load(folder: Path, packages: Mapping[str, str] = PACKAGES) -> list[Emoji]:
     return chosen
 
 
-def images(
+def render(
     emoji: list[Emoji], height: int, width: int | None = None, cache: Path | None = None
 ) -> UInt8[np.ndarray, "count height width 3"]:
-    """Draw every emoji at one size; with `cache`, keep the array in that folder."""
+    """Return images of every emoji at one size.
+
+    Args:
+        emoji: the emoji.
+        height: in pixels.
+        width: in pixels; the height if None.
+        cache: folder in which the array is stored for the next call.
+    """
     width = height if width is None else width
     digest = hashlib.sha256("".join(e.style + e.name + e.svg for e in emoji).encode()).hexdigest()[:12]
     stored = cache / f"images-{height}x{width}-{digest}.npy" if cache else None
     if stored and stored.exists():
         loaded: UInt8[np.ndarray, "count height width 3"] = np.load(stored)
         return loaded
-    drawn = np.stack([e.draw(height, width) for e in track(emoji, f"drawing at {height}x{width}")])
+    rendered = np.stack([e.draw(height, width) for e in track(emoji, f"rendering at {height}x{width}")])
     if stored:
-        np.save(stored, drawn)
-    return drawn
+        np.save(stored, rendered)
+    return rendered
 
 
-def _kept(name: str, names: Set[str]) -> bool:
-    if _LEFT_OUT.search(name):
+def is_selected(name: str, names: Set[str]) -> bool:
+    """Return whether an emoji is not one of the variants that `select_emoji` excludes.
+
+    >>> is_selected("person-surfing", {"person-surfing"}), is_selected("man-surfing", {"person-surfing"})
+    (True, False)
+    """
+    if _EXCLUDED.search(name):
         return False
     tone = _SKIN_TONE.search(name)
     if tone and (name[: tone.start()] in names or "skin-tone" in name or tone.group(2) != "medium"):

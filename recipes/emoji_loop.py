@@ -1,4 +1,4 @@
-"""What the training recipes share: the order of the examples, a curve with a progress bar, and checkpoints."""
+"""Shared parts of the training recipes: order of the examples, learning rate, weight average, curve, checkpoints."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,31 @@ import torch
 import torch.nn.functional as F
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 
 CHECKPOINT_SECONDS = 300
-"""Least time between two checkpoints."""
+"""Minimum time between two checkpoints."""
 
 
-def batch(chosen: Tensor, size: int, step: int, seed: int) -> Tensor:
-    """The indices of a step: each epoch is a seeded permutation of the chosen ones, the same in a resumed run."""
+def batch_indices(chosen: Tensor, size: int, step: int, seed: int) -> Tensor:
+    """Return the indices of the examples of one step.
+
+    Each epoch is a permutation of `chosen` that depends only on the seed and the epoch, so a resumed run sees the same
+    batches as an uninterrupted one.
+    """
     epoch, position = divmod(step, len(chosen) // size)
     order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
     return chosen[order[position * size : (position + 1) * size]]
 
 
-def rate_at(step: int, cycles: tuple[int, ...], warmup: int, decay: float) -> float:
-    """Share of the learning rate: in every cycle warm up, hold, then fall to zero over its last `decay` share."""
+def rate_factor(step: int, cycles: tuple[int, ...], warmup: int, decay: float) -> float:
+    """Return the factor of the learning rate at a step.
+
+    Every cycle warms up linearly over `warmup` steps, holds, and falls linearly to zero over its last `decay` fraction.
+    """
     for cycle in cycles:
         if step < cycle:
             return min(1.0, (step + 1) / warmup, (cycle - step) / (decay * cycle))
@@ -35,28 +46,47 @@ def rate_at(step: int, cycles: tuple[int, ...], warmup: int, decay: float) -> fl
     return 0.0
 
 
-def average_into(average: nn.Module, model: nn.Module, keep: float) -> None:
-    """Move the averaged weights towards the model's: `keep` of the old ones stay."""
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
+def cyclic_schedule(optimizer: Optimizer, cycles: tuple[int, ...], warmup: int, decay: float) -> LambdaLR:
+    """Return the schedule of `rate_factor` for an optimizer."""
+    return LambdaLR(optimizer, partial(rate_factor, cycles=cycles, warmup=warmup, decay=decay))
+
+
+def weight_average(model: nn.Module, decay: float) -> AveragedModel:
+    """Return an exponential moving average of the weights of a model, equal to the model at first.
+
+    The average after update n keeps the fraction min(decay, n / (9 + n)) of the previous average.
+    """
+
+    @torch.no_grad()
+    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], updates: Tensor | int) -> None:
+        count = int(updates)
+        torch._foreach_lerp_(list(averaged), list(current), 1 - min(decay, count / (9 + count)))
+
+    average = AveragedModel(model, multi_avg_fn=update)
+    average.update_parameters(model)  # the first call copies the weights and starts the count of updates
+    return average.requires_grad_(False)
 
 
 class FloatAttention(TorchFunctionMode):
-    """Attention in float32 under autocast: on a CPU its backward pass takes a quarter of the bfloat16 time."""
+    """Compute attention in float32 under autocast.
+
+    On a CPU its backward pass takes a quarter of the time that it takes in bfloat16.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
             with torch.autocast("cpu", enabled=False):
-                args, kwargs = _in_float(args), {k: _in_float([v])[0] for k, v in (kwargs or {}).items()}
+                args, kwargs = _to_float(args), {k: _to_float([v])[0] for k, v in (kwargs or {}).items()}
                 return func(*args, **kwargs)
         return func(*args, **(kwargs or {}))
 
 
-def _in_float(values: Sequence[Any]) -> list[Any]:
+def _to_float(values: Sequence[Any]) -> list[Any]:
     return [v.float() if isinstance(v, Tensor) and v.is_floating_point() else v for v in values]
 
 
 class Curve:
-    """A progress bar, and the training curve as a CSV of (step, seconds, mean loss of the last 50 steps)."""
+    """Show a progress bar and append to a CSV file: step, seconds, mean loss of the last 50 steps."""
 
     def __init__(self, path: Path, name: str, total: int, start: int = 0) -> None:
         self.path, self.start = path, start
@@ -74,13 +104,13 @@ class Curve:
         self.progress.stop()
 
     def add(self, step: int, loss: float) -> None:
-        """Note the loss of a step.
+        """Record the loss of a step.
 
         Raises:
-            FloatingPointError: for a loss that is not finite.
+            FloatingPointError: if the loss is not finite.
         """
         if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss of step {step} is {loss}: lower the learning rate")
+            raise FloatingPointError(f"loss of step {step} must be finite, got {loss}: lower the learning rate")
         self.recent.append(loss)
         if len(self.recent) == 50:
             mean = sum(self.recent) / 50
@@ -92,7 +122,27 @@ class Curve:
 
 
 def save_checkpoint(path: Path, step: int, **parts: Any) -> None:
-    """Write the states of modules and optimizers whole or not at all; `step` is the next one to do."""
+    """Write the state of modules, optimizers and schedules atomically.
+
+    Args:
+        path: the checkpoint file.
+        step: the next step to run.
+        parts: objects with a `state_dict`, by the name that `load_checkpoint` uses.
+    """
     state = {"step": step, **{name: part.state_dict() for name, part in parts.items()}}
     torch.save(state, path.with_suffix(".part"))
     os.replace(path.with_suffix(".part"), path)
+
+
+def load_checkpoint(path: Path, **parts: Any) -> int:
+    """Restore the parts that `save_checkpoint` wrote.
+
+    Returns:
+        The next step to run: 0 if the file does not exist.
+    """
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return int(state["step"])

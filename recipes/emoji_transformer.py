@@ -1,7 +1,7 @@
-"""The recipe of the second reference, a transformer denoiser: `python -m recipes.emoji_transformer`.
+"""Train the bundled transformer pipeline: `python -m recipes.emoji_transformer`.
 
-It stands beside the UNet because how much a scaling factor can do depends on how much of the layout the attention
-decides. Autoencoder, text encoder, data and size are those of the first reference; only the denoiser is trained.
+It complements the UNet: the effect of a scale factor depends on how much of the layout the attention decides. The
+autoencoder, text encoder, data and size are those of the UNet pipeline; only the denoiser is trained.
 """
 
 from __future__ import annotations
@@ -27,33 +27,34 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from entropy_probe.models import load
-from recipes import emoji_download as emoji_data
+from recipes import emoji_download
 from recipes.emoji_loop import (
     CHECKPOINT_SECONDS,
     Curve,
     FloatAttention,
-    average_into,
-    batch,
-    rate_at,
+    batch_indices,
+    cyclic_schedule,
+    load_checkpoint,
     save_checkpoint,
+    weight_average,
 )
-from recipes.emoji_unet import (
+from recipes.emoji_networks import (
     LATENT_CHANNELS,
     SIZE,
+    add_noise,
     build_scheduler,
+    clean_autoencoder_config,
     encode,
-    noised,
-    tidy_autoencoder,
     tokenize,
 )
 
 PROMPT_LENGTH = 120
-"""Tokens to which PixArt's pipeline pads a prompt; those beyond the caption are masked."""
+"""Length to which the PixArt pipeline pads a prompt, in tokens; the padding is masked."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters."""
+    """Hyperparameters; see `emoji_networks.Recipe`."""
 
     seed: int = 0
     cycles: tuple[int, ...] = (6_500,)
@@ -72,7 +73,10 @@ class Recipe:
 
 
 def build_denoiser(recipe: Recipe, text_width: int) -> PixArtTransformer2DModel:
-    """A diffusion transformer with cross-attention to the text; position embeddings are interpolated with the size."""
+    """Return a diffusion transformer with cross-attention to the text.
+
+    Its position embeddings are interpolated to the image size.
+    """
     return PixArtTransformer2DModel(
         num_attention_heads=recipe.width // recipe.head_width,
         attention_head_dim=recipe.head_width,
@@ -93,7 +97,7 @@ def denoise(
     context: Float[Tensor, "batch length width"],
     mask: Tensor,
 ) -> Float[Tensor, "batch 4 h w"]:
-    """The prediction of the transformer; padding of the captions is masked, as the pipeline does it."""
+    """Return the prediction of the transformer, with masked padding of the captions as in the pipeline."""
     predicted: Tensor = denoiser(
         noisy,
         encoder_hidden_states=context,
@@ -112,58 +116,60 @@ def train(
     recipe: Recipe,
     milestones: Collection[int] = (),
 ) -> PixArtTransformer2DModel:
-    """Train the denoiser, resuming from `work/dit.pt`; the last context is that of the empty caption.
+    """Train the denoiser; resume from `work/dit.pt`.
 
-    After the steps in `milestones` the averaged weights are kept as `milestone(work, step)`.
+    Args:
+        work: folder of checkpoints and the training curve.
+        latents: of the training images.
+        context: text embeddings of the captions, then that of the empty caption.
+        mask: 1 for the tokens of a caption, 0 for padding.
+        recipe: hyperparameters.
+        milestones: steps after which the averaged weights are saved to `milestone(work, step)`.
+
+    Returns:
+        The denoiser with averaged weights.
     """
     torch.manual_seed(recipe.seed)
     model = build_denoiser(recipe, context.shape[-1])
-    average = copy.deepcopy(model).requires_grad_(False)
+    average = weight_average(model, recipe.ema)
     compiled = torch.compile(model)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
     )
-    checkpoint, start = work / "dit.pt", 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
-
-    alphas = build_scheduler().alphas_cumprod
-    everything, empty = torch.arange(len(latents)), len(latents)
+    schedule = cyclic_schedule(optimizer, recipe.cycles, recipe.warmup, recipe.decay)
+    checkpoint, parts = work / "dit.pt", dict(model=model, average=average, optimizer=optimizer, schedule=schedule)
+    start, scheduler = load_checkpoint(checkpoint, **parts), build_scheduler()
+    every_image, empty = torch.arange(len(latents)), len(latents)
     steps, saved = sum(recipe.cycles), time.monotonic()
     with Curve(work / "dit.csv", "transformer", steps, start) as curve:
         for step in range(start, steps):
-            index = batch(everything, recipe.batch, step, recipe.seed)
+            index = batch_indices(every_image, recipe.batch, step, recipe.seed)
             generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-            noisy, target, timesteps = noised(latents[index], alphas, generator)
+            noisy, target, timesteps = add_noise(latents[index], scheduler, generator)
             dropped = torch.rand(len(index), generator=generator) < recipe.caption_dropout
             caption = torch.where(dropped, empty, index)
             with torch.autocast("cpu", torch.bfloat16), FloatAttention():
                 predicted = denoise(compiled, noisy, timesteps, context[caption], mask[caption])
             loss = F.mse_loss(predicted.float(), target)
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.rate * rate_at(step, recipe.cycles, recipe.warmup, recipe.decay)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            average_into(average, model, min(recipe.ema, (1 + step) / (10 + step)))
+            schedule.step()
+            average.update_parameters(model)
             curve.add(step, loss.item())
             if step + 1 in milestones:
-                kept = milestone(work, step + 1)
-                save_file(average.state_dict(), kept.with_suffix(".part"))
-                os.replace(kept.with_suffix(".part"), kept)
+                path = milestone(work, step + 1)
+                save_file(average.module.state_dict(), path.with_suffix(".part"))
+                os.replace(path.with_suffix(".part"), path)
             if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == steps:
-                save_checkpoint(checkpoint, step + 1, model=model, average=average, optimizer=optimizer)
+                save_checkpoint(checkpoint, step + 1, **parts)
                 saved = time.monotonic()
-    return average.eval()
+    return average.module.eval()
 
 
 def milestone(work: Path, step: int) -> Path:
-    """Where `train` keeps the weights after a step."""
+    """Return the file to which `train` saves the averaged weights after a step."""
     return work / f"dit-{step}.safetensors"
 
 
@@ -173,49 +179,52 @@ def examples(
 ) -> tuple[
     Float[Tensor, "count 4 h_latent w_latent"], Float[Tensor, "count+1 length width"], Float[Tensor, "count+1 length"]
 ]:
-    """Latents, the text of the captions and then of the empty one, and which tokens of it count."""
+    """Return latents, text embeddings of the captions and the empty caption, and the mask of their tokens."""
     tokens = tokenize(base.tokenizer, [*captions, ""])
     lengths = (tokens == base.tokenizer.eos_token_id).int().argmax(-1) + 1
     mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).float()
     return encode(base.vae, pixels), base.text_encoder(tokens).last_hidden_state, mask
 
 
-def longer(text_encoder: CLIPTextModel, length: int) -> CLIPTextModel:
-    """The same text encoder for longer prompts. It looks back only, so what is added changes no earlier token."""
+def extend_positions(text_encoder: CLIPTextModel, length: int) -> CLIPTextModel:
+    """Return the same text encoder for longer prompts.
+
+    Its attention is causal, so the added positions change no earlier token.
+    """
     config = copy.deepcopy(text_encoder.config)
     config.max_position_embeddings = length
-    made = CLIPTextModel(config)
+    extended = CLIPTextModel(config)
     weights = text_encoder.state_dict()
     (name,) = (n for n in weights if n.endswith("position_embedding.weight"))
     weights[name] = F.pad(weights[name], (0, 0, 0, length - len(weights[name])))
-    made.load_state_dict(weights)
-    return made.eval()
+    extended.load_state_dict(weights)
+    return extended.eval()
 
 
 def export(folder: Path, base: Any, denoiser: PixArtTransformer2DModel) -> None:
-    """Save the `PixArtAlphaPipeline` in half precision, safetensors only."""
+    """Save the `PixArtAlphaPipeline` in half precision, as safetensors only."""
     pipeline = PixArtAlphaPipeline(
         vae=base.vae,
-        text_encoder=longer(base.text_encoder, PROMPT_LENGTH),
+        text_encoder=extend_positions(base.text_encoder, PROMPT_LENGTH),
         tokenizer=base.tokenizer,
         transformer=denoiser,
         scheduler=build_scheduler(),
     )
     pipeline.to(torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
-    tidy_autoencoder(folder)
+    clean_autoencoder_config(folder)
 
 
 def main(
     work: Annotated[Path, typer.Option(help="Folder for downloads, checkpoints and curves.")] = Path("reference-work"),
-    out: Annotated[Path, typer.Option(help="Where the finished pipeline is saved.")] = Path("data/reference-dit"),
+    out: Annotated[Path, typer.Option(help="Folder for the trained pipeline.")] = Path("data/reference-dit"),
 ) -> None:
-    """Train the transformer reference; restarted, it goes on from the last checkpoint."""
+    """Train the transformer pipeline. Rerun the same command to resume from the last checkpoint."""
     recipe = Recipe()
     base = load("reference", device="cpu", dtype="float32")
-    emoji_data.fetch(work)
-    emoji = [e for e in emoji_data.load(work) if e.category in recipe.focus]
-    pixels = torch.from_numpy(emoji_data.images(emoji, SIZE, cache=work))
+    emoji_download.download(work)
+    emoji = [e for e in emoji_download.select_emoji(work) if e.category in recipe.focus]
+    pixels = torch.from_numpy(emoji_download.render(emoji, SIZE, cache=work))
     latents, context, mask = examples(base, pixels, [e.caption for e in emoji])
     denoiser = train(work, latents, context, mask, recipe)
     export(out, base, denoiser)

@@ -1,1 +1,1 @@
-"""Studies and ablations, and the pages made of their results."""
+"""Studies and ablations, and the pages generated from their results."""

@@ -19,7 +19,7 @@ from entropy_probe.evaluation import WHITE, defects
 from entropy_probe.models import format_size
 from entropy_probe.reference import images
 from entropy_probe.reference.drawings import Drawings
-from recipes.emoji_download import UNSEEN, fetch, load
+from recipes.emoji_download import UNSEEN, download, select_emoji
 
 SIDE = 96
 SIZES = [(24, 24), (32, 32), (48, 48), (64, 64), (96, 96), (128, 128), (192, 192), (128, 64), (64, 192)]
@@ -143,8 +143,8 @@ def main(
     out: Annotated[Path, typer.Option(help="Where defects.md and defects.png are written.")] = Path("docs"),
 ) -> None:
     """Measure, draw and write."""
-    fetch(work, UNSEEN)
-    unseen = [e for e in load(work, UNSEEN) if e.category in ("Animals & Nature", "Food & Drink")]
+    download(work, UNSEEN)
+    unseen = [e for e in select_emoji(work, UNSEEN) if e.category in ("Animals & Nature", "Food & Drink")]
     styles = {"training styles": images()[::2], "unseen style": Drawings(tuple(unseen))}
     frame = pd.concat([measure(drawings, style) for style, drawings in styles.items()], ignore_index=True)
     sns.set_theme(style="whitegrid")

@@ -18,7 +18,7 @@ from scipy import stats
 from torch import nn
 
 import entropy_probe as ep
-from entropy_probe.baselines import Comparison, Profile, compare, profile
+from entropy_probe.baselines import Profile, ProfileComparison, compare, profile
 from entropy_probe.baselines.profiles import PROMPTS, SEEDS
 from entropy_probe.models import quiet_libraries
 from entropy_probe.plots.baselines import figure
@@ -213,7 +213,7 @@ def shuffled(seeds: int, count: int) -> Iterator[np.ndarray]:
         count -= len(groups)
 
 
-def rate(comparisons: list[Comparison], level: float) -> str:
+def rate(comparisons: list[ProfileComparison], level: float) -> str:
     alarms, count = sum(c.heads["p"].min() <= level for c in comparisons), len(comparisons)
     interval = stats.binomtest(int(alarms), count).proportion_ci()
     return f"{alarms} of {count} [{interval.low:.1%}, {interval.high:.1%}]"

@@ -2,10 +2,15 @@
 
 import os
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+# For `benchmarks`, `recipes` and `research`. It is last on the path, so that an installed entropy_probe comes first.
+sys.path.append(str(Path(__file__).parents[1]))
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell; its children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -24,7 +29,7 @@ from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, U
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from entropy_probe.models import sample_images
-from recipes.emoji_unet import build_tokenizer
+from recipes.emoji_networks import build_tokenizer
 
 torch.set_num_threads(min(2, torch.get_num_threads()))  # the tensors are small: more threads only wait for each other
 

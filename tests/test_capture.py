@@ -13,10 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from entropy_probe.attention import attention_calls, attention_layers, capture
-from entropy_probe.attention.interception import Place
-from entropy_probe.attention.table import NUMBERS, Found, Measured, on_host
+from entropy_probe.attention.measuring import STATISTICS, CallStatistics
+from entropy_probe.attention.table import on_host
 from entropy_probe.errors import CaptureError, InputError
-from entropy_probe.statistics import RowMeans, flash
+from entropy_probe.statistics import flash
 
 SIZES = [(64, 64), (32, 32), (96, 64), (40, 72)]
 
@@ -107,11 +107,9 @@ def test_entropy_is_that_of_an_eager_attention(tiny_pipeline, sample, size):
     tiny_pipeline.unet.set_attn_processor(Eager(notes))
     sample(size)
     tiny_pipeline.unet.set_attn_processor(dict(originals))
-    assert len(notes) == len(captured.records)
-    for note, record in zip(notes, captured.records, strict=True):
-        assert (note - record.means.entropy).abs().max() < 1e-3, (
-            record.layer
-        )  # the eager image drifts in its last digits
+    assert len(notes) == len(captured.calls)
+    for note, record in zip(notes, captured.calls, strict=True):
+        assert (note - record.entropy).abs().max() < 1e-3, record.layer  # the eager image drifts in its last digits
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -119,7 +117,7 @@ def test_layers_kinds_and_tokens(tiny_pipeline, sample, size):
     with capture(tiny_pipeline) as captured:
         sample(size)
     frame = captured.frame()
-    assert list(dict.fromkeys(frame["layer"])) == [r.layer for r in captured.records[: frame["layer"].nunique()]]
+    assert list(dict.fromkeys(frame["layer"])) == [r.layer for r in captured.calls[: frame["layer"].nunique()]]
     assert set(frame["layer"]) == set(attention_layers(tiny_pipeline.unet))
     assert (frame["kind"] == np.where(frame["layer"].str.endswith("attn1"), "self", "cross")).all()
     fine = size[0] // 4 * (size[1] // 4)
@@ -281,7 +279,7 @@ def test_the_forwards_of_a_guided_step_learn_their_rows_apart(image):
         for timestep in (9.0, 5.0, 1.0):
             for words in (1, 0):
                 module(image, timestep, torch.ones(2, words, 4))
-    rows = [record.rows for record in captured.records]
+    rows = [record.rows for record in captured.calls]
     assert set(rows[1::2]) == {128}
     assert min(rows[::2]) > 256
 
@@ -346,15 +344,18 @@ def test_a_forward_is_copied_to_the_host_once(image, monkeypatch):
 
 
 def test_calls_on_several_devices_come_to_the_host():
-    call = Measured(
-        Place(0, 1), "attn", "self", "spatial", tokens=4, query_tokens=4, key_tokens=4, training_tokens=None, scale=1.0,
-        scale_factor=1.0, rows=4, grid=None, batch=1, heads=2,
-    )  # fmt: skip
     with FakeTensorMode():  # no such devices here: shapes and devices without numbers
-        each = [torch.zeros(1, 2, device=device) for device in ("cuda:0", "cuda:0", "cuda:1", "cpu")]
-        found = [Found(call, RowMeans(own, own, own, None), own, None, None, None) for own in each]
-        told = on_host(found)
-    assert (told.shape, told.device.type) == ((len(NUMBERS) + 1, 8), "cpu")
+        calls = [
+            CallStatistics(
+                forward=0, layer="attn", kind="self", axes="spatial", grid=None, tokens=4, training_tokens=None,
+                query_tokens=4, key_tokens=4, scale=1.0, scale_factor=1.0, rows=4, first_item=0, items_per_sample=1,
+                batch=1, heads=2, storage=torch.zeros(len(STATISTICS) + 1, 2, device=device), start=0,
+                entropy_rows=None,
+            )
+            for device in ("cuda:0", "cuda:0", "cuda:1", "cpu")
+        ]  # fmt: skip
+        values = on_host(calls)
+    assert (values.shape, values.device.type) == ((len(STATISTICS) + 1, 8), "cpu")
 
 
 def test_what_a_capture_keeps_of_a_forward_is_one_tensor_however_many_calls_it_has(image):
@@ -407,7 +408,7 @@ def test_layers_are_chosen_by_glob(tiny_pipeline, sample):
         sample(steps=1)
     assert all(n.startswith(("mid", "down_blocks.0")) for n in captured.frame()["layer"])
     with (
-        pytest.raises(InputError, match=r"'nothing\*'; there are: down_blocks"),
+        pytest.raises(InputError, match=r"'nothing\*'; the layers are: down_blocks"),
         capture(tiny_pipeline, layers="nothing*"),
     ):
         pass
@@ -563,13 +564,16 @@ def test_an_attention_layer_inside_another_is_scaled_once():
     assert scales == pytest.approx([0.5, 1.0])
 
 
-def test_a_module_that_is_called_outside_a_forward_is_left_alone():
-    module, seen = Mixed(), []
-    with attention_calls(module, lambda c: seen.append(c.layer)):
-        module.attention(torch.randn(1, 5, 8))
-        assert seen == []
+def test_a_layer_called_outside_a_forward_is_scaled_but_not_measured():
+    module, measured, scaled = Mixed(), [], []
+    with (
+        attention_calls(module, lambda c: measured.append(c.layer), after_scaling=True),
+        attention_calls(module, lambda c: scaled.append(c.layer)),
+    ):
+        module.attention(torch.randn(1, 5, 8))  # as gradient checkpointing does in the backward pass
+        assert (measured, scaled) == ([], ["attention"])
         module(torch.randn(1, 5, 8))
-    assert seen == ["attention", "bare"]
+    assert measured == ["attention", "bare"]
 
 
 @pytest.mark.parametrize("capture_first", [True, False])
@@ -676,7 +680,7 @@ def test_a_capture_that_saw_no_attention_call_says_why(tiny_pipeline, sample):
 @pytest.mark.parametrize("need_weights", [True, False])
 def test_torchs_own_multihead_attention_is_named_and_told_how_to_do_without(need_weights):
     module, x = nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(1, 4, 8)
-    told = r"MultiheadAttention\. torch's own nn\.MultiheadAttention shows its call to nobody"
+    told = r"MultiheadAttention\. torch's own nn\.MultiheadAttention hides its call"
     with pytest.raises(CaptureError, match=told), capture(module):
         module(x, x, x, need_weights=need_weights)
 

@@ -1,4 +1,4 @@
-"""The command line as people and programs meet it."""
+"""The command line: output, exit codes, files and help texts, as a user or a program gets them."""
 
 import json
 import os
@@ -18,6 +18,7 @@ from PIL import Image
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 import entropy_probe as ep
+from entropy_probe.cli import inspection
 from entropy_probe.cli import main as cli
 
 GRID = ["--sizes", "64,32x48", "--seeds", "0", "--steps", "2", "--guidance-scale", "4", "--device", "cpu"]
@@ -25,7 +26,7 @@ GRID = ["--sizes", "64,32x48", "--seeds", "0", "--steps", "2", "--guidance-scale
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """Run the command line; returns the exit code, standard output and standard error."""
+    """Run the command line, and return the exit code, standard output and standard error."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["entropy-probe", *map(str, arguments)])
@@ -45,46 +46,49 @@ def prompts(tmp_path_factory):
 
 BAD = {
     "unknown model": (["--model", "/nowhere/at/all"], "there is no folder"),
-    "no size the autoencoder divides": (["--sizes", "64,50"], "multiples of 8"),
+    "size not divisible by the autoencoder": (["--sizes", "64,50"], "multiples of 8"),
     "size zero": (["--sizes", "0"], "must be positive"),
     "size negative": (["--sizes", "64x-32"], "must be positive"),
-    "no size": (["--sizes", "big"], "HEIGHTxWIDTH"),
-    "steps zero": (["--steps", "0"], "steps must be at least 1, not 0"),
-    "steps no number": (["--steps", "many"], "--steps"),
-    "seed negative": (["--seeds", "-1"], "seeds must not be negative"),
-    "seeds no numbers": (["--seeds", "x"], "whole numbers"),
+    "size not a number": (["--sizes", "big"], "HEIGHTxWIDTH"),
+    "steps zero": (["--steps", "0"], "steps must be at least 1, got 0"),
+    "steps not a number": (["--steps", "many"], "--steps"),
+    "seed negative": (["--seeds", "-1"], "seeds must be 0 or larger"),
+    "seeds not numbers": (["--seeds", "x"], "seeds must be integers"),
     "no prompts": (["--prompts", "0"], "prompts must be at least 1"),
     "no prompts file": (
         ["--prompts", "nowhere.txt"],
-        "cannot read the prompts file 'nowhere.txt': No such file or directory; give a text file",
+        "cannot read the prompts file 'nowhere.txt': No such file or directory; pass a text file",
     ),
-    "a size, and the training size left out": (["--sizes", "33"], "multiples of 8"),
-    "steps, and the training size left out": (["--sizes", "32", "--steps", "1001"], "at most 1000, not 1001"),
+    "invalid size without the training size": (["--sizes", "33"], "multiples of 8"),
+    "too many steps without the training size": (["--sizes", "32", "--steps", "1001"], "at most 1000, not 1001"),
     "too many prompts": (["--prompts", "100000"], "bundled prompts"),
     "unknown law": (
         ["--laws", "original,magic"],
         "unknown law 'magic': give original, paper, log, yarn, measured, gaussian, calibrated, or the JSON file",
     ),
     "no law file": (["--laws", "original,nolaw.json"], "there is no file 'nolaw.json': give original, paper"),
-    "no law": (["--laws", ","], "list of laws is empty"),
-    "rows in other digits": (["--rows", "²"], "rows must be all, auto"),
-    "rows without measure": (["--rows", "9" * 5000], "rows must be all, auto"),
+    "no law": (["--laws", ","], "laws must name at least one law"),
+    "rows in other digits": (["--rows", "²"], "rows must be 'all', 'auto' or a positive integer"),
+    "rows too large": (["--rows", "9" * 5000], "rows must be 'all', 'auto' or a positive integer"),
     "prompts in other digits": (["--prompts", "²"], "cannot read the prompts file"),
-    "prompts twice negative": (["--prompts=--5"], "cannot read the prompts file"),
-    "a folder with NUL": (["--out", "a\0b"], "cannot write"),
-    "a folder of too long a name": (["--out", "x" * 300], "cannot write"),
-    "rows zero": (["--rows", "0"], "rows must be all, auto"),
+    "prompts with two minus signs": (["--prompts=--5"], "cannot read the prompts file"),
+    "folder name with NUL": (["--out", "a\0b"], "cannot write"),
+    "folder name too long": (["--out", "x" * 300], "cannot write"),
+    "rows zero": (["--rows", "0"], "rows must be 'all', 'auto' or a positive integer"),
     "more steps than the schedule has": (["--steps", "1001"], "steps must be at least 1 and at most 1000, not 1001"),
-    "guidance that is no number": (["--guidance-scale", "nan"], "the guidance scale must be 0 or more, not nan"),
+    "guidance not a number": (["--guidance-scale", "nan"], "the guidance scale must be 0 or more, not nan"),
     "negative guidance": (["--guidance-scale", "-1"], "the guidance scale must be 0 or more, not -1"),
-    "a law twice": (["--laws", "paper,paper"], "the list of laws holds 'paper' twice"),
-    "the training size alone": (["--sizes", "64"], "a law in N needs another size"),
+    "repeated law": (["--laws", "paper,paper"], "laws must not repeat a law, got 'paper' twice"),
+    "only the training size": (["--sizes", "64"], "sizes must include a size other than the training size"),
     "unknown device": (["--device", "tpu"], "device 'tpu' is not available"),
     "unknown dtype": (["--dtype", "int8"], "dtype must be"),
-    "the critic on a foreign model": (["--metrics", "critic"], "knows the drawings of the bundled models only"),
-    "a judge without images": (["--metrics", "some/clip"], "give a folder of them with --images"),
-    "no judge beside others": (["--metrics", "critic,none"], "none stands alone"),
-    "no folder of images": (["--metrics", "critic", "--images", "/nowhere"], "no folder of images '/nowhere'"),
+    "critic for another model": (["--metrics", "critic"], "was trained on the drawings of the bundled models only"),
+    "network without images": (["--metrics", "some/clip"], "give a folder of them with --images"),
+    "none next to other metrics": (["--metrics", "critic,none"], "metrics must be none alone or a list of networks"),
+    "missing folder of images": (
+        ["--metrics", "critic", "--images", "/nowhere"],
+        "no folder of images '/nowhere'",
+    ),
     "unknown option": (["--colour", "red"], "No such option"),
     "no config file": (["--config", "nowhere.yaml"], "cannot read the config file 'nowhere.yaml'"),
 }
@@ -102,24 +106,27 @@ def test_bad_input_is_one_line_and_exit_code_2(call, tiny_folder, tmp_path, case
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_no_command_or_lacks_its_prompt_is_told_what_to_type(call):
+def test_unknown_command_or_missing_prompt_suggests_what_to_type(call):
     code, _, err = call("frobnicate")
     assert (code, err.count("\n")) == (2, 1)
-    assert "there is no command 'frobnicate': there are run, sweep, fit, " in err
+    assert "unknown command 'frobnicate': choose from run, sweep, sample, " in err
     assert "Did you mean 'sweep'?" in call("swep")[2]
-    assert "there are save, check, diff" in call("baseline", "frobnicate")[2]
+    assert "choose from save, check, diff" in call("baseline", "frobnicate")[2]
     code, _, err = call("sample")
-    assert (code, err) == (2, 'error: give a prompt, such as: entropy-probe sample "noto red apple" --sizes 32,64\n')
+    assert (code, err) == (
+        2,
+        'error: no prompt: name at least one, such as entropy-probe sample "noto red apple" --sizes 32,64\n',
+    )
 
 
-def test_an_empty_prompts_file_is_refused(call, tiny_folder, tmp_path):
+def test_refuses_empty_prompts_file(call, tiny_folder, tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     code, _, err = call("run", "--model", tiny_folder, "--out", tmp_path / "run", "--prompts", tmp_path / "empty.txt")
     assert (code, err.count("\n")) == (2, 1)
-    assert "is empty: write one prompt a line" in err
+    assert "is empty: write one prompt per line" in err
 
 
-def test_a_folder_that_is_no_run_or_cannot_be_written_is_refused(call, tiny_folder, tmp_path, prompts):
+def test_refuses_folder_without_run_or_without_write_access(call, tiny_folder, tmp_path, prompts):
     for stage in ("fit", "derive", "validate", "report"):
         code, _, err = call(stage, "--out", tmp_path)
         assert (code, err.count("\n")) == (2, 1)
@@ -131,7 +138,7 @@ def test_a_folder_that_is_no_run_or_cannot_be_written_is_refused(call, tiny_fold
     assert "cannot write" in err
 
 
-def test_the_stages_make_a_report(call, tiny_folder, tmp_path, prompts):
+def test_stages_write_a_report(call, tiny_folder, tmp_path, prompts):
     out = tmp_path / "run"
     code, text, err = call("sweep", "--model", tiny_folder, "--out", out, "--prompts", prompts, "--json", *GRID)
     assert (code, err) == (0, "")
@@ -139,7 +146,7 @@ def test_the_stages_make_a_report(call, tiny_folder, tmp_path, prompts):
     code, text, _ = call("fit", "--out", out, "--json")
     assert code == 0
     assert json.loads(text)["layers"][-1]["layer"] == "(pooled)"
-    assert call("validate", "--out", out)[0] == 2  # the measured law is not derived yet
+    assert call("validate", "--out", out)[0] == 2  # the measured law has not been derived yet
     code, text, _ = call("derive", "--out", out, "--rounds", "1", "--json", "--device", "cpu")
     assert code == 0
     assert json.loads(text)["law"] == "measured"
@@ -163,16 +170,16 @@ def test_the_stages_make_a_report(call, tiny_folder, tmp_path, prompts):
     assert (code, err) == (2, "error: comparing takes two runs at least: name another run directory\n")
 
 
-def test_a_dry_run_tells_what_the_run_takes_and_keeps_nothing(call, tiny_folder, tmp_path, prompts):
+def test_dry_run_estimates_cost_and_saves_nothing(call, tiny_folder, tmp_path, prompts):
     out = tmp_path / "run"
     grid = ["--model", tiny_folder, "--out", out, "--prompts", prompts, *GRID]
     code, text, _ = call("sweep", "--dry-run", "--json", *grid)
-    told = json.loads(text)
+    forecast = json.loads(text)
     assert (code, out.exists()) == (0, False)
-    assert [(row["size"], row["cells"], row["batches"]) for row in told["sizes"]] == [("32x48", 2, 1), ("64", 2, 1)]
+    assert [(row["size"], row["cells"], row["batches"]) for row in forecast["sizes"]] == [("32x48", 2, 1), ("64", 2, 1)]
     call("sweep", "--quiet", *grid)
     space = sum(path.stat().st_size for folder in ("cells", "images") for path in (out / folder).iterdir())
-    assert told["bytes"] == pytest.approx(space, rel=0.1)
+    assert forecast["bytes"] == pytest.approx(space, rel=0.1)
     code, text, _ = call("run", "--dry-run", "--quick", *grid)
     assert code == 0
     assert "at most" in text
@@ -189,7 +196,7 @@ def images(tmp_path):
     return folder
 
 
-def test_a_law_is_calibrated_on_a_folder_of_images_and_validated(call, tiny_folder, tmp_path, prompts, images):
+def test_law_is_calibrated_on_a_folder_of_images_and_validated(call, tiny_folder, tmp_path, prompts, images):
     out = tmp_path / "run"
     assert call("sweep", "--model", tiny_folder, "--out", out, "--prompts", prompts, *GRID)[0] == 0
     code, _, err = call("derive", "--out", out, "--method", "calibrated", "--device", "cpu")
@@ -207,7 +214,7 @@ def test_a_law_is_calibrated_on_a_folder_of_images_and_validated(call, tiny_fold
     assert code == 0
     metrics = {c["metric"] for c in json.loads(text)["quality"]["comparisons"]}
     assert metrics >= {"text_score:critic", "repetition", "kernel_distance:critic", "kernel_distance:vit"}
-    losses = ("loss", "--out", out, "--device", "cpu", "--images", "4", "--scale-factors", "0.5,2")
+    losses = ("loss", "--out", out, "--device", "cpu", "--image-count", "4", "--scale-factors", "0.5,2")
     assert "--images" in call(*losses)[2]
     code, text, _ = call(*losses, "--images", images, "--json")
     assert code == 0
@@ -216,7 +223,7 @@ def test_a_law_is_calibrated_on_a_folder_of_images_and_validated(call, tiny_fold
     }
     assert all(row["change"] == 0 for row in json.loads(text) if row["g"] == 1)
     for wrong in ("", "a", "-1", "nan", "1"):
-        assert call(*losses[:-1], wrong, "--images", images)[2].startswith("error: scale_factors are numbers")
+        assert call(*losses[:-1], wrong, "--images", images)[2].startswith("error: scale-factors must be numbers")
     assert call("report", "--out", out, "--device", "cpu")[0] == 0
     page = (out / "report.html").read_text()
     assert "Quality, alignment and defects" in page
@@ -227,7 +234,7 @@ def test_a_law_is_calibrated_on_a_folder_of_images_and_validated(call, tiny_fold
 
 @pytest.fixture(scope="module")
 def done(tiny_folder, tmp_path_factory, prompts):
-    """A folder with a finished run and a baseline."""
+    """Return a folder with a finished run and a baseline."""
     folder = tmp_path_factory.mktemp("done")
     run = ["run", "--quick", "--model", tiny_folder, "--out", folder / "run", "--prompts", prompts, *GRID]
     save = ["baseline", "save", tiny_folder, "--out", folder / "baseline.json", "--sizes", "64", "--steps", "1"]
@@ -237,7 +244,7 @@ def done(tiny_folder, tmp_path_factory, prompts):
     return folder
 
 
-def test_a_second_run_samples_nothing(call, done, tiny_folder, prompts):
+def test_second_run_samples_nothing(call, done, tiny_folder, prompts):
     out = done / "run"
     times = {p: p.stat().st_mtime_ns for p in (out / "cells").iterdir()}
     code, text, _ = call("run", "--quick", "--model", tiny_folder, "--out", out, "--prompts", prompts, *GRID, "--json")
@@ -251,7 +258,7 @@ def records(out):
     return frame.sort_values(["law", "height", "width", "prompt", "seed"], kind="stable", ignore_index=True)
 
 
-def test_the_config_of_a_run_makes_its_records_again(call, done, tmp_path):
+def test_config_of_a_run_reproduces_its_records(call, done, tmp_path):
     first, second = done / "run", tmp_path / "second"
     config = yaml.safe_load((first / "config.yaml").read_text())
     assert config["prompts"] == ["noto red apple", "flat pizza"]
@@ -264,7 +271,7 @@ def test_the_config_of_a_run_makes_its_records_again(call, done, tmp_path):
     assert "guidance-scale: 4.0" in page
 
 
-def test_the_stages_keep_the_config_of_the_whole_chain(call, tiny_folder, tmp_path, prompts):
+def test_stages_record_the_settings_of_all_stages(call, tiny_folder, tmp_path, prompts):
     out = tmp_path / "run"
     file = tmp_path / "run.yaml"
     file.write_text(f"model: {tiny_folder}\nprompts: {prompts}\nsizes: [64, 32]\nseeds: 0\nsteps: 3\nlaws: paper\n")
@@ -276,19 +283,19 @@ def test_the_stages_keep_the_config_of_the_whole_chain(call, tiny_folder, tmp_pa
 
 
 BAD_CONFIG = {
-    "size: 64": "line 1: there is no setting 'size', the nearest is 'sizes'",
-    "config: other.yaml": "there is no setting 'config'",
-    "steps: many": "run.yaml, line 1: steps must be a valid integer, not 'many'",
-    "quick: perhaps": "run.yaml, line 1: quick must be a valid boolean, not 'perhaps'",
-    "rounds: -1": "run.yaml, line 1: rounds must be greater than or equal to 0, not '-1'",
-    "guidance-scale: x": "run.yaml, line 1: guidance-scale must be a valid number, not 'x'",
-    "seeds: [0, -1]": "seeds must not be negative",
+    "size: 64": "line 1: unknown setting 'size': did you mean 'sizes'?",
+    "config: other.yaml": "unknown setting 'config'",
+    "steps: many": "run.yaml, line 1: steps must be a valid integer, got 'many'",
+    "quick: perhaps": "run.yaml, line 1: quick must be a valid boolean, got 'perhaps'",
+    "rounds: -1": "run.yaml, line 1: rounds must be greater than or equal to 0, got '-1'",
+    "guidance-scale: x": "run.yaml, line 1: guidance-scale must be a valid number, got 'x'",
+    "seeds: [0, -1]": "seeds must be 0 or larger",
     "sizes: [64, 50]": "multiples of 8",
 }
 
 
 @pytest.mark.parametrize("text", BAD_CONFIG)
-def test_a_config_is_held_to_the_rules_of_the_flags(call, tiny_folder, tmp_path, text):
+def test_config_values_are_checked_like_flags(call, tiny_folder, tmp_path, text):
     (tmp_path / "run.yaml").write_text(f"{text}\nmodel: {tiny_folder}\n")
     code, out, err = call("run", "--config", tmp_path / "run.yaml", "--out", tmp_path / "run", "--device", "cpu")
     assert (code, out, err.count("\n")) == (2, "", 1)
@@ -296,7 +303,7 @@ def test_a_config_is_held_to_the_rules_of_the_flags(call, tiny_folder, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
-def test_samples_are_drawn_under_a_law(call, tiny_folder, tmp_path):
+def test_sample_applies_the_law(call, tiny_folder, tmp_path):
     arguments = (
         "--model",
         tiny_folder,
@@ -318,7 +325,7 @@ def test_samples_are_drawn_under_a_law(call, tiny_folder, tmp_path):
     assert sorted(d["file"] for d in drawn["images"]) == sorted(map(str, (tmp_path / "out").glob("*_paper.png")))
 
 
-def test_info_names_the_layers(call, tiny_folder):
+def test_info_shows_the_layers(call, tiny_folder):
     code, text, _ = call("info", "--model", tiny_folder, "--sizes", "96x64", "--json", "--device", "cpu")
     assert code == 0
     first = json.loads(text)["layers"][0]
@@ -326,17 +333,17 @@ def test_info_names_the_layers(call, tiny_folder):
     assert "down.0.0.0.attn1" in call("info", "--model", tiny_folder, "--device", "cpu")[1]
 
 
-def test_an_interrupt_is_exit_code_130(call, monkeypatch):
+def test_interrupt_exits_with_code_130(call, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_load", interrupt)
+    monkeypatch.setattr(inspection, "load_pipeline", interrupt)
     code, _, err = call("info")
     assert code == 130
     assert "interrupted" in err
 
 
-def test_an_interrupted_sweep_keeps_its_cells_and_goes_on_from_them(tiny_folder, tmp_path):
+def test_interrupted_sweep_keeps_its_cells_and_resumes(tiny_folder, tmp_path):
     out = tmp_path / "run"
     options = ["--model", tiny_folder, "--out", out, "--sizes", "64", "--prompts", "8", "--steps", "3"]
     command = [sys.executable, "-m", "entropy_probe.cli", "sweep", "--seeds", "0,1,2,3", *options, "--device", "cpu"]
@@ -350,7 +357,7 @@ def test_an_interrupted_sweep_keeps_its_cells_and_goes_on_from_them(tiny_folder,
     finally:
         going.kill()
     assert going.returncode == 130, err
-    assert "interrupted; what is sampled is kept" in err
+    assert "interrupted: finished samples are kept" in err
     kept = {path: path.stat().st_mtime_ns for path in (out / "cells").glob("*.parquet")}
     assert 0 < len(kept) < 32
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
@@ -359,7 +366,7 @@ def test_an_interrupted_sweep_keeps_its_cells_and_goes_on_from_them(tiny_folder,
 
 
 def commands(group=None, path=()):
-    """Every command with the words that call it."""
+    """Yield every command with the words that call it."""
     for name, command in (group or typer.main.get_command(cli.app)).commands.items():
         if hasattr(command, "commands"):
             yield from commands(command, (*path, name))
@@ -371,8 +378,8 @@ COMMANDS = dict(commands())
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_the_help_of_every_command_has_examples_that_it_accepts(call, monkeypatch, words):
-    monkeypatch.setenv("COLUMNS", "80")  # none is broken into two lines
+def test_help_of_every_command_has_valid_examples(call, monkeypatch, words):
+    monkeypatch.setenv("COLUMNS", "80")  # wide enough that no example is wrapped
     text = call(*words, "--help")[1]
     examples = [line.strip() for line in text.split("Examples")[1].splitlines() if line.strip()]
     assert examples
@@ -387,7 +394,7 @@ def test_the_help_of_every_command_has_examples_that_it_accepts(call, monkeypatc
 
 @pytest.fixture
 def arguments(done, tiny_folder, tmp_path, prompts, images):
-    """What each command is called with, to have a result."""
+    """Return arguments with which each command succeeds."""
     run = ["--out", shutil.copytree(done / "run", tmp_path / "run")]
     given = {
         ("run",): ["--quick", "--model", tiny_folder, "--prompts", prompts, *GRID, *run],
@@ -406,7 +413,7 @@ def arguments(done, tiny_folder, tmp_path, prompts, images):
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_json_is_all_that_is_printed(call, arguments, words):
+def test_json_flag_prints_only_json(call, arguments, words):
     code, text, err = call(*arguments(words), "--json")
     assert (code, err) == (0, "")
     assert json.loads(text)
@@ -435,12 +442,45 @@ def test_bash_completes_commands_options_and_values(line, completed):
         echo "${{COMPREPLY[@]}}"
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    told = subprocess.check_output(["bash", "-c", script], env={**os.environ, "PATH": path}, text=True)
-    assert told.split() == [completed]
+    output = subprocess.check_output(["bash", "-c", script], env={**os.environ, "PATH": path}, text=True)
+    assert output.split() == [completed]
 
 
-def test_help_is_there():
+def test_help_lists_the_commands():
     result = subprocess.run([sys.executable, "-m", "entropy_probe.cli", "--help"], capture_output=True, text=True)
     assert result.returncode == 0
     for command in ("run", "sweep", "fit", "derive", "validate", "report", "compare", "sample", "info"):
         assert command in result.stdout
+
+
+def test_version_and_short_help_flags(call):
+    assert call("--version") == (0, f"entropy-probe {ep.__version__}\n", "")
+    code, text, _ = call("loss", "-h")
+    assert code == 0
+    assert "--scale-factors" in text
+    assert "--multipliers" not in text
+
+
+def test_renamed_flags_still_work_with_a_warning(call, done, images, tmp_path):
+    run = ["loss", "--out", shutil.copytree(done / "run", tmp_path / "run"), "--images", images, "--device", "cpu"]
+    code, text, err = call(*run, "--pictures", "4", "--multipliers=2", "--json")
+    assert code == 0
+    assert err.splitlines() == [
+        "warning: --pictures is deprecated: use --image-count",
+        "warning: --multipliers is deprecated: use --scale-factors",
+    ]
+    assert {row["g"] for row in json.loads(text)} == {1, 2}
+
+
+def test_steps_and_guidance_scale_default_to_those_of_the_model(call, tiny_folder, tmp_path, prompts):
+    model = shutil.copytree(tiny_folder, tmp_path / "model")
+    (model / "sampling.json").write_text('{"steps": 2, "guidance_scale": 3.0}')
+    grid = ["--model", model, "--prompts", prompts, "--sizes", "64", "--seeds", "0", "--device", "cpu", "--quiet"]
+    assert call("sweep", *grid, "--out", tmp_path / "run") == (0, "", "")
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (config["steps"], config["guidance-scale"]) == (2, 3.0)
+    baseline = tmp_path / "baseline.json"
+    save = ["baseline", "save", model, "--prompts", prompts, "--sizes", "64", "--device", "cpu", "--quiet"]
+    assert call(*save, "--seeds", "0,1,2,3", "--out", baseline) == (0, "", "")
+    settings = json.loads(baseline.read_text())["settings"]
+    assert (settings["steps"], settings["guidance_scale"]) == (2, 3.0)

@@ -11,7 +11,7 @@ import entropy_probe as ep
 from entropy_probe.evaluation import critic
 from entropy_probe.evaluation.critic import SIDE, prepare
 from entropy_probe.evaluation.image_metrics import features, rank_of_caption
-from recipes.critic import Recipe, contrastive_loss, rate_at, vary
+from recipes.critic import Recipe, contrastive_loss, rate_factor, vary
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_images_of_one_caption_share_the_target():
 
 
 def test_the_rate_falls_to_zero_twice():
-    recipe = Recipe(steps=100, warmup=10, settle=20, settle_rate=0.5, rate=1.0)
-    assert [rate_at(s, recipe) for s in (0, 9, 10, 55, 100, 110)] == pytest.approx([0.1, 1, 1, 0.5, 0.5, 0.25])
-    assert rate_at(99, recipe) < 0.001
-    assert rate_at(119, recipe) < 0.01
+    recipe = Recipe(steps=100, warmup=10, settle=20, settle_rate=0.5)
+    assert [rate_factor(s, recipe) for s in (0, 9, 10, 55, 100, 110)] == pytest.approx([0.1, 1, 1, 0.5, 0.5, 0.25])
+    assert rate_factor(99, recipe) < 0.001
+    assert rate_factor(119, recipe) < 0.01

@@ -1,7 +1,7 @@
 """The code of README.md and docs/ runs, and the site builds without a warning.
 
-A block under a comment `<!-- compiled only: reason -->` is compiled but not run: it needs a model or a machine that the tests
-do not have.
+A block under a comment `<!-- compiled only: reason -->` is compiled but not run: it needs a model or a machine that the
+tests do not have.
 """
 
 import importlib

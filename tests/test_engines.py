@@ -20,10 +20,10 @@ import torch
 from ray.cluster_utils import Cluster
 from torch.utils.hooks import RemovableHandle
 
-from entropy_probe import cli
+from entropy_probe.cli import main as cli
 from entropy_probe.errors import IncompleteError, InputError
 from entropy_probe.laws import Original
-from entropy_probe.runs import Failed, RayEngine, engines, sweep
+from entropy_probe.runs import FailedCell, RayEngine, engines, sweep
 from entropy_probe.runs.engines import (
     ABSENCE,
     PATIENCE,
@@ -307,7 +307,7 @@ def test_a_batch_that_kills_its_workers_is_halved_until_the_deadly_cell_is_found
         if len(part.cells) == 1:
             halves, failed = part.after_death("no memory")
     assert found == [[3, 2], [2, 1], [1, 1]]
-    assert (halves, failed) == ([], [Failed(cells[4], f"{PATIENCE + 3} workers died over it: no memory")])
+    assert (halves, failed) == ([], [FailedCell(cells[4], f"{PATIENCE + 3} workers died over it: no memory")])
 
 
 def test_what_a_worker_died_of_is_one_line_without_its_traceback():
@@ -360,9 +360,9 @@ def test_a_folder_is_named_in_full_and_a_hub_id_as_it_is(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--engine", "dask"], "engine must be local or ray, not 'dask'"),
+        (["--engine", "dask"], "engine must be local or ray, got 'dask'"),
         (["--address", "auto"], "add --engine ray"),
-        (["--engine", "ray", "--dry-run"], "leave --engine ray out"),
+        (["--engine", "ray", "--dry-run"], "run it without --engine ray"),
         (["--engine", "ray", "--device", "mps"], "workers sample on cpu or cuda, not on 'mps'"),
     ],
 )

@@ -36,7 +36,7 @@ def test_the_page_is_of_these_faults(faults):
 
 LITTLE_MEMORY = """
 import resource, sys, torch
-from entropy_probe import cli
+from entropy_probe.cli import main as cli
 from entropy_probe.estimation import fit  # all that is needed is there before the memory is short
 from entropy_probe.models import load
 from entropy_probe.runs import sweep

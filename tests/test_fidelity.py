@@ -120,7 +120,7 @@ def clip_folder(tmp_path):
     """A small CLIP with random weights, as save_pretrained writes it."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPProcessor
 
-    from recipes.emoji_unet import build_tokenizer
+    from recipes.emoji_networks import build_tokenizer
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer(["noto red apple", "flat pizza"], 300)

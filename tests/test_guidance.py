@@ -121,9 +121,9 @@ def test_a_pipeline_that_does_not_say_so_is_seen_to_guide():
 )
 def test_as_many_frames_as_tokens(name):
     latents = Latents(32, 32, 1, 16)
-    assert role(name, 16, 16, None, latents).axes == "temporal"
-    assert role("mid_block.attentions.0.attn1", 16, 16, None, latents).axes == "spatial"
-    assert role("mid_block.attentions.0.attn1", 16 * 1024, 16 * 1024, None, latents).axes == "spatio-temporal"
+    assert role(name, 16, 16, None, latents)[1] == "temporal"
+    assert role("mid_block.attentions.0.attn1", 16, 16, None, latents)[1] == "spatial"
+    assert role("mid_block.attentions.0.attn1", 16 * 1024, 16 * 1024, None, latents)[1] == "spatio-temporal"
 
 
 PROMPTS = ["a red apple", "flat pizza"]

@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from entropy_probe import cli, reference
+from entropy_probe import reference
+from entropy_probe.cli import main as cli
 from entropy_probe.errors import InputError
 from entropy_probe.escape import for_spreadsheet, for_terminal
 from entropy_probe.evaluation.networks import Clip, Vision, judge_for

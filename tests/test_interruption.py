@@ -140,7 +140,7 @@ def test_the_command_line_ends_with_130_and_keeps_the_cells(tiny_folder, tmp_pat
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted; what is sampled is kept" in told
+    assert "interrupted: finished samples are kept" in told
     assert "Traceback" not in told
     if cells:
         assert cells <= len(list(folder.glob("*.parquet"))) < 400

@@ -5,7 +5,7 @@ import torch
 from families import FAMILIES
 
 from entropy_probe import capture
-from entropy_probe.attention.interception import image_start
+from entropy_probe.attention.joint import image_start
 from entropy_probe.statistics import dense, stratified_rows
 
 FLUX = next(family for family in FAMILIES if family.name == "Flux")
@@ -158,12 +158,12 @@ def test_causal_attention_over_words_and_image(rows):
         model(sample, text)
     tokens = torch.cat([text, sample.flatten(2).mT], 1).unflatten(-1, (2, 8)).transpose(1, 2)
     every = dense(tokens, tokens, is_causal=True).entropy[:, :, 5:]
-    plain, doubled = captured.records
-    assert plain.split is not None
+    plain, doubled = captured.calls
+    assert not plain.image_mass.isnan().any()
     drawn = stratified_rows(16, 10, torch.Generator().manual_seed(0)) if rows == 10 else torch.arange(16)
-    assert torch.allclose(plain.means.entropy.double(), every[:, :, drawn].mean(-1), atol=1e-5)
+    assert torch.allclose(plain.entropy.double(), every[:, :, drawn].mean(-1), atol=1e-5)
     stronger = dense(tokens, tokens, is_causal=True, scale=2 * 8**-0.5).entropy[:, :, 5:]
-    assert torch.allclose(doubled.means.entropy.double(), stronger[:, :, drawn].mean(-1), atol=1e-5)
+    assert torch.allclose(doubled.entropy.double(), stronger[:, :, drawn].mean(-1), atol=1e-5)
 
 
 def test_a_text_of_another_length_in_the_next_forward():
@@ -200,17 +200,17 @@ def test_rows_are_drawn_among_the_image_tokens():
         run(denoiser, inputs)
     rows = captured.entropy_map("transformer_blocks.0.attn", step=0).flatten(-2)
     assert rows.shape[-1] == 64
-    every = captured.records[0].means.entropy
+    every = captured.calls[0].entropy
     assert torch.allclose(rows.mean(-1), every, atol=1e-5)
     with capture(denoiser, rows=64) as drawn:
         run(denoiser, inputs)
-    assert torch.allclose(drawn.records[0].means.entropy, every, atol=1e-5)
+    assert torch.allclose(drawn.calls[0].entropy, every, atol=1e-5)
     with capture(denoiser, rows=16, scale_factors=[2.0]) as drawn:
         run(denoiser, inputs)
-    for record in drawn.records:
+    for record in drawn.calls:
         assert record.rows == 16
-        assert (record.split is None) == (record.scale_factor == 2.0)
-    errors = (drawn.records[0].means.entropy - every).abs()
+        assert record.image_mass.isnan().all() == (record.scale_factor == 2.0)
+    errors = (drawn.calls[0].entropy - every).abs()
     assert errors.max() <= 5 * rows.std(-1).max() / 16**0.5
 
 
@@ -222,7 +222,7 @@ def test_distances_are_those_among_the_image_tokens():
             layer.attn.norm_added_q.weight.zero_()
     with capture(denoiser, layers="transformer_blocks.*") as captured:
         run(denoiser, FLUX.inputs(denoiser, 16, 16))
-    grid = captured.records[0].grid.positions()
+    grid = captured.calls[0].grid.positions()
     apart = torch.cdist(grid, grid).square().mean(-1).sqrt().mean()
     frame = captured.frame()
     assert frame["attention_distance"].to_numpy() == pytest.approx(apart.item(), abs=1e-5)

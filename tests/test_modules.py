@@ -35,11 +35,11 @@ def twins(config):
 
 
 def check(captured, expected, kind="self"):
-    assert len(captured.records) == len(expected)
-    for record, entropy in zip(captured.records, expected, strict=True):
+    assert len(captured.calls) == len(expected)
+    for record, entropy in zip(captured.calls, expected, strict=True):
         assert record.kind == kind
-        assert record.means.entropy.double().sub(entropy).abs().max() <= 1e-4, record.layer
-    assert len({record.layer for record in captured.records}) == len(expected)
+        assert record.entropy.double().sub(entropy).abs().max() <= 1e-4, record.layer
+    assert len({record.layer for record in captured.calls}) == len(expected)
 
 
 def test_minilm_with_its_trained_weights_and_padding():
@@ -78,7 +78,7 @@ def test_a_vision_model():
             fused(pixel_values=images)
         attentions = eager(pixel_values=images, output_attentions=True).attentions
     check(captured, entropies(attentions), kind="joint")  # the image's tokens, and one of the class
-    assert {(record.grid.height, record.grid.width, record.query_tokens) for record in captured.records} == {(4, 4, 17)}
+    assert {(record.grid.height, record.grid.width, record.query_tokens) for record in captured.calls} == {(4, 4, 17)}
 
 
 def test_a_language_model_with_its_cache():
@@ -91,10 +91,10 @@ def test_a_language_model_with_its_cache():
             cache = fused(input_ids=tokens[:, :8], use_cache=True).past_key_values
             fused(input_ids=tokens[:, 8:], past_key_values=cache)
     expected = [*entropies(first.attentions), *entropies(then.attentions)]
-    assert len(captured.records) == 4
-    for record, entropy in zip(captured.records, expected, strict=True):
-        assert record.means.entropy.double().sub(entropy).abs().max() <= 1e-4
-    assert [(record.query_tokens, record.key_tokens) for record in captured.records] == [(8, 8)] * 2 + [(1, 9)] * 2
+    assert len(captured.calls) == 4
+    for record, entropy in zip(captured.calls, expected, strict=True):
+        assert record.entropy.double().sub(entropy).abs().max() <= 1e-4
+    assert [(record.query_tokens, record.key_tokens) for record in captured.calls] == [(8, 8)] * 2 + [(1, 9)] * 2
 
 
 class TimmAttention(nn.Module):
@@ -180,13 +180,13 @@ def test_a_vision_transformer_as_timm_writes_it(class_token):
         plain = model(images)
         with capture(model) as captured:
             assert torch.equal(model(images), plain)
-    assert [record.layer for record in captured.records] == ["blocks.0.attn", "blocks.1.attn"]
+    assert [record.layer for record in captured.calls] == ["blocks.0.attn", "blocks.1.attn"]
     expected = entropies(maps_of_its_own(model, images))
     check(captured, expected)
     assert all(entropy.min() < 0.9 * math.log(16 + class_token) for entropy in expected)  # far from uniform
-    assert {record.query_tokens for record in captured.records} == {16 + class_token}
+    assert {record.query_tokens for record in captured.calls} == {16 + class_token}
     # The tokens lie on the image only where they are those of its patches: with one of the class, nothing is claimed.
-    grids = {record.grid and (record.grid.height, record.grid.width) for record in captured.records}
+    grids = {record.grid and (record.grid.height, record.grid.width) for record in captured.calls}
     assert grids == ({None} if class_token else {(4, 4)})
     assert captured.frame()["attention_distance"].isna().all() == class_token
 

@@ -103,7 +103,7 @@ def test_the_figure_of_a_capture_shows_every_head(captured):
 
 def test_a_capture_is_short_in_a_terminal(captured):
     layers = captured.frame()["layer"].nunique()
-    assert repr(captured) == f"Captured({len(captured.records)} measurements of {layers} layers)"
+    assert repr(captured) == f"Captured({len(captured.calls)} measurements of {layers} layers)"
 
 
 def test_an_empty_capture_says_what_to_do():

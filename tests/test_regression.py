@@ -15,10 +15,10 @@ import pytest
 from scipy import stats
 from torch import nn
 
-from entropy_probe import cli
 from entropy_probe.baselines import Profile, Settings, compare, junit, markdown, profile, text
 from entropy_probe.baselines.comparison import RESOLUTION
-from entropy_probe.baselines.profiles import HEAD, LEAST_IMAGES
+from entropy_probe.baselines.profiles import HEAD, MIN_IMAGES
+from entropy_probe.cli import main as cli
 from entropy_probe.errors import InputError
 from entropy_probe.models import load
 from entropy_probe.plots.baselines import figure
@@ -134,7 +134,7 @@ def test_a_spoilt_file_is_refused_and_named(tiny_profile, tmp_path, case):
 
 
 def test_too_few_images_are_refused_before_anything_is_sampled(tiny):
-    with pytest.raises(InputError, match=f"at least {LEAST_IMAGES}"):
+    with pytest.raises(InputError, match=f"at least {MIN_IMAGES}"):
         profile(tiny, **{**TINY, "seeds": (0, 1, 2)})
 
 

@@ -92,9 +92,9 @@ def test_a_setting_of_the_model_changes_nothing(tiny_pipeline, sample, prepare, 
             image = sample()
         truth = written_out(tiny_pipeline, sample)
     assert all(np.array_equal(a, b) for a, b in zip(plain, image, strict=True))
-    assert {record.layer for record in captured.records} == set(attention_layers(tiny_pipeline.unet))
-    for record, expected in zip(captured.records, truth, strict=True):
-        assert (record.means.entropy.double() - expected).abs().max() <= ROUNDING, record.layer
+    assert {record.layer for record in captured.calls} == set(attention_layers(tiny_pipeline.unet))
+    for record, expected in zip(captured.calls, truth, strict=True):
+        assert (record.entropy.double() - expected).abs().max() <= ROUNDING, record.layer
     here, there = captured.frame(), usual.frame()
     keys = ["layer", "head", "kind", "branch", "step", "sample", "query_tokens", "training_tokens"]
     assert here[keys].equals(there[keys])
@@ -164,9 +164,9 @@ def test_autocast_rounds_what_norms_have_left_in_float32():
             denoiser(**inputs)
         with eager(denoiser, (), maps):
             denoiser(**inputs)
-    for record, weights in zip(captured.records, maps, strict=True):
+    for record, weights in zip(captured.calls, maps, strict=True):
         image = slice(0, record.tokens)  # the text stands behind
-        assert (record.means.entropy.double() - entropy(weights)[..., image].mean(-1)).abs().max() <= ROUNDING
+        assert (record.entropy.double() - entropy(weights)[..., image].mean(-1)).abs().max() <= ROUNDING
 
 
 def test_gradients_flow_as_without(tiny_pipeline):
@@ -212,7 +212,7 @@ def test_backends_of_diffusers(backend):
             return
         with capture(denoiser) as captured:
             assert torch.equal(denoiser(**inputs)[0], plain)
-    assert [record.layer for record in captured.records] == attention_layers(denoiser)
+    assert [record.layer for record in captured.calls] == attention_layers(denoiser)
 
 
 def image_to_image(pipeline):

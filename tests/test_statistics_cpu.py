@@ -151,9 +151,9 @@ def test_many_keys_with_much_in_common_keep_their_variance_and_entropy(kernel):
 def test_tensors_that_do_not_fit_are_refused(kernel):
     query, places = torch.randn(4, 2, 9, 8), (torch.rand(9, 2), torch.rand(5, 2))
     for shape in [(1, 2, 9, 8), (4, 1, 9, 8), (4, 2, 9, 16)]:
-        with pytest.raises((ValueError, TypeError), match=r"does not fit|Type-check"):
+        with pytest.raises((ValueError, TypeError), match=r"must have the shape|Type-check"):
             by_kernel(query, torch.randn(shape), None, 1.0, None, 40.0, kernel)
-    with pytest.raises((ValueError, TypeError), match=r"give places|Type-check"):
+    with pytest.raises((ValueError, TypeError), match=r"positions must contain|Type-check"):
         by_kernel(query, torch.randn(4, 2, 9, 8), None, 1.0, places, 40.0, kernel)
 
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from entropy_probe.statistics import cpu, curve, dense, flash
-from entropy_probe.statistics.flash import _fused
+from entropy_probe.statistics.torch_fused import fused
 
 LIMIT = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
 KINDS = ["none", "keys", "rows", "additive keys", "additive rows", "some rows empty", "all keys masked", "causal"]
@@ -103,13 +103,13 @@ def test_the_fused_call_is_the_definition(call):
     scale = query.shape[-1] ** -0.5 if options["scale"] is None else options["scale"]
     places = torch.rand(query.shape[2], 2).double(), torch.rand(key.shape[2], 2).double()
     exact = dense(query, key, options["mask"], scale=scale, positions=places)
-    fused, _ = _fused(query, key, options["mask"], scale, places)
-    assert torch.equal(exact.counted, fused.counted)
-    assert (exact.entropy - fused.entropy).abs().max() <= 1e-8
+    result, _ = fused(query, key, options["mask"], scale, places)
+    assert torch.equal(exact.counted, result.counted)
+    assert (exact.entropy - result.entropy).abs().max() <= 1e-8
     for name in ("logit_variance", "log_sum", "logit_mean"):
-        assert torch.allclose(vars(exact)[name], vars(fused)[name], rtol=1e-8, atol=1e-8), name
+        assert torch.allclose(vars(exact)[name], vars(result)[name], rtol=1e-8, atol=1e-8), name
     counted = exact.counted
-    assert torch.allclose(exact.attention_distance[counted], fused.attention_distance[counted], atol=1e-6)
+    assert torch.allclose(exact.attention_distance[counted], result.attention_distance[counted], atol=1e-6)
 
 
 @settings(max_examples=60, deadline=None)
@@ -164,7 +164,7 @@ def test_a_mask_of_the_lowest_number_bars_its_keys(dtype):
 
 
 def test_mask_and_causal_together_are_refused():
-    with pytest.raises(ValueError, match="not both"):
+    with pytest.raises(ValueError, match="cannot be combined, got both"):
         flash(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), torch.ones(2, 2, dtype=torch.bool), is_causal=True)
 
 
@@ -207,13 +207,12 @@ def test_flash_is_the_definition_on_cuda(dtype, peak):
 def as_on_cuda(monkeypatch):
     """The way of a CUDA tensor, on a CPU: Triton's kernel in its interpreter, or torch's attention on the CPU."""
     pytest.importorskip("triton")
-    from entropy_probe.statistics import triton
+    from entropy_probe.statistics import dispatch, triton
 
-    module = sys.modules["entropy_probe.statistics.flash"]
     if torch.cuda.is_available():
         pytest.skip("the interpreter is for machines without a GPU; here the tests of the kernel itself run on it")
-    monkeypatch.setattr(module, "_on_cuda", lambda query: True)
-    monkeypatch.setattr(module, "_WITHOUT_TRITON", set())
+    monkeypatch.setattr(dispatch, "_on_cuda", lambda query: True)
+    monkeypatch.setattr(dispatch, "_WITHOUT_TRITON", set())
     return triton
 
 

@@ -35,7 +35,7 @@ def test_every_row_has_exactly_the_same_chance(total, data):
 
 @pytest.mark.parametrize("chosen", [0, -2, 5, 12])
 def test_too_few_too_many_or_odd_rows_are_refused(chosen):
-    with pytest.raises(ValueError, match=f"between 2 and the 10 there are, not {chosen}"):
+    with pytest.raises(ValueError, match=rf"even number between 2 and 10 \(all rows\), got {chosen}"):
         stratified_rows(10, chosen)
 
 

@@ -1,18 +1,22 @@
-"""Which attention calls a model makes: hooks say where, an interception of the attention function sees them."""
+"""See and scale attention calls, and measure them: `capture`."""
 
-from entropy_probe.attention.denoiser import find_denoiser
+from entropy_probe.attention.call import AttentionCall, Forward
+from entropy_probe.attention.capturing import capture, select_layers
+from entropy_probe.attention.denoiser import attention_layers, find_denoiser
 from entropy_probe.attention.grid import TokenGrid, token_grid
-from entropy_probe.attention.interception import AttentionCall, AttentionHooks, attention_calls, attention_layers
+from entropy_probe.attention.interception import Observer, attention_calls, interception_of, observe, stop_observing
 from entropy_probe.attention.latents import Latents, configured_size, default_size
-from entropy_probe.attention.measuring import capture, select_layers
+from entropy_probe.attention.measuring import CallStatistics
 from entropy_probe.attention.rows import Rows
 from entropy_probe.attention.table import Captured, visual
 
 __all__ = [
     "AttentionCall",
-    "AttentionHooks",
+    "CallStatistics",
     "Captured",
+    "Forward",
     "Latents",
+    "Observer",
     "Rows",
     "TokenGrid",
     "attention_calls",
@@ -21,7 +25,10 @@ __all__ = [
     "configured_size",
     "default_size",
     "find_denoiser",
+    "interception_of",
+    "observe",
     "select_layers",
+    "stop_observing",
     "token_grid",
     "visual",
 ]

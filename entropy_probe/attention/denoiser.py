@@ -1,30 +1,114 @@
-"""The part of a pipeline that runs once a sampling step."""
+"""Find the module that runs once per sampling step, and its attention layers."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from entropy_probe.errors import InputError
+from entropy_probe.errors import CaptureError, InputError
+
+_PARTS = ("unet", "transformer", "prior", "decoder")
+"""Names that diffusers pipelines give their denoiser."""
+
+_WRAPPED = ("module", "base_model", "model")
+"""Names that wrappers give the module inside: DDP and accelerate, PEFT's model, PEFT's tuner."""
 
 
 def find_denoiser(model: Any) -> nn.Module:
-    """The module that runs once a sampling step: a pipeline's `unet` or `transformer`, or the module itself.
+    """Return the module that runs once per sampling step: a pipeline's `unet` or `transformer`, or the module itself.
+
+    A wrapper that passes its arguments on, such as DDP or PEFT make, is unwrapped: the module inside names the
+    arguments of its `forward`, and its layer names have no prefix.
 
     Raises:
-        InputError: if `model` is neither a module nor a pipeline that has one, or a pipeline that has two.
+        InputError: if `model` is neither a module nor a pipeline with a denoiser, or if the pipeline has two denoisers.
+
+    >>> from torch import nn
+    >>> find_denoiser(nn.Linear(2, 2))
+    Linear(in_features=2, out_features=2, bias=True)
     """
     if isinstance(model, nn.Module):
-        return model
-    for name in ("unet", "transformer", "prior", "decoder"):
+        return unwrap(model)
+    for name in _PARTS:
         part = getattr(model, name, None)
         if not isinstance(part, nn.Module):
             continue
         if isinstance(getattr(model, f"{name}_2", None), nn.Module):
             raise InputError(
-                f"{type(model).__name__} samples with two denoisers, {name} and {name}_2, each in its own part of the "
-                f"steps: give each by itself, as pipe.{name} and pipe.{name}_2"
+                f"{type(model).__name__} has two denoisers, {name} and {name}_2, and each runs a part of the steps: "
+                f"pass one of them, pipe.{name} or pipe.{name}_2"
             )
-        return part
-    raise InputError(f"{type(model).__name__} has no unet or transformer: give a diffusers pipeline or a torch module")
+        return unwrap(part)
+    raise InputError(f"{type(model).__name__} has no unet or transformer: pass a diffusers pipeline or a torch module")
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """Return the module inside wrappers whose `forward` takes only `*args` and `**kwargs`.
+
+    A compiled module is not unwrapped, because its graph does not call the module inside.
+    """
+    while "_orig_mod" not in module._modules and _only_passes_arguments_on(module):
+        inner = _inner(module)
+        if inner is None:
+            return module
+        module = inner
+    return module
+
+
+def _only_passes_arguments_on(module: nn.Module) -> bool:
+    forward = type(module).forward
+    if forward is nn.Module.forward:
+        return False
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    return bool(parameters) and all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+
+
+def _inner(module: nn.Module) -> nn.Module | None:
+    named = [module._modules[name] for name in _WRAPPED if isinstance(module._modules.get(name), nn.Module)]
+    children = named or list(module.children())
+    return children[0] if len(children) == 1 or named else None
+
+
+def attention_layers(denoiser: nn.Module) -> list[str]:
+    """Return the names of the attention layers: diffusers' attention classes and `nn.MultiheadAttention`.
+
+    >>> from torch import nn
+    >>> attention_layers(nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(4, 2)))
+    ['1']
+    """
+    return attention_among(dict(denoiser.named_modules()))
+
+
+def attention_among(modules: Mapping[str, nn.Module]) -> list[str]:
+    """Return the names of those modules that are attention layers."""
+    return [
+        name
+        for name, module in modules.items()
+        if isinstance(module, nn.MultiheadAttention)
+        or ("Attention" in type(module).__name__ and hasattr(module, "processor"))
+    ]
+
+
+def refuse_compiled(modules: Mapping[str, nn.Module]) -> None:
+    """Refuse a model that was compiled before: its graph makes no attention call that Python sees.
+
+    Raises:
+        CaptureError: naming the compiled module and the fix.
+    """
+    for name, module in modules.items():
+        forward = module.__dict__.get("forward")
+        if (
+            module._compiled_call_impl is not None
+            or "_orig_mod" in module._modules
+            or hasattr(forward, "_torchdynamo_orig_callable")
+        ):
+            kind = type(getattr(module, "_orig_mod", module)).__name__
+            place = f" (layer {name!r})" if name else ""
+            raise CaptureError(
+                f"{kind}{place} is compiled by torch.compile, and a compiled graph makes no attention calls that can "
+                "be seen or scaled: load the pipeline again without compiling it, or apply the law first and compile "
+                "afterwards"
+            )

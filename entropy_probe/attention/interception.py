@@ -1,317 +1,395 @@
-"""Seeing, and scaling, the attention calls of a denoiser while it runs.
+"""See, and scale, the attention calls of a denoiser while it runs.
 
-Forward hooks say which module is running; a `TorchFunctionMode` sees every
-`torch.nn.functional.scaled_dot_product_attention` with its query and key exactly as the model computed them. Hooks and
-modes slow a model a little, so they are on the attention layers alone, and on every module only until a forward of that
-size has shown that no other makes such a call. Nothing is replaced: no processor, no method. Removing the hooks leaves
-the model as it was.
+A forward hook takes the place of `forward` on the denoiser and on each attention layer. It notes which layer runs and
+what that layer received, and activates a `TorchFunctionMode` which sees every
+`torch.nn.functional.scaled_dot_product_attention` with query and key as the model computed them. The hook leaves the
+mode in a `finally` clause. Hooks made by `register_forward_hook` cannot do this: torch does not run them after a
+KeyboardInterrupt, and gradient checkpointing, PEFT and DDP call layers past them (docs/decisions/0010).
+
+All state of a running forward belongs to its thread. Removing the hooks leaves the model as it was.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
+import threading
+import types
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
-from entropy_probe.attention.denoiser import find_denoiser
+from entropy_probe.attention.call import AttentionCall, Forward, four_dimensional, frames, plain_mask
+from entropy_probe.attention.denoiser import attention_among, find_denoiser, refuse_compiled
 from entropy_probe.attention.grid import TokenGrid
+from entropy_probe.attention.joint import (
+    CONCATENATIONS,
+    ImageSource,
+    Join,
+    context_tokens,
+    image_start,
+    input_with_context,
+    note_join,
+    own_input,
+)
 from entropy_probe.attention.latents import Latents, find_latents, training_latents
-from entropy_probe.attention.roles import VISUAL, Axes, Kind, Role, role
+from entropy_probe.attention.roles import Axes, role
 from entropy_probe.errors import CaptureError
-from entropy_probe.statistics.rows import default_scale
-
-
-@dataclass(frozen=True)
-class Forward:
-    """One run of the denoiser.
-
-    Attributes:
-        number: since the hooks were set.
-        timestep: as it was given.
-        latents: what it ran on; None where that cannot be told.
-        trained: the latents that it was trained on; None where that cannot be told.
-        copies: whether its latents are there so many times, two or three, as guidance in one batch has it; without
-            an entry where the batch cannot be divided by it.
-        text: which text it was given: guidance by two forwards gives two to a step; None without.
-        batch: items of its latents; None where that cannot be told.
-    """
-
-    number: int
-    timestep: Tensor | float | None
-    latents: Latents | None
-    trained: Latents | None
-    copies: Mapping[int, Tensor]
-    text: int | None
-    batch: int | None = None
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the items of a call stand in the denoiser's batch: some layers attend for a few at a time.
-
-    Attributes:
-        first: the item of the layer's batch that the call begins with.
-        share: items of the layer's batch to one of the denoiser's, the frames or places of a video; they lie in order.
-    """
-
-    first: int
-    share: int
-
-
-@dataclass(frozen=True)
-class AttentionCall:
-    """One call of `scaled_dot_product_attention`, as the kernel is about to see it.
-
-    Attributes:
-        forward: the run of the denoiser that makes it.
-        layer: name of the attention layer.
-        role: what it is.
-        image: which keys of a joint attention are image tokens; None where that cannot be told, and elsewhere.
-        place: where its batch stands in that of the denoiser.
-        query: as the model computed it, or as autocast will round it.
-        key: as `query`.
-        mask: as the model gives it, or as autocast will round it.
-        is_causal: as the model gives it.
-        scale: of the logits.
-        enable_gqa: as the model gives it.
-    """
-
-    forward: Forward
-    layer: str
-    role: Role
-    image: slice | None
-    place: Place
-    query: Float[Tensor, "batch heads queries width"]
-    key: Float[Tensor, "batch kv_heads keys width"]
-    mask: Shaped[Tensor, "*#mask"] | None
-    is_causal: bool
-    scale: float
-    enable_gqa: bool
-
-    @property
-    def kind(self) -> Kind:
-        """Whose tokens attend to whose."""
-        return self.role.kind
-
-    @property
-    def axes(self) -> Axes:
-        """What the attention spans."""
-        return self.role.axes
-
-    @property
-    def grid(self) -> TokenGrid | None:
-        """How the image tokens among the queries lie on the image; None where that cannot be told."""
-        return self.role.grid
-
-    @property
-    def visual(self) -> bool:
-        """Whether its tokens grow with the image: what scaling laws act on."""
-        return self.kind in VISUAL and self.axes != "temporal"
-
-    @property
-    def tokens(self) -> int:
-        """N: the image tokens of a visual attention, in all its frames; without a grid, the queries."""
-        return self.query.shape[2] if self.grid is None else self.grid.tokens * self._frames
-
-    @property
-    def image_queries(self) -> slice:
-        """Which queries are image tokens, as far as can be told: all, unless some are known to be text."""
-        queries, keys = self.query.shape[2], self.key.shape[2]
-        return self.image if self.image is not None and queries == keys else slice(0, queries)
-
-    @property
-    def positions(self) -> Float[Tensor, "tokens 2"] | None:
-        """Where the image tokens of a spatial attention lie, among themselves; None where that cannot be told."""
-        if self.grid is None or self.axes != "spatial" or not (self.kind == "self" or self.image is not None):
-            return None
-        return self.grid.positions(self.query.device)
-
-    @property
-    def training_tokens(self) -> int | None:
-        """T: N at the training size, with as many frames; None where that cannot be told."""
-        if not self.visual or self.grid is None or self.forward.trained is None:
-            return None
-        return self.grid.at(self.forward.trained).tokens * self._frames
-
-    @property
-    def _frames(self) -> int:
-        return _frames(self.role, self.forward.latents)
-
 
 ScaleFactor = float | Float[Tensor, " heads"] | None
 OnCall = Callable[[AttentionCall], ScaleFactor]
-"""Sees a call and returns what to multiply the logits by: a number, one per head, or None to leave them alone."""
+"""Sees a call and returns its scale factor: a number, one number per head, or None to leave the logits unchanged."""
+
+
+@dataclass(eq=False)
+class Observer:
+    """One listener to the attention calls of a denoiser: a scaling law or a measurement.
+
+    Attributes:
+        on_call: see `OnCall`.
+        after_scaling: it sees the calls after all scaling.
+        one_thread: refuse a forward while another thread runs one.
+        layers: names of the attention layers, see `attention_layers`.
+        ran: names of the layers that have run.
+        seen: names of the modules that have made an attention call.
+        unlocated: names of the joint attentions whose image tokens could not be located.
+        unread: calls that could not be read, by layer and reason.
+    """
+
+    on_call: OnCall
+    after_scaling: bool
+    one_thread: bool
+    layers: list[str]
+    ran: set[str] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)
+    unlocated: set[str] = field(default_factory=set)
+    unread: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
 @contextmanager
-def attention_calls(model: Any, on_call: OnCall, *, after_scaling: bool = False) -> Iterator[AttentionHooks]:
-    """Show every attention call of a model to `on_call` until the context closes.
+def attention_calls(
+    model: Any, on_call: OnCall, *, after_scaling: bool = False, one_thread: bool = False
+) -> Iterator[Observer]:
+    """Pass every attention call of a model to `on_call` until the context closes.
 
     Args:
         model: a diffusers pipeline, or the module whose forward runs attention.
         on_call: see `OnCall`.
-        after_scaling: see the calls as they are after all scaling, whichever context was opened first.
-    """
-    hooks = AttentionHooks(model, on_call, after_scaling=after_scaling)
-    try:
-        yield hooks
-    finally:
-        hooks.remove()
-
-
-class AttentionHooks:
-    """The hooks behind `attention_calls`, for those who cannot use a context.
-
-    Attributes:
-        layers: names of the attention layers, see `attention_layers`.
-        ran: names of the modules that have run.
-        seen: names of the modules that have made an attention call.
-        untold: names of the joint attentions of which the model has not told where the image stands.
+        after_scaling: pass the calls as they are after all scaling, whichever context was opened first.
+        one_thread: refuse a forward while another thread runs one.
 
     Raises:
-        CaptureError: for a compiled model: its graphs hold no calls that could be seen.
+        CaptureError: for a compiled model.
+    """
+    observer = None
+    try:
+        observer = observe(model, on_call, after_scaling=after_scaling, one_thread=one_thread)
+        yield observer
+    finally:
+        if observer is not None:
+            stop_observing(model, observer)
+
+
+def observe(model: Any, on_call: OnCall, *, after_scaling: bool = False, one_thread: bool = False) -> Observer:
+    """Start passing attention calls to `on_call`, until `stop_observing`; see `attention_calls`."""
+    denoiser = find_denoiser(model)
+    modules = dict(denoiser.named_modules())  # walked once: for a thousand modules this takes milliseconds
+    refuse_compiled(modules)
+    interception = interception_of(denoiser) or Interception(denoiser, modules)
+    interception.learn_training_size(model)
+    observer = Observer(on_call, after_scaling, one_thread, list(interception.layers))
+    interception.add(observer)
+    return observer
+
+
+def stop_observing(model: Any, observer: Observer) -> None:
+    """Stop what `observe` started. The last observer to leave takes the hooks with it."""
+    interception = interception_of(find_denoiser(model))
+    if interception is not None:
+        interception.discard(observer)
+
+
+def interception_of(denoiser: nn.Module) -> Interception | None:
+    """Return the interception of a denoiser; None if it has none."""
+    forward = denoiser.__dict__.get("forward")
+    while forward is not None and not isinstance(forward, ForwardHook):  # accelerate may have wrapped ours
+        forward = getattr(forward, "__wrapped__", None)
+    return forward.interception if isinstance(forward, ForwardHook) and forward.active else None
+
+
+class ForwardHook:
+    """Takes the place of `forward` on one module, as an attribute of the instance.
+
+    Args:
+        module: the module.
+        name: its name in the denoiser.
+        interception: runs the forward.
     """
 
-    def __init__(self, model: Any, on_call: OnCall, *, after_scaling: bool = False) -> None:
-        denoiser = find_denoiser(model)
-        modules = dict(denoiser.named_modules())  # walked once: in a model of a thousand modules it takes milliseconds
-        _refuse_compiled(modules.values())
-        self.layers = _attention_among(modules)
-        self.ran: set[str] = set()
-        self.seen: set[str] = set()
-        self.untold: set[str] = set()
-        self._on_call = on_call
-        self._after_scaling = after_scaling
-        self._attention = frozenset(self.layers)
-        self._others = {
-            name: module for name, module in modules.items() if name and name not in self._attention and module._modules
-        }
-        self._signature = inspect.signature(denoiser.forward)
-        self._denoiser = denoiser
-        self._trained = training_latents(denoiser, model)
-        self._stack: list[_Running] = []
-        self._modes: list[TorchFunctionMode] = []
-        self._forward = Forward(-1, None, None, None, {}, None)
-        self._stray = False
-        self._known_sizes: set[Latents | tuple[torch.Size, ...]] = set()
-        self._size: Latents | tuple[torch.Size, ...] = ()
-        self._joins: dict[int, _Join] = {}
-        self._items: Counter[str] = Counter()
-        self._image_starts: dict[tuple[str, Latents | None], int | None] = {}
-        # The mode that is entered first is asked last: a prepended hook sees what all others have made of a call.
-        self._handles: list[RemovableHandle] = [
-            denoiser.register_forward_pre_hook(self._begin, prepend=after_scaling, with_kwargs=True),
-            denoiser.register_forward_hook(self._end, always_call=True),
-        ]
-        self._other_handles: list[RemovableHandle] = []
-        for name in filter(None, self._attention):
-            self._handles += self._watch(name, modules[name])
+    def __init__(self, module: nn.Module, name: str, interception: Interception) -> None:
+        self.module, self.name, self.interception = module, name, interception
+        self.active = False
+        self.replaced = module.__dict__.get("forward")
+        self.inner: Callable[..., Any] = module.forward
+        self.__wrapped__ = self.inner  # for inspect.signature
 
-    def _watch(self, name: str, module: nn.Module) -> list[RemovableHandle]:
-        enter = partial(self._enter, name)
-        return [
-            module.register_forward_pre_hook(enter, prepend=self._after_scaling, with_kwargs=True),
-            module.register_forward_hook(self._leave, always_call=True),
-        ]
+    def install(self) -> None:
+        """Put the hook in the place of `forward`."""
+        self.active = True
+        self.module.__dict__["forward"] = self
 
     def remove(self) -> None:
-        """Take every hook off the model."""
-        while self._handles:
-            self._handles.pop().remove()
-        self._leave_others()
-        self._leave_modes()
+        """Restore `forward`. If another library has wrapped the hook since, it stays there and passes calls on."""
+        self.active = False
+        if self.module.__dict__.get("forward") is self:
+            if self.replaced is None:
+                del self.module.__dict__["forward"]
+            else:
+                self.module.__dict__["forward"] = self.replaced
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        arguments = self._signature.bind_partial(*args, **kwargs).arguments
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the forward of the module, observed if anything observes it."""
+        if not self.active or not self.interception.observers:
+            return self.inner(*args, **kwargs)
+        return self.interception.run(self, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the forward, such as `__code__`, which torch.export reads."""
+        if name == "inner":  # not set yet
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    # torch.compile leaves the graph here, so that a law acts on a model that is compiled after the law was applied.
+    __call__._torchdynamo_disable = True  # type: ignore[attr-defined]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Return the plain forward of the copied module: a copy is neither measured nor scaled."""
+        self.interception.warn_of_copy()
+        if self.replaced is not None:
+            return copy.deepcopy(self.replaced, memo)
+        return types.MethodType(type(self.module).forward, memo.get(id(self.module), self.module))
+
+    def __reduce__(self) -> Any:
+        if self.replaced is not None:
+            return copy.copy, (self.replaced,)
+        return types.MethodType, (type(self.module).forward, self.module)
+
+
+@dataclass
+class _Running:
+    """A module whose forward runs, and the arguments that it received."""
+
+    name: str
+    is_attention: bool
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    source: ImageSource
+
+
+class _ThreadState(threading.local):
+    """State of the forward that a thread runs."""
+
+    def __init__(self) -> None:
+        self.forward: Forward | None = None
+        self.finished: Forward | None = None
+        self.size: Latents | tuple[torch.Size, ...] = ()
+        self.discovering = False
+        self.running: list[_Running] = []
+        self.joins: dict[int, Join] = {}
+        self.items: Counter[str] = Counter()
+
+
+class Interception:
+    """The hooks on one denoiser, and the observers they serve.
+
+    Attributes:
+        layers: names of the attention layers.
+        observers: scaling first, then what measures.
+    """
+
+    def __init__(self, denoiser: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+        self.layers = attention_among(modules)
+        self.observers: tuple[Observer, ...] = ()
+        self._denoiser = denoiser
+        self._modules = modules
+        self._signature = inspect.signature(types.MethodType(type(denoiser).forward, denoiser))
+        self._attention = set(self.layers)
+        self._trained: Latents | None = None
+        self._hooks: list[ForwardHook] = []
+        self._discovery_hooks: list[ForwardHook] = []
+        self._known_sizes: set[Latents | tuple[torch.Size, ...]] = set()
+        self._image_starts: dict[tuple[str, Latents | None], int | None] = {}
+        self._past: dict[tuple[Any, ...], Forward] = {}
+        self._threads: dict[int, bool] = {}
+        self._count = 0
+        self._state = _ThreadState()
+        self._mode = _CallMode(self)
+
+    def learn_training_size(self, model: Any) -> None:
+        """Take the training size from the denoiser's configuration, or else from its pipeline."""
+        self._trained = self._trained or training_latents(self._denoiser, model)
+
+    def add(self, observer: Observer) -> None:
+        """Add an observer; the first one brings the hooks."""
+        if not self._hooks:
+            try:
+                for name in ("", *filter(None, self.layers)):
+                    self._hook(name, self._hooks)
+            except BaseException:
+                self._remove_all()
+                raise
+        self.observers = tuple(sorted((*self.observers, observer), key=lambda one: one.after_scaling))
+
+    def discard(self, observer: Observer) -> None:
+        """Remove an observer; the last one takes the hooks."""
+        self.observers = tuple(one for one in self.observers if one is not observer)
+        if not self.observers:
+            try:
+                self._remove_all()
+            finally:
+                self._remove_all()
+
+    def warn_of_copy(self) -> None:
+        """Warn that a deep copy of a scaled model is not scaled."""
+        if any(not one.after_scaling for one in self.observers):
+            warnings.warn(
+                "a scaling law is applied to the model being copied, and the copy does not carry it: apply the law to "
+                "the copy",
+                stacklevel=3,
+            )
+
+    def _hook(self, name: str, hooks: list[ForwardHook]) -> None:
+        hook = ForwardHook(self._modules[name], name, self)
+        hooks.append(hook)
+        hook.install()
+
+    def _remove_all(self) -> None:
+        for hooks in (self._discovery_hooks, self._hooks):
+            for hook in reversed(hooks):
+                hook.remove()
+            hooks.clear()
+
+    def run(self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the forward of a hooked module."""
+        if hook.name == "" and self._state.forward is None:
+            return self._run_denoiser(hook, args, kwargs)
+        return self._run_layer(hook, args, kwargs)
+
+    def _run_denoiser(self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        state, depth = self._state, _mode_depth()
+        try:
+            self._begin(state, args, kwargs)
+            if state.discovering:
+                self._watch_every_module()
+                _push_mode(self._mode)
+            output = self._run_layer(hook, args, kwargs)
+            self._known_sizes.add(state.size)  # a forward that failed has not shown all of its calls
+            return output
+        finally:
+            try:
+                self._end(state, depth)
+            finally:  # a KeyboardInterrupt may fall into the first attempt
+                self._end(state, depth)
+
+    def _run_layer(self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        state, depth = self._state, _mode_depth()
+        height = len(state.running)
+        try:
+            is_attention = hook.name in self._attention
+            outermost = is_attention and not any(running.is_attention for running in state.running)
+            unlocated = outermost and self._unlocated(state, hook.name)
+            source = ImageSource(input_with_context(args, kwargs) if unlocated else None)
+            state.running.append(_Running(hook.name, is_attention, args, kwargs, source))
+            if state.forward is not None:
+                for observer in self.observers:
+                    observer.ran.add(hook.name)
+            if outermost and not state.discovering:
+                _push_mode(self._mode)
+            return hook.inner(*args, **kwargs)
+        finally:
+            try:
+                _restore(state.running, height, depth)
+            finally:
+                _restore(state.running, height, depth)
+
+    def _unlocated(self, state: _ThreadState, layer: str) -> bool:
+        """Whether the image tokens of a layer have not been located yet at this size."""
+        return state.forward is not None and (layer, state.forward.latents) not in self._image_starts
+
+    def _begin(self, state: _ThreadState, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._threads[threading.get_ident()] = True
+        if len(self._threads) > 1 and any(observer.one_thread for observer in self.observers):
+            raise CaptureError(
+                "two threads run this model at the same time while it is being captured: capture in one thread, or "
+                "give each thread its own copy of the model"
+            )
+        arguments = self._named(args, kwargs)
         timesteps = (arguments[name] for name in _TIMESTEPS if name in arguments)
-        text = arguments.get("encoder_hidden_states")
-        self._forward = Forward(
-            number=self._forward.number + 1,
-            timestep=next(timesteps, None),
-            latents=find_latents(self._denoiser, arguments),
-            trained=self._trained,
-            copies=_copies(arguments),
-            text=text.data_ptr() if isinstance(text, Tensor) else None,
-            batch=_batch(arguments),
+        latents = find_latents(self._denoiser, arguments)
+        state.forward = Forward(
+            self._count, next(timesteps, None), latents, self._trained, _batch(arguments), arguments
         )
-        self._size = self._forward.latents or tuple(v.shape for v in arguments.values() if isinstance(v, Tensor))
-        self._stack.clear()
-        self._joins.clear()
-        self._items.clear()
-        self._leave_modes()
-        if self._stray or self._size not in self._known_sizes:
-            self._watch_others()
-            self._enter_mode(self._stray_call)
-        self._push("", args, kwargs)
+        state.finished = replace(state.forward, arguments={})
+        self._count += 1
+        state.size = latents or tuple(
+            value.shape for value in arguments.values() if isinstance(value, Tensor) and not value.is_nested
+        )
+        state.discovering = state.size not in self._known_sizes
 
-    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        if output is not None:  # a forward that failed has not shown all of its calls
-            self._known_sizes.add(self._size)
-            if not self._stray:
-                self._leave_others()
-        self._stack.clear()
-        self._leave_modes()
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of the denoiser by name; those of `**kwargs` by the names they were passed with."""
+        arguments = dict(self._signature.bind_partial(*args, **kwargs).arguments)
+        for parameter in self._signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                arguments.update(arguments.pop(parameter.name, {}))
+            elif parameter.kind is parameter.VAR_POSITIONAL:
+                rest = arguments.pop(parameter.name, ())
+                arguments.update({f"{parameter.name}[{number}]": value for number, value in enumerate(rest)})
+        return arguments
 
-    def _watch_others(self) -> None:
-        if not self._other_handles:
-            for name, module in self._others.items():
-                self._other_handles += self._watch(name, module)
+    def _end(self, state: _ThreadState, depth: int) -> None:
+        state.forward = None
+        state.joins.clear()
+        state.items.clear()
+        if state.discovering:
+            for hook in reversed(self._discovery_hooks):
+                hook.remove()
+            self._discovery_hooks.clear()
+            state.discovering = False
+        hooked = {hook.name for hook in self._hooks}
+        for name in self._attention - hooked:
+            self._hook(name, self._hooks)
+        self._threads.pop(threading.get_ident(), None)
+        _restore(state.running, 0, depth)
 
-    def _leave_others(self) -> None:
-        while self._other_handles:
-            self._other_handles.pop().remove()
+    def _watch_every_module(self) -> None:
+        """Hook every module with submodules, to learn which ones make attention calls outside attention layers."""
+        hooked = {hook.name for hook in self._hooks}
+        if not self._discovery_hooks:
+            for name, module in self._modules.items():
+                if name not in hooked and module._modules:
+                    self._hook(name, self._discovery_hooks)
 
-    def _enter_mode(self, intercept: Callable[..., Tensor], image: Tensor | None = None) -> None:
-        mode = _CallMode(intercept, self._joins, image)
-        mode.__enter__()  # type: ignore[no-untyped-call]
-        self._modes.append(mode)
+    def note(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
+        """Note what may locate the image tokens of a joint attention: concatenations and projections."""
+        state = self._state
+        layer = next((running for running in state.running if running.is_attention), None)
+        source = layer.source if layer is not None else ImageSource(None)
+        if func in CONCATENATIONS:
+            note_join(state.joins, source, args, kwargs)
+        else:
+            source.projected(args[0] if args else kwargs.get("input"), result)
 
-    def _leave_modes(self) -> None:
-        # Also called where a forward was left without its hooks: torch runs none of them on a KeyboardInterrupt.
-        while self._modes:
-            self._modes.pop().__exit__(None, None, None)
-
-    def _enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._stack:  # a module may also be called by itself, outside a forward of the denoiser
-            self._push(name, args, kwargs)
-
-    def _push(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        is_attention = name in self._attention
-        opens = is_attention and not any(running.is_attention for running in self._stack)
-        self._stack.append(_Running(name, is_attention, opens, args, kwargs))
-        self.ran.add(name)
-        if opens:
-            told = (name, self._forward.latents) in self._image_starts
-            self._enter_mode(self._intercept, None if told else _beside_context(args, kwargs))
-
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._stack and self._stack.pop().opens_mode and self._modes:
-            self._modes.pop().__exit__(None, None, None)
-
-    def _stray_call(self, *args: Any, **kwargs: Any) -> Tensor:
-        """A call that the mode of the whole forward sees: one of an attention layer has been dealt with already."""
-        if any(running.is_attention for running in self._stack):
-            return F.scaled_dot_product_attention(*args, **kwargs)
-        self._stray = True
-        return self._intercept(*args, **kwargs)
-
-    def _calling(self) -> _Running:
-        """The attention layer that is running: a processor inside it may be a module of its own."""
-        inner = self._stack[-1] if self._stack else _Running("", False, False, (), {})
-        return next((running for running in reversed(self._stack) if running.is_attention), inner)
-
-    def _intercept(
+    def attend(
         self,
         query: Tensor,
         key: Tensor,
@@ -323,201 +401,173 @@ class AttentionHooks:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """Stands for `scaled_dot_product_attention`, whose parameters these are."""
-        with torch._C.DisableTorchFunction():  # modes that are on would look at every operation of the measuring
-            call = self._call(query, key, attn_mask, is_causal, scale, enable_gqa)
-            scale_factor = self._on_call(call)
-        if isinstance(scale_factor, Tensor):
-            query = query * scale_factor.to(query).view(1, -1, 1, 1)
-        elif scale_factor is not None:
-            scale = call.scale * scale_factor
+        """Run `scaled_dot_product_attention`, whose parameters these are, and let the observers see and scale it."""
+        with torch._C.DisableTorchFunction():  # other modes need not see the operations of the measurement
+            call = self._read(query, key, attn_mask, is_causal, scale, enable_gqa)
+            factors = [] if call is None else self._ask(call)
+        for factor in factors:
+            if isinstance(factor, Tensor):
+                query = query * factor.to(query).view(-1, 1, 1)
+            else:
+                scale = (_default_scale(query) if scale is None else scale) * factor
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
 
-    def _call(
+    def _ask(self, call: AttentionCall) -> list[float | Tensor]:
+        """Ask every observer for its scale factor; those that measure see what the others have scaled."""
+        state, factors = self._state, []
+        for observer in self.observers:
+            if observer.after_scaling and state.forward is None:
+                continue  # a recomputation by gradient checkpointing: it has been measured already
+            factor = observer.on_call(call)
+            if isinstance(factor, Tensor):
+                call = replace(call, query=call.query * factor.to(call.query).view(1, -1, 1, 1))
+            elif factor is not None:
+                call = replace(call, scale=call.scale * factor)
+            factors += [] if factor is None else [factor]
+        return factors
+
+    def _read(
         self, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None, enable_gqa: bool
-    ) -> AttentionCall:
-        running = self._calling()
-        self.seen.add(running.name)
-        batch, _, queries, _ = query.shape
-        keys = key.shape[2]
-        context = _context(running.args, running.kwargs)
-        own_role = role(running.name, queries, keys, context, self._forward.latents)
+    ) -> AttentionCall | None:
+        """Return the call, or None for one that has no tokens to count."""
+        state = self._state
+        inner = state.running[-1]
+        running = next((running for running in reversed(state.running) if running.is_attention), inner)
+        if not running.is_attention:
+            self._attention.add(running.name)  # hooked as an attention layer once this forward is over
+        for observer in self.observers:
+            observer.seen.add(running.name)
+            if query.is_nested or key.is_nested:
+                observer.unread[running.name, "nested tensors have no common number of tokens"] += 1
+        if query.is_nested or key.is_nested or query.numel() == 0 or key.numel() == 0:
+            return None
+        mask, causal = plain_mask(mask, query, key)
+        shape = query.shape
+        query, key, mask = four_dimensional(query, key, mask, enable_gqa)
+        forward = self._forward_of(state, running.name, shape, key.shape)
+        queries, keys = query.shape[2], key.shape[2]
+        context = context_tokens(running.args, running.kwargs)
+        kind, axes, grid = role(running.name, queries, keys, context, forward.latents)
+        located = kind == "joint" and grid is not None and state.forward is not None
+        first_item, items_per_sample = self._items(state, running, query.shape, forward)
         return AttentionCall(
-            forward=self._forward,
+            forward=forward,
             layer=running.name,
-            role=own_role,
-            image=self._image_keys(running.name, own_role, keys),
-            place=self._place(running, query.shape),
-            query=_as_cast(query),
-            key=_as_cast(key if key.shape[0] == batch else key.expand(batch, *key.shape[1:])),
-            mask=mask if mask is None else _as_cast(mask),
-            is_causal=is_causal,
-            scale=default_scale(query) if scale is None else scale,
+            kind=kind,
+            axes=axes,
+            grid=grid,
+            image_keys=self._image_keys(state, running.name, grid, axes, keys) if located and grid else None,
+            first_item=first_item,
+            items_per_sample=items_per_sample,
+            query=query,
+            key=key,
+            mask=mask,
+            is_causal=is_causal or causal,
+            scale=_default_scale(query) if scale is None else scale,
             enable_gqa=enable_gqa,
         )
 
-    def _place(self, running: _Running, of_query: torch.Size) -> Place:
-        given = running.kwargs.get("hidden_states", running.args[0] if running.args else None)
-        batch = of_query[0]
-        whole = len(given) if isinstance(given, Tensor) and _in_parts(given.shape, of_query) else batch
-        own = self._forward.batch or whole
-        share = whole // own if whole % own == 0 else 1
-        begun = self._items[running.name]
-        self._items[running.name] += batch
-        return Place(begun % (own * share), share)
+    def _forward_of(self, state: _ThreadState, layer: str, query: torch.Size, key: torch.Size) -> Forward:
+        """Return the forward that a call belongs to.
 
-    def _image_keys(self, layer: str, its_role: Role, keys: int) -> slice | None:
-        """Where the image tokens stand in a joint attention: the model has told by what it joined to that length."""
-        latents = self._forward.latents
+        Gradient checkpointing calls a layer again after its forward is over, on tensors of the same shapes.
+        """
+        if state.forward is None:
+            return self._past.get((layer, query, key), Forward(trained=self._trained))
+        if state.finished is not None:
+            self._past[layer, query, key] = state.finished
+        return state.forward
+
+    def _items(self, state: _ThreadState, running: _Running, query: torch.Size, forward: Forward) -> tuple[int, int]:
+        """Return the call's first item in its layer's batch, and the items of that batch per sample."""
+        given = own_input(running.args, running.kwargs)
+        batch = query[0]
+        whole = len(given) if isinstance(given, Tensor) and _in_parts(given.shape, query) else batch
+        own = forward.batch or whole
+        per_sample = whole // own if whole % own == 0 else 1
+        begun = state.items[running.name]
+        state.items[running.name] += batch
+        return begun % (own * per_sample), per_sample
+
+    def _image_keys(self, state: _ThreadState, layer: str, grid: TokenGrid, axes: Axes, keys: int) -> slice | None:
+        """Return the keys of a joint attention that are image tokens; None if they cannot be located."""
+        latents = state.forward.latents if state.forward is not None else None
         start = self._image_starts.setdefault((layer, latents), None)
-        if its_role.kind != "joint" or its_role.grid is None or latents is None:
+        if latents is None:
             return None
-        tokens = its_role.grid.tokens * _frames(its_role, latents)
-        if keys in self._joins:
-            lengths, image = self._joins[keys]
+        tokens = grid.tokens * frames(axes, latents)
+        if keys in state.joins:
+            lengths, image = state.joins[keys]
             found = image_start(lengths, tokens, latents.others, image)
             start = start if found is None else found
-        # From the end, it holds for a text of another length in a forward that does not tell.
+        # Counted from the end, the start also holds for a text of another length in a later forward.
         self._image_starts[layer, latents] = start
         first = -1 if start is None else start if start >= 0 else keys + start
         if not 0 <= first <= keys - tokens:
-            self.untold.add(layer)
+            for observer in self.observers:
+                observer.unlocated.add(layer)
             return None
         return slice(first, first + tokens)
 
 
+class _CallMode(TorchFunctionMode):
+    """Puts the interception in the place of torch's attention."""
+
+    def __init__(self, interception: Interception) -> None:
+        super().__init__()
+        self._interception = interception
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return self._interception.attend(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if func in CONCATENATIONS or func is F.linear:
+            self._interception.note(func, args, kwargs, result)
+        return result
+
+
+def _default_scale(query: Tensor) -> float:
+    """Return the scale that `scaled_dot_product_attention` uses if none is given."""
+    return float(query.shape[-1] ** -0.5)
+
+
+def _mode_depth() -> int:
+    return int(torch._C._len_torch_function_stack())
+
+
+def _push_mode(mode: TorchFunctionMode) -> None:
+    torch._C._push_on_torch_function_stack(mode)
+
+
+def _restore(running: list[_Running], height: int, depth: int) -> None:
+    """Leave the modules and the modes that were entered above these levels; modes of others stay."""
+    del running[height:]
+    others = []
+    while _mode_depth() > depth:
+        mode = torch._C._pop_torch_function_stack()
+        if not isinstance(mode, _CallMode):
+            others.append(mode)
+    for mode in reversed(others):
+        _push_mode(mode)
+
+
 def _in_parts(given: torch.Size, query: torch.Size) -> bool:
-    """Whether a layer may have been given more items than one call attends for, and not tokens or heads in front."""
+    """Whether a layer may have received more items than one call attends for, rather than tokens or heads first."""
     batch, heads, queries, width = query
     tokens_first = given[:2] == (queries, batch)
     heads_first = (given[0], given[-1]) == (batch * heads, width)
     return len(given) > 2 and given[0] > batch and not tokens_first and not heads_first
 
 
-def _as_cast(given: Tensor) -> Tensor:
-    """What autocast makes of an argument of attention: norms leave float32, which the kernel does not get to see."""
-    device = given.device.type
-    if not torch.is_autocast_enabled(device) or given.dtype not in _CAST:
-        return given
-    return given.to(torch.get_autocast_dtype(device))
-
-
-_CAST = (torch.float32, torch.float16, torch.bfloat16)
-
-
-class _Running(NamedTuple):
-    """A module whose forward runs, and what it was given."""
-
-    name: str
-    is_attention: bool
-    opens_mode: bool
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-class _Join(NamedTuple):
-    """Lengths of the parts that were joined, and which of them is the image, where equal lengths leave that open."""
-
-    lengths: tuple[int, ...]
-    image: int | None
-
-
-class _CallMode(TorchFunctionMode):
-    """Puts `intercept` in the place of torch's attention, and notes what is joined to which length.
-
-    Of parts equally long, that which comes from `image`, directly or by one projection, is the image.
-    """
-
-    def __init__(self, intercept: Callable[..., Tensor], joins: dict[int, _Join], image: Tensor | None) -> None:
-        super().__init__()
-        self._intercept = intercept
-        self._joins = joins
-        self._image = image
-        self._projections: list[Tensor] = []  # kept alive, so that nothing else comes to lie in their storage
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            func = self._intercept
-        result = func(*args, **kwargs) if kwargs else func(*args)
-        if func in _JOINING:
-            self._note(*args, **(kwargs or {}))
-        elif func is F.linear and self._image is not None and args[0] is self._image:
-            self._projections.append(result)
-        return result
-
-    def _note(self, tensors: Sequence[Tensor], dim: int = 0, *, axis: int | None = None, **_: Any) -> None:
-        along = dim if axis is None else axis
-        first = tensors[0]
-        if along in (-1, first.ndim - 1):  # features, not tokens
-            return
-        lengths = tuple(0 if tensor.shape == (0,) else tensor.shape[along] for tensor in tensors)
-        image = None
-        if self._image is not None and len(set(lengths)) < len(lengths):
-            own = [i for i, tensor in enumerate(tensors) if self._is_image(tensor)]
-            image = own[0] if len(own) == 1 else None
-        known = self._joins.get(sum(lengths))
-        if image is not None or known is None or known.lengths != lengths:
-            self._joins[sum(lengths)] = _Join(lengths, image)
-
-    def _is_image(self, part: Tensor) -> bool:
-        if self._image is not None and part.data_ptr() == self._image.data_ptr():
-            return True
-        storage = part.untyped_storage().data_ptr()
-        return any(storage == projection.untyped_storage().data_ptr() for projection in self._projections)
-
-
-_JOINING = frozenset((torch.cat, torch.concat, torch.concatenate))
-
-
-def _frames(its_role: Role, latents: Latents | None) -> int:
-    """Frames that one attention spans."""
-    return latents.frames if latents and its_role.axes == "spatio-temporal" else 1
-
-
-def image_start(lengths: Sequence[int], tokens: int, others: int = 0, image: int | None = None) -> int | None:
-    """Where the image tokens begin among the keys of a joint attention: from the start, or, negative, from the end.
-
-    Of the parts that were joined, the image is the one of its length, with the other images behind it or alone; else
-    the one that alone is long enough, at its beginning: images are padded behind.
-
-    Args:
-        lengths: of the parts whose concatenation the keys are.
-        tokens: how many image tokens there are.
-        others: how many tokens of other images follow them.
-        image: which part is the image, where that is known.
-
-    Returns:
-        None where the lengths do not tell.
-    """
-    for length in (tokens + others, tokens):
-        fitting = [i for i, part in enumerate(lengths) if part == length]
-        if image in fitting:
-            fitting = [image]
-        if fitting:
-            break
-    else:
-        fitting = [i for i, part in enumerate(lengths) if part > tokens + others]
-    if len(fitting) != 1 or len(lengths) < 2:
-        return None
-    return -sum(lengths[fitting[0] :]) if fitting[0] else 0
-
-
 _TIMESTEPS = ("timestep", "timesteps", "timestep_ratio", "t")
-"""What families call it."""
-
-
-def _copies(arguments: Mapping[str, Any]) -> dict[int, Tensor]:
-    latents = next((value for value in arguments.values() if isinstance(value, Tensor) and value.ndim > 2), None)
-    if latents is None:
-        return {}
-    parts = {count: latents.detach().chunk(count) for count in (2, 3) if len(latents) % count == 0}
-    return {count: torch.stack([(own[0] == other).all() for other in own[1:]]).all() for count, own in parts.items()}
+"""Names that model families give the timestep."""
 
 
 def _batch(arguments: Mapping[str, Any]) -> int | None:
-    """Items of the latents: of a tensor, or of the list that some families give."""
+    """Return the number of items of the latents: of a tensor, or of the list that some families pass."""
     return next(
         (
             len(value)
@@ -527,52 +577,3 @@ def _batch(arguments: Mapping[str, Any]) -> int | None:
         ),
         None,
     )
-
-
-def _refuse_compiled(modules: Iterable[nn.Module]) -> None:
-    for module in modules:
-        if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
-            name = type(getattr(module, "_orig_mod", module)).__name__
-            raise CaptureError(
-                f"{name} is compiled by torch.compile, and a compiled graph makes no calls that could be seen or "
-                "scaled: load the pipeline again and leave the compilation out"
-            )
-
-
-def attention_layers(denoiser: nn.Module) -> list[str]:
-    """Names of the modules that are attention by make: diffusers' attention classes and `nn.MultiheadAttention`."""
-    return _attention_among(dict(denoiser.named_modules()))
-
-
-def _attention_among(modules: Mapping[str, nn.Module]) -> list[str]:
-    return [
-        name
-        for name, module in modules.items()
-        if isinstance(module, nn.MultiheadAttention)
-        or ("Attention" in type(module).__name__ and hasattr(module, "processor"))
-    ]
-
-
-def _beside_context(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """What an attention layer attends from, where it was given a text beside it."""
-    own = kwargs.get("hidden_states", args[0] if args else None)
-    return own if isinstance(own, Tensor) and _context(args, kwargs) is not None else None
-
-
-def _context(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
-    """Tokens of what an attention layer was given beside its own."""
-    own = kwargs.get("hidden_states", args[0] if args else None)
-    context = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
-    if not isinstance(context, Tensor) or context.ndim != 3 or context is own:  # Lumina gives its own twice
-        return None
-    return int(context.shape[1]) - _own_tokens(own, context)
-
-
-def _own_tokens(own: Any, context: Tensor) -> int:
-    """How many of a layer's own tokens its context begins with: Stable Cascade puts them before the text."""
-    if not isinstance(own, Tensor) or own.ndim not in (3, 4):
-        return 0
-    tokens = own.flatten(2).mT if own.ndim == 4 else own
-    count = tokens.shape[1]
-    may = context.shape[1] > count and context.shape[2] == tokens.shape[2]
-    return count if may and torch.equal(context[:, 0], tokens[:, 0]) else 0

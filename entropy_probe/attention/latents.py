@@ -142,7 +142,7 @@ def _patch(config: Any) -> tuple[int, int]:
 
 def _first_shape(value: Any) -> tuple[int, ...] | None:
     if isinstance(value, Tensor):
-        return tuple(value.shape)
+        return None if value.is_nested else tuple(value.shape)
     if isinstance(value, list) and value and isinstance(value[0], Tensor) and value[0].ndim == 4:
         return tuple(value[0].shape)
     return None

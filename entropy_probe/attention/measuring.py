@@ -1,193 +1,142 @@
-"""`capture`: the statistics of every attention call that a model makes while it samples."""
+"""Measure one attention call: the statistics of its rows, reduced to one value per batch item and head."""
 
 from __future__ import annotations
 
-import fnmatch
-import itertools
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields, replace
-from typing import Any, Literal, NamedTuple, TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
-from entropy_probe.attention.denoiser import find_denoiser
-from entropy_probe.attention.interception import AttentionCall, attention_calls
-from entropy_probe.attention.rows import FIRST_ROWS, Rows, choose_rows, row_count, rows_needed, worst_error
-from entropy_probe.attention.table import Captured, Found, Guidance, Measured
-from entropy_probe.errors import CaptureError, InputError
-from entropy_probe.statistics import PartMeans, RowMeans, RowStatistics, curve, flash, parts, standard_error
+from entropy_probe.attention.call import AttentionCall
+from entropy_probe.attention.grid import TokenGrid
+from entropy_probe.attention.roles import Axes, Kind
+from entropy_probe.attention.rows import RowIndex
+from entropy_probe.statistics import PartMeans, RowStatistics, curve, flash, parts, standard_error
 
-_Means = TypeVar("_Means", RowMeans, PartMeans)
+PARTS = tuple(part.name for part in fields(PartMeans))
+STATISTICS = ("entropy", "entropy_std", "entropy_se", "logit_variance", "attention_distance", *PARTS)
+"""What is measured for each batch item and head of a call."""
 
 
-def select_layers(names: Sequence[str], layers: str | Iterable[str] | None) -> set[str] | None:
-    """The names that match the given names or globs; None, for all, if none are given.
+@dataclass(frozen=True)
+class CallStatistics:
+    """The statistics of one attention call, under one scale factor.
 
-    Raises:
-        InputError: for a glob that matches nothing; the message lists the names there are.
+    Attributes:
+        forward: number of the denoiser's run.
+        layer: name of the attention layer.
+        kind: which tokens attend to which.
+        axes: what one attention spans.
+        grid: layout of the image tokens among the queries; None without.
+        tokens: N.
+        training_tokens: T; None if it is unknown.
+        query_tokens: number of queries.
+        key_tokens: number of keys.
+        scale: scale of the logits of the call as the model makes it.
+        scale_factor: g under which the call was measured; 1 for the call as the model makes it.
+        rows: number of rows that the means are taken over.
+        first_item: see `AttentionCall`.
+        items_per_sample: see `AttentionCall`.
+        batch: number of items.
+        heads: number of heads.
+        storage: one row per name in `STATISTICS`, NaN if it is not defined, and a last row that is 1 if the item has a
+            query that may attend to any key, else 0. One column per item and head. It stays on the model's device
+            until the forward is over; then all calls of the forward share one storage on the host.
+        start: first column of this call.
+        entropy_rows: entropy of every row, nats, if rows are kept.
     """
-    if layers is None:
-        return None
-    chosen: set[str] = set()
-    for pattern in [layers] if isinstance(layers, str) else layers:
-        matching = fnmatch.filter(names, pattern)
-        if not matching:
-            raise InputError(f"no attention layer matches {pattern!r}; there are: {', '.join(names)}")
-        chosen.update(matching)
-    return chosen
 
-
-@contextmanager
-def capture(
-    model: Any,
-    *,
-    layers: str | Iterable[str] | None = None,
-    rows: Rows = "auto",
-    distance: bool = True,
-    keep: str | Iterable[str] = (),
-    keep_steps: Iterable[int] | None = None,
-    scale_factors: Sequence[float] = (),
-    curve_rows: int = 256,
-    missing: Literal["error", "warn"] = "error",
-    seed: int = 0,
-) -> Iterator[Captured]:
-    """Measure every attention call of a pipeline's denoiser, or of any torch module, until the context closes.
-
-    The model computes what it would have computed without it, to the bit, and is left as it was, also after an error.
-
-    Args:
-        model: a diffusers pipeline or a `torch.nn.Module`.
-        layers: names or globs of the attention layers to measure; all if none.
-        rows: attention rows per call. "all"; how many to draw, in pairs, stratified over the image and anew for every
-            call and image; or "auto": all up to 1,024 tokens, beyond that as many as keep the standard error of a
-            layer's mean over rows, heads and steps under 0.01 nats, by what the calls before have shown.
-        distance: measure attention distance too, where the tokens lie on an image.
-        keep: names or globs of visual attention layers whose rows are kept one by one, for `Captured.entropy_map`.
-        keep_steps: sampling steps at which `keep` applies; all if none.
-        scale_factors: values of g at which visual attention is measured besides, from the same queries and keys: the
-            curve H(g). The `scale_factor` column tells them apart; it is 1 for the call as the model makes it.
-        curve_rows: rows drawn for each of those.
-        missing: what to do about attention layers that ran without a visible call: raise, or warn.
-        seed: of the choice of rows.
-
-    Raises:
-        InputError: for a model without denoiser, a layer glob that matches nothing, or rows below 1.
-        CaptureError: for layers whose attention could not be seen (see `missing`), or infinities or NaN in the queries
-            or keys, once their forward is over.
-    """
-    steps = None if keep_steps is None else set(keep_steps)
-    for name, value in {"rows": rows, "curve_rows": curve_rows}.items():
-        if value not in ("all", "auto") and (type(value) is not int or value < 1):
-            raise InputError(f"{name} must be 'all', 'auto' or a number from 1, not {value!r}")
-    others = tuple(float(g) for g in scale_factors if g != 1.0)
-    captured = Captured()
-    generator = torch.Generator().manual_seed(seed)
-    needed: dict[tuple[object, ...], int] = {}
-    drawn: list[_Drawn] = []
-
-    def learn() -> None:
-        """How many rows the layers need, by all that were drawn since the last time: the host waits once."""
-        by_device = itertools.groupby((worst_error(own.error) for own in drawn), key=lambda error: error.device)
-        worst = [error for _, own in by_device for error in torch.stack(list(own)).tolist()]
-        needed.update(
-            {own.of: rows_needed(error, own.rows, own.steps) for own, error in zip(drawn, worst, strict=True)}
-        )
-        drawn.clear()
-
-    def measure(call: AttentionCall) -> None:
-        if not captured.entered(call.forward):
-            learn()
-            captured.enter(call.forward, _guidance(model), _schedule(model))
-        if measured is not None and call.layer not in measured:
-            return
-        in_time = steps is None or captured.step in steps
-        keeping = call.layer in kept and call.positions is not None and in_time
-        tokens = call.image_queries.stop - call.image_queries.start
-        own = (call.layer, tokens, *captured.part)
-
-        def note(found: Found) -> None:
-            if rows == "auto" and found.measured.rows < tokens:
-                drawn.append(_Drawn(own, found.entropy_se, found.measured.rows, _steps(model)))
-
-        with torch.no_grad(), _full_precision(call.query.device.type):
-            base = tokens if keeping else row_count(rows, tokens, needed.get(own, FIRST_ROWS))
-            if rows == "auto" and base < tokens and own not in needed:
-                note(_found(call, choose_rows(call, base, generator), False, False))
-                learn()
-                base = row_count(rows, tokens, needed[own])
-            chosen = choose_rows(call, base, generator)
-            found = _found(call, chosen, distance, keeping)
-            captured.add(found)
-            note(found)
-            if call.visual and others:
-                count = row_count(curve_rows, base, base)
-                for one in _curve(call, others, chosen if count == base else choose_rows(call, count, generator)):
-                    captured.add(one)
-
-    with attention_calls(model, measure, after_scaling=True) as hooks:
-        names = hooks.layers
-        measured = select_layers(names, layers)
-        kept = (select_layers(names, keep) or set()) if keep else set()
-        yield captured
-    captured.settle()
-    untold = [n for n in names if n in hooks.untold and (measured is None or n in measured)]
-    if untold:
-        warnings.warn(
-            f"where the image stands in the joint attention of {_shown(untold)} could not be told at every size: its "
-            "rows are those of all tokens there, and image_mass is empty. As many words as image tokens are one "
-            "cause: another max_sequence_length, or size, keeps them apart",
-            stacklevel=3,
-        )
-    unseen = [n for n in names if n in hooks.ran and n not in hooks.seen and (measured is None or n in measured)]
-    if unseen:
-        _report_unseen(find_denoiser(model), unseen, missing)
-    elif not hooks.seen:
-        warnings.warn(_nothing_seen(find_denoiser(model), ran=bool(hooks.ran)), stacklevel=3)
-
-
-class _Drawn(NamedTuple):
-    """The standard errors of rows that were drawn, still on the model's device, of what, and in how many steps."""
-
-    of: tuple[object, ...]
-    error: Float[Tensor, "batch heads"]
+    forward: int
+    layer: str
+    kind: Kind
+    axes: Axes
+    grid: TokenGrid | None
+    tokens: int
+    training_tokens: int | None
+    query_tokens: int
+    key_tokens: int
+    scale: float
+    scale_factor: float
     rows: int
-    steps: int
+    first_item: int
+    items_per_sample: int
+    batch: int
+    heads: int
+    storage: Float[Tensor, "statistics cells"]
+    start: int
+    entropy_rows: Float[Tensor, "batch heads tokens"] | None
+
+    def __getattr__(self, name: str) -> Float[Tensor, "batch heads"]:
+        """Return one of `STATISTICS` by its name."""
+        if name in STATISTICS:
+            row = self.storage[STATISTICS.index(name), self.start : self.start + self.batch * self.heads]
+            return row.reshape(self.batch, self.heads)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
-def _full_precision(device: str) -> AbstractContextManager[None]:
-    """Under the caller's autocast our own products would be rounded to half precision."""
+def unmeasurable(call: AttentionCall) -> str | None:
+    """Return why the rows of a call cannot be measured; None if they can."""
+    for tensor in (call.query, call.key):
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            return "inside torch.func transforms such as vmap and grad, tensors are placeholders"
+        if tensor.is_meta or "FakeTensor" in type(tensor).__name__:
+            return "meta and fake tensors, as torch.export uses them, hold no values"
+    if call.mask is not None and type(call.mask) not in (Tensor, torch.nn.Parameter):
+        return f"masks of type {type(call.mask).__name__} are not supported"
+    return None
+
+
+def full_precision(device: str) -> AbstractContextManager[None]:
+    """Disable the caller's autocast, which would round the products of the measurement to half precision."""
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
-Index = Int[Tensor, "batch rows"] | Int[Tensor, " rows"] | None
-"""Rows of every batch item, the same rows of all, or all rows."""
+def as_computed(call: AttentionCall) -> AttentionCall:
+    """Return the call with its tensors as autocast casts them: norms return float32, which the kernel does not see."""
+    if not torch.is_autocast_enabled(call.query.device.type):
+        return call
+    mask = None if call.mask is None else _cast(call.mask)
+    return replace(call, query=_cast(call.query), key=_cast(call.key), mask=mask)
 
 
-def _found(call: AttentionCall, index: Index, distance: bool, keeping: bool) -> Found:
-    """The statistics of a call as the model makes it."""
-    if index is None or index.ndim == 1:
-        return _reduced(call, 1.0, [_statistics(call, index, distance)], False, keeping)
-    own = [_statistics(_item(call, n), rows, distance) for n, rows in enumerate(index)]
-    return _reduced(call, 1.0, own, True, keeping)
+def measure(call: AttentionCall, rows: RowIndex, *, distance: bool, keep_rows: bool = False) -> CallStatistics:
+    """Measure a call as the model makes it.
+
+    Args:
+        call: the call.
+        rows: the rows to measure, see `choose_rows`.
+        distance: measure the attention distance if the tokens have positions.
+        keep_rows: keep the entropy of every row.
+    """
+    if rows is None or rows.ndim == 1:
+        return _reduced(call, 1.0, [_statistics(call, rows, distance)], False, keep_rows)
+    items = [_statistics(_item(call, number), own, distance) for number, own in enumerate(rows)]
+    return _reduced(call, 1.0, items, True, keep_rows)
 
 
-def _curve(call: AttentionCall, scale_factors: tuple[float, ...], index: Index) -> Iterator[Found]:
-    """The statistics of a call under each scale_factor."""
-    if index is None or index.ndim == 1:
-        for scale_factor, statistics in zip(scale_factors, _scaled(call, scale_factors, index), strict=True):
-            yield _reduced(call, scale_factor, [(statistics, None)], False, False)
+def measure_curve(call: AttentionCall, scale_factors: tuple[float, ...], rows: RowIndex) -> Iterator[CallStatistics]:
+    """Measure a call under each scale factor, from the same queries and keys: the curve H(g)."""
+    if rows is None or rows.ndim == 1:
+        for factor, statistics in zip(scale_factors, _scaled(call, scale_factors, rows), strict=True):
+            yield _reduced(call, factor, [(statistics, None)], False, False)
         return
-    items = [_scaled(_item(call, n), scale_factors, rows) for n, rows in enumerate(index)]
-    for scale_factor, *own in zip(scale_factors, *items, strict=True):
-        yield _reduced(call, scale_factor, [(statistics, None) for statistics in own], True, False)
+    items = [_scaled(_item(call, number), scale_factors, own) for number, own in enumerate(rows)]
+    for factor, *found in zip(scale_factors, *items, strict=True):
+        yield _reduced(call, factor, [(statistics, None) for statistics in found], True, False)
+
+
+def _cast(tensor: Tensor) -> Tensor:
+    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
 
 
 def _item(call: AttentionCall, number: int) -> AttentionCall:
-    """The call of one batch item."""
+    """Return the call of one batch item."""
     own, mask = slice(number, number + 1), call.mask
     if mask is not None and mask.ndim == 4 and mask.shape[0] > 1:
         mask = mask[own]
@@ -197,14 +146,14 @@ def _item(call: AttentionCall, number: int) -> AttentionCall:
 def _statistics(
     call: AttentionCall, index: Int[Tensor, " rows"] | None, distance: bool
 ) -> tuple[RowStatistics, PartMeans | None]:
-    places = None
-    if distance and (everywhere := call.positions) is not None:
-        places = (everywhere if index is None else everywhere[index - call.image_queries.start], everywhere)
+    positions = None
+    if distance and (centres := call.positions) is not None:
+        positions = (centres if index is None else centres[index - call.image_queries.start], centres)
     query, mask, is_causal = _of_rows(call, index)
-    if call.image is None:
-        return flash(query, call.key, mask, is_causal, call.scale, call.enable_gqa, places), None
-    found = parts(query, call.key, call.image, mask, call.scale, call.enable_gqa, places)
-    return found.whole, found.means()
+    if call.image_keys is None:
+        return flash(query, call.key, mask, is_causal, call.scale, call.enable_gqa, positions), None
+    split = parts(query, call.key, call.image_keys, mask, call.scale, call.enable_gqa, positions)
+    return split.whole, split.means()
 
 
 def _scaled(
@@ -217,9 +166,9 @@ def _scaled(
 def _of_rows(
     call: AttentionCall, index: Int[Tensor, " rows"] | None
 ) -> tuple[Float[Tensor, "batch heads rows width"], Shaped[Tensor, "*#mask"] | None, bool]:
-    """The queries of some rows, with the mask that is theirs, and whether it is causal."""
+    """Return the queries of some rows, their mask, and whether it is causal."""
     query, mask, is_causal = call.query, call.mask, call.is_causal
-    if is_causal and (index is not None or call.image is not None):
+    if is_causal and (index is not None or call.image_keys is not None):
         rows = torch.arange(query.shape[2], device=query.device) if index is None else index
         mask, is_causal = torch.arange(call.key.shape[2], device=query.device) <= rows[:, None], False
     elif index is not None and mask is not None and mask.ndim > 1 and mask.shape[-2] > 1:
@@ -232,118 +181,62 @@ def _reduced(
     scale_factor: float,
     items: Sequence[tuple[RowStatistics, PartMeans | None]],
     sampled: bool,
-    keeping: bool,
-) -> Found:
-    """What is kept of the statistics of a call, which come at once or item by item."""
-    means = _together([statistics.means() for statistics, _ in items])
-    splits = [split for _, split in items if split is not None]
-    own = [statistics for statistics, _ in items]
-    batch, heads = means.entropy.shape
-    return Found(
-        measured=Measured(
-            place=call.place,
-            layer=call.layer,
-            kind=call.kind,
-            axes=call.axes,
-            tokens=call.tokens,
-            query_tokens=call.query.shape[2],
-            key_tokens=call.key.shape[2],
-            training_tokens=call.training_tokens,
-            scale=call.scale,
-            scale_factor=scale_factor,
-            rows=own[0].entropy.shape[-1],
-            grid=call.grid,
-            batch=batch,
-            heads=heads,
-        ),
-        means=means,
-        entropy_se=_error(own) if sampled else torch.zeros_like(means.entropy),
-        split=_together(splits) if splits else None,
-        counted=None if call.mask is None else torch.cat([one.counted.any(-1) for one in own]),
-        entropy_rows=own[0].entropy.to(torch.float32, copy=True) if keeping else None,  # not a view of all statistics
+    keep_rows: bool,
+) -> CallStatistics:
+    """Reduce the statistics of a call, measured at once or item by item, to one value per item and head."""
+    rows = [statistics for statistics, _ in items]
+    values = _values(call, items, sampled)
+    return CallStatistics(
+        forward=call.forward.number,
+        layer=call.layer,
+        kind=call.kind,
+        axes=call.axes,
+        grid=call.grid,
+        tokens=call.tokens,
+        training_tokens=call.training_tokens,
+        query_tokens=call.query.shape[2],
+        key_tokens=call.key.shape[2],
+        scale=call.scale,
+        scale_factor=scale_factor,
+        rows=rows[0].entropy.shape[-1],
+        first_item=call.first_item,
+        items_per_sample=call.items_per_sample,
+        batch=values.shape[1],
+        heads=values.shape[2],
+        storage=values.flatten(1),
+        start=0,
+        entropy_rows=rows[0].entropy.to(torch.float32, copy=True) if keep_rows else None,  # a copy, not a view
     )
+
+
+def _values(
+    call: AttentionCall, items: Sequence[tuple[RowStatistics, PartMeans | None]], sampled: bool
+) -> Float[Tensor, "statistics batch heads"]:
+    """Return the rows of `CallStatistics.storage`, float32."""
+    means = [statistics.means() for statistics, _ in items]
+    entropy = _together([one.entropy for one in means])
+    columns: list[Any] = [
+        entropy,
+        _together([one.entropy_std for one in means]),
+        _error([statistics for statistics, _ in items]) if sampled else torch.zeros_like(entropy),
+        _together([one.logit_variance for one in means]),
+        None if means[0].attention_distance is None else _together([one.attention_distance for one in means]),
+    ]
+    splits = [split for _, split in items if split is not None]
+    columns += [_together([getattr(split, name) for split in splits]) if splits else None for name in PARTS]
+    has_rows = None if call.mask is None else torch.cat([statistics.counted.any(-1) for statistics, _ in items])
+    columns.append(torch.ones_like(entropy) if has_rows is None else has_rows)
+    missing = torch.full_like(entropy, torch.nan)
+    return torch.stack([(missing if column is None else column).float() for column in columns])
+
+
+def _together(items: list[Any]) -> Tensor:
+    """Return the values of one batch item after the other."""
+    joined: Tensor = items[0] if len(items) == 1 else torch.cat(items)
+    return joined
 
 
 def _error(items: Sequence[RowStatistics]) -> Float[Tensor, "batch heads"]:
-    """Standard error of the mean entropy of every item, at once: its operations are small."""
+    """Return the standard error of the mean entropy of every item."""
     entropy, counted = (torch.cat(rows) for rows in zip(*((one.entropy, one.counted) for one in items), strict=True))
     return standard_error(RowStatistics(entropy, entropy, entropy, entropy, None, counted))
-
-
-def _together(items: Sequence[_Means]) -> _Means:
-    """The means of one batch item after the other."""
-    if len(items) == 1:
-        return items[0]
-    columns = {f.name: [getattr(item, f.name) for item in items] for f in fields(items[0])}
-    joined: dict[str, Any] = {name: None if own[0] is None else torch.cat(own) for name, own in columns.items()}
-    return type(items[0])(**joined)
-
-
-PROMPT_FIRST = frozenset(
-    f"{name}Pipeline"
-    for name in ("DiT", "Lumina", "LuminaText2Img", "OmniGen", "StableCascadeDecoder", "StableCascadePrior", "ZImage")
-)
-"""Pipelines of diffusers whose guided batch holds the prompts before their absence; the others do it the other way."""
-
-
-def _guidance(model: Any) -> Guidance:
-    """What the running pipeline says; many keep it in a variable, and the batch has to tell."""
-    if isinstance(model, nn.Module):
-        return Guidance(batched=False, prompt_first=False, perturbed=False, driven=False)
-    said = getattr(model, "do_classifier_free_guidance", None)
-    return Guidance(
-        batched=None if said is None else bool(said),
-        prompt_first=type(model).__name__ in PROMPT_FIRST,
-        perturbed=bool(getattr(model, "do_perturbed_attention_guidance", False)),
-        driven=True,
-    )
-
-
-def _steps(model: Any) -> int:
-    """How many steps the running pipeline takes; 1 for a denoiser that is run by itself."""
-    schedule, scheduler = _schedule(model), getattr(model, "scheduler", None)
-    if not isinstance(schedule, Tensor) or getattr(scheduler, "num_inference_steps", None) is None:
-        return 1
-    return max(1, len(schedule) - int(getattr(scheduler, "begin_index", None) or 0))
-
-
-def _schedule(model: Any) -> object:
-    """The timesteps of the running pipeline: every sampling sets them anew."""
-    return getattr(getattr(model, "scheduler", None), "timesteps", None)
-
-
-def _shown(layers: Sequence[str]) -> str:
-    return ", ".join(layers[:4]) + (f" and {len(layers) - 4} more" if len(layers) > 4 else "")
-
-
-def _nothing_seen(denoiser: nn.Module, ran: bool) -> str:
-    name = type(denoiser).__name__
-    if not ran:
-        return f"no attention call was seen: {name} did not run before the context closed; run it inside"
-    return (
-        f"no attention call was seen: {name} ran, but did not call torch's scaled_dot_product_attention; have its "
-        "attention computed by torch.nn.functional.scaled_dot_product_attention(query, key, value)"
-    )
-
-
-def _report_unseen(denoiser: nn.Module, unseen: list[str], missing: Literal["error", "warn"]) -> None:
-    named = [name or type(denoiser).__name__ for name in unseen]
-    if all(isinstance(denoiser.get_submodule(name), nn.MultiheadAttention) for name in unseen):
-        remedy = (
-            "torch's own nn.MultiheadAttention shows its call to nobody, whatever need_weights says: project queries, "
-            "keys and values in a module of yours and give them to torch.nn.functional.scaled_dot_product_attention. "
-            "To leave the layer out"
-        )
-    else:
-        remedy = (
-            "Choose the native attention backend (`pipe.unet.set_attn_processor(AttnProcessor2_0())`, or "
-            "`set_attention_backend('native')` on a transformer). A linear attention has no softmax and no entropy: to "
-            "leave it out"
-        )
-    message = (
-        f"these attention layers ran, but made no call of torch's scaled_dot_product_attention: {_shown(named)}. "
-        f"{remedy}, name the others with layers=[...], or pass missing='warn'."
-    )
-    if missing == "error":
-        raise CaptureError(message)
-    warnings.warn(message, stacklevel=4)

@@ -1,37 +1,41 @@
-"""Which rows of an attention call are measured."""
+"""Choose the attention rows of a call that are measured."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from entropy_probe.attention.interception import AttentionCall
+from entropy_probe.attention.call import AttentionCall
 from entropy_probe.statistics import stratified_rows
 
 Rows = int | Literal["all", "auto"]
-"""Attention rows to measure in a call."""
+"""Attention rows to measure per call."""
+
+RowIndex = Int[Tensor, "batch rows"] | Int[Tensor, " rows"] | None
+"""Rows of each batch item, the same rows of all items, or all rows."""
 
 EXACT_ROWS = 1024
-"""Up to so many tokens `auto` measures all rows, which costs little beside the rest of a model."""
+"""`auto` measures all rows up to this number of tokens; this costs little compared with the rest of a model."""
 
 FIRST_ROWS = 256
-"""Rows that `auto` draws at a layer's first call to learn how many it needs; the call is then measured on others."""
+"""Rows that `auto` samples at a layer's first call, to learn how many it needs. The call is measured on other rows."""
 
 FEWEST_ROWS = 128
-"""Fewer would not tell their own standard error well."""
+"""Fewer rows would not estimate their own standard error well."""
 
 TOLERANCE = 0.01
 """Standard error, in nats, that `auto` allows in a layer's mean entropy over rows, heads and steps of a sampling."""
 
 
 def row_count(rows: Rows, tokens: int, needed: int) -> int:
-    """How many rows to measure of so many: an even number, or all.
+    """Return the number of rows to measure: an even number, or all.
 
-    `auto` measures all rather than more than half of them, some of which would come twice.
+    `auto` measures all rows if more than half of them are needed, because some would be sampled twice.
     """
     if rows == "all" or (rows == "auto" and tokens <= EXACT_ROWS):
         return tokens
@@ -40,31 +44,73 @@ def row_count(rows: Rows, tokens: int, needed: int) -> int:
     return wanted if wanted <= most else tokens
 
 
-def worst_error(error: Float[Tensor, "batch heads"]) -> Float[Tensor, ""]:
-    """Standard error of a call's mean entropy, nats, of the item that has the largest.
+def rows_needed(error: float, sampled: int, steps: int) -> int:
+    """Return the rows that a layer needs at each step.
 
-    Heads share their rows, so their errors may well be one; steps do not.
-    """
-    return error.mean(-1).max()
-
-
-def rows_needed(error: float, drawn: int, steps: int) -> int:
-    """Rows that a layer needs at each of so many steps, by the standard error of those just drawn, nats.
-
-    The aim is half the tolerance: the spread may grow from a step to the next, and a standard error is itself an
+    The target is half the tolerance: the spread may grow from one step to the next, and a standard error is itself an
     estimate.
+
+    Args:
+        error: standard error of the last sampled rows, nats.
+        sampled: their number.
+        steps: number of sampling steps.
     """
-    return max(FEWEST_ROWS, math.ceil(drawn * error**2 / ((TOLERANCE / 2) ** 2 * steps)))
+    return max(FEWEST_ROWS, math.ceil(sampled * error**2 / ((TOLERANCE / 2) ** 2 * steps)))
 
 
-def choose_rows(
-    call: AttentionCall, count: int, generator: torch.Generator
-) -> Int[Tensor, "batch rows"] | Int[Tensor, " rows"] | None:
-    """So many rows of image queries, for each batch item its own; None for all there are, without others among them."""
+class _Sampled(NamedTuple):
+    layer: tuple[object, ...]
+    error: Float[Tensor, "batch heads"]
+    rows: int
+    steps: int
+
+
+class RowBudget:
+    """How many rows each layer needs, learned from the standard errors of the rows sampled before.
+
+    Args:
+        rows: see `Rows`.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        self._needed: dict[tuple[object, ...], int] = {}
+        self._sampled: list[_Sampled] = []
+
+    def knows(self, layer: tuple[object, ...]) -> bool:
+        """Whether the budget of a layer has been learned."""
+        return layer in self._needed
+
+    def count(self, layer: tuple[object, ...], tokens: int) -> int:
+        """Return the number of rows to measure in a call of a layer."""
+        return row_count(self.rows, tokens, self._needed.get(layer, FIRST_ROWS))
+
+    def note(
+        self, layer: tuple[object, ...], error: Float[Tensor, "batch heads"], rows: int, tokens: int, steps: int
+    ) -> None:
+        """Note the standard errors of sampled rows, nats. They stay on their device until `learn`."""
+        if self.rows == "auto" and rows < tokens:
+            self._sampled.append(_Sampled(layer, error, rows, steps))
+
+    def learn(self) -> None:
+        """Update the budget of every layer noted since the last time. The host waits for each device once.
+
+        Heads share their rows, so a call's errors are averaged over heads; the item with the largest error counts.
+        """
+        errors = (one.error.mean(-1).max() for one in self._sampled)
+        by_device = itertools.groupby(errors, key=lambda error: error.device)
+        worst = [error for _, group in by_device for error in torch.stack(list(group)).tolist()]
+        for one, error in zip(self._sampled, worst, strict=True):
+            self._needed[one.layer] = rows_needed(error, one.rows, one.steps)
+        self._sampled.clear()
+
+
+def choose_rows(call: AttentionCall, count: int, generator: torch.Generator) -> RowIndex:
+    """Sample rows of the image queries, separately for each batch item; None if all queries are to be measured."""
     image = call.image_queries
     tokens = image.stop - image.start
     device = call.query.device
     if count < tokens:
-        drawn = stratified_rows(tokens, count, generator, (call.query.shape[0],))
-        return drawn.add_(image.start).to(device)
+        sampled = stratified_rows(tokens, count, generator, (call.query.shape[0],))
+        return sampled.add_(image.start).to(device)
     return None if tokens == call.query.shape[2] else torch.arange(image.start, image.stop, device=device)

@@ -1,27 +1,28 @@
-"""Has a model's entropy profile moved? A randomisation test over its images, with one false-alarm rate for all heads.
+"""Test whether the entropy profile of a model has changed, with one false-alarm rate for all heads together.
 
-If nothing but chance tells two runs of a model apart, it does not matter which of the two an image came from. The test
-exchanges images between the runs, in every way or in `RESAMPLES` random ones, and asks how often chance alone makes
-the *largest* |z| of all heads and sizes as large as the one that was seen (the maximal statistic of Westfall and Young
-1993; Nichols and Holmes 2002 have subjects for images and voxels for heads). That holds the probability of any false
-alarm among hundreds of heads at the level. All entropies of an image change sides together, so the dependence between
-heads and layers is the measured one, where Holm's correction assumes the worst. No distribution is assumed.
+The test is a permutation test. If the model is unchanged, it does not matter which of the two runs an image came from.
+So the test exchanges images between the runs, in all possible ways or in `RESAMPLES` random ones. It counts how often
+the *largest* |z| over all heads and sizes is as large as the observed one (Westfall and Young 1993; Nichols and Holmes
+2002 apply it to voxels instead of heads). This bounds the probability of any false alarm among hundreds of heads. All
+entropies of an image are exchanged together, so the measured dependence between heads and layers is used, and no
+distribution is assumed. Holm's correction would have to assume the worst dependence.
 
-What is exchanged depends on the noise that there is:
+What is exchanged depends on the source of the noise:
 
-- *The same seeds* make the same images, and the comparison is paired. On the same machine an unchanged model repeats
-  itself to the bit, with differences of exactly 0. Another machine or library rounds otherwise; then the difference of
-  an image is as likely to have either sign, independently of other images. Each image changes sides by itself.
-- *New seeds* make new images of the same prompts, and the noise is that of sampling. A seed gives all of its prompts
-  the same initial noise, so images of one seed are not independent. Seeds are the unit: each is averaged over its
-  prompts, and changes sides with all of them.
+- *Same seeds*: both runs sample the same images, and the comparison is paired. On the same machine an unchanged model
+  is bit-identical, with differences of exactly 0. On another machine or with another library, rounding differs. The
+  difference of an image then has either sign with equal probability, independently of other images. So each image is
+  exchanged individually.
+- *New seeds*: the runs sample different images of the same prompts. All prompts of a seed share their initial noise, so
+  images with the same seed are not independent. So the seeds are exchanged, and each seed is averaged over its prompts.
 
-Rounding may be biased too, by less than `RESOLUTION`: a mean difference that small counts as none.
+Rounding can also be biased, by less than `RESOLUTION`. Mean differences up to this value count as zero.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,30 +39,31 @@ LEVEL = 0.01
 """Probability of any false alarm in one comparison."""
 
 RESOLUTION = 1e-5
-"""Accuracy of a measured entropy, nats: the kernels are held to it (docs/method.md)."""
+"""Accuracy of a measured entropy in nats. The kernels are tested against it (docs/method.md)."""
 
 RESAMPLES = 1999
+"""Maximum number of exchanges that the test evaluates."""
 
 _BATCH = 20_000_000
-"""Numbers that the test holds in memory at once."""
+"""Maximum number of values in memory at once."""
 
 Images = Float[np.ndarray, "*heads images"]
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
-    """What moved between a baseline and a profile taken now.
+class ProfileComparison:
+    """The heads whose entropy differs between a baseline and a current profile.
 
     Attributes:
-        baseline: the profile that was kept.
-        now: the profile that was compared with it.
-        paired: whether both were sampled with the same seeds.
-        level: probability that an unchanged model is said to have moved.
-        heads: a row for every head and size of both, the largest |z| first: `layer`, `kind`, `head`, `height`, `width`,
-            the mean entropies `baseline` and `now`, their `difference` and its standard error `se` in nats, `z`, the
-            probability `p` that chance alone makes any |z| as large, and whether it `moved`: p <= level.
-        vanished: layers and heads of the baseline alone.
-        appeared: layers and heads of the present profile alone.
+        baseline: the saved profile.
+        now: the current profile.
+        paired: whether both profiles have the same seeds.
+        level: false-alarm rate: maximum probability of reporting a change if the model is unchanged.
+        heads: one row per head and size in both profiles, sorted by decreasing |z|. Columns: `layer`, `kind`, `head`,
+            `height`, `width`, the mean entropies `baseline` and `now` (nats), their `difference` (nats) and its
+            standard error `se` (nats), `z`, the corrected p-value `p`, and `moved`, which is p <= level.
+        vanished: layers and heads that only the baseline has.
+        appeared: layers and heads that only the current profile has.
     """
 
     baseline: Profile
@@ -74,48 +76,53 @@ class Comparison:
 
     @property
     def moved(self) -> pd.DataFrame:
-        """The rows of `heads` that moved."""
+        """Return the rows of `heads` with a significant difference."""
         return self.heads[self.heads["moved"]]
 
     @property
     def same(self) -> bool:
-        """Whether the model has the same heads as before, and none of them moved."""
+        """Return whether both profiles have the same heads and no head has a significant difference."""
         return self.moved.empty and not self.vanished and not self.appeared
 
-    def circumstances(self) -> list[str]:
-        """What else differs between the two runs, in words: weights, precision, versions, hardware."""
+    def other_differences(self) -> list[str]:
+        """Return other differences between the two runs: weights, precision, versions, hardware."""
         before, after = self.baseline, self.now
         pairs = {"pipeline": (before.pipeline, after.pipeline), "dtype": (before.dtype, after.dtype)}
         names = dict.fromkeys([*before.versions, *after.versions])
         pairs |= {name: (before.versions.get(name, "none"), after.versions.get(name, "none")) for name in names}
         pairs["hardware"] = (before.hardware, after.hardware)
-        weights = [] if before.fingerprint == after.fingerprint else ["other weights or configuration"]
+        weights = [] if before.fingerprint == after.fingerprint else ["different weights or configuration"]
         return weights + [f"{name} {old} -> {new}" for name, (old, new) in pairs.items() if old != new]
 
+    def circumstances(self) -> list[str]:
+        """Call `other_differences`, the present name of this method."""
+        warnings.warn("circumstances() is deprecated: use other_differences()", DeprecationWarning, stacklevel=2)
+        return self.other_differences()
+
     def to_json(self) -> str:
-        """The verdict, what else differs, and every head."""
-        told = {"same": self.same, "paired": self.paired, "level": self.level, "circumstances": self.circumstances()}
-        lists = {"vanished": self.vanished, "appeared": self.appeared, "heads": self.heads.to_dict("records")}
-        return to_strict_json({**told, **lists})
+        """Return the verdict, the other differences and all heads as JSON."""
+        verdict = {"same": self.same, "paired": self.paired, "level": self.level}
+        differences = {"circumstances": self.other_differences(), "vanished": self.vanished, "appeared": self.appeared}
+        return to_strict_json({**verdict, **differences, "heads": self.heads.to_dict("records")})
 
 
-def compare(baseline: Profile, now: Profile, level: float = LEVEL) -> Comparison:
-    """Compare two profiles of the same settings, sampled with the same seeds or with all new ones.
+def compare(baseline: Profile, now: Profile, level: float = LEVEL) -> ProfileComparison:
+    """Compare two profiles with the same settings, and with either the same seeds or no common seed.
 
     Args:
-        baseline: the profile that was kept.
-        now: the profile taken now.
-        level: probability of any false alarm, over all heads and sizes together.
+        baseline: the saved profile.
+        now: the current profile.
+        level: maximum probability of any false alarm, over all heads and sizes together.
 
     Raises:
-        InputError: if the two were sampled with other settings, share some seeds but not all, have no head in common,
-            or are of too few images to reach the level.
+        InputError: if the settings differ, only some seeds are shared, no head is in both profiles, or there are too
+            few images for this level.
     """
     _check_settings(baseline, now)
     paired = set(baseline.settings.seeds) == set(now.settings.seeds)
     common = baseline.entropy.index[baseline.entropy.index.isin(now.entropy.index)]
     if common.empty:
-        raise InputError("the two profiles have no attention head in common: they are of different architectures")
+        raise InputError("the profiles have no attention head in common: compare models of the same architecture")
     before, after = baseline.entropy.loc[common], now.entropy.loc[common]
     after = after[before.columns] if paired else after
     if not paired:
@@ -134,19 +141,19 @@ def compare(baseline: Profile, now: Profile, level: float = LEVEL) -> Comparison
         moved=p <= level,
     )
     heads = heads.sort_values("z", key=np.abs, ascending=False, kind="stable", ignore_index=True)
-    vanished, appeared = _only(baseline, now), _only(now, baseline)
-    return Comparison(baseline, now, paired, level, heads, vanished, appeared)
+    vanished, appeared = _only_in(baseline, now), _only_in(now, baseline)
+    return ProfileComparison(baseline, now, paired, level, heads, vanished, appeared)
 
 
 def _largest_z(
     x: Images, y: Images, error: Callable[[Images, Images, int], Images], paired: bool
 ) -> tuple[Float[np.ndarray, " heads"], Float[np.ndarray, " heads"]]:
-    """z of every head, and the probability that chance alone makes the largest |z| of all heads as large."""
+    """Return z of every head, and the probability that the largest |z| of all heads is as large by chance."""
 
     def statistic(x: Images, y: Images, axis: int) -> Images:
         difference = y.mean(axis=axis) - x.mean(axis=axis)
-        seen = np.where(np.abs(difference) > RESOLUTION, difference, 0.0)
-        return np.asarray(seen / np.hypot(error(x, y, axis), RESOLUTION))
+        resolved = np.where(np.abs(difference) > RESOLUTION, difference, 0.0)
+        return np.asarray(resolved / np.hypot(error(x, y, axis), RESOLUTION))
 
     test = stats.permutation_test(
         (x, y),
@@ -159,9 +166,9 @@ def _largest_z(
         rng=np.random.default_rng(0),
     )
     largest = np.sort(np.abs(test.null_distribution).max(axis=1))
-    seen = np.abs(test.statistic) * (1 - 1e-9)  # the arrangement that was seen, summed in another order
-    at_least = len(largest) - np.searchsorted(largest, seen)
-    random = len(largest) == RESAMPLES  # else every arrangement is there, the one that was seen among them
+    observed = np.abs(test.statistic) * (1 - 1e-9)  # the test sums the observed arrangement in another order
+    at_least = len(largest) - np.searchsorted(largest, observed)
+    random = len(largest) == RESAMPLES  # otherwise the distribution is exact and contains the observed arrangement
     return test.statistic, (at_least + random) / (len(largest) + random)
 
 
@@ -179,35 +186,35 @@ def _check_settings(baseline: Profile, now: Profile) -> None:
         before, after = getattr(old, name), getattr(new, name)
         if before != after and not (isinstance(before, tuple) and set(before) == set(after)):
             raise InputError(
-                f"the baseline was sampled with other settings, {name} {before!r} instead of {after!r}: "
-                "sample with those, or make the baseline anew"
+                f"{name} must be {before!r}, as in the baseline, got {after!r}: "
+                "use the settings of the baseline, or save a new baseline"
             )
     shared = set(old.seeds) & set(new.seeds)
     if shared and set(old.seeds) != set(new.seeds):
         raise InputError(
-            f"the baseline shares some seeds but not all ({', '.join(map(str, sorted(shared)))}): "
-            "take the same seeds, or none of them"
+            f"seeds must be all shared or all new, but only some are shared ({', '.join(map(str, sorted(shared)))}): "
+            "use the seeds of the baseline, or none of them"
         )
 
 
 def _check_count(before: int, after: int, paired: bool, level: float) -> None:
-    """Refuse a comparison in which nothing could ever be found: that never alarms, and looks like success."""
-    if _ways(before, after, paired) * level >= 1:
+    """Raise InputError if there are too few images to ever detect a change: such a comparison would always pass."""
+    if _exchanges(before, after, paired) * level >= 1:
         return
-    enough = next(n for n in range(1, 999) if _ways(n, n, paired) * level >= 1)
-    here, wanted = (f"{before} images", f"{enough} images (prompts x seeds)")
+    needed = next(n for n in range(1, 999) if _exchanges(n, n, paired) * level >= 1)
+    given, fix = (f"{before} images", f"{needed} images (prompts x seeds)")
     if not paired:
-        here, wanted = (f"{before} and {after} seeds", f"{enough} seeds each")
-    raise InputError(f"{here} are too few to tell change from chance at a level of {level:g}: sample {wanted}")
+        given, fix = (f"{before} and {after} seeds", f"{needed} seeds each")
+    raise InputError(f"{given} are too few to detect a change at a level of {level:g}: sample {fix}")
 
 
-def _ways(before: int, after: int, paired: bool) -> int:
-    """Ways to exchange the units that differ in |z|: a mirrored exchange has the same."""
+def _exchanges(before: int, after: int, paired: bool) -> int:
+    """Return the number of exchanges with different |z|. Exchanging all units instead of none gives the same |z|."""
     return 2 ** (before - 1) if paired else math.comb(before + after, before) // (1 + (before == after))
 
 
-def _only(one: Profile, other: Profile) -> tuple[str, ...]:
-    """Heads that the other lacks, as `layer, kind, head`."""
-    missing = one.entropy.index[~one.entropy.index.isin(other.entropy.index)].to_frame(index=False)
+def _only_in(first: Profile, second: Profile) -> tuple[str, ...]:
+    """Return the heads that only the first profile has, as `layer, kind, head`."""
+    missing = first.entropy.index[~first.entropy.index.isin(second.entropy.index)].to_frame(index=False)
     names = [f"{layer}, {kind}, head {head}" for layer, kind, head in missing[HEAD[:3]].to_numpy()]
     return tuple(dict.fromkeys(names))

@@ -1,4 +1,7 @@
-"""The entropy profile of a model, layer x head x size, image by image, and the file that keeps it."""
+"""Measure the entropy profile of a model, and save it as a baseline file.
+
+A profile holds the mean attention entropy of every head at every size, separately for each image.
+"""
 
 from __future__ import annotations
 
@@ -13,39 +16,50 @@ import pandas as pd
 
 from entropy_probe.errors import InputError
 from entropy_probe.laws import Original
-from entropy_probe.models import Size, training_size
+from entropy_probe.models import Size, sampling_defaults, training_size
 from entropy_probe.reference import prompts as bundled_prompts
 from entropy_probe.runs import Grid, Sweep, as_sizes, as_texts, sweep, write_atomically
 from entropy_probe.strict_json import to_strict_json
 
 FORMAT = 1
-"""Version of the layout of a baseline file."""
+"""Version of the file format of a baseline."""
 
 PROMPTS = 4
+"""Default number of bundled prompts."""
+
 SEEDS = (0, 1, 2, 3, 4)
-"""Five: the fewest with which a comparison with as many new seeds can reach the level of 1 %."""
+"""Default seeds. A comparison with new seeds needs five on each side to reach the level of 1 %."""
 
-STEPS = 8
-
-LEAST_IMAGES = 8
-"""The fewest with which a comparison of the same seeds can reach the level of 1 %: 2^-7 is below it."""
+MIN_IMAGES = 8
+"""Minimum number of images per size. A comparison with the same seeds can then reach the level of 1 %: 2^-7 < 1 %."""
 
 DIGITS = 7
-"""Decimals of an entropy, in nats, that are kept: two more than its measurement is good for."""
+"""Saved decimals of an entropy in nats: two more than the accuracy of its measurement."""
 
 HEAD = ["layer", "kind", "head", "height", "width"]
-"""What tells the rows of a profile apart."""
+"""Index levels that identify a row of a profile."""
 
-_TOLD = ("model", "fingerprint", "pipeline", "dtype", "hardware", "versions")
+_MODEL_FIELDS = ("model", "fingerprint", "pipeline", "dtype", "hardware", "versions")
+"""Fields of a profile that describe the model and its environment."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a profile was sampled: one image for every prompt and seed, at every size (height, width) in pixels.
+    """How a profile was sampled: one image per prompt, seed and size.
+
+    >>> Settings(("a red apple", "flat pizza"), ((64, 64),), (0, 1, 2, 3), steps=8, guidance_scale=4.0).steps
+    8
+
+    Attributes:
+        prompts: texts.
+        sizes: (height, width) in pixels.
+        seeds: integers of 0 or more.
+        steps: sampling steps.
+        guidance_scale: scale of classifier-free guidance.
 
     Raises:
-        InputError: if a list is empty or repeats itself, a seed is negative, or there are fewer images than
-            `LEAST_IMAGES` at a size.
+        InputError: if a list is empty or has repeated items, a seed is negative, or there are fewer than `MIN_IMAGES`
+            images per size.
     """
 
     prompts: tuple[str, ...]
@@ -55,29 +69,29 @@ class Settings:
     guidance_scale: float
 
     def __post_init__(self) -> None:
-        Grid(self.prompts, self.sizes, self.seeds, (Original(),))  # refuses what no sweep can hold
+        Grid(self.prompts, self.sizes, self.seeds, (Original(),))  # raises InputError for an invalid grid
         images = len(self.prompts) * len(self.seeds)
-        if images < LEAST_IMAGES:
+        if images < MIN_IMAGES:
             raise InputError(
-                f"{images} images at a size are too few to tell change from chance: "
-                f"take prompts x seeds of at least {LEAST_IMAGES}"
+                f"prompts x seeds must be at least {MIN_IMAGES} images per size to detect a change, got {images}: "
+                "add prompts or seeds"
             )
 
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """The entropy of every attention head of a model, visual and cross-attention alike.
+    """The entropy of every attention head of a model, for self-, joint and cross-attention.
 
     Attributes:
         model: name that the model was loaded by.
-        fingerprint: short hash of its configuration and weights.
-        pipeline: class of the pipeline.
-        dtype: of the denoiser.
+        fingerprint: short hash of the configuration and the weights.
+        pipeline: class name of the pipeline.
+        dtype: precision of the denoiser.
         hardware: the device that sampled.
-        versions: of the libraries that the figures depend on.
-        settings: how it was sampled.
-        entropy: mean over rows and steps of the conditional branch, nats; rows are `HEAD`, columns the images as
-            (prompt, seed).
+        versions: versions of the libraries that affect the numbers.
+        settings: how the profile was sampled.
+        entropy: mean entropy over query rows and steps of the conditional branch, in nats. Rows are `HEAD`, columns
+            are the images as (prompt, seed).
     """
 
     model: str
@@ -90,69 +104,72 @@ class Profile:
     entropy: pd.DataFrame
 
     @classmethod
-    def of(cls, made: Sweep) -> Profile:
-        """The profile of a sweep's original model.
+    def of(cls, sampled: Sweep) -> Profile:
+        """Compute the profile of a sweep that contains the original model.
 
         Raises:
-            InputError: if the sweep does not hold the original model.
+            InputError: if the sweep does not contain the original model.
         """
-        frame = made.frame()
-        own = frame[(frame["law"] == "original") & (frame["branch"] == "cond")]
-        if own.empty:
-            raise InputError("a profile is of the original model, which the sweep does not hold: sample it too")
-        means = own.groupby([*HEAD, "prompt", "seed"], sort=False)["entropy"].mean().astype(float)
-        settings = Settings(
-            made.grid.prompts, made.grid.sizes, made.grid.seeds, made.manifest.steps, made.manifest.guidance_scale
-        )
-        table = means.unstack(["prompt", "seed"], sort=False).reindex(columns=_images(settings)).round(DIGITS)
-        told = {name: getattr(made.manifest, name) for name in _TOLD}
-        return cls(**told, settings=settings, entropy=table)
+        frame = sampled.frame()
+        rows = frame[(frame["law"] == "original") & (frame["branch"] == "cond")]
+        if rows.empty:
+            raise InputError("a profile needs the original model, but the sweep has no cells of it: sample it too")
+        manifest, grid = sampled.manifest, sampled.grid
+        settings = Settings(grid.prompts, grid.sizes, grid.seeds, manifest.steps, manifest.guidance_scale)
+        means = rows.groupby([*HEAD, "prompt", "seed"])["entropy"].mean().astype(float).unstack(["prompt", "seed"])
+        heads = pd.MultiIndex.from_frame(rows[HEAD].drop_duplicates())
+        table = means.reindex(index=heads, columns=_image_columns(settings)).round(DIGITS)
+        return cls(**{name: getattr(manifest, name) for name in _MODEL_FIELDS}, settings=settings, entropy=table)
 
     def table(self) -> pd.DataFrame:
-        """`HEAD`, the mean `entropy` over the images, its standard error `se` (nats), and the number `n` of images."""
+        """Return one row per head and size.
+
+        Columns are `HEAD`, the mean `entropy` over the images in nats, its standard error `se` in nats, and the number
+        `n` of images.
+        """
         images = self.entropy.T
         means = pd.DataFrame({"entropy": images.mean(), "se": images.sem(), "n": len(images)})
         return means.reset_index()
 
     def to_json(self) -> str:
-        """The profile, a line for every head, so that a version control shows which of them moved."""
-        told = {"format": FORMAT, **{name: getattr(self, name) for name in _TOLD}, "settings": asdict(self.settings)}
+        """Return the profile as JSON with one line per head, so a version-control diff shows which heads changed."""
+        fields = {name: getattr(self, name) for name in _MODEL_FIELDS}
         rows = [
             json.dumps({"layer": layer, "kind": kind, "head": head, "size": [height, width], "images": list(values)})
             for (layer, kind, head, height, width), values in zip(
                 self.entropy.index, self.entropy.to_numpy().tolist(), strict=True
             )
         ]
-        opening = to_strict_json(told).removesuffix("\n}\n")
-        return opening + ',\n  "entropy": [\n    ' + ",\n    ".join(rows) + "\n  ]\n}\n"
+        header = to_strict_json({"format": FORMAT, **fields, "settings": asdict(self.settings)})
+        return header.removesuffix("\n}\n") + ',\n  "entropy": [\n    ' + ",\n    ".join(rows) + "\n  ]\n}\n"
 
     @classmethod
     def from_json(cls, text: str) -> Profile:
-        """The profile that `to_json` wrote.
+        """Read the output of `to_json`.
 
         Raises:
-            InputError: for text that is no profile, is incomplete, or has another layout.
+            InputError: if the text is not a profile, is incomplete, or has another format version.
         """
         try:
             fields = json.loads(text)
-            if lacking := [name for name in ("format", "settings", "entropy", *_TOLD) if name not in fields]:
-                raise InputError(f"it is no baseline as entropy-probe writes them: it lacks {lacking[0]!r}")
-            layout = fields.pop("format")
-            if layout != FORMAT:
-                raise InputError(f"it has layout {layout!r}, and this version of entropy-probe reads layout {FORMAT}")
-            settings = _settings(**fields.pop("settings"))
-            entropy = _entropy(fields.pop("entropy"), settings)
+            if missing := [name for name in ("format", "settings", "entropy", *_MODEL_FIELDS) if name not in fields]:
+                raise InputError(f"not a baseline file of entropy-probe: {missing[0]!r} is missing")
+            version = fields.pop("format")
+            if version != FORMAT:
+                raise InputError(f"format must be {FORMAT} for this version of entropy-probe, got {version!r}")
+            settings = _read_settings(**fields.pop("settings"))
+            entropy = _read_entropy(fields.pop("entropy"), settings)
             return cls(**fields, settings=settings, entropy=entropy)
         except InputError:
             raise
         except json.JSONDecodeError as error:
-            reason = f"it is no JSON, line {error.lineno}: {error.msg}"
-            raise InputError(f"it is no baseline as entropy-probe writes them: {reason}") from error
+            reason = f"invalid JSON in line {error.lineno}: {error.msg}"
+            raise InputError(f"not a baseline file of entropy-probe: {reason}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"it is no baseline as entropy-probe writes them: {error!r}") from error
+            raise InputError(f"not a baseline file of entropy-probe: {error!r}") from error
 
     def save(self, path: str | Path) -> Path:
-        """Write the profile as JSON, into a folder that is made where it is missing.
+        """Write the profile as JSON. Missing folders are created.
 
         Raises:
             InputError: if the file cannot be written.
@@ -161,16 +178,16 @@ class Profile:
 
     @classmethod
     def open(cls, path: str | Path) -> Profile:
-        """The profile in a file.
+        """Read the profile in a file.
 
         Raises:
-            InputError: naming the file, if it cannot be read or is no profile.
+            InputError: with the name of the file, if it cannot be read or is not a profile.
         """
         try:
             return cls.from_json(Path(path).read_text())
         except OSError as error:
-            remedy = "; entropy-probe baseline save makes one" if isinstance(error, FileNotFoundError) else ""
-            raise InputError(f"cannot read the baseline {str(path)!r}: {error.strerror or error}{remedy}") from error
+            fix = "; create one with entropy-probe baseline save" if isinstance(error, FileNotFoundError) else ""
+            raise InputError(f"cannot read the baseline {str(path)!r}: {error.strerror or error}{fix}") from error
         except ValueError as error:
             raise InputError(f"cannot read the baseline {str(path)!r}: {error}") from error
 
@@ -181,40 +198,46 @@ def profile(
     prompts: Sequence[str] | None = None,
     sizes: Sequence[Size] | None = None,
     seeds: Sequence[int] = SEEDS,
-    steps: int = STEPS,
-    guidance_scale: float = 7.5,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
     model: str | None = None,
     progress: bool = False,
 ) -> Profile:
-    """Sample a pipeline and take its entropy profile.
+    """Sample a pipeline and measure its entropy profile.
 
     Args:
         pipeline: a diffusers text-to-image pipeline.
-        prompts: texts; the first of the bundled ones, if none are given.
-        sizes: (height, width) in pixels; the training size and half of it, if none are given.
-        seeds: one image each, for every prompt and size.
-        steps: sampling steps.
-        guidance_scale: of classifier-free guidance; 1 turns it off.
-        model: the name that the profile gives the model.
+        prompts: texts. Default: the first `PROMPTS` bundled prompts.
+        sizes: (height, width) in pixels. Default: the training size and half of it.
+        seeds: one image per seed, prompt and size.
+        steps: sampling steps. Default: `models.sampling_defaults`.
+        guidance_scale: scale of classifier-free guidance; 1 turns it off. Default: `models.sampling_defaults`.
+        model: name of the model to record in the profile.
         progress: show a progress bar.
 
     Raises:
-        InputError: for settings that the pipeline cannot sample.
-        CaptureError: if the model cannot be measured, as where half precision overflows.
+        InputError: if the pipeline cannot sample these settings.
+        CaptureError: if the attention cannot be measured, for example because half precision overflows.
     """
     if sizes is None:
         height, width = training_size(pipeline)
         sizes = [(height // 16 * 8, width // 16 * 8), (height, width)]
-    texts = bundled_prompts()[:PROMPTS] if prompts is None else prompts
-    settings = Settings(as_texts(texts), as_sizes(sizes), tuple(seeds), steps, float(guidance_scale))
+    defaults = sampling_defaults(pipeline)
+    settings = Settings(
+        as_texts(bundled_prompts()[:PROMPTS] if prompts is None else prompts),
+        as_sizes(sizes),
+        tuple(seeds),
+        defaults.steps if steps is None else steps,
+        float(defaults.guidance_scale if guidance_scale is None else guidance_scale),
+    )
     return Profile.of(sweep(pipeline, **asdict(settings), model=model, scale_factors=(), progress=progress))
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a text file whole or not at all, into a folder that is made where it is missing.
+    """Write a text file atomically. Missing folders are created.
 
     Raises:
-        InputError: if it cannot be written.
+        InputError: if the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -224,29 +247,30 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
-def _images(settings: Settings) -> pd.MultiIndex:
-    """All seeds of the first prompt, then those of the second, and so on."""
+def _image_columns(settings: Settings) -> pd.MultiIndex:
+    """Return the columns of a profile: all seeds of the first prompt, then those of the second, and so on."""
     return pd.MultiIndex.from_product([settings.prompts, settings.seeds], names=["prompt", "seed"])
 
 
-def _settings(
+def _read_settings(
     prompts: list[str], sizes: list[list[int]], seeds: list[int], steps: int, guidance_scale: float
 ) -> Settings:
-    whole = tuple((int(height), int(width)) for height, width in sizes)
-    return Settings(tuple(prompts), whole, tuple(map(int, seeds)), int(steps), float(guidance_scale))
+    size_pairs = tuple((int(height), int(width)) for height, width in sizes)
+    return Settings(tuple(prompts), size_pairs, tuple(map(int, seeds)), int(steps), float(guidance_scale))
 
 
-def _entropy(rows: list[dict[str, Any]], settings: Settings) -> pd.DataFrame:
-    """The table of a file's rows.
+def _read_entropy(rows: list[dict[str, Any]], settings: Settings) -> pd.DataFrame:
+    """Return the rows of a file as a table.
 
     Raises:
-        InputError: if a row is there twice, has not a finite number for every image, or is of a size never sampled.
+        InputError: if a head is repeated, a row does not have one finite number per image, or a size is not in the
+            settings.
     """
-    images = _images(settings)
+    images = _image_columns(settings)
     heads = [(str(r["layer"]), str(r["kind"]), int(r["head"]), int(r["size"][0]), int(r["size"][1])) for r in rows]
     if not heads or len(set(heads)) < len(heads) or any((h, w) not in settings.sizes for *_, h, w in heads):
-        raise InputError("its rows are not one for every head and size")
+        raise InputError("the file must have exactly one row for every head and size")
     values = [row["images"] for row in rows]
     if any(len(value) != len(images) for value in values) or not np.isfinite(np.array(values, dtype=float)).all():
-        raise InputError(f"its rows do not hold {len(images)} finite entropies each, one for every prompt and seed")
+        raise InputError(f"each row must have {len(images)} finite entropies, one for every prompt and seed")
     return pd.DataFrame(values, index=pd.MultiIndex.from_tuples(heads, names=HEAD), columns=images, dtype=float)

@@ -1,4 +1,4 @@
-"""Settings of the command line in a YAML file: read without trust, and written so that they make a run again."""
+"""Read and write the YAML files of command-line settings."""
 
 from __future__ import annotations
 
@@ -9,83 +9,104 @@ from typing import Any
 
 import yaml
 
+from entropy_probe.cli.groups import RENAMED_FLAGS, warn_renamed
 from entropy_probe.errors import InputError
 
-MOST_BYTES = 2**20
-"""A longer file is not read: a thousand prompts take a tenth of it."""
+MAX_BYTES = 2**20
+"""Larger files are refused. A thousand prompts need about a tenth of this."""
 
 
 def read_config(
-    path: str | Path, known: Collection[str], fault: Callable[[str, str], str] = lambda name, text: ""
+    path: str | Path, known: Collection[str], check: Callable[[str, str], str] = lambda name, text: ""
 ) -> dict[str, str]:
-    """The settings of a file, each as the text that its flag would be given.
+    r"""Read the settings of a file. Return each value as the text that its flag would receive.
 
-    No value is interpreted here: `seeds: 010` is what `--seeds 010` is. A list is joined as its flag takes it, with
-    commas, and prompts with line breaks. Only the syntax tree is looked at, so nothing in the file can make an object.
+    Values are not interpreted: `seeds: 010` means `--seeds 010`. Items of a list are joined with commas, those of
+    `prompts` with line breaks. Only the syntax tree is read, so a file cannot create Python objects.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = (Path(folder) / "run.yaml").write_text("sizes: [32, 64]\nguidance_scale: 4\n")
+    ...     read_config(Path(folder) / "run.yaml", {"sizes", "guidance-scale"})
+    {'sizes': '32,64', 'guidance-scale': '4'}
 
     Args:
-        path: a YAML file with one setting a line, `guidance-scale: 4` or `guidance_scale: 4`.
-        known: the names that may stand in it, as the flags spell them.
-        fault: told a name and its text, what is wrong with it, such as "must be a number"; nothing if it is right.
+        path: YAML file with one setting per line, `guidance-scale: 4` or `guidance_scale: 4`.
+        known: allowed names, as the flags spell them.
+        check: returns what is wrong with a name and its text, such as "must be a number", or an empty string.
 
     Returns:
         Texts by name, as the flags spell them.
 
     Raises:
-        InputError: naming file, line and remedy, for a file that cannot be read, a name that is not known or stands
-            there twice, or a value that is neither text, number nor a list of these, or has a fault.
+        InputError: with the file, the line and the fix, if the file cannot be read, a name is unknown or repeated, or
+            a value is invalid. A value must be a text, a number or a list of these.
     """
-    root = _tree(Path(path) if isinstance(path, str) else path)
+    root = _syntax_tree(Path(path) if isinstance(path, str) else path)
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):
-        raise InputError(f"{path} holds no settings: write one a line, such as `steps: 20`")
+        raise InputError(f"{path} contains no settings: write one per line, such as `steps: 20`")
     settings: dict[str, str] = {}
     for key, value in root.value:
         where = f"{path}, line {key.start_mark.line + 1}"
-        name = str(key.value).replace("_", "-") if isinstance(key, yaml.ScalarNode) else "?"
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1, 0)
-            raise InputError(f"{where}: there is no setting {name[:100]!r}{near and f', the nearest is {near[0]!r}'}")
+        name = _setting_name(key, known, where)
         if name in settings:
-            raise InputError(f"{where}: {name} is set a second time")
+            raise InputError(f"{where}: {name} is set twice: remove one of the lines")
         settings[name] = _text(name, value, where)
-        if wrong := fault(name, settings[name]):
-            raise InputError(f"{where}: {name} {wrong}, not {settings[name][:100]!r}")
+        if problem := check(name, settings[name]):
+            raise InputError(f"{where}: {name} {problem}, got {settings[name][:100]!r}")
     return settings
 
 
 def to_yaml(settings: Mapping[str, Any]) -> str:
-    """Settings by name as YAML that `read_config` reads."""
-    folded = "\x85\u2028\u2029"  # line breaks to YAML, which would come back as spaces
-    plain = not any(mark in text for text in _texts(settings) for mark in folded)
+    r"""Return settings by name as YAML that `read_config` can read.
+
+    >>> to_yaml({"sizes": [32, 64], "steps": 8})
+    'sizes:\n- 32\n- 64\nsteps: 8\n'
+    """
+    line_breaks = "\x85\u2028\u2029"  # YAML would read these back as spaces
+    plain = not any(mark in text for text in _texts(settings) for mark in line_breaks)
     dumped: str = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=plain, width=120)
     return dumped
 
 
 def _texts(settings: Mapping[str, Any]) -> list[str]:
     lists = (value if isinstance(value, list) else [value] for value in settings.values())
-    return [str(one) for values in lists for one in values]
+    return [str(item) for values in lists for item in values]
 
 
-def _tree(path: Path) -> yaml.Node | None:
+def _syntax_tree(path: Path) -> yaml.Node | None:
     try:
         with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise InputError(f"cannot read the config file {str(path)!r}: {error.strerror or error}") from error
-    if len(content) > MOST_BYTES:
-        raise InputError(f"the config file {str(path)!r} is longer than {MOST_BYTES >> 20} MiB")
+    if len(content) > MAX_BYTES:
+        raise InputError(f"the config file {str(path)!r} is longer than {MAX_BYTES >> 20} MiB")
     try:
         return yaml.compose(content, Loader=yaml.BaseLoader)
     except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
-        raise InputError(f"the config file {str(path)!r} is no YAML: {' '.join(str(error).split())[:300]}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"the config file {str(path)!r} is not valid YAML: {reason}") from error
+
+
+def _setting_name(key: yaml.Node, known: Collection[str], where: str) -> str:
+    name = str(key.value).replace("_", "-") if isinstance(key, yaml.ScalarNode) else "?"
+    if name not in known and (present := RENAMED_FLAGS.get(name)) in known:
+        warn_renamed(name, present, f"{where}: ")
+        return present
+    if name not in known:
+        similar = difflib.get_close_matches(name, known, 1, 0)
+        hint = f": did you mean {similar[0]!r}?" if similar else ""
+        raise InputError(f"{where}: unknown setting {name[:100]!r}{hint}")
+    return name
 
 
 def _text(name: str, value: yaml.Node, where: str) -> str:
-    listed = isinstance(value, yaml.SequenceNode)
-    nodes = value.value if listed else [value]
-    if not nodes or not all(isinstance(one, yaml.ScalarNode) and one.value for one in nodes):
-        raise InputError(f"{where}: give {name} a text, a number, or a list of these")
-    texts = [str(one.value) for one in nodes]
-    return "".join(f"{text}\n" for text in texts) if listed and name == "prompts" else ",".join(texts)
+    is_list = isinstance(value, yaml.SequenceNode)
+    nodes = value.value if is_list else [value]
+    if not nodes or not all(isinstance(node, yaml.ScalarNode) and node.value for node in nodes):
+        raise InputError(f"{where}: {name} must be a text, a number, or a list of these")
+    texts = [str(node.value) for node in nodes]
+    return "".join(f"{text}\n" for text in texts) if is_list and name == "prompts" else ",".join(texts)

@@ -1,43 +1,44 @@
-"""Putting a scaling law on a model, and taking it off.
+"""Attach a scaling law to a model, and remove it.
 
-The hooks on the denoiser are the only record of a law that is applied; there is no registry beside the model.
+The model's attention hooks are the only record of an attached law; there is no registry.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from entropy_probe.attention import AttentionCall, AttentionHooks, attention_layers, find_denoiser
+from entropy_probe.attention import (
+    AttentionCall,
+    Observer,
+    attention_layers,
+    find_denoiser,
+    interception_of,
+    observe,
+    stop_observing,
+)
 from entropy_probe.errors import InputError
-from entropy_probe.laws.formulas import Original, ScalingLaw, resolve
+from entropy_probe.laws.formulas import Original, ScalingLaw
+from entropy_probe.laws.json_format import resolve
 
 
-class ScalingHooks(AttentionHooks):
-    """The hooks that multiply the logits of visual attention by the g of a law."""
+@dataclass(frozen=True)
+class _Scaling:
+    """Scales the logits of visual attention by the g of a law."""
 
-    def __init__(self, model: Any, law: ScalingLaw, training_tokens: Mapping[str, int] | None) -> None:
-        self.law = law
-        self._training_tokens = training_tokens or {}
-        self._check_names(find_denoiser(model))
-        super().__init__(model, self._scale_factor)
+    law: ScalingLaw
+    training_tokens: Mapping[str, int]
 
-    def _check_names(self, denoiser: nn.Module) -> None:
-        names = [name for name, _ in denoiser.named_modules()]
-        if strange := [name for name in self._training_tokens if name not in names]:
-            there = ", ".join(map(repr, attention_layers(denoiser) or names))
-            raise InputError(
-                f"training_tokens names {strange[0]!r}, which is no layer of the model; there are: {there}"
-            )
-
-    def _scale_factor(self, call: AttentionCall) -> float | None:
+    def __call__(self, call: AttentionCall) -> float | None:
         if not call.visual or isinstance(self.law, Original):
             return None
-        trained = self._training_tokens.get(call.layer, call.training_tokens)
+        trained = self.training_tokens.get(call.layer, call.training_tokens)
         if trained is None:
             raise InputError(
                 f"the tokens of layer {call.layer!r} at the training size are not known: "
@@ -50,42 +51,58 @@ class ScalingHooks(AttentionHooks):
 def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[str, int] | None = None) -> None:
     """Scale the visual attention (self and joint, not cross, not temporal) of a model by a law, until `remove`.
 
-    N and T count the image tokens, of joint attention too: the text does not grow with the image.
+    N and T count image tokens, in joint attention too: the text does not grow with the image. A deep copy of the
+    model is not scaled. A model that is compiled afterwards stays scaled: its graph breaks at each attention layer.
 
     Args:
         model: a diffusers pipeline or a torch module.
-        law: a scaling law, its name, or the JSON file of one.
-        training_tokens: T per layer, where the model's configuration does not tell.
+        law: a scaling law, its name, or the path of its JSON file.
+        training_tokens: T per layer, if the model's configuration does not have it.
 
     Raises:
-        InputError: for an unknown law, a layer that the model does not have, or a model that has a law applied already.
+        InputError: for an unknown law, a layer that the model does not have, or a model that has a law already.
+        CaptureError: for a model that was compiled before.
+
+    >>> import torch
+    >>> class Attention(torch.nn.Module):
+    ...     def forward(self, query, key):
+    ...         return torch.nn.functional.scaled_dot_product_attention(query, key, key)
+    >>> model = Attention()
+    >>> apply(model, "paper", training_tokens={"": 64})
+    >>> applied(model)
+    Paper()
+    >>> remove(model)
     """
     check_unscaled(model)
-    ScalingHooks(model, resolve(law), training_tokens)
+    scaling = _Scaling(resolve(law), training_tokens or {})
+    _check_names(find_denoiser(model), scaling.training_tokens)
+    observe(model, scaling)
 
 
 def remove(model: Any) -> None:
-    """Take the law off a model; one without a law is left as it is."""
-    for hooks in _scaling_hooks(model):
-        hooks.remove()
+    """Remove the law of a model. A model without a law stays as it is."""
+    for observer in _scaling(model):
+        stop_observing(model, observer)
+        for layer, reason in observer.unread:
+            warnings.warn(f"attention of {layer or 'the model itself'} was not scaled: {reason}", stacklevel=3)
 
 
 def applied(model: Any) -> ScalingLaw | None:
-    """The law that is applied to a model now, if any."""
-    return next((hooks.law for hooks in _scaling_hooks(model)), None)
+    """Return the law that is applied to a model; None without."""
+    return next((observer.on_call.law for observer in _scaling(model)), None)  # type: ignore[attr-defined]
 
 
 def check_unscaled(model: Any) -> None:
-    """Refuse a model that has a law applied: for what applies laws itself, or measures without any.
+    """Refuse a model that has a law: for functions that apply laws themselves, or measure without any.
 
     Raises:
-        InputError: for a model that has a law applied.
+        InputError: for a model that has a law.
     """
     present = applied(model)
     if present is not None:
         raise InputError(
-            f"the {present.name} law is applied to this model already: take it off with remove() first; what samples "
-            "under laws, as sweep(laws=[...]) does, puts them on and takes them off itself"
+            f"the {present.name} law is applied to this model already: remove it first, with remove(). Functions that "
+            "sample under laws, such as sweep(laws=[...]), apply and remove them themselves"
         )
 
 
@@ -93,16 +110,29 @@ def check_unscaled(model: Any) -> None:
 def scaled(
     model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[str, int] | None = None
 ) -> Iterator[ScalingLaw]:
-    """`apply` while the context is open; leaves the model as it was, to the bit."""
-    apply(model, law, training_tokens=training_tokens)
+    """Apply a law while the context is open, as `apply` does, then leave the model as it was.
+
+    Raises:
+        InputError: see `apply`.
+        CaptureError: see `apply`.
+    """
+    check_unscaled(model)
     try:
-        made = applied(model)
-        assert made is not None
-        yield made
+        apply(model, law, training_tokens=training_tokens)
+        present = applied(model)
+        assert present is not None
+        yield present
     finally:
         remove(model)
 
 
-def _scaling_hooks(model: Any) -> list[ScalingHooks]:
-    owners = [getattr(hook, "__self__", None) for hook in find_denoiser(model)._forward_pre_hooks.values()]
-    return [owner for owner in dict.fromkeys(owners) if isinstance(owner, ScalingHooks)]
+def _check_names(denoiser: nn.Module, training_tokens: Mapping[str, int]) -> None:
+    names = [name for name, _ in denoiser.named_modules()]
+    if unknown := [name for name in training_tokens if name not in names]:
+        known = ", ".join(map(repr, attention_layers(denoiser) or names))
+        raise InputError(f"training_tokens names {unknown[0]!r}, which is not a layer of the model; layers: {known}")
+
+
+def _scaling(model: Any) -> list[Observer]:
+    interception = interception_of(find_denoiser(model))
+    return [o for o in interception.observers if isinstance(o.on_call, _Scaling)] if interception else []

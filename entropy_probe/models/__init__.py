@@ -1,5 +1,6 @@
 """Loading a diffusers pipeline, its sizes and token grids, sampling it, and its denoising loss."""
 
+from entropy_probe.models.defaults import SamplingDefaults, sampling_defaults
 from entropy_probe.models.denoising_loss import Objective, encode, encode_with, objective
 from entropy_probe.models.images import CaptionedImages, ImageFolder, to_tensor
 from entropy_probe.models.loading import REFERENCE, REFERENCES, fingerprint, load, quiet_libraries
@@ -26,6 +27,7 @@ __all__ = [
     "ImageFolder",
     "Layer",
     "Objective",
+    "SamplingDefaults",
     "Size",
     "check_guidance",
     "check_size",
@@ -41,6 +43,7 @@ __all__ = [
     "pixels_per_latent",
     "quiet_libraries",
     "sample_images",
+    "sampling_defaults",
     "short_name",
     "to_tensor",
     "training_size",

@@ -61,7 +61,7 @@ def load(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> Dif
     try:
         with _quiet() if model in REFERENCES else nullcontext():
             pipeline = DiffusionPipeline.from_pretrained(
-                str(folder) if folder.exists() else str(model),
+                str(folder.resolve()) if folder.exists() else str(model),
                 dtype=precision,
                 use_safetensors=True,
                 trust_remote_code=False,

@@ -6,12 +6,12 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from entropy_probe.baselines import Comparison
+from entropy_probe.baselines import ProfileComparison
 from entropy_probe.models import Size, format_size, short_name
 from entropy_probe.plots.figures import INTERVAL, PALETTE, theme
 
 
-def figure(comparison: Comparison) -> Figure:
+def figure(comparison: ProfileComparison) -> Figure:
     """A panel per size: the change of every head with its 95 % interval, layers in network order, coloured if moved."""
     heads = comparison.heads
     layers = [name for name in comparison.baseline.entropy.index.unique("layer") if name in set(heads["layer"])]

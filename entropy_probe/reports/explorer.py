@@ -94,7 +94,7 @@ def look(sweep: Sweep, prompt: str, size: Size, layer: str, step: int) -> Look:
             steps=sweep.manifest.steps,
             guidance_scale=sweep.manifest.guidance_scale,
         )[0]
-    of_prompt = ((c, captured.items(c.forward.number, c.place, len(c.query), "cond").start) for c in calls)
+    of_prompt = ((c, captured.branch_items(c, "cond").start) for c in calls)
     call, item = next(((c, start) for c, start in of_prompt if start < len(c.query)), (None, 0))
     if call is None or call.mask is not None or call.enable_gqa or call.grid is None:
         raise InputError(f"layer {layer!r} has no plain attention over the image at step {step}: choose another")

@@ -1,7 +1,10 @@
-"""Statistics of attention rows: pure functions of the tensors that `scaled_dot_product_attention` takes."""
+"""Statistics of attention rows, computed from the arguments of `scaled_dot_product_attention`.
+
+Read `dense` first: it is the definition. `flash` and `curve` return the same numbers in less time and memory.
+"""
 
 from entropy_probe.statistics.dense import dense
-from entropy_probe.statistics.flash import curve, flash
+from entropy_probe.statistics.dispatch import curve, flash
 from entropy_probe.statistics.parts import PartMeans, parts
 from entropy_probe.statistics.rows import RowMeans, RowStatistics, standard_error, stratified_rows
 

@@ -1,4 +1,4 @@
-"""The definition, in float64, with every attention map written out. The other implementations are compared with it."""
+"""The definition of the statistics, in float64 with full attention maps. The reference for every other kernel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from entropy_probe.statistics.rows import BARRED, RowStatistics, default_scale, precise_dtype
+from entropy_probe.statistics.masks import MASKED_BIAS, check_one_mask
+from entropy_probe.statistics.rows import RowStatistics, default_scale, precise_dtype
 
 
 def dense(
@@ -20,29 +21,35 @@ def dense(
     enable_gqa: bool = False,
     positions: tuple[Float[Tensor, "queries 2"], Float[Tensor, "keys 2"]] | None = None,
 ) -> RowStatistics:
-    """Statistics of every attention row from the full map of probabilities.
+    """Compute the statistics of every attention row from the full attention map.
 
     With s = scale * query @ key^T + mask and A = softmax(s) over the keys:
-    entropy H_i = -sum_j A_ij ln A_ij (nats), logit variance over the allowed keys (nats^2), and attention distance
-    D_i = sqrt(sum_j A_ij |x_i - x_j|^2) in the unit of `positions`.
+
+    - entropy H_i = -sum_j A_ij ln A_ij, nats;
+    - logit variance: variance of s_ij over the allowed keys j, equal weights, nats^2;
+    - attention distance D_i = sqrt(sum_j A_ij |x_i - x_j|^2), in the unit of `positions`.
 
     Args:
-        query: queries as `scaled_dot_product_attention` takes them.
+        query: queries, as for `scaled_dot_product_attention`.
         key: keys; with `enable_gqa`, `heads` is a multiple of `kv_heads`.
-        mask: boolean (true = may attend) or additive, broadcastable to (batch, heads, queries, keys).
+        mask: boolean (True = may attend) or additive, broadcastable to (batch, heads, queries, keys).
         is_causal: query i attends to keys j <= i only.
-        scale: softmax scale, 1/sqrt(width) when none is given.
-        enable_gqa: let `heads / kv_heads` consecutive query heads share a key head.
-        positions: places of the queries and of the keys in the plane, for the attention distance.
+        scale: softmax scale; by default 1/sqrt(width).
+        enable_gqa: `heads / kv_heads` consecutive query heads share a key head.
+        positions: 2-D token centres of the queries and of the keys, for the attention distance.
 
     Returns:
-        A value per row, in float64 (float32 where the device has no float64); rows that may attend to no key have
-        entropy 0 and are marked as not counted.
+        One value per row, in float64 (float32 on devices without float64). Rows whose keys are all masked have
+        entropy 0 and are not counted.
 
     Raises:
-        ValueError: for a mask together with `is_causal`.
+        ValueError: for a mask combined with `is_causal`.
 
     Source: Jin et al. 2023 (arXiv 2306.08645) for the entropy.
+
+    >>> uniform = dense(torch.ones(1, 1, 2, 4), torch.zeros(1, 1, 8, 4))  # equal logits: H = ln 8
+    >>> uniform.entropy.exp().round(decimals=2)
+    tensor([[[8., 8.]]], dtype=torch.float64)
     """
     precise = precise_dtype(query.device)
     scale = default_scale(query) if scale is None else scale
@@ -50,30 +57,28 @@ def dense(
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     logits = scale * (query.to(precise) @ key.to(precise).transpose(-1, -2))
     allowed = torch.ones_like(logits, dtype=torch.bool)
-    if is_causal and mask is not None:
-        raise ValueError("give a mask or is_causal, not both: scaled_dot_product_attention takes one of them")
+    check_one_mask(mask, is_causal)
     if is_causal:
         allowed = allowed.tril()
     if mask is not None and mask.dtype == torch.bool:
         allowed = allowed & mask
     elif mask is not None:
         logits = logits + mask.to(precise)
-        allowed = allowed & (mask > BARRED)
-    return from_logits(logits, allowed, positions)
+        allowed = allowed & (mask > MASKED_BIAS)
+    return _from_logits(logits, allowed, positions)
 
 
-def from_logits(
+def _from_logits(
     logits: Float[Tensor, "batch heads queries keys"],
     allowed: Bool[Tensor, "batch heads queries keys"],
     positions: tuple[Float[Tensor, "queries 2"], Float[Tensor, "keys 2"]] | None = None,
 ) -> RowStatistics:
-    """Statistics of the rows of a map of logits; keys that are not allowed have no weight."""
     count = allowed.sum(-1)
     counted = count > 0
-    weighed = logits.masked_fill(~allowed, -math.inf)
-    log_map = weighed.log_softmax(-1)
-    attention = log_map.exp().masked_fill(~allowed, 0.0)
-    entropy = -(attention * log_map.masked_fill(~allowed, 0.0)).sum(-1)
+    masked = logits.masked_fill(~allowed, -math.inf)
+    log_attention = masked.log_softmax(-1)
+    attention = log_attention.exp().masked_fill(~allowed, 0.0)
+    entropy = -(attention * log_attention.masked_fill(~allowed, 0.0)).sum(-1)
     bound = count.clamp_min(1).log()
 
     kept = logits.masked_fill(~allowed, 0.0)
@@ -82,13 +87,13 @@ def from_logits(
 
     distance = None
     if positions is not None:
-        there, here = (p.to(attention.dtype) for p in reversed(positions))
-        squared = (here[:, None] - there[None]).square().sum(-1)
+        query_positions, key_positions = (p.to(attention.dtype) for p in positions)
+        squared = (query_positions[:, None] - key_positions[None]).square().sum(-1)
         distance = (attention * squared).sum(-1).sqrt()
     return RowStatistics(
         entropy=entropy.clamp_min(0).minimum(bound).masked_fill(~counted, 0.0),
         logit_variance=variance,
-        log_sum=weighed.logsumexp(-1),
+        log_sum=masked.logsumexp(-1),
         logit_mean=mean.squeeze(-1),
         attention_distance=distance,
         counted=counted,

@@ -1,12 +1,12 @@
-"""Attention over keys of two sorts, image and text, taken apart: how much goes to each, and how it is spread there.
+"""Joint attention over image and text keys, split into its parts: the mass on each part, and the entropy within it.
 
-Of one row, with m the mass on the image keys and h(m) = -m ln m - (1 - m) ln(1 - m),
+For one row, with mass m on the image keys and h(m) = -m ln m - (1 - m) ln(1 - m),
 
     H = h(m) + m H_image + (1 - m) H_text
 
-The masses follow from the log-sum-exps of the two parts, so that each part is one call of `flash`, and the whole is
-put together from them: no more work than measuring it at once, and no map. "Text" is whatever is no image token: with
-the words their padding, unless a mask bars it, registers, and the tokens of reference images.
+The masses follow from the log-sum-exp of each part. So each part is one call of `flash`, and the statistics over all
+keys are combined from both: no more work than one call over all keys, and no attention map. "Text" means every key that
+is not an image token: words, their padding unless it is masked, registers, and the tokens of reference images.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from entropy_probe.statistics.flash import flash
-from entropy_probe.statistics.rows import BARRED, RowStatistics, default_scale
+from entropy_probe.statistics.dispatch import flash
+from entropy_probe.statistics.masks import MASKED_BIAS
+from entropy_probe.statistics.rows import RowStatistics, default_scale
 
 
 @dataclass(frozen=True)
 class PartMeans:
-    """Means over the counted rows of one call; NaN where none is counted.
+    """Means over the counted rows of one joint attention call; NaN if no row is counted.
 
     Attributes:
-        image_mass: share of the attention that goes to image keys.
+        image_mass: fraction of the attention on image keys.
         mass_entropy: entropy of the choice between image and text, nats.
-        image_entropy: entropy among the image keys, nats, rows weighed by their image mass.
-        text_entropy: entropy among all other keys, nats, rows weighed by the mass there.
+        image_entropy: entropy among the image keys, nats; rows weighted by their image mass.
+        text_entropy: entropy among all other keys, nats; rows weighted by their text mass.
 
-    So weighed, the chain rule holds for the means too: the mean of H is
+    With these weights the chain rule also holds for the means: the mean of H is
     mass_entropy + image_mass * image_entropy + (1 - image_mass) * text_entropy.
     """
 
@@ -43,14 +44,14 @@ class PartMeans:
 
 @dataclass(frozen=True)
 class Parts:
-    """The attention of every row of one call, taken apart.
+    """The parts of every row of one joint attention call.
 
     Attributes:
-        whole: over all keys; its attention distance is that among the image keys.
-        image: over the image keys.
-        text: over all others.
-        image_mass: share of each row that goes to image keys; 0 for rows that are not counted.
-        text_mass: share that goes to all others, to its own last digit where it is small; 0 likewise.
+        whole: statistics over all keys; the attention distance is over the image keys only.
+        image: statistics over the image keys.
+        text: statistics over all other keys.
+        image_mass: fraction of each row on image keys; 0 for rows that are not counted.
+        text_mass: fraction on all other keys, precise even if it is tiny; 0 for rows that are not counted.
     """
 
     whole: RowStatistics
@@ -60,7 +61,7 @@ class Parts:
     text_mass: Float[Tensor, "batch heads queries"]
 
     def means(self) -> PartMeans:
-        """Means over the counted rows."""
+        """Return the means over the counted rows."""
         count, image, text = self.whole.counted.sum(-1), self.image_mass, self.text_mass
         return PartMeans(
             image_mass=image.sum(-1) / count,
@@ -79,55 +80,72 @@ def parts(
     enable_gqa: bool = False,
     positions: tuple[Float[Tensor, "queries 2"], Float[Tensor, "image_keys 2"]] | None = None,
 ) -> Parts:
-    """Attention rows taken apart by the sort of their keys, exactly, in memory linear in the number of tokens.
+    """Split attention rows into image keys and other keys, exactly, in memory linear in the number of tokens.
 
     Args:
-        query: as `flash` takes them.
-        key: as `flash` takes them.
-        image: which keys are image tokens; there are others.
-        mask: as `flash` takes it.
-        scale: as `flash` takes it.
-        enable_gqa: as `flash` takes it.
-        positions: places of the queries and of the image keys, for the attention distance among these.
+        query: as for `flash`.
+        key: as for `flash`.
+        image: the keys that are image tokens; must leave at least one other key.
+        mask: as for `flash`.
+        scale: as for `flash`.
+        enable_gqa: as for `flash`.
+        positions: token centres of the queries and of the image keys, for the attention distance among these.
 
     Raises:
-        ValueError: where all keys are image tokens, or none.
+        ValueError: if all keys are image tokens, or none.
+
+    >>> split = parts(torch.randn(1, 1, 6, 8), torch.zeros(1, 1, 40, 8), image=slice(10, 40))
+    >>> split.means().image_mass  # equal logits: 30 of 40 keys
+    tensor([[0.7500]])
     """
     if not 0 < image.stop - image.start < key.shape[2]:
-        raise ValueError(f"{image} of {key.shape[2]} keys leaves nothing to take apart")
+        raise ValueError(
+            f"image must contain some of the {key.shape[2]} keys but not all, got {image}: use flash for one part"
+        )
     common = None
-    if key.device.type != "cuda" or key.dtype not in (torch.float16, torch.bfloat16):  # those go to tensor cores
+    if key.device.type != "cuda" or key.dtype not in (torch.float16, torch.bfloat16):  # tensor cores need the dtype
         key = key.to(torch.promote_types(key.dtype, torch.float32))
-        middle = key.mean(2, keepdim=True)
-        key, common = key - middle, _logits(query, middle, scale, enable_gqa)
+        mean_key = key.mean(2, keepdim=True)
+        key, common = key - mean_key, _logits(query, mean_key, scale, enable_gqa)
     index = torch.arange(key.shape[2], device=key.device)
-    which = index[image], torch.cat([index[: image.start], index[image.stop :]])
+    columns = index[image], torch.cat([index[: image.start], index[image.stop :]])
     if mask is not None:
         mask = mask.expand(*mask.shape[:-1], len(index))
-    masks = [None if mask is None else mask.index_select(-1, columns) for columns in which]
+    masks = [None if mask is None else mask.index_select(-1, chosen) for chosen in columns]
     own = flash(query, key[:, :, image], masks[0], False, scale, enable_gqa, positions)
-    text = flash(query, key.index_select(2, which[1]), masks[1], False, scale, enable_gqa)
+    text = flash(query, key.index_select(2, columns[1]), masks[1], False, scale, enable_gqa)
+    numbers = [_allowed_keys(part_mask, chosen) for part_mask, chosen in zip(masks, columns, strict=True)]
+    whole, mass, text_mass = _combined(own, text, numbers[0] / (numbers[0] + numbers[1]).clamp_min(1))
+    whole, own, text = (_shifted(part, common) for part in (whole, own, text))
+    return Parts(whole, own, text, mass, text_mass)
 
-    counted = own.counted | text.counted
-    log_sum = torch.logaddexp(own.log_sum, text.log_sum)
-    mass, other = ((part.log_sum - log_sum).exp().masked_fill(~counted, 0.0) for part in (own, text))
-    chosen = torch.special.entr(mass) + torch.special.entr(other)
-    numbers = [_allowed(barring, columns) for barring, columns in zip(masks, which, strict=True)]
-    share = numbers[0] / (numbers[0] + numbers[1]).clamp_min(1)  # of the keys, all weighted alike
-    between = share * (1 - share) * (own.logit_mean - text.logit_mean).square()
+
+def _combined(
+    image: RowStatistics, text: RowStatistics, image_fraction: Shaped[Tensor, "*#rows"]
+) -> tuple[RowStatistics, Float[Tensor, "batch heads queries"], Float[Tensor, "batch heads queries"]]:
+    """Combine both parts. Return the statistics over all keys, the image mass and the text mass.
+
+    Args:
+        image: statistics over the image keys.
+        text: statistics over the other keys.
+        image_fraction: number of allowed image keys, divided by the number of all allowed keys.
+    """
+    counted = image.counted | text.counted
+    log_sum = torch.logaddexp(image.log_sum, text.log_sum)
+    mass, text_mass = ((part.log_sum - log_sum).exp().masked_fill(~counted, 0.0) for part in (image, text))
+    mass_entropy = torch.special.entr(mass) + torch.special.entr(text_mass)
+    between = image_fraction * (1 - image_fraction) * (image.logit_mean - text.logit_mean).square()
     whole = RowStatistics(
-        entropy=chosen + mass * own.entropy + other * text.entropy,
-        logit_variance=share * own.logit_variance + (1 - share) * text.logit_variance + between,
+        entropy=mass_entropy + mass * image.entropy + text_mass * text.entropy,
+        logit_variance=image_fraction * image.logit_variance + (1 - image_fraction) * text.logit_variance + between,
         log_sum=log_sum,
-        logit_mean=share * own.logit_mean + (1 - share) * text.logit_mean,
-        attention_distance=own.attention_distance,
+        logit_mean=image_fraction * image.logit_mean + (1 - image_fraction) * text.logit_mean,
+        attention_distance=image.attention_distance,
         counted=counted,
     )
-    # A row whose image keys are all barred counts, but spans no distance.
-    reduced = replace(whole.means(), attention_distance=own.means().attention_distance)
-    whole = replace(whole, reduced=reduced)
-    whole, own, text = (_shifted(part, common) for part in (whole, own, text))
-    return Parts(whole, own, text, mass, other)
+    # A row whose image keys are all masked is counted, but has no attention distance.
+    reduced = replace(whole.means(), attention_distance=image.means().attention_distance)
+    return replace(whole, reduced=reduced), mass, text_mass
 
 
 def _logits(
@@ -136,7 +154,7 @@ def _logits(
     scale: float | None,
     enable_gqa: bool,
 ) -> Float[Tensor, "batch heads queries"]:
-    """Of one key, for every query."""
+    """Return the logit of one key for every query."""
     if enable_gqa:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     logits: Tensor = torch.linalg.vecdot(query.to(key.dtype), key)
@@ -144,7 +162,7 @@ def _logits(
 
 
 def _shifted(statistics: RowStatistics, by: Float[Tensor, "batch heads queries"] | None) -> RowStatistics:
-    """What they are when every logit of a row is larger by so much."""
+    """Add a number to all logits of a row."""
     if by is None:
         return statistics
     return replace(
@@ -154,9 +172,9 @@ def _shifted(statistics: RowStatistics, by: Float[Tensor, "batch heads queries"]
     )
 
 
-def _allowed(mask: Shaped[Tensor, "*#mask"] | None, columns: Int[Tensor, " keys"]) -> Shaped[Tensor, "*#rows"]:
-    """How many of the keys a row may attend to."""
+def _allowed_keys(mask: Shaped[Tensor, "*#mask"] | None, columns: Int[Tensor, " keys"]) -> Shaped[Tensor, "*#rows"]:
+    """Return the number of keys that each row may attend to."""
     if mask is None:
         return torch.tensor(float(len(columns)), device=columns.device)
-    allowed = mask if mask.dtype == torch.bool else mask > BARRED
+    allowed = mask if mask.dtype == torch.bool else mask > MASKED_BIAS
     return allowed.sum(-1).float()

@@ -1,4 +1,4 @@
-"""What is known of each attention row, means over rows, and the choice of rows."""
+"""Statistics of attention rows, their means, and the choice of rows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RowMeans:
-    """Means over the counted rows of one call; NaN where none is counted.
+    """Means over the counted rows of one attention call; NaN if no row is counted.
 
     Attributes:
         entropy: mean H, nats.
         entropy_std: standard deviation of H over the rows, nats.
         logit_variance: mean variance of the logits, nats^2.
-        attention_distance: mean distance, in the unit of the positions; None without.
+        attention_distance: mean distance, in the unit of the positions; None if no positions were given.
     """
 
     entropy: Float[Tensor, "batch heads"]
@@ -29,16 +29,17 @@ class RowMeans:
 
 @dataclass(frozen=True)
 class RowStatistics:
-    """Statistics of every attention row of one call.
+    """Statistics of every row of one attention call.
 
     Attributes:
-        entropy: H in nats, 0 <= H <= ln(allowed keys).
+        entropy: H in nats, 0 <= H <= ln(number of allowed keys).
         logit_variance: variance of the logits over the allowed keys, nats^2.
-        log_sum: log-sum-exp of the logits, nats; -inf for rows that may attend to no key.
+        log_sum: log-sum-exp of the logits, nats; -inf for rows whose keys are all masked.
         logit_mean: mean of the logits over the allowed keys, nats.
-        attention_distance: root mean square distance that attention spans, in the unit of the positions; None without.
-        counted: false for rows that may attend to no key at all; they are left out of means.
-        reduced: the means, where the kernel that made the rows has taken them too.
+        attention_distance: attention-weighted root mean square distance between the query and its keys, in the unit
+            of the positions; None if no positions were given.
+        counted: False for rows whose keys are all masked. The means leave these rows out.
+        reduced: the means, if the kernel has already computed them.
     """
 
     entropy: Float[Tensor, "batch heads queries"]
@@ -50,7 +51,7 @@ class RowStatistics:
     reduced: RowMeans | None = None
 
     def means(self) -> RowMeans:
-        """Means over the counted rows."""
+        """Return the means over the counted rows."""
         if self.reduced is not None:
             return self.reduced
         count = self.counted.sum(-1)
@@ -70,48 +71,59 @@ class RowStatistics:
 def stratified_rows(
     total: int, chosen: int, generator: torch.Generator | None = None, items: tuple[int, ...] = ()
 ) -> Int[Tensor, "*items chosen"]:
-    """Row indices, two drawn at random from each of `chosen / 2` equal strata of `total` rows, stratum by stratum.
+    """Sample row indices: two at random from each of `chosen / 2` equal strata of `total` rows.
 
-    Tokens are in raster order, so the strata spread the rows over the image. Every draw is any row with the same
-    probability, taken over all strata, hence the mean over the drawn rows is unbiased; two in a stratum show how much
-    it varies (a row may come twice). Each of the `items` has a draw of its own.
+    Tokens are in raster order, so the strata spread the rows over the image. Each row has the same probability, hence
+    the mean over the sampled rows is unbiased. The two rows of a stratum show how much the mean varies. They are
+    sampled with replacement.
+
+    Args:
+        total: number of rows.
+        chosen: number of sampled rows.
+        generator: source of randomness; by default torch's global generator.
+        items: shape of independent samples, for example (batch, heads).
+
+    Returns:
+        Indices in stratum order.
 
     Raises:
         ValueError: unless `chosen` is even and 2 <= chosen <= total.
+
+    >>> stratified_rows(1024, 64, torch.Generator().manual_seed(0)).shape
+    torch.Size([64])
     """
     if chosen % 2 or not 2 <= chosen <= total:
-        raise ValueError(f"rows are drawn in pairs, between 2 and the {total} there are, not {chosen}")
+        raise ValueError(f"rows must be an even number between 2 and {total} (all rows), got {chosen}")
     strata = chosen // 2
     offset = torch.rand(*items, strata, 2, generator=generator, dtype=torch.float64)
     return ((torch.arange(strata)[:, None] + offset) * total / strata).long().clamp_max(total - 1).flatten(-2)
 
 
 def standard_error(statistics: RowStatistics) -> Float[Tensor, "batch heads"]:
-    """Standard error of the mean entropy over rows that `stratified_rows` has drawn, nats.
+    """Return the standard error of the mean entropy over rows sampled by `stratified_rows`, in nats.
 
-    With two draws x, y in each of L strata the variance of the mean is estimated without bias by
-    sum (x - y)^2 / 4 L^2 (Cochran, Sampling Techniques, 1977, section 5A.12); rows that count for nothing enter as in
-    a ratio estimate.
+    With two samples x, y in each of L strata, sum (x - y)^2 / 4 L^2 estimates the variance of the mean without bias.
+    Rows that are not counted enter as in a ratio estimate.
+
+    Source: Cochran, Sampling Techniques, 1977, section 5A.12.
+
+    >>> entropy = torch.tensor([[[1.0, 3.0, 2.0, 2.5]]])  # two strata of two rows
+    >>> rows = RowStatistics(entropy, entropy, entropy, entropy, None, torch.ones_like(entropy, dtype=torch.bool))
+    >>> round(standard_error(rows).item(), 4)
+    0.5154
     """
-    share = statistics.counted / statistics.counted.float().mean(-1, keepdim=True)
-    mean = (share * statistics.entropy.nan_to_num()).mean(-1, keepdim=True)
-    deviation = share * (statistics.entropy.nan_to_num() - mean)
+    weight = statistics.counted / statistics.counted.float().mean(-1, keepdim=True)
+    mean = (weight * statistics.entropy.nan_to_num()).mean(-1, keepdim=True)
+    deviation = weight * (statistics.entropy.nan_to_num() - mean)
     pairs: Tensor = deviation.unflatten(-1, (-1, 2))
     return pairs.diff(dim=-1).square().sum((-2, -1)).sqrt() / deviation.shape[-1]
 
 
-BARRED = -9_000.0
-"""A bias at or below this bars its key, as -inf does: diffusers writes -10,000 for the padding of a prompt."""
-
-MASKED = -1e30
-"""Stands for -inf where sums of it must not overflow float32."""
-
-
-def default_scale(query: Float[Tensor, "batch heads queries width"]) -> float:
-    """1/sqrt(width), the softmax scale of `scaled_dot_product_attention` when none is given."""
+def default_scale(query: Float[Tensor, "*items queries width"]) -> float:
+    """Return 1/sqrt(width), the softmax scale of `scaled_dot_product_attention` if none is given."""
     return 1 / math.sqrt(query.shape[-1])
 
 
 def precise_dtype(device: torch.device) -> torch.dtype:
-    """The widest float of a device: float64, but float32 on Apple's mps."""
+    """Return the widest float of a device: float64, but float32 on Apple's mps."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -17,7 +17,8 @@ import triton.language as tl
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from entropy_probe.statistics.rows import BARRED, RowStatistics
+from entropy_probe.statistics.masks import MASKED_BIAS
+from entropy_probe.statistics.rows import RowStatistics
 
 NO_MASK, BOOLEAN, ADDITIVE = 0, 1, 2
 
@@ -190,7 +191,7 @@ def by_triton(
         _rows[grid](
             query, key, middle, given, *places, *numbers, counted,
             *query.stride(), *key.stride(), *strides,
-            heads, heads // kv_heads, queries, keys, int(keys > 512), scale, BARRED,
+            heads, heads // kv_heads, queries, keys, int(keys > 512), scale, MASKED_BIAS,
             WIDTH=width, DEPTH=max(16, triton.next_power_of_2(width)), CENTRED=centred,
             MASK=kind, CAUSAL=is_causal, PLACES=positions is not None,
         )  # fmt: skip

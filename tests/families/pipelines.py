@@ -102,7 +102,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from recipes.emoji_unet import build_tokenizer
+from recipes.emoji_networks import build_tokenizer
 
 from . import FAMILIES
 

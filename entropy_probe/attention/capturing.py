@@ -1,0 +1,262 @@
+"""`capture`: measure every attention call that a model makes while it samples."""
+
+from __future__ import annotations
+
+import fnmatch
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from entropy_probe.attention.call import AttentionCall
+from entropy_probe.attention.denoiser import find_denoiser
+from entropy_probe.attention.interception import Observer, attention_calls
+from entropy_probe.attention.labels import guidance_of, schedule_of, step_count
+from entropy_probe.attention.measuring import (
+    CallStatistics,
+    as_computed,
+    full_precision,
+    measure,
+    measure_curve,
+    unmeasurable,
+)
+from entropy_probe.attention.rows import RowBudget, Rows, choose_rows, row_count
+from entropy_probe.attention.table import Captured
+from entropy_probe.errors import CaptureError, InputError
+
+
+def select_layers(names: Sequence[str], layers: str | Iterable[str] | None) -> set[str] | None:
+    """Return the names that match the given names or globs; None, which means all, if none are given.
+
+    Raises:
+        InputError: for a glob that matches nothing; the message lists the names.
+
+    >>> sorted(select_layers(["down.attn1", "down.attn2", "mid.attn1"], "*.attn1"))
+    ['down.attn1', 'mid.attn1']
+    """
+    if layers is None:
+        return None
+    chosen: set[str] = set()
+    for pattern in [layers] if isinstance(layers, str) else layers:
+        matching = fnmatch.filter(names, pattern)
+        if not matching:
+            raise InputError(f"no attention layer matches {pattern!r}; the layers are: {', '.join(names)}")
+        chosen.update(matching)
+    return chosen
+
+
+@contextmanager
+def capture(
+    model: Any,
+    *,
+    layers: str | Iterable[str] | None = None,
+    rows: Rows = "auto",
+    distance: bool = True,
+    keep: str | Iterable[str] = (),
+    keep_steps: Iterable[int] | None = None,
+    scale_factors: Sequence[float] = (),
+    curve_rows: int = 256,
+    missing: Literal["error", "warn"] = "error",
+    seed: int = 0,
+    multipliers: Sequence[float] | None = None,
+    multiplier_rows: int | None = None,
+) -> Iterator[Captured]:
+    """Measure every attention call of a pipeline's denoiser, or of any torch module, until the context closes.
+
+    The output of the model stays bit-identical, and the model is left as it was, also after an error or Ctrl-C.
+
+    Args:
+        model: a diffusers pipeline or a `torch.nn.Module`.
+        layers: names or globs of the attention layers to measure; all by default.
+        rows: attention rows to measure per call. "all"; or a number, sampled in pairs, stratified over the image, and
+            again for every call and image; or "auto": all up to 1,024 tokens, beyond that as few as keep the standard
+            error of a layer's mean over rows, heads and steps below 0.01 nats.
+        distance: also measure the attention distance, if the tokens have positions on an image.
+        keep: names or globs of visual attention layers whose rows are kept, for `Captured.entropy_map`.
+        keep_steps: sampling steps at which `keep` applies; all by default.
+        scale_factors: values of g at which visual attention is also measured, from the same queries and keys: the
+            curve H(g). The column `scale_factor` distinguishes them; it is 1 for the call as the model makes it.
+        curve_rows: rows sampled for each of those values.
+        missing: for attention layers that ran without a visible call: "error" or "warn".
+        seed: of the choice of rows.
+        multipliers: deprecated name of `scale_factors`.
+        multiplier_rows: deprecated name of `curve_rows`.
+
+    Raises:
+        InputError: for a model without a denoiser, a glob that matches no layer, or rows below 1.
+        CaptureError: for layers whose attention could not be seen (see `missing`), for infinities or NaN in queries or
+            keys, for a compiled model, and for two threads that run the model at the same time.
+
+    >>> import torch
+    >>> class Attention(torch.nn.Module):
+    ...     def forward(self, x):
+    ...         return torch.nn.functional.scaled_dot_product_attention(x, x, x)
+    >>> model, x = Attention(), torch.zeros(1, 2, 9, 4)  # equal keys: uniform attention
+    >>> with capture(model) as captured:
+    ...     output = model(x)
+    >>> captured["entropy"].round(4).tolist()  # ln 9
+    [2.1972, 2.1972]
+    """
+    if multipliers is not None or multiplier_rows is not None:
+        warnings.warn(
+            "multipliers and multiplier_rows are deprecated: use scale_factors and curve_rows",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+        scale_factors, curve_rows = multipliers or scale_factors, multiplier_rows or curve_rows
+    for name, value in {"rows": rows, "curve_rows": curve_rows}.items():
+        if value not in ("all", "auto") and (type(value) is not int or value < 1):
+            raise InputError(f"{name} must be 'all', 'auto' or a positive integer, got {value!r}")
+    recorder = _Recorder(
+        model=model,
+        captured=Captured(),
+        budget=RowBudget(rows),
+        generator=torch.Generator().manual_seed(seed),
+        distance=distance,
+        keep_steps=None if keep_steps is None else set(keep_steps),
+        scale_factors=tuple(float(g) for g in scale_factors if g != 1.0),
+        curve_rows=curve_rows,
+    )
+    with attention_calls(model, recorder.record, after_scaling=True, one_thread=True) as observer:
+        recorder.measured = select_layers(observer.layers, layers)
+        recorder.kept = (select_layers(observer.layers, keep) or set()) if keep else set()
+        yield recorder.captured
+    recorder.captured.settle()
+    recorder.captured.unmeasured.update(observer.unread)
+    _report(model, recorder, observer, missing)
+
+
+@dataclass
+class _Recorder:
+    """Measures the calls of one capture."""
+
+    model: Any
+    captured: Captured
+    budget: RowBudget
+    generator: torch.Generator
+    distance: bool
+    keep_steps: set[int] | None
+    scale_factors: tuple[float, ...]
+    curve_rows: int
+    measured: set[str] | None = None
+    kept: set[str] | frozenset[str] = frozenset()
+
+    def record(self, call: AttentionCall) -> None:
+        """Measure a call and add it to the table."""
+        captured = self.captured
+        if not captured.entered(call.forward):
+            self.budget.learn()
+            captured.enter(call.forward, guidance_of(self.model), schedule_of(self.model))
+        if self.measured is not None and call.layer not in self.measured:
+            return
+        if reason := unmeasurable(call):
+            captured.unmeasured[call.layer, reason] += 1
+            return
+        call = as_computed(call)
+        with torch.no_grad(), full_precision(call.query.device.type):
+            self._measure(call)
+
+    def _measure(self, call: AttentionCall) -> None:
+        captured, budget = self.captured, self.budget
+        in_time = self.keep_steps is None or captured.step in self.keep_steps
+        keep_rows = call.layer in self.kept and call.positions is not None and in_time
+        tokens = call.image_queries.stop - call.image_queries.start
+        layer = (call.layer, tokens, *captured.turn)
+        count = tokens if keep_rows else budget.count(layer, tokens)
+        if count < tokens and budget.rows == "auto" and not budget.knows(layer):
+            first = measure(call, choose_rows(call, count, self.generator), distance=False)
+            self._note(layer, first, tokens)
+            budget.learn()
+            count = budget.count(layer, tokens)
+        rows = choose_rows(call, count, self.generator)
+        statistics = measure(call, rows, distance=self.distance, keep_rows=keep_rows)
+        captured.add(statistics)
+        self._note(layer, statistics, tokens)
+        if call.visual and self.scale_factors:
+            of_curve = row_count(self.curve_rows, count, count)
+            own = rows if of_curve == count else choose_rows(call, of_curve, self.generator)
+            for one in measure_curve(call, self.scale_factors, own):
+                captured.add(one)
+
+    def _note(self, layer: tuple[object, ...], statistics: CallStatistics, tokens: int) -> None:
+        self.budget.note(layer, statistics.entropy_se, statistics.rows, tokens, step_count(self.model))
+
+
+def _report(model: Any, recorder: _Recorder, observer: Observer, missing: Literal["error", "warn"]) -> None:
+    """Warn of, or raise for, calls that were not measured as asked."""
+
+    def asked(layer: str) -> bool:
+        return recorder.measured is None or layer in recorder.measured
+
+    unlocated = [name for name in observer.layers if name in observer.unlocated and asked(name)]
+    if unlocated:
+        warnings.warn(
+            f"could not locate the image tokens in the joint attention of {_listed(unlocated)} at every size: its rows "
+            "there are those of all tokens, and image_mass is empty. One cause is a prompt with as many tokens as the "
+            "image; another max_sequence_length, or size, separates them",
+            stacklevel=5,
+        )
+    _warn_of_unmeasured(recorder.captured.unmeasured)
+    if not isinstance(model, nn.Module) and observer.seen and recorder.captured.untimed:
+        name = type(find_denoiser(model)).__name__
+        warnings.warn(
+            f"no timestep among the arguments of {name}.forward: step counts are unknown, and every forward counts as "
+            "step 0. If a wrapper hides the arguments, pass the module inside it",
+            stacklevel=5,
+        )
+    unseen = [n for n in observer.layers if n in observer.ran and n not in observer.seen and asked(n)]
+    if unseen:
+        _report_unseen(find_denoiser(model), unseen, missing)
+    elif not observer.seen:
+        warnings.warn(_nothing_seen(find_denoiser(model), ran=bool(observer.ran)), stacklevel=5)
+
+
+def _warn_of_unmeasured(unmeasured: Counter[tuple[str, str]]) -> None:
+    reasons = dict.fromkeys(reason for _, reason in unmeasured)
+    for reason in reasons:
+        layers = [layer for layer, own in unmeasured if own == reason]
+        count = sum(number for (_, own), number in unmeasured.items() if own == reason)
+        warnings.warn(f"{count} attention calls of {_listed(layers)} were not measured: {reason}", stacklevel=6)
+
+
+def _listed(layers: Sequence[str]) -> str:
+    names = [name or "the model itself" for name in layers]
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _nothing_seen(denoiser: nn.Module, ran: bool) -> str:
+    name = type(denoiser).__name__
+    if not ran:
+        return f"no attention call was seen: {name} did not run before the context closed; run it inside"
+    return (
+        f"no attention call was seen: {name} ran, but did not call torch's scaled_dot_product_attention; compute its "
+        "attention by torch.nn.functional.scaled_dot_product_attention(query, key, value)"
+    )
+
+
+def _report_unseen(denoiser: nn.Module, unseen: list[str], missing: Literal["error", "warn"]) -> None:
+    named = [name or type(denoiser).__name__ for name in unseen]
+    if all(isinstance(denoiser.get_submodule(name), nn.MultiheadAttention) for name in unseen):
+        remedy = (
+            "torch's own nn.MultiheadAttention hides its call, for any value of need_weights: project queries, keys "
+            "and values in a module of yours and pass them to torch.nn.functional.scaled_dot_product_attention. To "
+            "leave the layer out"
+        )
+    else:
+        remedy = (
+            "Choose the native attention backend (`pipe.unet.set_attn_processor(AttnProcessor2_0())`, or "
+            "`set_attention_backend('native')` on a transformer). Linear attention has no softmax and no entropy: to "
+            "leave it out"
+        )
+    message = (
+        f"these attention layers ran, but did not call torch's scaled_dot_product_attention: {_listed(named)}. "
+        f"{remedy}, name the others with layers=[...], or pass missing='warn'."
+    )
+    if missing == "error":
+        raise CaptureError(message)
+    warnings.warn(message, stacklevel=6)

@@ -1,0 +1,135 @@
+"""Locate the image tokens among the keys of a joint attention, from what the model concatenates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+CONCATENATIONS = frozenset((torch.cat, torch.concat, torch.concatenate))
+"""The functions by which models join image and text tokens."""
+
+
+class Join(NamedTuple):
+    """Lengths of the tensors that were concatenated, and the index of the image if equal lengths leave that open."""
+
+    lengths: tuple[int, ...]
+    image: int | None
+
+
+class ImageSource:
+    """Recognises the image among concatenated tensors: the layer's own input, or one linear projection of it.
+
+    Args:
+        image: the layer's own input; None if it need not be recognised.
+    """
+
+    def __init__(self, image: Tensor | None) -> None:
+        self.image = image
+        self._projections: list[Tensor] = []  # kept alive, so that no other tensor reuses their storage
+
+    def projected(self, given: Any, result: Tensor) -> None:
+        """Note the result of a linear projection."""
+        if self.image is not None and given is self.image:
+            self._projections.append(result)
+
+    def index(self, tensors: Sequence[Tensor]) -> int | None:
+        """Return the index of the image among tensors; None if none or several come from it."""
+        if self.image is None:
+            return None
+        found = [number for number, tensor in enumerate(tensors) if self._is_image(tensor)]
+        return found[0] if len(found) == 1 else None
+
+    def _is_image(self, part: Tensor) -> bool:
+        if self.image is not None and part.data_ptr() == self.image.data_ptr():
+            return True
+        storage = part.untyped_storage().data_ptr()
+        return any(storage == projection.untyped_storage().data_ptr() for projection in self._projections)
+
+
+def note_join(joins: dict[int, Join], source: ImageSource, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Note a concatenation of tokens under its total length.
+
+    Args:
+        joins: the concatenations of this forward, by total length; changed in place.
+        source: recognises the image if several parts have the same length.
+        args: positional arguments of `torch.cat`.
+        kwargs: its keyword arguments.
+    """
+    named = {**dict(zip(("tensors", "dim"), args, strict=False)), **kwargs}
+    tensors: Sequence[Tensor] = named["tensors"]
+    along = named.get("axis", named.get("dim", 0))
+    first = tensors[0]
+    if along in (-1, first.ndim - 1):  # features, not tokens
+        return
+    lengths = tuple(0 if tensor.shape == (0,) else tensor.shape[along] for tensor in tensors)
+    image = source.index(tensors) if len(set(lengths)) < len(lengths) else None
+    known = joins.get(sum(lengths))
+    if image is not None or known is None or known.lengths != lengths:
+        joins[sum(lengths)] = Join(lengths, image)
+
+
+def image_start(lengths: Sequence[int], tokens: int, others: int = 0, image: int | None = None) -> int | None:
+    """Return the index of the first image token among the keys of a joint attention.
+
+    The image is the part whose length is that of its tokens, with or without the reference images after them.
+    Otherwise it is the only part that is long enough, and starts at its beginning, because images are padded at
+    their end.
+
+    Args:
+        lengths: of the parts whose concatenation the keys are.
+        tokens: number of image tokens.
+        others: number of tokens of reference images that follow them.
+        image: index of the image part, if it is known.
+
+    Returns:
+        The index, counted from the end (negative) unless the image comes first; None if the lengths leave it open.
+
+    >>> image_start((77, 64), tokens=64)
+    -64
+    >>> image_start((64, 64), tokens=64) is None
+    True
+    """
+    for length in (tokens + others, tokens):
+        fitting = [index for index, part in enumerate(lengths) if part == length]
+        if image in fitting:
+            fitting = [image]
+        if fitting:
+            break
+    else:
+        fitting = [index for index, part in enumerate(lengths) if part > tokens + others]
+    if len(fitting) != 1 or len(lengths) < 2:
+        return None
+    return -sum(lengths[fitting[0] :]) if fitting[0] else 0
+
+
+def context_tokens(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
+    """Return the number of text tokens that an attention layer receives in addition to its own; None without."""
+    own = own_input(args, kwargs)
+    context = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
+    if not isinstance(context, Tensor) or context.ndim != 3 or context is own:  # Lumina passes its own input twice
+        return None
+    return int(context.shape[1]) - _own_tokens(own, context)
+
+
+def own_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return the tokens that an attention layer attends from."""
+    return kwargs.get("hidden_states", args[0] if args else None)
+
+
+def input_with_context(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Return the tokens that an attention layer attends from, if it also receives a text."""
+    own = own_input(args, kwargs)
+    return own if isinstance(own, Tensor) and context_tokens(args, kwargs) is not None else None
+
+
+def _own_tokens(own: Any, context: Tensor) -> int:
+    """Return how many of the layer's own tokens its context starts with. Stable Cascade puts them before the text."""
+    if not isinstance(own, Tensor) or own.ndim not in (3, 4):
+        return 0
+    tokens = own.flatten(2).mT if own.ndim == 4 else own
+    count = tokens.shape[1]
+    may = context.shape[1] > count and context.shape[2] == tokens.shape[2]
+    return count if may and torch.equal(context[:, 0], tokens[:, 0]) else 0

@@ -1,0 +1,168 @@
+"""Load what a command needs: the pipeline, a run, the engine, the scoring networks, real images and scaling laws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from entropy_probe.cli.interrupts import raise_on_interrupt
+from entropy_probe.cli.parsing import parse_names
+from entropy_probe.errors import InputError
+
+if TYPE_CHECKING:
+    from entropy_probe.evaluation import Judge
+    from entropy_probe.laws import ScalingLaw
+    from entropy_probe.models import ImageFolder
+    from entropy_probe.reference.drawings import Drawings
+    from entropy_probe.runs import Engine, Sweep
+
+CALIBRATION_STRIDE = 6
+"""Calibrate on every sixth drawing of the bundled dataset."""
+
+LAW_FILES = {"measured": "law.json", "gaussian": "gaussian.json", "calibrated": "calibrated.json"}
+"""Files of a run directory that hold the laws derived from the run."""
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """Where cells are sampled, and how this process loads the model.
+
+    Attributes:
+        engine: samples the cells.
+        device: device of the model in this process.
+        dtype: precision of the model in this process.
+    """
+
+    engine: Engine
+    device: str
+    dtype: str
+
+
+def load_pipeline(model: str, device: str, dtype: str) -> Any:
+    """Load a pipeline without the messages of diffusers and transformers.
+
+    Raises:
+        InputError: if the model, the device or the precision is not available.
+    """
+    from entropy_probe.models import load, quiet_libraries
+
+    quiet_libraries()
+    pipeline = load(model, device=device, dtype=dtype)
+    raise_on_interrupt()
+    return pipeline
+
+
+def open_run(out: str, model: str | None, device: str) -> Sweep:
+    """Open a run directory with its model.
+
+    Raises:
+        InputError: if there is no run, or its model cannot be loaded.
+    """
+    from entropy_probe.runs import RunDirectory, Sweep, open_location
+
+    manifest = RunDirectory(open_location(out)).manifest()
+    return Sweep.open(out, load_pipeline(model or manifest.model, device, manifest.dtype))
+
+
+def choose_engine(
+    name: str, address: str | None, *, model: str, device: str, dtype: str, dry_run: bool, local_device: str
+) -> EngineChoice:
+    """Return the engine that samples the cells.
+
+    Args:
+        name: `local` or `ray`.
+        address: address of the Ray cluster, or None.
+        model: name of the model, which Ray workers load themselves.
+        device: value of --device. With Ray it is the device of the workers.
+        dtype: value of --dtype.
+        dry_run: whether only the cost is estimated.
+        local_device: device of the model in this process if the cells are sampled by Ray.
+
+    Raises:
+        InputError: for an unknown engine or options that do not fit together.
+    """
+    from entropy_probe.runs import LocalEngine, RayEngine
+
+    if name == "local":
+        if address is not None:
+            raise InputError(f"--address needs a Ray cluster, got {address!r} with --engine local: add --engine ray")
+        return EngineChoice(LocalEngine(), device, dtype)
+    if name != "ray":
+        raise InputError(f"engine must be local or ray, got {name!r}")
+    if dry_run:
+        raise InputError("--dry-run measures in this process: run it without --engine ray, on the device of a worker")
+    raise_on_interrupt()
+    engine = RayEngine.connect(address, model=model, device=device)
+    precision = ("float32" if engine.device == "cpu" else "float16") if dtype == "auto" else dtype
+    return EngineChoice(engine, local_device, precision)
+
+
+def load_judge(metrics: str, images: Path | None, model: str) -> Judge | None:
+    """Load the scoring networks that --metrics names, or return None for `none`.
+
+    Raises:
+        InputError: if the networks do not fit together or to the model, or real images are missing.
+    """
+    from entropy_probe.evaluation import CRITIC, WHITE, judge_for
+    from entropy_probe.models import REFERENCES, quiet_libraries
+    from entropy_probe.reference import images as bundled_images
+
+    quiet_libraries()
+    bundled = model in REFERENCES
+    automatic = CRITIC if bundled else "none"
+    networks = [automatic if name == "auto" else name for name in parse_names(metrics)]
+    if networks == ["none"]:
+        return None
+    if "none" in networks:
+        raise InputError(
+            f"metrics must be none alone or a list of networks, got {metrics!r} "
+            "(auto is none unless the model is bundled)"
+        )
+    if CRITIC in networks and not bundled and images is None:
+        raise InputError(
+            "the critic was trained on the drawings of the bundled models only: pass --images, or name a CLIP model"
+        )
+    if bundled and images is None:
+        return replace(judge_for(networks, bundled_images()), background=WHITE)
+    return judge_for(networks, images)
+
+
+def load_images(sampled: Sweep, images: Path | None) -> ImageFolder | Drawings:
+    """Return the captioned real images on which the denoising loss is measured.
+
+    Raises:
+        InputError: if the model is not bundled and no folder is given.
+    """
+    from entropy_probe.models import REFERENCES, ImageFolder
+    from entropy_probe.reference import images as bundled_images
+
+    if images is not None:
+        return ImageFolder.open(images)
+    if sampled.manifest.model in REFERENCES:
+        return bundled_images()[::CALIBRATION_STRIDE]
+    raise InputError("the denoising loss needs real images with captions: pass a folder of them with --images")
+
+
+def load_laws(sampled: Sweep, laws: str) -> list[ScalingLaw]:
+    """Return scaling laws by name. `measured` and `calibrated` are read from the run, `gaussian` is derived from it.
+
+    Raises:
+        InputError: if the run has no such law yet, or a name is unknown.
+    """
+    from entropy_probe.estimation import derive_gaussian
+    from entropy_probe.laws import from_json, resolve
+
+    resolved: list[ScalingLaw] = []
+    for name in parse_names(laws):
+        if name == "gaussian":
+            resolved.append(derive_gaussian(sampled))
+        elif name in LAW_FILES:
+            if not (sampled.run.path / LAW_FILES[name]).exists():
+                raise InputError(
+                    f"{sampled.run.path} has no {name} law: run entropy-probe derive --method {name} first"
+                )
+            resolved.append(from_json(sampled.run.read_text(LAW_FILES[name])))
+        else:
+            resolved.append(resolve(name))
+    return resolved

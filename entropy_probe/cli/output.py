@@ -1,0 +1,76 @@
+"""Print messages, tables and JSON."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from entropy_probe.escape import for_terminal
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from entropy_probe.reports import Report
+
+
+class Messages:
+    """Print messages for people on standard error, unless quiet.
+
+    Attributes:
+        progress: whether to show progress bars.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        self.progress = not quiet
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+
+    def print(self, message: str | Table) -> None:
+        """Print a line or a table. Control characters of a line are escaped."""
+        if isinstance(message, str):
+            self._console.print(for_terminal(message), markup=False, soft_wrap=True)
+        else:
+            self._console.print(message)
+
+
+def make_table(rows: list[dict[str, Any]]) -> Table:
+    """Return rows as a table for the terminal. The keys of the first row are the headings."""
+    table = Table()
+    for number, name in enumerate(rows[0]):
+        table.add_column(name, no_wrap=number == 0)
+    for row in rows:
+        cells = (f"{value:.3f}" if isinstance(value, float) else str(value or "") for value in row.values())
+        table.add_row(*(Text(for_terminal(cell)) for cell in cells))
+    return table
+
+
+def layer_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table with shortened layer names."""
+    from entropy_probe.models import short_name
+
+    return [{**row, "layer": short_name(row["layer"])} for row in frame.to_dict("records")]
+
+
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def print_report(page: Report, path: Path, as_json: bool, messages: Messages) -> None:
+    """Print the verdict of a saved report, and its JSON if requested."""
+    if as_json:
+        sys.stdout.write(path.with_name("report.json").read_text())
+    for sentence in page.verdict():
+        messages.print(sentence)
+    messages.print(f"report: {path}")
+
+
+def command_line() -> str:
+    """Return the command that started this process, quoted for a shell."""
+    return shlex.join(["entropy-probe", *sys.argv[1:]])

@@ -1,0 +1,265 @@
+"""Define the commands that sample a model: run, sweep, sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from entropy_probe.cli.grids import GridOptions, prepare_grid, print_forecast
+from entropy_probe.cli.groups import examples, new_app
+from entropy_probe.cli.loading import choose_engine, load_judge, load_pipeline
+from entropy_probe.cli.options import (
+    DEFAULT_LAWS,
+    DEFAULT_OUT,
+    EVALUATION_PANEL,
+    OUTPUT_PANEL,
+    AddressOption,
+    ConfigOption,
+    DeviceOption,
+    DryRunOption,
+    DtypeOption,
+    EngineOption,
+    GuidanceOption,
+    ImagesOption,
+    JsonOption,
+    LawsOption,
+    MetricsOption,
+    ModelOption,
+    OutOption,
+    PromptsOption,
+    QuickOption,
+    QuietOption,
+    RoundsOption,
+    RowsOption,
+    SeedsOption,
+    ShardOption,
+    SizesOption,
+    StepsOption,
+)
+from entropy_probe.cli.output import Messages, command_line, print_json, print_report
+from entropy_probe.cli.parsing import check_laws, parse_names, parse_seeds, parse_shard, parse_sizes
+from entropy_probe.cli.settings import save_config
+from entropy_probe.cli.stages import derive_measured_and_save, fit_and_save, validate_and_save
+from entropy_probe.errors import InputError
+
+if TYPE_CHECKING:
+    from entropy_probe.evaluation import Judge
+    from entropy_probe.laws import ScalingLaw
+    from entropy_probe.models import Size
+    from entropy_probe.runs import Sweep
+
+PANEL = "Sample a model"
+
+app = new_app()
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog=examples(
+        "entropy-probe run --quick",
+        "entropy-probe run --model my-folder --sizes 512,768,1024x512 --steps 20",
+        "entropy-probe run --config my-run/config.yaml --seeds 2,3 --out other-seeds",
+        "entropy-probe run --json --out my-run | jq .verdict",
+    ),
+)
+def run(
+    context: typer.Context,
+    model: ModelOption = "reference",
+    out: OutOption = DEFAULT_OUT,
+    sizes: SizesOption = None,
+    prompts: PromptsOption = None,
+    seeds: SeedsOption = None,
+    steps: StepsOption = None,
+    guidance_scale: GuidanceOption = None,
+    laws: LawsOption = DEFAULT_LAWS,
+    metrics: MetricsOption = "auto",
+    images: ImagesOption = None,
+    rounds: RoundsOption = None,
+    rows: RowsOption = "auto",
+    engine: EngineOption = "local",
+    address: AddressOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    quick: QuickOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Run all stages: sample, fit, derive the scale factors, validate them, and write the report."""
+    from entropy_probe.runs import sweep as sample_grid
+
+    check_laws(laws)
+    messages = Messages(quiet or as_json)
+    judge = load_judge(metrics, images, model)
+    choice = choose_engine(
+        engine, address, model=model, device=device, dtype=dtype, dry_run=dry_run, local_device="auto"
+    )
+    options = GridOptions(model, sizes, prompts, seeds, steps, guidance_scale, rows, quick)
+    max_rounds = options.plan.rounds if rounds is None else rounds
+    pipeline, grid = prepare_grid(options, choice, messages, min_sizes=2)
+    if dry_run:
+        names = {*parse_names(laws)}
+        refinements = max_rounds if "measured" in names else 0
+        print_forecast(pipeline, grid, rounds=refinements, laws=len(names - {"original"}), as_json=as_json)
+        return
+    sampled = sample_grid(pipeline, store=out, model=model, engine=choice.engine, progress=messages.progress, **grid)
+    save_config(context, sampled, device, laws=laws, metrics=metrics, images=images, rounds=max_rounds)
+    _analyse(sampled, laws, max_rounds, judge, as_json, messages)
+
+
+def _analyse(
+    sampled: Sweep, laws: str, max_rounds: int, judge: Judge | None, as_json: bool, messages: Messages
+) -> None:
+    """Run the stages after sampling, and write the report."""
+    from entropy_probe.reports import report
+    from entropy_probe.runs import entropy_maps
+
+    fitted = fit_and_save(sampled)
+    messages.print(str(fitted))
+    derivation = None
+    if "measured" in parse_names(laws):
+        derivation, _ = derive_measured_and_save(sampled, max_rounds, messages)
+    outcome, _ = validate_and_save(sampled, laws, judge, messages)
+    law = derivation.law if derivation else None
+    maps = entropy_maps(sampled, law)
+    page = report(sampled, fitted, law, outcome, derivation=derivation, entropy_maps=maps, command=command_line())
+    print_report(page, page.save(sampled.run.path / "report.html"), as_json, messages)
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog=examples(
+        "entropy-probe sweep --sizes 32,64,128 --prompts 16 --out my-run",
+        "entropy-probe sweep --dry-run --sizes 32,64,128",
+        "entropy-probe sweep --shard 1/4 --out /shared/my-run",
+    ),
+)
+def sweep(
+    context: typer.Context,
+    model: ModelOption = "reference",
+    out: OutOption = DEFAULT_OUT,
+    sizes: SizesOption = None,
+    prompts: PromptsOption = None,
+    seeds: SeedsOption = None,
+    steps: StepsOption = None,
+    guidance_scale: GuidanceOption = None,
+    rows: RowsOption = "auto",
+    shard: ShardOption = "1/1",
+    engine: EngineOption = "local",
+    address: AddressOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    quick: QuickOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Sample the unchanged model over prompts, sizes and seeds, and measure every attention layer.
+
+    Rerun the same command to resume.
+    """
+    from entropy_probe.runs import sweep as sample_grid
+
+    messages = Messages(quiet or as_json)
+    part = parse_shard(shard)
+    choice = choose_engine(
+        engine, address, model=model, device=device, dtype=dtype, dry_run=dry_run, local_device="cpu"
+    )
+    options = GridOptions(model, sizes, prompts, seeds, steps, guidance_scale, rows, quick)
+    pipeline, grid = prepare_grid(options, choice, messages)
+    if dry_run:
+        print_forecast(pipeline, {**grid, "shard": part}, rounds=0, laws=0, as_json=as_json)
+        return
+    sampled = sample_grid(
+        pipeline, store=out, model=model, shard=part, engine=choice.engine, progress=messages.progress, **grid
+    )
+    save_config(context, sampled, device)
+    if as_json:
+        print_json({"run": str(out), "cells": len(sampled.grid)})
+    messages.print(f"{len(sampled.grid)} cells in {out}")
+
+
+@app.command(
+    rich_help_panel=PANEL,
+    epilog=examples(
+        'entropy-probe sample "noto red apple" --sizes 32,64,128x96',
+        'entropy-probe sample "noto red apple" "flat pizza" --sizes 128 --law paper',
+        'entropy-probe sample "noto red apple" --sizes 128 --law entropy-run/law.json',
+    ),
+)
+def sample(
+    prompt: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="One or more prompts.", show_default=False)
+    ] = None,
+    model: ModelOption = "reference",
+    out: Annotated[Path, typer.Option(rich_help_panel=OUTPUT_PANEL, help="Folder for the images.")] = Path("samples"),
+    sizes: SizesOption = None,
+    seeds: SeedsOption = "0",
+    steps: StepsOption = None,
+    guidance_scale: GuidanceOption = None,
+    law: Annotated[
+        str, typer.Option(rich_help_panel=EVALUATION_PANEL, help="Scaling law: a name or a JSON file.")
+    ] = "original",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Sample images under a scaling law."""
+    from entropy_probe.laws import resolve
+    from entropy_probe.models import check_guidance, check_size, check_steps, sampling_defaults, training_size
+
+    if not prompt:
+        raise InputError('no prompt: name at least one, such as entropy-probe sample "noto red apple" --sizes 32,64')
+    if guidance_scale is not None:
+        check_guidance(guidance_scale)
+    scaling_law = resolve(law)
+    seed_list = parse_seeds(seeds or "0")
+    pipeline = load_pipeline(model, device, dtype)
+    size_list = parse_sizes(sizes) or [training_size(pipeline)]
+    for size in size_list:
+        check_size(pipeline, size)
+    defaults = sampling_defaults(pipeline)
+    steps = defaults.steps if steps is None else steps
+    check_steps(pipeline, steps)
+    settings = {"steps": steps, "guidance_scale": defaults.guidance_scale if guidance_scale is None else guidance_scale}
+    messages = Messages(quiet or as_json)
+    saved = _sample_and_save(pipeline, scaling_law, prompt, size_list, seed_list, settings, out, messages)
+    if as_json:
+        print_json({"law": scaling_law.name, "images": saved})
+
+
+def _sample_and_save(
+    pipeline: Any,
+    law: ScalingLaw,
+    prompts: list[str],
+    sizes: list[Size],
+    seeds: tuple[int, ...],
+    settings: dict[str, Any],
+    out: Path,
+    messages: Messages,
+) -> list[dict[str, Any]]:
+    """Sample one image per prompt, size and seed, save them as PNG, and return a description of each."""
+    from entropy_probe.laws import scaled
+    from entropy_probe.models import format_size, sample_images
+
+    saved = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with scaled(pipeline, law):
+            for size in sizes:
+                for seed in seeds:
+                    images = sample_images(pipeline, prompts, size, [seed] * len(prompts), **settings)
+                    for number, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
+                        path = out / f"{number:02d}_{format_size(size)}_s{seed}_{law.name}.png"
+                        image.save(path)
+                        messages.print(str(path))
+                        saved.append({"file": str(path), "prompt": prompt, "size": format_size(size), "seed": seed})
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror or error}") from error
+    return saved

@@ -1,0 +1,103 @@
+"""Apply config files to commands, and record the settings of a run in its config.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from entropy_probe.cli.parsing import parse_names
+
+if TYPE_CHECKING:
+    from entropy_probe.runs import Sweep
+
+
+def apply_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Use the values of a config file as the defaults of this command. A callback of the option --config.
+
+    Settings that belong to other commands are ignored, so one file can serve all commands.
+
+    Raises:
+        InputError: for a file that cannot be read, an unknown setting, or a value that its flag refuses.
+    """
+    if path is None or context.resilient_parsing:
+        return path
+    from entropy_probe.cli.config import read_config
+
+    parameters = _parameters(context.command)
+    options = {option.name: option for option in context.command.params}
+
+    def check(name: str, text: str) -> str:
+        try:
+            if name in parameters:
+                options[parameters[name]].process_value(context, text)
+        except typer.BadParameter as error:
+            expected = error.message.removeprefix("Input should be ").partition(",")[0]
+            return f"must be {expected}"
+        return ""
+
+    settings = read_config(path, _known_settings(context), check)
+    context.default_map = {parameters[name]: text for name, text in settings.items() if name in parameters}
+    return path
+
+
+def save_config(context: typer.Context, sampled: Sweep, device: str, **settings: Any) -> None:
+    """Write config.yaml into a run directory. `entropy-probe run --config` repeats the run from it.
+
+    The file holds the resolved grid, sampling settings and model, plus `settings`. Settings that an earlier command
+    wrote are kept.
+    """
+    from entropy_probe.cli.config import read_config, to_yaml
+    from entropy_probe.evaluation import NAMED
+    from entropy_probe.laws import LAWS
+    from entropy_probe.models import REFERENCES, format_size
+
+    path = sampled.run.path / "config.yaml"
+    earlier = read_config(path, _known_settings(context)) if path.exists() else {}
+    resolved = {
+        "model": _absolute(sampled.manifest.model, REFERENCES),
+        "sizes": list(map(format_size, sampled.grid.sizes)),
+        "prompts": list(sampled.grid.prompts),
+        "seeds": list(sampled.grid.seeds),
+        "steps": sampled.manifest.steps,
+        "guidance-scale": sampled.manifest.guidance_scale,
+        "rows": sampled.manifest.rows,
+        "device": device,
+        "dtype": sampled.manifest.dtype,
+    }
+    if "laws" in settings:
+        settings["laws"] = [_absolute(name, LAWS) for name in parse_names(settings["laws"])]
+    if "metrics" in settings:
+        names = parse_names(settings["metrics"])
+        settings["metrics"] = ",".join(_absolute(name, (*NAMED, "auto", "none")) for name in names)
+    if settings.get("images"):
+        settings["images"] = _absolute(settings["images"])
+    merged = {**earlier, **resolved, **settings}
+    sampled.run.write(path.name, to_yaml({name: value for name, value in merged.items() if value is not None}))
+
+
+def _absolute(name: str | Path, known: Collection[str] = ()) -> str:
+    """Return a known name unchanged, and the path of a file or folder as an absolute path."""
+    return str(Path(name).absolute()) if name not in known and Path(name).exists() else str(name)
+
+
+def _known_settings(context: typer.Context) -> set[str]:
+    """Return the settings of all commands, as their flags spell them."""
+    root = context.find_root().command
+    return {name for command in _leaf_commands(root) for name in _parameters(command)}
+
+
+def _leaf_commands(command: Any) -> Iterator[Any]:
+    if not hasattr(command, "commands"):
+        yield command
+        return
+    for part in command.commands.values():
+        yield from _leaf_commands(part)
+
+
+def _parameters(command: Any) -> dict[str, str]:
+    """Map the settings that a config file may contain to the parameter names of a command."""
+    flags = {flag[2:]: option.name for option in command.params for flag in option.opts if flag.startswith("--")}
+    return {flag: name for flag, name in flags.items() if flag not in ("config", "help")}

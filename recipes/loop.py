@@ -1,0 +1,319 @@
+"""Shared by the recipes: fresh scenes, the learning rate schedule, the training curve and checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny, DDIMScheduler
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from entropy_probe.reference import scenes
+
+TEXT_LENGTH = 16
+"""Tokens of a caption, padding included."""
+
+LATENT_CHANNELS = 4
+LATENT_FACTOR = 4
+"""Pixels per latent, along each side."""
+
+CHECKPOINT_SECONDS = 300
+SCENES_PER_SEED = 1_000_000_000
+"""Training run `seed` uses the scenes from `seed` times this number, each of them once."""
+
+AUTOENCODER_SEED = 900
+"""The autoencoder's block of scenes; no denoiser uses it."""
+
+EVALUATION_SEED = 901
+"""The block of scenes that no training run uses."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyperparameters of a denoiser and its text encoder."""
+
+    seed: int = 0
+    batch: int = 16
+    rate: float = 8e-4
+    warmup: int = 200
+    decay: float = 0.25
+    weight_decay: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.98)
+    caption_dropout: float = 0.1
+    ema: float = 0.999
+    text_width: int = 128
+    text_layers: int = 2
+    head_width: int = 32
+
+
+class Budget:
+    """A warmup-stable-decay learning rate over a budget of training time.
+
+    The rate rises over `warmup` steps, stays constant, and falls linearly to zero over the last `decay` fraction of
+    `minutes`. Write a number of minutes into the file `finish` in the work folder to start the final decay now.
+    """
+
+    def __init__(self, work: Path, minutes: float, warmup: int, decay: float, seconds_done: float = 0.0) -> None:
+        self.flag, self.warmup = work / "finish", warmup
+        self.end, self.decay_seconds = 60 * minutes, 60 * minutes * decay
+        self.began = time.monotonic() - seconds_done
+        self.finishing = False
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, over all resumed parts of the run."""
+        return time.monotonic() - self.began
+
+    @property
+    def done(self) -> bool:
+        """True after the budget is used up."""
+        return self.seconds >= self.end
+
+    def rate(self, step: int) -> float:
+        """Fraction of the full learning rate at a step, now."""
+        if not self.finishing and step % 10 == 0 and self.flag.exists():
+            self.decay_seconds = 60 * float(self.flag.read_text())
+            self.end, self.finishing = self.seconds + self.decay_seconds, True
+        left = (self.end - self.seconds) / self.decay_seconds
+        return max(0.0, min(1.0, (step + 1) / self.warmup, left))
+
+
+class Curve:
+    """The training curve as CSV: step, seconds, mean loss since the last row, learning rate."""
+
+    def __init__(self, path: Path, every: int = 50) -> None:
+        self.path, self.every = path, every
+        self.recent: list[float] = []
+        if not path.exists():
+            path.write_text("step,seconds,loss,rate\n")
+
+    def add(self, step: int, seconds: float, loss: float, rate: float) -> None:
+        """Record the loss of a step.
+
+        Raises:
+            FloatingPointError: if the loss is not finite.
+        """
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss of step {step} is {loss}: lower the learning rate")
+        self.recent.append(loss)
+        if (step + 1) % self.every == 0:
+            with self.path.open("a") as file:
+                file.write(f"{step + 1},{seconds:.0f},{np.mean(self.recent):.5f},{rate:.3g}\n")
+            self.recent.clear()
+
+
+def fresh_scenes(seed: int, first: int, count: int, split: scenes.Split = "training") -> list[scenes.Scene]:
+    """Return `count` scenes at the training size; the same numbers always return the same scenes."""
+    start = seed * SCENES_PER_SEED + first
+    return [scenes.sample(start + i, split=split) for i in range(count)]
+
+
+def pixels_of(drawn: Sequence[scenes.Scene]) -> UInt8[Tensor, "count 3 height width"]:
+    """Stack the images of scenes of one size."""
+    return torch.from_numpy(np.stack([s.image for s in drawn])).permute(0, 3, 1, 2)
+
+
+def to_unit(pixels: UInt8[Tensor, "count 3 height width"]) -> Float[Tensor, "count 3 height width"]:
+    """Bytes to [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+@torch.no_grad()
+def encode(
+    autoencoder: AutoencoderTiny, pixels: UInt8[Tensor, "count 3 height width"]
+) -> Float[Tensor, "count 4 latent_height latent_width"]:
+    """Encode images as latents, multiplied by the autoencoder's scaling factor."""
+    latents: Tensor = autoencoder.encode(to_unit(pixels)).latents
+    return latents * autoencoder.config.scaling_factor
+
+
+def build_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Return a CLIP tokenizer whose merges are learned from the grammar of the captions; trained once per folder."""
+    if folder.exists():
+        return CLIPTokenizer.from_pretrained(folder)
+    from tokenizers import trainers
+
+    nouns = [noun for c in scenes.classes() for noun in (c.name, c.plural)]
+    corpus = [f"{n} {noun}" for noun in nouns for n in scenes.NUMBERS[1:]] * 2
+    corpus += [f"and on {b.name}" for b in scenes.BACKGROUNDS] * 16
+    trainer = trainers.BpeTrainer(
+        vocab_size=1200,
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    model = CLIPTokenizer(model_max_length=TEXT_LENGTH).backend_tokenizer
+    model.train_from_iterator(corpus, trainer)
+    learned = json.loads(model.to_str())["model"]
+    merges = [tuple(pair) for pair in learned["merges"]]
+    CLIPTokenizer(vocab=learned["vocab"], merges=merges, model_max_length=TEXT_LENGTH).save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Int[Tensor, "count length"]:
+    """Return token numbers, padded to `TEXT_LENGTH`."""
+    ids: Tensor = tokenizer(
+        list(captions), padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
+    ).input_ids
+    return ids
+
+
+def token_mask(tokens: Int[Tensor, "count length"], end: int) -> Float[Tensor, "count length"]:
+    """Return 1 for the tokens of the caption up to its end token, 0 for padding."""
+    lengths = (tokens == end).int().argmax(-1) + 1
+    return (torch.arange(tokens.shape[1]) < lengths[:, None]).float()
+
+
+def build_text_encoder(settings: Settings, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Return a small CLIP text encoder with default initialisation, trained together with the denoiser."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=settings.text_width,
+            intermediate_size=4 * settings.text_width,
+            num_hidden_layers=settings.text_layers,
+            num_attention_heads=settings.text_width // settings.head_width,
+            max_position_embeddings=TEXT_LENGTH,
+            projection_dim=settings.text_width,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Cosine schedule with v-prediction; at the last timestep the signal-to-noise ratio is zero (below 1e-8)."""
+    return DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+        timestep_spacing="trailing",
+    )
+
+
+def add_noise(
+    latents: Float[Tensor, "batch 4 h w"], scheduler: DDIMScheduler, generator: torch.Generator
+) -> tuple[Float[Tensor, "batch 4 h w"], Float[Tensor, "batch 4 h w"], Int[Tensor, " batch"]]:
+    """Return noisy latents, v-prediction targets and timesteps. The timesteps are spread evenly over the schedule."""
+    noise = torch.randn(latents.shape, generator=generator)
+    spread = (torch.arange(len(latents)) + torch.rand(len(latents), generator=generator)) / len(latents)
+    timesteps = (spread * scheduler.config.num_train_timesteps).long()
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    return noisy, scheduler.get_velocity(latents, noise, timesteps), timesteps
+
+
+def average_of(model: nn.Module, ema: float) -> AveragedModel:
+    """Return the exponential moving average of a model's weights, with a shorter memory in the first steps."""
+
+    def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor) -> None:
+        keep = min(ema, (1 + int(updates)) / (10 + int(updates)))
+        torch._foreach_lerp_(averaged, current, 1 - keep)
+
+    return AveragedModel(model, multi_avg_fn=update)
+
+
+def tidy_autoencoder(out: Path) -> None:
+    """Remove entries from a saved autoencoder's configuration that diffusers derives itself and warns about."""
+    path = out / "vae" / "config.json"
+    config = json.loads(path.read_text())
+    kept = {name: value for name, value in config.items() if name not in ("block_out_channels", "_name_or_path")}
+    path.write_text(json.dumps(kept, indent=2) + "\n")
+
+
+def save_checkpoint(path: Path, **state: Any) -> None:
+    """Write a checkpoint completely or not at all."""
+    torch.save(state, path.with_suffix(".part"))
+    os.replace(path.with_suffix(".part"), path)
+
+
+def train(
+    work: Path,
+    base: Path,
+    model: nn.ModuleDict,
+    denoise: Callable[[nn.ModuleDict, Tensor, Tensor, Tensor], Tensor],
+    settings: Settings,
+    minutes: float,
+) -> tuple[nn.ModuleDict, int]:
+    """Train a text encoder and a denoiser on fresh scenes; return their averaged weights and the number of steps.
+
+    Resumes from `work/checkpoint.pt`. Every step uses new scenes: step s of a run starts at scene s times the batch
+    size, counted from `settings.seed * SCENES_PER_SEED`.
+
+    Args:
+        work: folder for the checkpoint and the curve.
+        base: folder with the finished autoencoder and the tokenizer.
+        model: the modules to train, with the text encoder under `text`.
+        denoise: `denoise(model, noisy, timesteps, tokens)` returns the predicted velocity.
+        settings: hyperparameters.
+        minutes: budget of training time; see `Budget`.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    autoencoder = AutoencoderTiny.from_pretrained(base / "vae", use_safetensors=True).eval()
+    tokenizer = build_tokenizer(base / "tokenizer")
+    scheduler = build_scheduler()
+    average = average_of(model, settings.ema)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.rate, weight_decay=settings.weight_decay, betas=settings.betas
+    )
+    checkpoint, start, seconds_done = work / "checkpoint.pt", 0, 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        start, seconds_done = state["step"], state["seconds"]
+    budget = Budget(work, minutes, settings.warmup, settings.decay, seconds_done)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = settings.rate
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, budget.rate, last_epoch=start - 1)
+    curve, saved, step = Curve(work / "curve.csv"), time.monotonic(), start
+    empty = tokenize(tokenizer, [""])
+
+    def keep() -> None:
+        save_checkpoint(
+            checkpoint,
+            step=step,
+            seconds=budget.seconds,
+            model=model.state_dict(),
+            average=average.state_dict(),
+            optimizer=optimizer.state_dict(),
+        )
+
+    while not budget.done:
+        generator = torch.Generator().manual_seed(settings.seed * SCENES_PER_SEED + step)
+        drawn = fresh_scenes(settings.seed, step * settings.batch, settings.batch)
+        latents = encode(autoencoder, pixels_of(drawn))
+        noisy, target, timesteps = add_noise(latents, scheduler, generator)
+        tokens = tokenize(tokenizer, [s.caption for s in drawn])
+        dropped = torch.rand(len(tokens), 1, generator=generator) < settings.caption_dropout
+        loss = F.mse_loss(denoise(model, noisy, timesteps, torch.where(dropped, empty, tokens)), target)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        average.update_parameters(model)
+        curve.add(step, budget.seconds, loss.item(), schedule.get_last_lr()[0])
+        step += 1
+        schedule.step()
+        if time.monotonic() - saved > CHECKPOINT_SECONDS:
+            keep()
+            saved = time.monotonic()
+    keep()
+    finished: nn.ModuleDict = copy.deepcopy(average.module).eval()
+    return finished, step

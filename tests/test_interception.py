@@ -1,0 +1,449 @@
+"""The interception leaves no trace: interruption, checkpointing, threads, wrappers, copies, odd calls, compiling."""
+
+import copy
+import math
+import random
+import signal
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention.bias import causal_lower_right, causal_upper_left
+from torch.utils.checkpoint import checkpoint
+
+import entropy_probe as ep
+from entropy_probe.attention import attention_calls
+from entropy_probe.errors import CaptureError
+from entropy_probe.models import sample_images
+
+
+class Attention(nn.Module):
+    """Attention of whatever it is given."""
+
+    def forward(self, query, key, value, mask=None, **kwargs):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **kwargs)
+
+
+class Wrapper(nn.Module):
+    """Passes its arguments on, as DistributedDataParallel and PEFT do."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
+
+    def forward(self, *args, **kwargs):
+        return self.module(*args, **kwargs)
+
+
+def modes():
+    return len(torch.overrides._get_current_function_mode_stack())
+
+
+def entropy_of(logits):
+    return torch.special.entr(logits.double().softmax(-1)).sum(-1).mean(-1)
+
+
+def inputs(size=16, batch=1):
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(batch, 4, size, size, generator=generator),
+        torch.tensor(500),
+        torch.randn(batch, 16, 32, generator=generator),
+    )
+
+
+def attributes(module):
+    return {name: dict(part.__dict__) for name, part in module.named_modules()}
+
+
+@pytest.fixture
+def unet(tiny_pipeline):
+    return copy.deepcopy(tiny_pipeline.unet)
+
+
+@pytest.mark.parametrize("context", ["scaled", "capture"])
+def test_a_context_leaves_every_attribute_of_the_model_as_it_was(unet, context):
+    before = attributes(unet)
+    with ep.scaled(unet, "paper") if context == "scaled" else ep.capture(unet), torch.no_grad():
+        unet(*inputs(32))
+    after = attributes(unet)
+    assert before.keys() == after.keys()
+    assert all(before[name].keys() == after[name].keys() for name in before)
+
+
+@pytest.mark.parametrize("use", ["apply", "scaled", "capture"])
+def test_an_interruption_at_any_moment_leaves_no_mode_and_no_other_model_changed(unet, use):
+    other = copy.deepcopy(unet)
+    small, large = inputs(16), inputs(32)
+    with torch.no_grad():
+        expected, unscaled = other(*large).sample, unet(*small).sample
+    choose = random.Random(0)
+    interrupted = 0
+    before = signal.signal(signal.SIGALRM, lambda *_: signal.default_int_handler(signal.SIGINT, None))
+    try:
+        for _ in range(60):
+            try:
+                if use == "apply":
+                    ep.apply(unet, "paper")
+                signal.setitimer(signal.ITIMER_REAL, choose.uniform(1e-4, 0.02))
+                with torch.no_grad():
+                    if use == "scaled":
+                        with ep.scaled(unet, "paper"):
+                            unet(*large)
+                    elif use == "capture":
+                        with warnings.catch_warnings():
+                            warnings.simplefilter("ignore")
+                            with ep.capture(unet, missing="warn"):
+                                unet(*large)
+                    else:
+                        unet(*large)
+            except KeyboardInterrupt:
+                interrupted += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            assert modes() == 0
+            ep.remove(unet)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > 10
+    with torch.no_grad():
+        assert torch.equal(other(*large).sample, expected)
+        assert torch.equal(unet(*small).sample, unscaled)
+
+
+def gradients(model, law, latents):
+    latents = latents.clone().requires_grad_(True)
+    with ep.scaled(model, law):
+        model(latents, torch.tensor(500), inputs()[2]).sample.square().sum().backward()
+    trained = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return latents.grad, trained
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("lora", [True, False])
+def test_gradients_through_a_scaled_model_survive_checkpointing(unet, reentrant, lora):
+    if lora:
+        peft = pytest.importorskip("peft")
+        torch.manual_seed(0)
+        unet.requires_grad_(False)
+        unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False))
+    unet.train()
+    latents = inputs(32)[0]
+    plain, trained = gradients(unet, "paper", latents)
+    unscaled, _ = gradients(unet, "original", latents)
+
+    def recompute(function, *args, **kwargs):
+        return checkpoint(function, *args, use_reentrant=reentrant, **kwargs)
+
+    unet.enable_gradient_checkpointing(recompute)
+    recomputed, trained_again = gradients(unet, "paper", latents)
+    assert (recomputed - plain).norm() <= 1e-5 * plain.norm()
+    assert (unscaled - plain).norm() > 1e-3 * plain.norm()  # the law matters here
+    assert trained.keys() == trained_again.keys()
+    for name, gradient in trained.items():
+        assert (trained_again[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-9, name
+
+
+def test_checkpointed_layers_are_measured_once(unet):
+    unet.train()
+    latents = inputs()[0].requires_grad_(True)
+    with ep.capture(unet) as plain:
+        unet(latents, *inputs()[1:])
+    unet.enable_gradient_checkpointing()
+    with ep.capture(unet) as captured:
+        unet(latents, *inputs()[1:]).sample.sum().backward()
+    assert captured["entropy"].tolist() == plain["entropy"].tolist()
+
+
+def in_threads(work, count=2):
+    errors = []
+
+    def guarded(number):
+        try:
+            work(number)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(count)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    return errors
+
+
+def test_two_threads_share_a_scaled_model(unet):
+    sizes = (16, 32)
+    results = {}
+    with torch.no_grad(), ep.scaled(unet, "paper"):
+        expected = [unet(*inputs(size)).sample for size in sizes]
+
+        def work(number):
+            with torch.no_grad():
+                results[number] = [unet(*inputs(sizes[number])).sample for _ in range(5)]
+
+        assert in_threads(work) == []
+    assert all(torch.equal(one, expected[number]) for number in (0, 1) for one in results[number])
+    assert modes() == 0
+
+
+def test_capture_refuses_a_second_thread_before_it_runs(unet):
+    inside, done = threading.Event(), threading.Event()
+    ran = []
+
+    def wait(*_):
+        ran.append(threading.get_ident())
+        inside.set()
+        done.wait(20)
+
+    unet.conv_in.register_forward_hook(wait)
+
+    def work(number):
+        with torch.no_grad():
+            if number == 1:
+                inside.wait(20)
+            try:
+                unet(*inputs())
+            finally:
+                done.set()
+
+    with ep.capture(unet) as captured:
+        errors = in_threads(work)
+    assert [type(error) for error in errors] == [CaptureError]
+    assert "two threads" in str(errors[0])
+    assert len(ran) == 1
+    assert len(captured.calls) > 0
+
+
+def test_a_wrapped_denoiser_keeps_steps_tokens_and_layer_names(tiny_pipeline):
+    pipeline = copy.deepcopy(tiny_pipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    with ep.capture(pipeline) as plain:
+        expected = sample_images(pipeline, ["a"], (32, 48), [0], steps=3, guidance_scale=4.0)
+    pipeline.unet = Wrapper(pipeline.unet)
+    with ep.capture(pipeline) as captured:
+        images = sample_images(pipeline, ["a"], (32, 48), [0], steps=3, guidance_scale=4.0)
+    assert np.array_equal(np.asarray(images[0]), np.asarray(expected[0]))
+    assert captured.frame().equals(plain.frame())
+    assert sorted(captured["step"].unique()) == [0, 1, 2]
+    assert captured[captured["kind"] == "self"]["training_tokens"].notna().all()
+
+
+def test_peft_and_a_wrapper_are_scaled_like_the_model_inside(unet):
+    peft = pytest.importorskip("peft")
+    wrapped = peft.get_peft_model(copy.deepcopy(unet), peft.LoraConfig(r=2, target_modules=["to_q"]))
+    with torch.no_grad():
+        with ep.scaled(unet, "paper"):
+            expected = unet(*inputs(32)).sample
+        with ep.scaled(wrapped, "paper"):
+            assert torch.allclose(wrapped(*inputs(32)).sample, expected, atol=1e-6)
+        with ep.scaled(Wrapper(unet), "paper"):
+            assert torch.equal(unet(*inputs(32)).sample, expected)
+
+
+def test_a_hidden_timestep_is_warned_of(tiny_pipeline):
+    class Hiding(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.one, self.two = module, nn.Identity()
+            self.config, self.dtype, self.device = module.config, module.dtype, module.device
+
+        def forward(self, *args, **kwargs):
+            return self.one(*args, **kwargs)
+
+    pipeline = copy.deepcopy(tiny_pipeline)
+    pipeline.unet = Hiding(pipeline.unet)
+    with pytest.warns(UserWarning, match=r"no timestep among the arguments of Hiding\.forward"), ep.capture(pipeline):
+        sample_images(pipeline, ["a"], (32, 32), [0], steps=1, guidance_scale=1.0)
+
+
+def test_a_copy_made_inside_a_capture_does_not_write_into_its_table(unet):
+    with torch.no_grad(), ep.capture(unet) as captured:
+        expected = unet(*inputs()).sample
+        count = len(captured.calls)
+        copied = copy.deepcopy(unet)
+        assert torch.equal(copied(*inputs()).sample, expected)
+        assert len(captured.calls) == count
+    for parameter in copied.parameters():
+        parameter.data.zero_()
+    with torch.no_grad():
+        assert torch.equal(unet(*inputs()).sample, expected)  # the copy ran on its own weights
+        assert not torch.equal(copied(*inputs()).sample, expected)
+
+
+def test_a_copy_of_a_scaled_model_warns_that_it_is_not_scaled(unet):
+    with torch.no_grad():
+        plain = unet(*inputs(32)).sample
+        with ep.scaled(unet, "paper"), pytest.warns(UserWarning, match="apply the law to the copy"):
+            copied = copy.deepcopy(unet)
+        assert torch.equal(copied(*inputs(32)).sample, plain)
+
+
+def test_hooks_that_another_library_wraps_stay_in_place_and_pass_on(unet):
+    with torch.no_grad():
+        plain = unet(*inputs(32)).sample
+        ep.apply(unet, "paper")
+        attention = unet.mid_block.attentions[0].transformer_blocks[0].attn1
+        hooked = attention.forward
+        attention.forward = lambda *args, **kwargs: hooked(*args, **kwargs)
+        assert not torch.equal(unet(*inputs(32)).sample, plain)
+        ep.remove(unet)
+        assert torch.equal(unet(*inputs(32)).sample, plain)
+
+
+def r(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+SHAPES = {
+    "2-D": (r(5, 4), r(7, 4)),
+    "3-D": (r(2, 5, 4), r(2, 7, 4)),
+    "4-D": (r(2, 3, 5, 4), r(2, 3, 7, 4)),
+    "5-D": (r(2, 3, 2, 5, 4), r(2, 3, 2, 7, 4)),
+    "one key head": (r(3, 2, 9, 8), r(3, 1, 9, 8)),
+    "one key item": (r(3, 2, 9, 8), r(1, 2, 9, 8)),
+    "one query item": (r(1, 2, 9, 8), r(3, 2, 9, 8)),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_every_shape_of_a_call_is_measured_and_scaled(name, masked):
+    query, key = SHAPES[name]
+    mask = None
+    if masked:
+        lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
+        mask = r(*lead, query.shape[-2], key.shape[-2])
+    model = Attention()
+    plain = model(query, key, key, mask)
+    logits = query.double() @ key.double().mT / math.sqrt(query.shape[-1])
+    logits = logits if mask is None else logits + mask
+    with ep.capture(model) as captured:
+        assert torch.equal(model(query, key, key, mask), plain)
+    assert captured["entropy"].to_numpy() == pytest.approx(entropy_of(logits).flatten().numpy(), abs=1e-5)
+    half = torch.full((1,), 0.5)
+    for factor in (0.5, half):
+        with attention_calls(model, lambda call, factor=factor: factor):
+            output = model(query, key, key, mask)
+        scaled = query.double() @ key.double().mT * 0.5 / math.sqrt(query.shape[-1])
+        scaled = scaled if mask is None else scaled + mask
+        assert torch.allclose(output.double(), scaled.softmax(-1) @ key.double(), atol=1e-5)
+
+
+@pytest.mark.parametrize("query", [r(1, 1, 0, 4), r(0, 2, 5, 4), r(0, 5, 4)])
+def test_empty_calls_run(query):
+    key = r(*query.shape[:-2], 5, 4)
+    model = Attention()
+    with ep.capture(model) as captured:
+        assert model(query, key, key).shape == query.shape
+    assert len(captured) == 0
+    with ep.scaled(model, "paper", training_tokens={"": 4}):
+        assert model(query, key, key).shape == query.shape
+
+
+def test_nested_tensors_run_and_are_reported():
+    items = [r(2, 5, 8), r(2, 9, 8)]
+    nested = torch.nested.nested_tensor([item.transpose(0, 1) for item in items], layout=torch.jagged).transpose(1, 2)
+    model = Attention()
+    plain = model(nested, nested, nested)
+    with pytest.warns(UserWarning, match="were not measured: nested tensors"), ep.capture(model) as captured:
+        output = model(nested, nested, nested)
+    assert all(torch.equal(a, b) for a, b in zip(output.unbind(), plain.unbind(), strict=True))
+    assert [reason.split()[0] for _, reason in captured.unmeasured] == ["nested"]
+    with pytest.warns(UserWarning, match="was not scaled: nested"), ep.scaled(model, "paper"):
+        model(nested, nested, nested)
+
+
+@pytest.mark.parametrize(("bias", "diagonal"), [(causal_lower_right, 4), (causal_upper_left, 0)])
+def test_causal_bias_is_measured_as_the_mask_it_stands_for(bias, diagonal):
+    query, key = r(1, 2, 5, 8), r(1, 2, 9, 8)
+    model = Attention()
+    plain = model(query, key, key, bias(5, 9))
+    with ep.capture(model) as captured:
+        assert torch.equal(model(query, key, key, bias(5, 9)), plain)
+    allowed = torch.ones(5, 9, dtype=torch.bool).tril(diagonal)
+    logits = (query.double() @ key.double().mT / math.sqrt(8)).masked_fill(~allowed, -math.inf)
+    assert captured["entropy"].to_numpy() == pytest.approx(entropy_of(logits).flatten().numpy(), abs=1e-5)
+
+
+def transformed(kind, model, query, key):
+    if kind == "vmap":
+        return torch.func.vmap(lambda q, k: model(q, k, k))(query, key)
+    if kind == "grad":
+        return torch.func.grad(lambda q: model(q, key, key).sum())(query)
+    if kind == "meta":
+        return model(*(tensor.to("meta") for tensor in (query, key, key)))
+    exported = torch.export.export(model, (query, key, key), strict=False)
+    return exported.module()(query, key, key)
+
+
+@pytest.mark.parametrize("kind", ["vmap", "grad", "meta", "export"])
+def test_transforms_run_and_are_reported_as_unmeasured(kind):
+    query, key = r(3, 2, 5, 8), r(3, 2, 5, 8)
+    model = Attention()
+    plain = transformed(kind, model, query, key)
+    with pytest.warns(UserWarning, match="were not measured: "), ep.capture(model) as captured:
+        output = transformed(kind, model, query, key)
+    assert output.shape == plain.shape
+    assert kind == "meta" or torch.equal(output, plain)
+    assert len(captured) == 0
+    assert sum(captured.unmeasured.values()) > 0
+
+
+@pytest.mark.parametrize("kind", ["vmap", "grad", "export"])
+def test_transforms_of_a_scaled_model_are_scaled(kind):
+    query, key = r(3, 2, 5, 8), r(3, 2, 5, 8)
+    model = Attention()
+    scale = math.sqrt(math.log(5) / math.log(4)) / math.sqrt(8)
+
+    def scaled(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+    expected = scaled(query, key, key) if kind == "export" else transformed(kind, scaled, query, key)
+    with ep.scaled(model, "paper", training_tokens={"": 4}):
+        assert torch.allclose(transformed(kind, model, query, key), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["function", "in place"])
+def test_a_law_acts_on_a_model_that_is_compiled_afterwards(unet, how):
+    with torch.no_grad():
+        plain = unet(*inputs(32)).sample
+        with ep.scaled(unet, "paper"):
+            expected = unet(*inputs(32)).sample
+        ep.apply(unet, "paper")
+        compiled = torch.compile(unet, backend="eager") if how == "function" else unet
+        if how == "in place":
+            unet.compile(backend="eager")
+        assert torch.allclose(compiled(*inputs(32)).sample, expected, atol=1e-5)
+        assert not torch.allclose(expected, plain, atol=1e-4)
+        ep.remove(unet)
+        assert torch.allclose(compiled(*inputs(32)).sample, plain, atol=1e-5)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("how", ["function", "in place", "forward", "block"])
+@pytest.mark.parametrize("use", ["apply", "capture"])
+def test_a_model_compiled_before_is_refused(unet, how, use):
+    model = unet
+    if how == "function":
+        model = torch.compile(unet, backend="eager")
+    elif how == "in place":
+        unet.compile(backend="eager")
+    elif how == "forward":
+        unet.forward = torch.compile(unet.forward, backend="eager")
+    else:
+        unet.mid_block.compile(backend="eager")
+    enter = (lambda: ep.apply(model, "paper")) if use == "apply" else ep.capture(model).__enter__
+    with pytest.raises(CaptureError, match=r"compiled by torch\.compile"):
+        enter()
+    torch._dynamo.reset()
