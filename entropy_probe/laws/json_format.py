@@ -23,7 +23,7 @@ def to_json(law: ScalingLaw) -> str:
     """
     law = getattr(law, "law", law)  # a Derivation holds its law
     name = next((name for name, kind in LAWS.items() if kind is type(law)), law.name)
-    return to_strict_json({"law": name, **dataclasses.asdict(law)})  # type: ignore[call-overload]
+    return to_strict_json({"law": name, **dataclasses.asdict(law)})  # type: ignore[arg-type]
 
 
 def from_json(text: str) -> ScalingLaw:
