@@ -1,7 +1,7 @@
-"""The site shows pages that lie outside docs/, and keeps the links that GitHub follows.
+"""Add the pages outside docs/ to the site and rewrite links between them.
 
-A page keeps its place in the repository, less the leading `docs/`; README.md is the home page. A link is resolved where
-GitHub resolves it, in the repository, and then written relative to the page's place on the site.
+A page keeps its path in the repository without the leading `docs/`. A link is resolved in the repository, as GitHub
+does, and then written relative to the page on the site.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = (
-    "README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "CITATION.cff", "benchmarks/*.md",
+    "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "CITATION.cff", "benchmarks/*.md",
     "data/*/*.md", "data/*/*.png", "data/*/*.csv", "data/*/*.json", "notebooks/*.ipynb",
 )  # fmt: skip
 LINK = re.compile(r"(\]\()(?![a-z]+:|#|/)([^)#\s]+)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add what lies outside docs/."""
+    """Add the files outside docs/."""
     for pattern in OUTSIDE:
         for path in sorted(ROOT.glob(pattern)):
-            place = _on_site(path.relative_to(ROOT).as_posix())
-            files.append(File.generated(config, place, abs_src_path=str(path)))
+            site_path = _on_site(path.relative_to(ROOT).as_posix())
+            files.append(File.generated(config, site_path, abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Write the links of a page for its place on the site."""
-    place = page.file.src_uri
+    """Rewrite the links of a page for its path on the site."""
+    site_path = page.file.src_uri
     folder = posixpath.dirname(Path(page.file.abs_src_path).relative_to(ROOT).as_posix())
 
-    def moved(link: re.Match[str]) -> str:
+    def rewrite(link: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(folder, link[2]))
         if (ROOT / target).is_dir():
             target = posixpath.join(target, "README.md")
-        return link[1] + posixpath.relpath(_on_site(target), posixpath.dirname(place) or ".")
+        return link[1] + posixpath.relpath(_on_site(target), posixpath.dirname(site_path) or ".")
 
-    return LINK.sub(moved, markdown)
+    return LINK.sub(rewrite, markdown)
 
 
 def _on_site(path: str) -> str:
-    return "index.md" if path == "README.md" else path.removeprefix("docs/")
+    return path.removeprefix("docs/")

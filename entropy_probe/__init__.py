@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from entropy_probe.evaluation import validate as validate
     from entropy_probe.laws import apply as apply
     from entropy_probe.laws import remove as remove
+    from entropy_probe.laws import save_law as save_law
     from entropy_probe.laws import scaled as scaled
     from entropy_probe.models import load as load
+    from entropy_probe.reports import compare as compare
     from entropy_probe.reports import explore as explore
     from entropy_probe.reports import report as report
     from entropy_probe.runs import Sweep as Sweep
@@ -32,6 +34,7 @@ __all__ = [
     "__version__",
     "apply",
     "capture",
+    "compare",
     "derive",
     "explore",
     "fit",
@@ -40,6 +43,7 @@ __all__ = [
     "reference",
     "remove",
     "report",
+    "save_law",
     "scaled",
     "sweep",
     "validate",
@@ -56,7 +60,7 @@ def __getattr__(name: str) -> Any:
             from entropy_probe import errors as home
         case "load":
             from entropy_probe import models as home
-        case "apply" | "remove" | "scaled":
+        case "apply" | "remove" | "save_law" | "scaled":
             from entropy_probe import laws as home
         case "sweep" | "Sweep":
             from entropy_probe import runs as home
@@ -64,7 +68,7 @@ def __getattr__(name: str) -> Any:
             from entropy_probe import estimation as home
         case "validate":
             from entropy_probe import evaluation as home
-        case "explore" | "report":
+        case "compare" | "explore" | "report":
             from entropy_probe import reports as home
         case "laws":
             import entropy_probe.laws as laws_package

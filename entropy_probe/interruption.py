@@ -1,4 +1,4 @@
-"""Ctrl-C where it does no harm."""
+"""Delay Ctrl-C until the process can handle it safely."""
 
 from __future__ import annotations
 
@@ -10,36 +10,40 @@ from types import FrameType
 
 
 @contextmanager
-def held_back() -> Iterator[Callable[[], None]]:
-    """Hold Ctrl-C back until what is yielded is called, or the context closes; a second one comes through at once.
+def delay_interrupt() -> Iterator[Callable[[], None]]:
+    """Delay Ctrl-C until the context ends. Yield a function that delivers a pending Ctrl-C earlier.
 
-    Python raises KeyboardInterrupt between any two instructions. In the middle of torch that leaves its stack of modes
-    broken, under C++ it aborts the process, and in a destructor it is lost: the work goes on to its end.
+    Python can raise KeyboardInterrupt between any two instructions. Inside torch this corrupts the stack of function
+    modes, below a C++ call it aborts the process, and in a destructor it is ignored. A second Ctrl-C is delivered at
+    once.
 
-    Whatever handles the signal outside is what handles it then. Where it is ignored, or in another than the main
-    thread, which gets no signals, nothing changes.
+    The existing signal handler receives the signal. Nothing changes if Ctrl-C is ignored, or outside the main thread,
+    which is the only thread that receives signals.
+
+    >>> with delay_interrupt() as deliver:
+    ...     deliver()  # raises KeyboardInterrupt here if Ctrl-C was pressed in the meantime
     """
     outer = signal.getsignal(signal.SIGINT)
     if not callable(outer) or threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
     handle: Callable[[int, FrameType | None], object] = outer
-    held: list[FrameType | None] = []
+    pending: list[FrameType | None] = []
 
-    def hold(number: int, frame: FrameType | None) -> None:
-        held.append(frame)
-        if len(held) > 1:
-            let_through()
+    def delay(number: int, frame: FrameType | None) -> None:
+        pending.append(frame)
+        if len(pending) > 1:
+            deliver()
 
-    def let_through() -> None:
-        if held:
-            frame = held.pop()
-            held.clear()
+    def deliver() -> None:
+        if pending:
+            frame = pending.pop()
+            pending.clear()
             handle(signal.SIGINT, frame)
 
-    signal.signal(signal.SIGINT, hold)
+    signal.signal(signal.SIGINT, delay)
     try:
-        yield let_through
+        yield deliver
     finally:
         signal.signal(signal.SIGINT, outer)
-        let_through()
+        deliver()

@@ -1,4 +1,4 @@
-"""How far a long task is, on standard error: a bar on a terminal and in a notebook, lines in a file."""
+"""Show the progress of long tasks on standard error: a bar in a terminal or notebook, one line per step in a file."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ T = TypeVar("T")
 
 
 class Advance(Protocol):
-    """Told what was done."""
+    """Function that records finished items."""
 
-    def __call__(self, count: int, what: str, work: float | None = None) -> None:
-        """Note that things were done.
+    def __call__(self, count: int, label: str, work: float | None = None) -> None:
+        """Record finished items.
 
         Args:
-            count: how many.
-            what: they were.
-            work: that they took, in the unit of all of it; their count, if none is given.
+            count: number of finished items.
+            label: short description of these items.
+            work: work that they took, in the unit of the total work. By default, their number.
         """
 
 
@@ -31,35 +31,50 @@ class Advance(Protocol):
 def progress(
     total: int, task: str, *, done: int = 0, work: float | None = None, shown: bool = True
 ) -> Iterator[Advance]:
-    """Show how many of `total` are done, and the time left, which is told anew whenever something is done.
+    """Show the number of finished items and the estimated time left.
 
     Args:
-        total: how many there are.
-        task: what is done to them.
-        done: how many were done before.
-        work: that those left will take, in any unit, where some take longer than others; their count, if none is given.
-        shown: or nothing at all.
+        total: number of items.
+        task: name of the task, such as "sampling cells".
+        done: number of items that were finished earlier.
+        work: work that the remaining items take, in any unit. By default, their number. Give it if some items take
+            longer than others.
+        shown: if False, show nothing.
+
+    >>> with progress(3, "sampling cells", shown=False) as advance:
+    ...     advance(1, "paper 64")
     """
     console = Console(stderr=True)
-    left = _left(total - done if work is None else work)
+    time_left = _time_left(total - done if work is None else work)
     if not shown:
-        yield lambda count, what, work=None: None
+        yield lambda count, label, work=None: None
     elif console.is_terminal or console.is_jupyter:
         with _bar(console) as bar:
             number = bar.add_task(task, total=total, completed=done, left="")
 
-            def advance(count: int, what: str, work: float | None = None) -> None:
-                bar.update(number, advance=count, description=what or task, left=left(count if work is None else work))
+            def advance(count: int, label: str, work: float | None = None) -> None:
+                left = time_left(count if work is None else work)
+                bar.update(number, advance=count, description=label or task, left=left)
 
             yield advance
     else:
-        yield _lines(total, task, done, left)
+        yield _lines(total, task, done, time_left)
 
 
 def track(
     items: Sequence[T], task: str, *, work: Callable[[T], float] = lambda item: 1.0, shown: bool = True
 ) -> Iterator[T]:
-    """The items, one after the other, with their progress; `work` says what one takes, in any unit."""
+    """Iterate over items and show the progress.
+
+    Args:
+        items: the items.
+        task: name of the task.
+        work: function that returns the work one item takes, in any unit. By default, all items take the same.
+        shown: if False, show nothing.
+
+    >>> list(track([3, 4], "judging images", shown=False))
+    [3, 4]
+    """
     with progress(len(items), task, work=sum(map(work, items)), shown=shown) as advance:
         for item in items:
             yield item
@@ -71,28 +86,28 @@ def _bar(console: Console) -> Progress:
     return Progress(*columns, TextColumn("{task.fields[left]}"), console=console)
 
 
-def _left(work: float) -> Callable[[float], str]:
-    """Told after every step how much work it was, says in words how long the rest will take at the same pace."""
-    began, done = time.monotonic(), 0.0
+def _time_left(total: float) -> Callable[[float], str]:
+    """Return a function that adds finished work and returns the time left, such as "about 4 min left"."""
+    start, done = time.monotonic(), 0.0
 
-    def left(step: float) -> str:
+    def time_left(work: float) -> str:
         nonlocal done
-        done += step
-        if done >= work or done == 0:
+        done += work
+        if done >= total or done == 0:
             return ""
-        seconds = (time.monotonic() - began) / done * (work - done)
+        seconds = (time.monotonic() - start) / done * (total - done)
         return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
 
-    return left
+    return time_left
 
 
-def _lines(total: int, task: str, done: int, left: Callable[[float], str]) -> Advance:
-    at = done
+def _lines(total: int, task: str, done: int, time_left: Callable[[float], str]) -> Advance:
+    finished = done
 
-    def advance(count: int, what: str, work: float | None = None) -> None:
-        nonlocal at
-        at += count
-        parts = f"{task}: {at} of {total}", what, left(count if work is None else work)
+    def advance(count: int, label: str, work: float | None = None) -> None:
+        nonlocal finished
+        finished += count
+        parts = f"{task}: {finished} of {total}", label, time_left(count if work is None else work)
         sys.stderr.write(", ".join(part for part in parts if part) + "\n")
         sys.stderr.flush()
 

@@ -1,80 +1,98 @@
-"""JSON that every parser reads, and reading it without trust."""
+"""Write JSON that every parser accepts, and read JSON files that are not trusted."""
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, to_json
 
 from entropy_probe.errors import InputError
-from entropy_probe.interruption import held_back
+from entropy_probe.interruption import delay_interrupt
 
-MOST_BYTES = 64 * 2**20
-"""A file that is longer is not read: a law of a large model takes a hundredth of it."""
+MAX_BYTES = 64 * 2**20
+"""Maximum size of a file that is read. The law of a large model takes about 1 % of it."""
 
 T = TypeVar("T")
 
 
 def to_strict_json(value: Any) -> str:
-    """A value as indented JSON text, ending in a new line; what is not a finite number is written as null."""
-    return json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
+    r"""Return a value as indented ASCII JSON with a final newline. NaN and infinity become null.
+
+    Args:
+        value: dictionaries, lists, tuples, dataclasses, texts, and Python or NumPy scalars.
+
+    Raises:
+        InputError: if a text is not valid Unicode.
+
+    >>> to_strict_json({"slope": 0.9, "slope_se": float("nan")})
+    '{\n  "slope": 0.9,\n  "slope_se": null\n}\n'
+    """
+    try:
+        content = to_json(value, indent=2, inf_nan_mode="null", ensure_ascii=True, fallback=_python_scalar)
+    except PydanticSerializationError as error:
+        raise InputError(f"cannot write this as JSON: {error}") from error
+    return content.decode() + "\n"
 
 
 def read_bounded(path: Path) -> str:
-    """The text of a JSON file from elsewhere; of one that is too long no more than `MOST_BYTES` are read.
+    """Return the text of a file. Reading stops after `MAX_BYTES`, because the file may come from anybody.
 
     Raises:
-        InputError: if it cannot be read, is too long or no text.
+        InputError: if the file cannot be read, is too long, or is not UTF-8 text.
     """
     content = bytearray()
     try:
         with path.open("rb") as file:
-            while (chunk := file.read(2**20)) and len(content) <= MOST_BYTES:  # a read of them all would take them all
+            while (chunk := file.read(2**20)) and len(content) <= MAX_BYTES:
                 content += chunk
-        if len(content) <= MOST_BYTES:
+        if len(content) <= MAX_BYTES:
             return content.decode("utf-8")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is damaged: {error}") from error
-    raise InputError(f"{path} is longer than {MOST_BYTES >> 20} MiB")
+    raise InputError(f"{path} is longer than {MAX_BYTES >> 20} MiB")
 
 
 def from_strict_json(kind: type[T], text: str) -> T:
-    """JSON text as an instance of a dataclass or other type, with no field that it does not name.
+    """Parse JSON text into a dataclass or another type. Unknown fields and implicit conversions are errors.
 
     Raises:
-        InputError: for text that is too long, no JSON, or of another type, naming the field.
+        InputError: if the text is too long, not JSON, or does not match the type. The message names the field.
+
+    >>> from_strict_json(list[int], "[1, 2]")
+    [1, 2]
     """
-    if len(text) > MOST_BYTES:
-        raise InputError(f"it is longer than {MOST_BYTES >> 20} MiB")
+    if len(text) > MAX_BYTES:
+        raise InputError(f"the text is longer than {MAX_BYTES >> 20} MiB")
     try:
-        with held_back():  # pydantic takes an interruption for a value of another type
+        with delay_interrupt():  # pydantic would report a KeyboardInterrupt as a value of the wrong type
             return TypeAdapter(kind).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
+        field = ".".join(map(str, first["loc"]))[:200]
         if first["type"] == "missing":
-            raise InputError(f"it lacks {where[:200]!r}") from error
+            raise InputError(f"the field {field!r} is missing") from error
         if first["type"] == "json_invalid":
-            raise InputError(f"it is no JSON: {first['ctx']['error']}") from error
-        raise InputError(f"{first['msg']}{where and f' in {where[:200]!r}'}") from error
+            raise InputError(f"invalid JSON: {first['ctx']['error']}") from error
+        raise InputError(f"{first['msg']}{field and f' in {field!r}'}") from error
 
 
 def nan_for_null(fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields as they were before `to_strict_json`, where every null stands for a number that is not known."""
+    """Replace None by NaN in numeric fields: the inverse of how `to_strict_json` writes NaN.
+
+    >>> nan_for_null({"slope": 0.9, "slope_se": None})
+    {'slope': 0.9, 'slope_se': nan}
+    """
     return {name: math.nan if value is None else value for name, value in fields.items()}
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+def _python_scalar(value: Any) -> Any:
+    """Convert a NumPy scalar: pydantic knows only Python types."""
     if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return value.item()
+    raise TypeError(f"unsupported type {type(value).__name__}")

@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from entropy_probe.cli import main as cli
 from entropy_probe.errors import IncompleteError, InputError
 from entropy_probe.laws import Original
-from entropy_probe.runs import Failed, RayEngine, engines, sweep
+from entropy_probe.runs import FailedCell, RayEngine, engines, sweep
 from entropy_probe.runs.engines import (
     ABSENCE,
     PATIENCE,
@@ -307,7 +307,7 @@ def test_a_batch_that_kills_its_workers_is_halved_until_the_deadly_cell_is_found
         if len(part.cells) == 1:
             halves, failed = part.after_death("no memory")
     assert found == [[3, 2], [2, 1], [1, 1]]
-    assert (halves, failed) == ([], [Failed(cells[4], f"{PATIENCE + 3} workers died over it: no memory")])
+    assert (halves, failed) == ([], [FailedCell(cells[4], f"{PATIENCE + 3} workers died over it: no memory")])
 
 
 def test_what_a_worker_died_of_is_one_line_without_its_traceback():

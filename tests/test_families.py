@@ -109,7 +109,7 @@ def _names(denoiser, globs):
 @pytest.mark.parametrize("family", [pytest.param(f, id=f.name) for f in FAMILIES if f.linear])
 def test_a_linear_attention_is_named_not_passed_over(family):
     denoiser = family.build()
-    with pytest.raises(CaptureError, match=r"(?s)linear attention has no softmax"), capture(denoiser):
+    with pytest.raises(CaptureError, match=r"(?s)Linear attention has no softmax"), capture(denoiser):
         forward(family, denoiser, family.sizes[0])
 
 

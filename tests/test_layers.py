@@ -14,7 +14,7 @@ ORDER = (
     "plots", "reports", "cli",
 )  # fmt: skip
 """A package may import only packages to its left, and the modules in `BASE`."""
-BASE = ("bundled", "errors", "escape", "interruption", "progress", "strict_json", "version", "views")
+BASE = ("bundled", "deprecation", "errors", "escape", "interruption", "progress", "strict_json", "version", "views")
 """Modules without a package; they import each other only."""
 TOP = ("__init__", "pytest_plugin")
 """Modules that may import every package."""
@@ -22,7 +22,8 @@ HEAVY = ("torch", "diffusers", "transformers", "pandas", "matplotlib", "scipy")
 
 
 LONG = (
-    "capturing.py", "interception.py", "figures.py", "scenes.py", "explorer.py", "run_report.py", "calibration.py",
+    "calibration.py", "capturing.py", "engines.py", "explorer.py", "figures.py", "interception.py", "run_report.py",
+    "scenes.py", "sweeping.py", "triton.py",
 )  # fmt: skip
 """Files not split yet."""
 

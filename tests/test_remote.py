@@ -8,7 +8,7 @@ from moto.server import ThreadedMotoServer
 from entropy_probe.cli import main as cli
 from entropy_probe.errors import InputError
 from entropy_probe.reports import Report, compare
-from entropy_probe.runs import Sweep, place, sweep
+from entropy_probe.runs import Sweep, open_location, sweep
 
 SETTINGS = dict(
     prompts=["noto red apple"], sizes=[(64, 64), (32, 48)], seeds=[0, 1], steps=1, guidance_scale=4.0,
@@ -90,7 +90,7 @@ def test_the_command_line_takes_a_url(tiny_folder, bucket, monkeypatch, capsys):
             cli.main()
         assert ended.value.code == 0
     assert '"cells": 4' in capsys.readouterr().out
-    assert (place(store) / "fit.json").is_file()
+    assert (open_location(store) / "fit.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -107,10 +107,10 @@ def test_where_nothing_can_be_written_is_refused(tiny_pipeline, bucket, where, m
 
 
 def test_another_folder_is_left_alone(tiny_pipeline, bucket):
-    (place(bucket) / "thesis" / "chapter.txt").write_bytes(b"mine")
+    (open_location(bucket) / "thesis" / "chapter.txt").write_bytes(b"mine")
     with pytest.raises(InputError, match="neither empty nor a run"):
         sweep(tiny_pipeline, store=f"{bucket}/thesis", **SETTINGS)
 
 
 def test_the_url_of_a_local_folder_is_that_folder(tmp_path):
-    assert place(f"file://{tmp_path}/run") == tmp_path / "run"
+    assert open_location(f"file://{tmp_path}/run") == tmp_path / "run"

@@ -83,5 +83,5 @@ def test_grouped_queries_share_keys():
 
 
 def test_mask_and_causal_together_are_refused():
-    with pytest.raises(ValueError, match="not both"):
+    with pytest.raises(ValueError, match="cannot be combined, got both"):
         rows(torch.zeros(2, 2), mask=torch.ones(2, 2, dtype=torch.bool), is_causal=True)

@@ -164,7 +164,7 @@ def test_a_mask_of_the_lowest_number_bars_its_keys(dtype):
 
 
 def test_mask_and_causal_together_are_refused():
-    with pytest.raises(ValueError, match="not both"):
+    with pytest.raises(ValueError, match="cannot be combined, got both"):
         flash(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), torch.ones(2, 2, dtype=torch.bool), is_causal=True)
 
 

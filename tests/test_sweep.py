@@ -14,7 +14,7 @@ from entropy_probe.attention import capture
 from entropy_probe.errors import InputError
 from entropy_probe.laws import Kappa, Original, Paper, apply, remove
 from entropy_probe.models import sample_images
-from entropy_probe.runs import Grid, RunDirectory, Sweep, extend, forecast, place, sweep
+from entropy_probe.runs import Grid, RunDirectory, Sweep, extend, forecast, open_location, sweep
 from entropy_probe.runs.grid import batches
 
 SETTINGS = dict(
@@ -219,7 +219,7 @@ def test_without_a_store_the_run_lives_as_long_as_the_sweep(tiny_pipeline):
 def test_a_url_without_its_client_is_told_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "upath", None)  # as Python sees a package that is not installed
     with pytest.raises(InputError, match=r"s3://b/x needs a client .*: pip install '\.\[remote\]' in the clone"):
-        place("s3://b/x")
+        open_location("s3://b/x")
 
 
 def test_a_forecast_counts_a_shard_and_measures_the_sampling_not_the_fingerprint_of_the_model(

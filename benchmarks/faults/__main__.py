@@ -41,7 +41,7 @@ from benchmarks.faults.storage import (
 from benchmarks.faults.trial import GRID, Fault, Trial, log
 from entropy_probe.models import load
 from entropy_probe.runs import sweep
-from entropy_probe.runs.sweeping import hardware, versions
+from entropy_probe.runs.environment import hardware, versions
 
 
 def main() -> None:

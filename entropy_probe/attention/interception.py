@@ -44,7 +44,6 @@ from entropy_probe.attention.joint import (
 from entropy_probe.attention.latents import Latents, find_latents, training_latents
 from entropy_probe.attention.roles import Axes, role
 from entropy_probe.errors import CaptureError
-from entropy_probe.statistics.rows import default_scale
 
 ScaleFactor = float | Float[Tensor, " heads"] | None
 OnCall = Callable[[AttentionCall], ScaleFactor]
@@ -410,7 +409,7 @@ class Interception:
             if isinstance(factor, Tensor):
                 query = query * factor.to(query).view(-1, 1, 1)
             else:
-                scale = (default_scale(query) if scale is None else scale) * factor
+                scale = (_default_scale(query) if scale is None else scale) * factor
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
@@ -466,7 +465,7 @@ class Interception:
             key=key,
             mask=mask,
             is_causal=is_causal or causal,
-            scale=default_scale(query) if scale is None else scale,
+            scale=_default_scale(query) if scale is None else scale,
             enable_gqa=enable_gqa,
         )
 
@@ -528,6 +527,11 @@ class _CallMode(TorchFunctionMode):
         if func in CONCATENATIONS or func is F.linear:
             self._interception.note(func, args, kwargs, result)
         return result
+
+
+def _default_scale(query: Tensor) -> float:
+    """Return the scale that `scaled_dot_product_attention` uses if none is given."""
+    return float(query.shape[-1] ** -0.5)
 
 
 def _mode_depth() -> int:

@@ -59,9 +59,9 @@ def open_run(out: str, model: str | None, device: str) -> Sweep:
     Raises:
         InputError: if there is no run, or its model cannot be loaded.
     """
-    from entropy_probe.runs import RunDirectory, Sweep, place
+    from entropy_probe.runs import RunDirectory, Sweep, open_location
 
-    manifest = RunDirectory(place(out)).manifest()
+    manifest = RunDirectory(open_location(out)).manifest()
     return Sweep.open(out, load_pipeline(model or manifest.model, device, manifest.dtype))
 
 

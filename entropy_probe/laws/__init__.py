@@ -16,10 +16,8 @@ from entropy_probe.laws.formulas import (
     ScalingLaw,
     Yarn,
     factors,
-    from_json,
-    resolve,
-    to_json,
 )
+from entropy_probe.laws.json_format import from_json, load_law, resolve, save_law, to_json
 
 __all__ = [
     "DERIVED",
@@ -40,8 +38,10 @@ __all__ = [
     "check_unscaled",
     "factors",
     "from_json",
+    "load_law",
     "remove",
     "resolve",
+    "save_law",
     "scaled",
     "to_json",
 ]

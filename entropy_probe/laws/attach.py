@@ -24,7 +24,8 @@ from entropy_probe.attention import (
     stop_observing,
 )
 from entropy_probe.errors import InputError
-from entropy_probe.laws.formulas import Original, ScalingLaw, resolve
+from entropy_probe.laws.formulas import Original, ScalingLaw
+from entropy_probe.laws.json_format import resolve
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,10 @@ All give g = 1 at N = T. Most are members of g^2 = 1 + kappa ln(N/T).
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -19,7 +17,6 @@ import pandas as pd
 from pydantic import Field
 
 from entropy_probe.errors import InputError
-from entropy_probe.strict_json import from_strict_json, nan_for_null, read_bounded, to_strict_json
 from entropy_probe.views import Viewed
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -188,75 +185,6 @@ NEEDS_NOTHING = tuple(name for name, law in LAWS.items() if not dataclasses.fiel
 
 DERIVED = (Measured.name, Gaussian.name, Calibrated.name)
 """The laws whose numbers are derived from a sweep."""
-
-
-def to_json(law: ScalingLaw) -> str:
-    """A law as JSON text, which `from_json` reads back to an equal law."""
-    name = next((name for name, made in LAWS.items() if made is type(law)), law.name)
-    return to_strict_json({"law": name, **dataclasses.asdict(law)})  # type: ignore[call-overload]
-
-
-def from_json(text: str) -> ScalingLaw:
-    """The law that `to_json` wrote.
-
-    Raises:
-        InputError: for text that is no law, with a field that the law does not have, or a number it cannot have.
-    """
-    try:
-        fields = from_strict_json(dict[str, Any], text)
-        fields.pop("derivation", None)  # how a measured law was found may stand beside it
-        if "law" not in fields:
-            raise InputError("it lacks 'law'")
-        name = str(fields.pop("law"))
-        if name not in LAWS:
-            raise InputError(f"there is no law {name[:100]!r}, its 'law' may be {', '.join(LAWS)}")
-        for table in ("kappa", "kappa_se"):
-            if "points" in fields and isinstance(there := fields.get(table, {}), dict):
-                fields[table] = nan_for_null(there)
-        made: ScalingLaw = from_strict_json(LAWS[name], json.dumps(fields))
-    except InputError as error:
-        raise InputError(f"this is no scaling law as entropy-probe writes them: {error}") from error
-    return made
-
-
-def resolve(law: ScalingLaw | str | Path, *, besides: Sequence[str] = ()) -> ScalingLaw:
-    """A law from itself, its name, or the JSON file that holds it.
-
-    Args:
-        law: the law.
-        besides: names that the caller also takes, for the message that lists what can be given.
-
-    Raises:
-        InputError: for an unknown name, a law that must be measured first, a file that is not there or holds none, or
-            what is neither of these.
-    """
-    if isinstance(law, ScalingLaw):
-        return law
-    if not isinstance(law, str | Path):
-        raise InputError(
-            f"{law!r:.100} is no scaling law: give its name, its JSON file, or one with name and scale_factor()"
-        )
-    if str(law) in NEEDS_NOTHING:
-        made: ScalingLaw = LAWS[str(law)]()
-        return made
-    if str(law) in DERIVED:
-        raise InputError(
-            f"law {str(law)!r} is measured on a model: derive it first (entropy-probe derive --method {law}) and give "
-            "its JSON file"
-        )
-    if str(law) in LAWS:
-        raise InputError(f"law {str(law)!r} has numbers of its own: give the JSON file that holds them")
-    path = Path(law)
-    if not path.is_file():
-        meant = isinstance(law, Path) or path.suffix or len(path.parts) > 1
-        cause = f"there is no file {str(law)!r}" if meant else f"unknown law {str(law)!r}"
-        names = ", ".join([*NEEDS_NOTHING, *besides])
-        raise InputError(f"{cause}: give {names}, or the JSON file of a derived law")
-    text = read_bounded(path)
-    try:
-        return from_json(text)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def factors(

@@ -23,7 +23,7 @@ from entropy_probe.plots.tables import between, drift_table, number, quality_tab
 from entropy_probe.reports import page
 from entropy_probe.reports.page import Shown
 from entropy_probe.reports.run_report import Report
-from entropy_probe.runs import Manifest, place, write_atomically
+from entropy_probe.runs import Manifest, open_location, write_atomically
 from entropy_probe.strict_json import to_strict_json
 
 COMPARABLE = ("steps", "guidance_scale", "rows", "dtype", "training_size")
@@ -123,7 +123,7 @@ class RunComparison:
         Raises:
             InputError: if the folder cannot be written.
         """
-        target = place(path)
+        target = open_location(path)
         write_atomically(target, self.html().encode())
         return target
 
@@ -234,7 +234,7 @@ def compare(runs: Sequence[str | Path], *, command: str | None = None) -> RunCom
     """
     if len(runs) < 2:
         raise InputError("comparing takes two runs at least: name another run directory")
-    paths = [place(run) for run in runs]
+    paths = [open_location(run) for run in runs]
     if len({path.resolve() for path in paths}) < len(paths):
         raise InputError("a run is named twice: compare different run directories")
     named = [path.resolve().name for path in paths]

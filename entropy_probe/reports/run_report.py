@@ -42,7 +42,7 @@ from entropy_probe.plots.tables import (
 from entropy_probe.reports import page
 from entropy_probe.reports.images import chosen_prompts
 from entropy_probe.reports.page import Shown
-from entropy_probe.runs import Sweep, place, write_atomically
+from entropy_probe.runs import Sweep, open_location, write_atomically
 from entropy_probe.runs.entropy_maps import EntropyMap, entropy_maps, map_table
 from entropy_probe.strict_json import from_strict_json, to_strict_json
 
@@ -152,7 +152,7 @@ class Report:
         Raises:
             InputError: if the folder cannot be written.
         """
-        target = place(path)
+        target = open_location(path)
         records = io.BytesIO()
         self.frame.to_parquet(records, index=False, compression="zstd")
         made = {  # all of it before the first is written: a figure that fails leaves no half of a report

@@ -1,34 +1,37 @@
-"""The grid of prompts, sizes, seeds and laws, sampling it, and the store on disk."""
+"""Sampling a grid of prompts, sizes, seeds and laws into a run directory."""
 
-from entropy_probe.runs.directory import Manifest, RunDirectory
-from entropy_probe.runs.engines import Engine, LocalEngine, RayEngine
+from entropy_probe.runs.directory import RunDirectory
+from entropy_probe.runs.engines import Engine, LocalEngine
 from entropy_probe.runs.entropy_maps import EntropyMap, entropy_maps
-from entropy_probe.runs.files import place, write_atomically
+from entropy_probe.runs.environment import versions
+from entropy_probe.runs.files import open_location, write_atomically
 from entropy_probe.runs.forecasting import Forecast, forecast
 from entropy_probe.runs.grid import Cell, Grid, as_sizes, as_texts
-from entropy_probe.runs.sampling import Failed, Sampled, sample_cells
-from entropy_probe.runs.sweeping import CURVE, Sweep, extend, sweep, versions
+from entropy_probe.runs.manifest import Manifest
+from entropy_probe.runs.ray_engine import RayEngine
+from entropy_probe.runs.sampling import FailedCell, SampledCell, sample_cells
+from entropy_probe.runs.sweeping import CURVE_SCALE_FACTORS, Sweep, extend, sweep
 
 __all__ = [
-    "CURVE",
+    "CURVE_SCALE_FACTORS",
     "Cell",
     "Engine",
     "EntropyMap",
-    "Failed",
+    "FailedCell",
     "Forecast",
     "Grid",
     "LocalEngine",
     "Manifest",
     "RayEngine",
     "RunDirectory",
-    "Sampled",
+    "SampledCell",
     "Sweep",
     "as_sizes",
     "as_texts",
     "entropy_maps",
     "extend",
     "forecast",
-    "place",
+    "open_location",
     "sample_cells",
     "sweep",
     "versions",

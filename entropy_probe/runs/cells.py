@@ -1,4 +1,4 @@
-"""What the file of a cell holds: its columns with their units, and a checksum over every byte."""
+"""The parquet file of one cell: its columns with units, its metadata, and a checksum over every byte."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-FORMAT = 3
-"""Version of the layout of a run directory."""
+FORMAT = 4
+"""Version of the layout of a run directory. `migration` reads the previous one."""
 
 
 @dataclass(frozen=True)
@@ -27,43 +27,45 @@ class Column:
 
 _TEXT, _COUNT, _SINGLE, _DOUBLE = pa.string(), pa.int64(), pa.float32(), pa.float64()
 COLUMNS = (
-    Column("prompt", _TEXT, "", "text that was drawn"),
-    Column("seed", _COUNT, "", "of the noise that the sampling began with"),
-    Column("height", _COUNT, "pixels", "of the image"),
-    Column("width", _COUNT, "pixels", "of the image"),
+    Column("prompt", _TEXT, "", "text that the image was sampled from"),
+    Column("seed", _COUNT, "", "seed of the initial noise"),
+    Column("height", _COUNT, "pixels", "image height"),
+    Column("width", _COUNT, "pixels", "image width"),
     Column("law", _TEXT, "", "name of the scaling law that was applied"),
-    Column("step", _COUNT, "", "of the sampling, from 0"),
-    Column("timestep", _DOUBLE, "", "what the scheduler calls the step: from noise, large, to image, 0"),
-    Column("branch", _TEXT, "", "of the guidance: `cond`, `uncond` or, with PAG, `perturbed`"),
+    Column("step", _COUNT, "", "sampling step, from 0"),
+    Column("timestep", _DOUBLE, "", "timestep of the scheduler: large for noise, 0 for the image"),
+    Column("branch", _TEXT, "", "branch of the guidance: `cond`, `uncond` or, with PAG, `perturbed`"),
     Column("layer", _TEXT, "", "name of the attention module in the denoiser"),
     Column("kind", _TEXT, "", "`self`, `cross` or `joint`"),
-    Column("axes", _TEXT, "", "what the tokens are spread over: `spatial`, `temporal`, ..."),
-    Column("head", _COUNT, "", "number of the attention head, from 0"),
-    Column("tokens", _COUNT, "tokens", "N of the scaling laws: the tokens of the image in this layer"),
+    Column("axes", _TEXT, "", "axes that the tokens extend over: `spatial`, `temporal`, ..."),
+    Column("head", _COUNT, "", "index of the attention head, from 0"),
+    Column("tokens", _COUNT, "tokens", "N of the scaling laws: image tokens in this layer"),
     Column("query_tokens", _COUNT, "tokens", "rows of the attention matrix"),
     Column("key_tokens", _COUNT, "tokens", "columns of the attention matrix"),
-    Column("training_tokens", _DOUBLE, "tokens", "T of the scaling laws; NaN where it is not known"),
-    Column("scale", _DOUBLE, "1", "the model's own factor of the logits, usually 1/sqrt(head width)"),
-    Column("scale_factor", _DOUBLE, "1", "g of the measured curve H(g); 1 is the sampling itself, under its law"),
-    Column("rows", _COUNT, "rows", "of the attention matrix that the means are over"),
-    Column("entropy", _SINGLE, "nats", "mean over the rows"),
-    Column("entropy_std", _SINGLE, "nats", "standard deviation over the rows"),
-    Column("entropy_se", _SINGLE, "nats", "standard error of the mean, by the choice of rows; 0 if all are measured"),
+    Column("training_tokens", _DOUBLE, "tokens", "T: image tokens at the training size; NaN if unknown"),
+    Column("scale", _DOUBLE, "1", "softmax scale of the model, usually 1/sqrt(head dimension)"),
+    Column("scale_factor", _DOUBLE, "1", "g of the measured curve H(g); 1 is the sampled image itself, under its law"),
+    Column("rows", _COUNT, "rows", "query rows that the means are computed from"),
+    Column("entropy", _SINGLE, "nats", "attention entropy H, mean over the rows"),
+    Column("entropy_std", _SINGLE, "nats", "standard deviation of the entropy over the rows"),
+    Column("entropy_se", _SINGLE, "nats", "standard error of the mean from sampling rows; 0 if all rows are measured"),
     Column("logit_variance", _SINGLE, "nats^2", "variance of the logits over the keys, mean over the rows"),
     Column(
-        "attention_distance", _SINGLE, "image diagonals", "root mean square distance attended to; NaN off the image"
+        "attention_distance", _SINGLE, "image diagonals",
+        "root mean square distance between a token and the tokens it attends to; NaN for tokens without a position",
     ),
-    Column("image_mass", _SINGLE, "1", "share of a joint attention that goes to image tokens; NaN elsewhere"),
-    Column("mass_entropy", _SINGLE, "nats", "of the choice between image and text"),
-    Column("image_entropy", _SINGLE, "nats", "among the image tokens, rows weighed by their image mass"),
-    Column("text_entropy", _SINGLE, "nats", "among the others, rows weighed by the mass there"),
-)
-"""The columns of a cell, in their order."""
+    Column("image_mass", _SINGLE, "1", "fraction of a joint attention on image tokens; NaN for other kinds"),
+    Column("mass_entropy", _SINGLE, "nats", "entropy of the split between image and text tokens"),
+    Column("image_entropy", _SINGLE, "nats", "entropy within the image tokens, rows weighted by their image mass"),
+    Column("text_entropy", _SINGLE, "nats", "entropy within the text tokens, rows weighted by their text mass"),
+)  # fmt: skip
+"""The columns of a cell, in order."""
 
-_NOTES = "entropy_probe.cell"
-_DIGITS = 32
-_MARK = b"blake2b:"
-_BLANK = b"0" * _DIGITS
+METADATA_KEY = "entropy_probe.cell"
+_CHECKSUM_KEY = "entropy_probe.checksum"
+_CHECKSUM_DIGITS = 32
+_CHECKSUM_PREFIX = b"blake2b:"
+_CHECKSUM_BLANK = b"0" * _CHECKSUM_DIGITS
 
 SCHEMA = pa.schema(
     [pa.field(c.name, c.dtype, metadata={"unit": c.unit, "description": c.meaning}) for c in COLUMNS],
@@ -72,13 +74,14 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Notes:
-    """What stands beside the table of a cell, in the metadata of its file.
+class CellMetadata:
+    """Metadata in the file of a cell, in addition to its table.
 
     Attributes:
-        cell: its name; a file that was given another one is known by it.
-        image: the checksum of its image.
-        batch: names of the cells that were sampled together, which decides the last digits and the choice of rows.
+        cell: name of the cell. It detects files that were renamed.
+        image: checksum of the image file.
+        batch: names of the cells that were sampled in the same batch. The batch influences the last digits and the
+            choice of query rows.
     """
 
     cell: str
@@ -86,47 +89,63 @@ class Notes:
     batch: tuple[str, ...]
 
 
-def encode(frame: pd.DataFrame, notes: Notes) -> bytes:
-    """The parquet file of a cell, from a frame with all of `COLUMNS`."""
+def encode(frame: pd.DataFrame, metadata: CellMetadata) -> bytes:
+    """Return the content of the parquet file of a cell.
+
+    Args:
+        frame: table with all of `COLUMNS`.
+        metadata: metadata of the cell.
+    """
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, SCHEMA, compression="zstd") as writer:
         writer.write_table(pa.Table.from_pandas(frame[SCHEMA.names], schema=SCHEMA, preserve_index=False))
         writer.add_key_value_metadata(
-            {_NOTES: json.dumps(asdict(notes)), "entropy_probe.checksum": (_MARK + _BLANK).decode()}
+            {METADATA_KEY: json.dumps(asdict(metadata)), _CHECKSUM_KEY: (_CHECKSUM_PREFIX + _CHECKSUM_BLANK).decode()}
         )
-    return _sealed(sink.getvalue())
+    return with_checksum(sink.getvalue())
 
 
 def decode(content: bytes, columns: list[str] | None = None) -> pa.Table:
-    """The table of a file that is `whole`."""
+    """Return the table of an intact file.
+
+    Args:
+        content: content of the file.
+        columns: columns to read. By default, all.
+    """
     return pq.read_table(pa.BufferReader(content), columns=columns)
 
 
-def notes(content: bytes) -> Notes | None:
-    """The notes of a file; None if it is not to the bit what `encode` gave, or never was of its making."""
-    if not whole(content):
+def read_metadata(content: bytes) -> CellMetadata | None:
+    """Return the metadata of a file, or None if the file is damaged or was not written by `encode`."""
+    if not is_intact(content):
         return None
     try:
-        told = pq.read_metadata(pa.BufferReader(content))
-        fields = json.loads(told.metadata[_NOTES.encode()])
-        found = Notes(str(fields["cell"]), str(fields["image"]), tuple(map(str, fields["batch"])))
+        parquet = pq.read_metadata(pa.BufferReader(content))
+        fields = json.loads(parquet.metadata[METADATA_KEY.encode()])
+        metadata = CellMetadata(str(fields["cell"]), str(fields["image"]), tuple(map(str, fields["batch"])))
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         return None
-    return found if told.schema.to_arrow_schema().equals(SCHEMA) else None
+    return metadata if parquet.schema.to_arrow_schema().equals(SCHEMA) else None
 
 
-def whole(content: bytes) -> bool:
-    """Whether a file is to the bit what `encode` gave, without parsing any of it."""
-    at = content.rfind(_MARK) + len(_MARK)
-    return at >= len(_MARK) and _sealed(content[:at] + _BLANK + content[at + _DIGITS :]) == content
+def is_intact(content: bytes) -> bool:
+    """Return whether the checksum of a file matches. The content is not parsed."""
+    start = content.rfind(_CHECKSUM_PREFIX) + len(_CHECKSUM_PREFIX)
+    if start < len(_CHECKSUM_PREFIX):
+        return False
+    return with_checksum(content[:start] + _CHECKSUM_BLANK + content[start + _CHECKSUM_DIGITS :]) == content
 
 
-def digest(content: bytes) -> str:
-    """Checksum of a file: 128 bits of BLAKE2b, in hexadecimal."""
-    return hashlib.blake2b(content, digest_size=_DIGITS // 2).hexdigest()
+def checksum(content: bytes) -> str:
+    """Return the checksum of a file: 128 bits of BLAKE2b as 32 hexadecimal digits.
+
+    >>> checksum(b"")
+    'cae66941d9efbd404e4d88758ea67670'
+    """
+    return hashlib.blake2b(content, digest_size=_CHECKSUM_DIGITS // 2).hexdigest()
 
 
-def _sealed(content: bytes) -> bytes:
-    """A file with its checksum in place; as in a tar header, zeros stand for it while it is computed."""
-    at = content.rfind(_MARK + _BLANK) + len(_MARK)
-    return content[:at] + digest(content).encode() + content[at + _DIGITS :]
+def with_checksum(content: bytes) -> bytes:
+    """Insert the checksum of a file that has zeros in its place, as in the header of a tar file."""
+    start = content.rfind(_CHECKSUM_PREFIX + _CHECKSUM_BLANK) + len(_CHECKSUM_PREFIX)
+    return content[:start] + checksum(content).encode() + content[start + _CHECKSUM_DIGITS :]

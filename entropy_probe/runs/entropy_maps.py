@@ -1,4 +1,4 @@
-"""Entropy maps: the entropy of every token, laid over the image that was generated."""
+"""Entropy maps: the attention entropy of every token, to be drawn over the sampled image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,16 @@ from entropy_probe.runs.sweeping import Sweep
 
 @dataclass(frozen=True)
 class EntropyMap:
-    """An image and the entropy of its tokens in one layer at one step, nats, averaged over the heads."""
+    """An image and the attention entropy of its tokens in one layer at one step.
+
+    Attributes:
+        image: the sampled image.
+        values: entropy in nats, shape (grid height, grid width), averaged over the heads.
+        size: (height, width) of the image in pixels.
+        layer: name of the attention layer.
+        step: sampling step, from 0.
+        law: name of the scaling law.
+    """
 
     image: Image.Image
     values: Float[np.ndarray, "grid_height grid_width"]
@@ -29,38 +38,47 @@ class EntropyMap:
 
 
 def entropy_maps(sweep: Sweep, law: ScalingLaw | None = None) -> tuple[EntropyMap, ...]:
-    """Maps of the first prompt and seed at the training size and the largest one, original and under a law.
+    """Sample entropy maps of the first prompt and seed, at the training size and at the largest size.
 
-    Taken from the last self-attention layer of the finest grid, halfway through the sampling. Empty without a
-    pipeline, and for a model whose layers do not lie on a grid.
+    The maps show the last self-attention layer with the finest token grid, at half of the sampling steps.
+
+    Args:
+        sweep: a sweep with its pipeline.
+        law: also sample the largest size under this law.
+
+    Returns:
+        The maps. Empty if the sweep has no pipeline, or the tokens of no layer form a grid.
     """
     if sweep.pipeline is None:
         return ()
-    grids = [layer for layer in layers(sweep.pipeline) if layer.grid is not None]
-    if not grids:
+    with_grid = [layer for layer in layers(sweep.pipeline) if layer.grid is not None]
+    if not with_grid:
         return ()
-    finest = max(grid.grid.tokens for grid in grids if grid.grid is not None)
-    layer = [grid.name for grid in grids if grid.training_tokens == finest][-1]
+    finest = max(layer.grid.tokens for layer in with_grid if layer.grid is not None)
+    name = [layer.name for layer in with_grid if layer.training_tokens == finest][-1]
     step = sweep.manifest.steps // 2
     trained = sweep.manifest.training_size
     largest = max(sweep.grid.sizes, key=lambda s: s[0] * s[1])
     wanted: list[tuple[Size, ScalingLaw]] = [(trained, Original())]
     if largest != trained:
         wanted += [(largest, Original())] + ([(largest, law)] if law is not None else [])
-    return tuple(_map(sweep, size, one, layer, step) for size, one in wanted)
+    return tuple(_sample_map(sweep, size, one, name, step) for size, one in wanted)
 
 
 def map_table(maps: Sequence[EntropyMap]) -> pd.DataFrame:
-    """Entropies in nats: a line per row of tokens, a column per token, after `layer`, `step`, `law`, `size`, `row`."""
+    """Return entropy maps as one table, in nats.
+
+    Each row is one row of tokens. The columns are `layer`, `step`, `law`, `size` and `row`, then one per token.
+    """
     parts = []
     for one in maps:
         values = pd.DataFrame(np.round(np.asarray(one.values, float), 3))
-        known = {"layer": one.layer, "step": one.step, "law": one.law, "size": format_size(one.size)}
-        parts.append(pd.concat([pd.DataFrame([known] * len(values)).assign(row=values.index), values], axis=1))
+        labels = {"layer": one.layer, "step": one.step, "law": one.law, "size": format_size(one.size)}
+        parts.append(pd.concat([pd.DataFrame([labels] * len(values)).assign(row=values.index), values], axis=1))
     return pd.concat(parts, ignore_index=True)
 
 
-def _map(sweep: Sweep, size: Size, law: ScalingLaw, layer: str, step: int) -> EntropyMap:
+def _sample_map(sweep: Sweep, size: Size, law: ScalingLaw, layer: str, step: int) -> EntropyMap:
     with scaled(sweep.pipeline, law), capture(sweep.pipeline, layers=layer, keep=layer, keep_steps=[step]) as captured:
         image = sample_images(
             sweep.pipeline,

@@ -1,6 +1,6 @@
-"""Files that are whole or not there, and claims on them that end with their process.
+"""Write files atomically, and lock them for one process.
 
-A path may also be a `UPath`, of an object store: there a file is whole by nature, and nothing can be claimed.
+A path may also be a `UPath` of an object store. There, every write is atomic and files cannot be locked.
 """
 
 from __future__ import annotations
@@ -17,129 +17,140 @@ from filelock import FileLock, Timeout
 from entropy_probe.errors import InputError
 
 
-def place(where: str | Path) -> Path:
-    """The path of a folder or file, or what behaves like one for the URL of any file system that fsspec knows.
+def open_location(location: str | Path) -> Path:
+    """Return the path of a folder or file. A URL of any file system that fsspec supports gives a `UPath`.
+
+    Args:
+        location: path such as "my-run", or URL such as "s3://bucket/my-run".
 
     Raises:
-        InputError: if the URL cannot be used, or what it takes is not installed.
+        InputError: if the URL cannot be used, or its client is not installed.
+
+    >>> open_location("my-run").name
+    'my-run'
     """
-    if isinstance(where, Path) or "://" not in str(where):
-        return Path(where)
+    if isinstance(location, Path) or "://" not in str(location):
+        return Path(location)
     try:
         from upath import UPath
 
-        found = UPath(where, use_listings_cache=False)  # others write there too
-        found.exists()  # asked now, so that a missing client, or a store that does not answer, is known now
+        path = UPath(location, use_listings_cache=False)  # other processes write there too
+        path.exists()  # fail now if the client is missing or the store does not answer
     except ImportError as error:
         raise InputError(
-            f"{where} needs a client that is not installed ({error}): pip install '.[remote]' in the clone of "
+            f"{location} needs a client that is not installed ({error}): run pip install '.[remote]' in a clone of "
             "entropy-probe"
         ) from error
-    except Exception as error:  # of the client of that store, which has errors of its own
-        raise InputError(f"cannot use {where}: {_one_line(error)}") from error
-    return Path(found.path) if found.protocol in ("file", "local") else cast(Path, found)
+    except Exception as error:  # every client has its own error classes
+        raise InputError(f"cannot use {location}: {_short_message(error)}") from error
+    return Path(path.path) if path.protocol in ("file", "local") else cast(Path, path)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; of two processes that write it at once, one waits for the other.
+    """Write a complete file or nothing. If two processes write it at the same time, one waits for the other.
 
     Raises:
-        InputError: naming the file and the cause, such as a full disk.
+        InputError: if the file cannot be written, for example because the disk is full.
     """
-    with claim([path]):
+    with lock([path]):
         replace_file(path, content)
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file that is claimed: under a temporary name, to the disk, and only then under its own.
+    """Write a file that this process has locked: write a temporary file, flush it to the disk, then rename it.
 
-    The temporary name is the same every time, so that what a killed process left is replaced by the next. It is made
-    anew: a link that lies there under its name leads nowhere.
+    The name of the temporary file is fixed, so the next write replaces what a killed process left. The file is always
+    created new: a symbolic link with its name is removed and not followed.
 
     Raises:
-        InputError: naming the file and the cause, such as a full disk.
+        InputError: if the file cannot be written, for example because the disk is full.
     """
-    part = _part(path)
-    with refusal(path):
-        if _remote(path):
+    temporary = _temporary_path(path)
+    with report_write_errors(path):
+        if _is_remote(path):
             path.write_bytes(content)
             return
         try:
-            part.unlink(missing_ok=True)
-            with part.open("xb") as file:
+            temporary.unlink(missing_ok=True)
+            with temporary.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(part, path)
+            os.replace(temporary, path)
         except BaseException:
-            part.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
 
 
 @contextmanager
-def claim(paths: Iterable[Path], *, wait: bool = True) -> Iterator[bool]:
-    """Whether the files are this process's own to write until the context ends.
+def lock(paths: Iterable[Path], *, wait: bool = True) -> Iterator[bool]:
+    """Lock files for this process until the context ends. Yield whether all were locked.
 
-    A claim is a lock of the operating system on a file beside: it ends with its process, however that ends. Object
-    stores have none: what is there is for everybody, and two that write a cell write the same.
+    A lock belongs to the operating system and ends with its process, however the process ends. Object stores have no
+    locks: there, two processes that write a cell at the same time write the same bytes.
 
     Args:
-        paths: the files; always claimed in the same order, so that two processes never wait for each other.
-        wait: until nobody else has a claim on them.
+        paths: the files. All processes lock them in the same order, which prevents deadlocks.
+        wait: wait until other processes release the files.
 
     Raises:
-        InputError: if the folder cannot be written.
+        InputError: if the folder is not writable.
     """
-    local = [path for path in paths if not _remote(path)]
-    locks = [FileLock(_lock(path), timeout=-1 if wait else 0) for path in sorted(local)]
+    local = [path for path in paths if not _is_remote(path)]
+    locks = [FileLock(_lock_path(path), timeout=-1 if wait else 0) for path in sorted(local)]
     try:
-        yield all(_taken(lock) for lock in locks)
+        yield all(_acquire(one) for one in locks)
     finally:
-        for lock in locks:
-            if lock.is_locked:
-                # Removed while it is held: whoever waits for it finds it gone, and asks anew.
-                Path(lock.lock_file).unlink(missing_ok=True)
-                lock.release()
+        for one in locks:
+            if one.is_locked:
+                # Remove the file before the release: a waiting process sees that it is gone and creates a new one.
+                Path(one.lock_file).unlink(missing_ok=True)
+                one.release()
 
 
-def tidy(folder: Path, owner: Callable[[Path], Path] = lambda path: path) -> None:
-    """Remove what killed processes left of their files; what a living one has claimed stays.
+def remove_leftovers(folder: Path, owner: Callable[[Path], Path] = lambda path: path) -> None:
+    """Remove temporary files of processes that were killed. Files locked by a running process stay.
 
     Args:
-        folder: where.
-        owner: the file whose claim a file is written under; its own if none.
+        folder: folder to clean.
+        owner: function that returns the file whose lock protects a given file. By default, the file itself.
     """
-    if _remote(folder):
+    if _is_remote(folder):
         return
-    for path in {path.with_name(path.stem[1:]) for mark in ("lock", "part") for path in folder.glob(f".*.{mark}")}:
-        with claim([owner(path)], wait=False) as mine:
-            if mine:
-                _part(path).unlink(missing_ok=True)
+    suffixes = ("lock", "part")
+    for path in {path.with_name(path.stem[1:]) for suffix in suffixes for path in folder.glob(f".*.{suffix}")}:
+        with lock([owner(path)], wait=False) as locked:
+            if locked:
+                _temporary_path(path).unlink(missing_ok=True)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder where there is none; an object store has none, and would make a bucket.
+    """Create a folder if it does not exist. Object stores have no folders.
 
     Raises:
-        InputError: if it cannot be made.
+        InputError: if the folder cannot be created.
     """
-    with refusal(path):
-        if not _remote(path):
+    with report_write_errors(path):
+        if not _is_remote(path):
             path.mkdir(parents=True, exist_ok=True)
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a file is one that a claim or an unfinished write leaves."""
+    """Return whether a file is a lock file or a temporary file of an unfinished write.
+
+    >>> is_temporary(Path(".manifest.json.lock"))
+    True
+    """
     return path.name.startswith(".") and path.suffix in (".lock", ".part")
 
 
 @contextmanager
-def refusal(path: Path) -> Iterator[None]:
-    """An error of the operating system, or of the client of an object store, as one line.
+def report_write_errors(path: Path) -> Iterator[None]:
+    """Convert errors of the operating system, or of the client of an object store, to one-line errors.
 
     Raises:
-        InputError: naming the file and the cause.
+        InputError: with the path and the cause.
     """
     try:
         yield
@@ -148,40 +159,40 @@ def refusal(path: Path) -> Iterator[None]:
     except OSError as error:
         cause = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
         raise InputError(f"cannot write {path}: {cause}") from error
-    except Exception as error:  # of the client of a store; here, ValueError for a name with NUL
-        if not (_remote(path) or isinstance(error, ValueError)):
+    except Exception as error:  # ValueError: a file name with NUL. Others: clients of object stores
+        if not (_is_remote(path) or isinstance(error, ValueError)):
             raise
-        raise InputError(f"cannot write {path}: {_one_line(error)}") from error
+        raise InputError(f"cannot write {path}: {_short_message(error)}") from error
 
 
-def _one_line(error: Exception) -> str:
+def _short_message(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _remote(path: object) -> bool:
+def _is_remote(path: object) -> bool:
     return not isinstance(path, Path)
 
 
-def _taken(lock: FileLock) -> bool:
+def _acquire(file_lock: FileLock) -> bool:
     try:
-        with refusal(Path(lock.lock_file)):
-            Path(lock.lock_file).parent.stat()  # a folder that is not there is an error: the lock would make it
-            lock.acquire()
+        with report_write_errors(Path(file_lock.lock_file)):
+            Path(file_lock.lock_file).parent.stat()  # FileLock would create a missing folder
+            file_lock.acquire()
     except Timeout:
         return False
     return True
 
 
-def _part(path: Path) -> Path:
+def _temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")
 
 
-def _lock(path: Path) -> Path:
+def _lock_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.lock")
 
 
 def _sync_folder(folder: Path) -> None:
-    """The new name to the disk too; Windows has no handle on a folder."""
+    """Flush the new name to the disk too. Windows cannot open folders."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""What a sweep will take, from one cell of each size that is sampled and measured."""
+"""Estimate the time and disk space of a sweep from one measured cell per size."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 
 from entropy_probe.errors import IncompleteError, InputError
 from entropy_probe.models import Size, training_size
-from entropy_probe.runs.grid import Grid, batches, share
+from entropy_probe.runs.grid import Grid, batches, select_shard
 from entropy_probe.runs.sweeping import Sweep, extend, sweep
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the cells of one size take.
+    """Estimated time and disk space of the cells of one size.
 
     Attributes:
         size: (height, width) in pixels.
-        cells: of this size in the grid.
-        batches: that they are sampled in.
-        seconds: that one cell took by itself; in a batch it takes no longer.
-        bytes: of its table and image.
+        cells: number of cells of this size.
+        batches: number of batches.
+        seconds: time for one cell, sampled alone. In a batch, it is at most this.
+        bytes: disk space for the table and the image of one cell.
     """
 
     size: Size
@@ -37,42 +37,47 @@ def forecast(
     pipeline: Any, *, prompts: Sequence[str], sizes: Sequence[Size], seeds: Sequence[int] = (0,), batch: int = 8,
     shard: tuple[int, int] = (1, 1), **settings: Any,
 ) -> list[Forecast]:  # fmt: skip
-    """What `sweep` with the same arguments will take in an empty folder, small sizes first; nothing is kept.
+    """Estimate time and disk space of a `sweep` with the same arguments, small sizes first. Nothing is kept.
 
     Args:
         pipeline: a diffusers text-to-image pipeline.
         prompts: texts.
         sizes: (height, width) in pixels.
-        seeds: one image each, for every prompt and size.
+        seeds: seeds of the initial noise.
         batch: see `sweep`.
         shard: see `sweep`.
-        settings: as `sweep` takes them (steps, guidance_scale, rows, ...).
+        settings: further arguments of `sweep` (steps, guidance_scale, rows, ...).
 
     Raises:
-        InputError: see `sweep`; and if the memory does not suffice for a cell of some size.
+        InputError: see `sweep`. Also if the memory is too small for a cell.
+
+    >>> import entropy_probe as ep
+    >>> estimates = forecast(ep.reference.load(), prompts=["noto dog"], sizes=[(32, 32)], seeds=range(9), steps=1)
+    >>> [(estimate.size, estimate.cells) for estimate in estimates]
+    [((32, 32), 9)]
     """
-    grid = Grid.of(prompts, sizes, seeds, ["original"])
+    grid = Grid.build(prompts, sizes, seeds, ["original"])
     cells, trained = list(grid.cells()), training_size(pipeline)
-    own_batches = share(list(batches(cells, batch, trained)), *shard)
-    ordered = list(dict.fromkeys(cell.size for cell in cells))
-    # The first sampling of a process is slower than those that follow, and only it takes the fingerprint of the model.
-    first = {"prompts": prompts[:1], "sizes": ordered[:1], "seeds": [0], "progress": False, **settings}
-    begun = _or_refused(lambda: sweep(pipeline, **first))
-    found = []
-    for size in ordered:
-        own = [part for part in own_batches if part[0].size == size]
-        another = partial(extend, begun, laws=["original"], sizes=[size], seeds=[1], progress=False)
-        began = time.perf_counter()
-        made = _or_refused(another)
-        seconds = time.perf_counter() - began
-        cell = next(made.grid.cells())
-        space = sum(path.stat().st_size for path in (made.run.cell_path(cell), made.run.image_path(cell)))
-        found.append(Forecast(size, sum(map(len, own)), len(own), seconds, space))
-    return found
+    parts = select_shard(list(batches(cells, batch, trained)), *shard)
+    sizes_in_order = list(dict.fromkeys(cell.size for cell in cells))
+    # Not timed: the first sampling of a process is slower, and the fingerprint is computed once per sweep.
+    first = {"prompts": prompts[:1], "sizes": sizes_in_order[:1], "seeds": [0], "progress": False, **settings}
+    base = _require_memory(lambda: sweep(pipeline, **first))
+    forecasts = []
+    for size in sizes_in_order:
+        parts_of_size = [part for part in parts if part[0].size == size]
+        sample_one = partial(extend, base, laws=["original"], sizes=[size], seeds=[1], progress=False)
+        start = time.perf_counter()
+        one = _require_memory(sample_one)
+        seconds = time.perf_counter() - start
+        cell = next(one.grid.cells())
+        space = sum(path.stat().st_size for path in (one.run.cell_path(cell), one.run.image_path(cell)))
+        forecasts.append(Forecast(size, sum(map(len, parts_of_size)), len(parts_of_size), seconds, space))
+    return forecasts
 
 
-def _or_refused(sample: Callable[[], Sweep]) -> Sweep:
+def _require_memory(sample: Callable[[], Sweep]) -> Sweep:
     try:
         return sample()
     except IncompleteError as error:
-        raise InputError(f"{error.reason}: leave that size out, or go where there is more memory") from error
+        raise InputError(f"{error.reason}. Remove this size, or use a machine with more memory") from error

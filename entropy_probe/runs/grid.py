@@ -20,19 +20,27 @@ from entropy_probe.laws import NEEDS_NOTHING, ScalingLaw, from_json, resolve, to
 from entropy_probe.models import Size
 from entropy_probe.strict_json import from_strict_json
 
-LONGEST_PROMPT = 10_000
-"""Characters; no text encoder reads a tenth of them."""
+MAX_PROMPT_LENGTH = 10_000
+"""Characters. Text encoders read less than a tenth of this."""
 
-MOST_CELLS = 10**7
-"""A run of more would take years, and its list of cells alone gigabytes: it is a mistake, or meant to harm."""
+MAX_CELLS = 10**7
+"""A larger grid would take years, and its list of cells alone gigabytes of memory."""
 
-LARGEST_SEED = 2**63 - 1
-"""That torch's generators take."""
+MAX_SEED = 2**63 - 1
+"""Largest seed of torch's generators."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One image of the grid. `law_id` is the name of the law, with a hash of its numbers where it has any."""
+    """One image of the grid.
+
+    Attributes:
+        prompt: text.
+        size: (height, width) in pixels.
+        seed: seed of the initial noise.
+        law: name of the scaling law.
+        law_id: name of the law, followed by a hash of its parameters if it has any.
+    """
 
     prompt: str
     size: Size
@@ -42,17 +50,27 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """A file name made of all that tells the cell from others of its run, the same in every run."""
+        """File name that identifies the cell. It is the same in every run."""
         return f"{self.law_id}_{self.size[0]}x{self.size[1]}_{_hash(self.prompt)}_s{self.seed}"
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Every combination of prompts, sizes (height, width), seeds and scaling laws.
+    """Every combination of prompts, sizes, seeds and scaling laws.
+
+    Attributes:
+        prompts: texts.
+        sizes: (height, width) in pixels.
+        seeds: seeds of the initial noise.
+        laws: scaling laws.
 
     Raises:
-        InputError: if a list is empty or repeats itself, a seed is negative or too large, a prompt is blank, too long
-            or no text, or the name of a law cannot be part of a file's name.
+        InputError: if a list is empty or has duplicates, a seed is out of range, a prompt is blank, too long or not
+            valid Unicode, or a law has a name that is not usable in a file name.
+
+    >>> grid = Grid.build(["a red apple"], [(64, 64), (128, 64)], [0, 1], ["original", "paper"])
+    >>> len(grid)
+    8
     """
 
     prompts: tuple[str, ...]
@@ -61,49 +79,33 @@ class Grid:
     laws: tuple[ScalingLaw, ...]
 
     @classmethod
-    def of(
+    def build(
         cls,
         prompts: Sequence[str],
         sizes: Sequence[Size],
         seeds: Sequence[int],
         laws: Iterable[ScalingLaw | str | Path],
     ) -> Grid:
-        """The grid of what a caller gives, as `sweep` takes it.
+        """Build a grid from the arguments of `sweep`.
 
         Raises:
-            InputError: for one text in place of a list of them, a size that is no pair of numbers, an unknown law, and
-                see `Grid`.
+            InputError: if `prompts` is a single text, a size is not a pair of integers, or a law is unknown. See also
+                `Grid`.
         """
         return cls(as_texts(prompts), as_sizes(sizes), tuple(seeds), tuple(resolve(law) for law in laws))
 
     def __post_init__(self) -> None:
-        identities = tuple(law_id(law) for law in self.laws)
-        for name, values in (
-            ("prompts", self.prompts),
-            ("sizes", self.sizes),
-            ("seeds", self.seeds),
-            ("laws", identities),
-        ):
-            if not values:
-                raise InputError(f"the list of {name} is empty: give at least one")
-            if len(set(values)) < len(values):
-                twice = next(value for value, count in Counter(values).items() if count > 1)
-                raise InputError(f"the list of {name} holds {twice!r} twice")
-        names = [law.name for law in self.laws]
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise InputError(
-                f"two laws are both named {twice!r}: tables tell laws apart by name, sample them one by one"
-            )
-        for name in names:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.=+-]{0,63}", name):
-                raise InputError(f"a law cannot be named {name[:80]!r}: use at most 64 letters, digits and _.=+-")
-        if len(self) > MOST_CELLS:
-            raise InputError(f"the grid has {len(self):,} cells, at most {MOST_CELLS:,} are taken: split it into runs")
+        _check_list("prompts", self.prompts)
+        _check_list("sizes", self.sizes)
+        _check_list("seeds", self.seeds)
+        _check_list("laws", [law_id(law) for law in self.laws])
+        _check_law_names([law.name for law in self.laws])
+        if len(self) > MAX_CELLS:
+            raise InputError(f"the grid has {len(self):,} cells, the maximum is {MAX_CELLS:,}: split it")
         if min(self.seeds) < 0:
-            raise InputError(f"seeds must not be negative, but one is {min(self.seeds)}")
-        if max(self.seeds) > LARGEST_SEED:
-            raise InputError(f"seeds must be less than 2^63, but one is {max(self.seeds)}")
+            raise InputError(f"seeds must not be negative, got {min(self.seeds)}")
+        if max(self.seeds) > MAX_SEED:
+            raise InputError(f"seeds must be less than 2^63, got {max(self.seeds)}")
         for prompt in self.prompts:
             _check_prompt(prompt)
 
@@ -111,42 +113,42 @@ class Grid:
         return len(self.prompts) * len(self.sizes) * len(self.seeds) * len(self.laws)
 
     def to_json(self) -> str:
-        """The four lists."""
+        """Return the grid as JSON text."""
         laws = [json.loads(to_json(law)) for law in self.laws]
         fields = {"prompts": self.prompts, "sizes": self.sizes, "seeds": self.seeds, "laws": laws}
         return json.dumps(fields, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Grid:
-        """The grid that `to_json` wrote.
+        """Parse the text of `to_json`.
 
         Raises:
-            InputError: for text that is no grid.
+            InputError: if the text is not a grid.
         """
         try:
             fields = from_strict_json(_GridFile, text)
             laws = tuple(from_json(json.dumps(law)) for law in fields.laws)
             return cls(fields.prompts, fields.sizes, fields.seeds, laws)
         except InputError as error:
-            raise InputError(f"this is no grid as entropy-probe writes them: {error}") from error
+            raise InputError(f"not a valid grid: {error}") from error
 
     def cells(self) -> Iterator[Cell]:
-        """Small sizes first, so that the time left is soon known and the cheap half is soon safe."""
+        """Iterate over the cells, small sizes first: the time left is known early, and cheap cells are saved early."""
         sizes = sorted(self.sizes, key=lambda s: s[0] * s[1])
         laws = [(law.name, law_id(law)) for law in self.laws]
         for (law, identity), size, prompt, seed in itertools.product(laws, sizes, self.prompts, self.seeds):
             yield Cell(prompt, size, seed, law, identity)
 
     def cell(self, prompt: str, size: Size, seed: int, law: str) -> Cell:
-        """One of the cells.
+        """Return one cell.
 
         Raises:
-            InputError: if there is no such one.
+            InputError: if the grid does not have it.
         """
-        named = next((own for own in self.laws if own.name == law), None)
+        named = next((candidate for candidate in self.laws if candidate.name == law), None)
         if named is None or prompt not in self.prompts or size not in self.sizes or seed not in self.seeds:
-            where = f"{prompt!r}, {size[0]}x{size[1]}, seed {seed}, law {law!r}"
-            raise InputError(f"the sweep has no cell {where}")
+            cell = f"{prompt!r}, {size[0]}x{size[1]}, seed {seed}, law {law!r}"
+            raise InputError(f"the sweep has no cell {cell}")
         return Cell(prompt, size, seed, law, law_id(named))
 
 
@@ -155,7 +157,7 @@ _Side = Annotated[int, Field(ge=1, le=2**20)]
 
 @dataclass(frozen=True)
 class _GridFile:
-    """What `Grid.to_json` writes."""
+    """Fields of the file that `Grid.to_json` writes."""
 
     prompts: tuple[str, ...]
     sizes: tuple[tuple[_Side, _Side], ...]
@@ -164,64 +166,101 @@ class _GridFile:
 
 
 def law_id(law: ScalingLaw) -> str:
-    """Name of a law, with a hash of its JSON where it carries numbers: two measured laws are two laws."""
+    """Return the name of a law, followed by a hash of its JSON if it has parameters.
+
+    The hash distinguishes, for example, two measured laws.
+
+    >>> law_id(resolve("paper"))
+    'paper'
+    """
     if law.name in NEEDS_NOTHING:
         return law.name
     fields = json.loads(to_json(law))
-    if "points" in fields:  # kappa only sums the points up: the law that was refined is the law that is kept
+    if "points" in fields:  # kappa is only a summary of the points: the same points are the same law
         fields = {name: value for name, value in fields.items() if not name.startswith("kappa")}
     return f"{law.name}-{_hash(json.dumps(fields))}"
 
 
 def batches(cells: Sequence[Cell], limit: int, training_size: Size) -> Iterator[list[Cell]]:
-    """Runs of cells with the same law and size, at most `limit` of the training size's pixels each."""
+    """Group consecutive cells of the same law and size into batches.
+
+    Args:
+        cells: the cells.
+        limit: number of cells per batch at the training size. Larger sizes get proportionally smaller batches.
+        training_size: (height, width) in pixels.
+    """
     for (_, size), group in itertools.groupby(cells, key=lambda c: (c.law_id, c.size)):
-        share = training_size[0] * training_size[1] / (size[0] * size[1])
-        members, count = list(group), max(1, int(limit * share))
+        ratio = training_size[0] * training_size[1] / (size[0] * size[1])
+        members, count = list(group), max(1, int(limit * ratio))
         yield from (members[start : start + count] for start in range(0, len(members), count))
 
 
-def share(parts: Sequence[list[Cell]], number: int, count: int) -> list[list[Cell]]:
-    """Every `count`-th batch from the `number`-th on, counted from 1: each has small and large sizes alike."""
+def select_shard(parts: Sequence[list[Cell]], number: int, count: int) -> list[list[Cell]]:
+    """Return every `count`-th batch, starting with the `number`-th, counted from 1: all shards get all sizes."""
     return list(parts[number - 1 :: count])
 
 
 def as_texts(prompts: Sequence[str]) -> tuple[str, ...]:
-    """Prompts as they were given; a single text would be read letter by letter.
+    """Return prompts as a tuple.
 
     Raises:
-        InputError: for a single text.
+        InputError: if `prompts` is a single text, which Python would iterate letter by letter.
+
+    >>> as_texts(["a red apple"])
+    ('a red apple',)
     """
     if isinstance(prompts, str):
-        raise InputError(f"prompts is a list of texts: give [{prompts[:100]!r}]")
+        raise InputError(f"prompts must be a list of texts: use [{prompts[:100]!r}]")
     return tuple(prompts)
 
 
 def as_sizes(sizes: Sequence[Size]) -> tuple[Size, ...]:
-    """Sizes as they were given.
+    """Return sizes as a tuple of (height, width).
 
     Raises:
-        InputError: for what is no list of pairs of whole numbers.
+        InputError: if `sizes` is not a list of pairs of integers.
+
+    >>> as_sizes([[64, 128]])
+    ((64, 128),)
     """
     given = tuple(sizes) if isinstance(sizes, Iterable) else (sizes,)
     for size in given:
         if not (isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, Integral) for side in size)):
-            such = f"({size}, {size})" if isinstance(size, Integral) else "(64, 64)"
-            raise InputError(f"a size is (height, width) in pixels, such as {such}, not {size!r:.100}")
+            example = f"({size}, {size})" if isinstance(size, Integral) else "(64, 64)"
+            raise InputError(f"a size must be (height, width) in pixels, such as {example}, got {size!r:.100}")
     return tuple((int(height), int(width)) for height, width in given)
+
+
+def _check_list(name: str, values: Sequence[object]) -> None:
+    if not values:
+        raise InputError(f"the list of {name} is empty: give at least one")
+    if len(set(values)) < len(values):
+        duplicate = next(value for value, count in Counter(values).items() if count > 1)
+        raise InputError(f"the list of {name} contains {duplicate!r} twice")
+
+
+def _check_law_names(names: list[str]) -> None:
+    if len(set(names)) < len(names):
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise InputError(
+            f"two laws have the same name {duplicate!r}: tables identify laws by name, so use separate sweeps"
+        )
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.=+-]{0,63}", name):
+            raise InputError(f"the name of a law must have 1 to 64 letters, digits or _.=+-, got {name[:80]!r}")
 
 
 def _check_prompt(prompt: str) -> None:
     if not prompt.strip():
-        raise InputError("one of the prompts is blank")
-    if len(prompt) > LONGEST_PROMPT:
-        raise InputError(f"a prompt has {len(prompt):,} characters, at most {LONGEST_PROMPT:,} are taken")
+        raise InputError("a prompt is blank: remove it")
+    if len(prompt) > MAX_PROMPT_LENGTH:
+        raise InputError(f"a prompt has {len(prompt):,} characters, the maximum is {MAX_PROMPT_LENGTH:,}")
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"a prompt is no text: {error.reason} at character {error.start}") from error
+        raise InputError(f"a prompt is not valid Unicode: {error.reason} at character {error.start}") from error
 
 
 def _hash(text: str) -> str:
-    """80 bits: among a million texts, two alike are a chance of one in a trillion."""
+    """Return 80 bits of BLAKE2b: among a million texts, a collision has a probability of one in a trillion."""
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()

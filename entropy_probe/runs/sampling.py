@@ -1,4 +1,4 @@
-"""Sampling a batch of cells: the one function that every engine calls, wherever its pipeline is."""
+"""Sample a batch of cells. All engines call `sample_cells`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,24 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from PIL import Image
 
 from entropy_probe.attention import capture, find_denoiser
-from entropy_probe.interruption import held_back
+from entropy_probe.interruption import delay_interrupt
 from entropy_probe.laws import Original, ScalingLaw, scaled
 from entropy_probe.models import format_size, sample_images
 from entropy_probe.runs.cells import COLUMNS
-from entropy_probe.runs.directory import Manifest
 from entropy_probe.runs.grid import Cell
+from entropy_probe.runs.manifest import Manifest
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """A cell that was sampled: its table with `cells.COLUMNS`, its image, and what was sampled together."""
+class SampledCell:
+    """A cell that was sampled.
+
+    Attributes:
+        cell: the cell.
+        frame: its table, with the columns `cells.COLUMNS`.
+        image: its image.
+        batch: cells that were sampled in the same batch.
+    """
 
     cell: Cell
     frame: pd.DataFrame
@@ -32,54 +39,60 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Failed:
-    """A cell for which the memory does not suffice even by itself."""
+class FailedCell:
+    """A cell that could not be sampled.
+
+    Attributes:
+        cell: the cell.
+        reason: one line, such as "out of memory at 640: ...".
+    """
 
     cell: Cell
     reason: str
 
 
-def sample_cells(pipeline: Any, cells: list[Cell], law: ScalingLaw, manifest: Manifest) -> Iterator[Sampled | Failed]:
-    """Sample cells of one size and law in one batch, or in halves where the memory does not suffice.
+def sample_cells(
+    pipeline: Any, cells: list[Cell], law: ScalingLaw, manifest: Manifest
+) -> Iterator[SampledCell | FailedCell]:
+    """Sample cells of one size and law in one batch. If the memory is too small, split the batch into halves.
 
-    The same cells together give the same records, to the bit on a CPU: what is sampled beside a cell decides the last
-    digits.
+    On a CPU, the same batch gives bit-identical records. Another batch can change the last digits.
 
     Args:
-        pipeline: the pipeline.
-        cells: of one size and law.
+        pipeline: a diffusers text-to-image pipeline.
+        cells: cells of one size and law.
         law: that law.
-        manifest: the settings.
+        manifest: settings of the run.
     """
     try:
         with _interruptible_between_steps(pipeline):
-            made = _together(pipeline, cells, law, manifest)
-        yield from made
+            sampled = _sample_batch(pipeline, cells, law, manifest)
+        yield from sampled
         return
     except (RuntimeError, MemoryError) as error:
-        if not _out_of_memory(error):
+        if not _is_out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:300]
-    # Beyond the except clause, whose traceback keeps the tensors of the failed batch alive.
+    # Outside the except clause: its traceback keeps the tensors of the failed batch alive.
     clear_device_cache(garbage_collection=True)
     if len(cells) == 1:
-        yield Failed(cells[0], f"out of memory at {format_size(cells[0].size)}: {reason}")
+        yield FailedCell(cells[0], f"out of memory at {format_size(cells[0].size)}: {reason}")
         return
     for part in (cells[: len(cells) // 2], cells[len(cells) // 2 :]):
         yield from sample_cells(pipeline, part, law, manifest)
 
 
-def _out_of_memory(error: Exception) -> bool:
-    """oneDNN, which convolves on a CPU, says no more than that it could not."""
+def _is_out_of_memory(error: Exception) -> bool:
+    """Recognise lack of memory. oneDNN, which computes convolutions on a CPU, reports it without naming it."""
     if isinstance(error, MemoryError) or "could not create a primitive" in str(error):
         return True
     return bool(should_reduce_batch_size(error))
 
 
-def _together(pipeline: Any, cells: list[Cell], law: ScalingLaw, manifest: Manifest) -> list[Sampled]:
+def _sample_batch(pipeline: Any, cells: list[Cell], law: ScalingLaw, manifest: Manifest) -> list[SampledCell]:
     size = cells[0].size
     under_law = nullcontext() if isinstance(law, Original) else scaled(pipeline, law)
-    # Other cells, other rows: the choice of rows is then part of what varies between the images.
+    # Each batch samples other rows: the variance over images then includes the variance from sampling rows.
     seed = crc32(cells[0].name.encode())
     with under_law, capture(pipeline, rows=manifest.rows, scale_factors=manifest.scale_factors, seed=seed) as captured:
         images = sample_images(
@@ -91,20 +104,20 @@ def _together(pipeline: Any, cells: list[Cell], law: ScalingLaw, manifest: Manif
             guidance_scale=manifest.guidance_scale,
         )
     frame = captured.frame()
-    made = []
+    sampled = []
     for item, (cell, image) in enumerate(zip(cells, images, strict=True)):
-        own = frame[frame["sample"] == item].assign(
+        table = frame[frame["sample"] == item].assign(
             prompt=cell.prompt, seed=cell.seed, height=size[0], width=size[1], law=cell.law
         )
-        made.append(Sampled(cell, own[[column.name for column in COLUMNS]], image, tuple(cells)))
-    return made
+        sampled.append(SampledCell(cell, table[[column.name for column in COLUMNS]], image, tuple(cells)))
+    return sampled
 
 
 @contextmanager
 def _interruptible_between_steps(pipeline: Any) -> Iterator[None]:
-    """Ctrl-C comes through right before the denoiser runs, where torch has nothing in its hands."""
-    with held_back() as let_through:
-        hook = find_denoiser(pipeline).register_forward_pre_hook(lambda *_: let_through(), prepend=True)
+    """Deliver Ctrl-C only before a call of the denoiser, where interrupting torch is safe."""
+    with delay_interrupt() as deliver:
+        hook = find_denoiser(pipeline).register_forward_pre_hook(lambda *_: deliver(), prepend=True)
         try:
             yield
         finally:
