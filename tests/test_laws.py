@@ -136,7 +136,7 @@ def test_law_with_the_old_method_name_works_with_a_warning():
     ("text", "reason"),
     [
         ('{"law": "measured"}', "the field 'points' is missing"),
-        ('{"points": {}}', "it lacks 'law'"),
+        ('{"points": {}}', "the field 'law' is missing"),
         ('{"law": ["paper"]}', "there is no law"),
         ('{"law": "measured", "points": {}, "kappa": 3}', "in 'kappa'"),
         ("paper", "invalid JSON: expected value at line 1 column 1"),

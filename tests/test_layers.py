@@ -14,7 +14,7 @@ ORDER = (
     "plots", "reports", "cli",
 )  # fmt: skip
 """A package may import only packages to its left, and the modules in `BASE`."""
-BASE = ("bundled", "errors", "escape", "interruption", "progress", "strict_json", "version", "views")
+BASE = ("bundled", "deprecation", "errors", "escape", "interruption", "progress", "strict_json", "version", "views")
 """Modules without a package; they import each other only."""
 TOP = ("__init__", "pytest_plugin")
 """Modules that may import every package."""
