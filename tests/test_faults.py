@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Real faults of every kind in docs/reliability.md, and the message if memory runs out."""
-=======
 """A few trials of every fault in docs/reliability.md, done for real, and the exit code for lack of memory."""
->>>>>>> main
 
 import json
 import os
@@ -21,46 +17,27 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 def faults(tiny_folder):
     command = ["-m", "benchmarks.faults", "--model", tiny_folder, "--kills", "10", "--times", "1", "--stride", "13"]
     command += ["--ray", "0", "--cells", "0"]
-<<<<<<< HEAD
-    output = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=ONE_THREAD, stdout=subprocess.PIPE, check=True
-    ).stdout
-    return {fault["name"]: fault for fault in json.loads(output)}
-
-
-@pytest.mark.slow
-def test_no_fault_loses_data(faults):
-=======
     output = subprocess.run([sys.executable, *command], cwd=ROOT, env=ONE_THREAD, stdout=subprocess.PIPE, check=True)
     return {fault["name"]: fault for fault in json.loads(output.stdout)}
 
 
 @pytest.mark.slow
 def test_no_fault_loses_a_file(faults):
->>>>>>> main
     assert faults["`sweep` killed at a random moment"]["tried"] >= 10
     assert all(fault["tried"] > 0 for fault in faults.values())
     assert [name for name, fault in faults.items() if fault["lost"]] == []
 
 
 @pytest.mark.slow
-<<<<<<< HEAD
-def test_page_lists_these_faults(faults):
-=======
 def test_page_lists_every_fault(faults):
->>>>>>> main
     rows = re.findall(r"^\| (.*?) \| (\d+) \| (\d+) \|", (ROOT / "docs" / "reliability.md").read_text(), re.MULTILINE)
     assert {name for name, _, _ in rows} >= faults.keys()
 
 
-LIMITED_MEMORY = """
+LITTLE_MEMORY = """
 import resource, sys, torch
 from entropy_probe.cli import main as cli
-<<<<<<< HEAD
-from entropy_probe.estimation import fit  # import everything before memory is limited
-=======
 from entropy_probe.estimation import fit  # imported before the memory limit
->>>>>>> main
 from entropy_probe.models import load
 from entropy_probe.runs import sweep
 torch.set_num_threads(1)
@@ -73,19 +50,13 @@ cli.main()
 
 
 @pytest.mark.slow
-<<<<<<< HEAD
-def test_out_of_memory_for_some_cells_exits_with_1(tiny_folder, tmp_path):
-    options = ["--out", tmp_path / "run", "--sizes", "32,64,640", "--prompts", "2", "--seeds", "0", "--steps", "1"]
-    command = [sys.executable, "-c", LIMITED_MEMORY, tiny_folder, *options, "--device", "cpu", "--quiet"]
-=======
 def test_cells_that_run_out_of_memory_fail_with_exit_code_1(tiny_folder, tmp_path):
     options = ["--out", tmp_path / "run", "--sizes", "32,64,640", "--prompts", "2", "--seeds", "0", "--steps", "1"]
     command = [sys.executable, "-c", LITTLE_MEMORY, tiny_folder, *options, "--device", "cpu", "--quiet"]
->>>>>>> main
     ended = subprocess.run([str(p) for p in command], env=ONE_THREAD, cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 1, ended.stderr
-    assert "2 of 6 cells failed, the first with: out of memory at 640" in ended.stderr
-    assert "rerun the same command with more memory to retry the failed cells" in ended.stderr
+    assert "2 of 6 cells failed, the first out of memory at 640" in ended.stderr
+    assert "the same command tries the failed ones again" in ended.stderr
     assert len(list((tmp_path / "run" / "cells").iterdir())) == 4
     (reason, _) = sorted((tmp_path / "run" / "failed").iterdir())
     assert json.loads(reason.read_text())["reason"].startswith("out of memory at 640")
