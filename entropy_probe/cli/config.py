@@ -93,7 +93,8 @@ def _syntax_tree(path: Path) -> yaml.Node | None:
 
 def _setting_name(key: yaml.Node, known: Collection[str], where: str) -> str:
     name = str(key.value).replace("_", "-") if isinstance(key, yaml.ScalarNode) else "?"
-    if name not in known and (present := RENAMED_FLAGS.get(name)) in known:
+    present = RENAMED_FLAGS.get(name, name)
+    if name not in known and present in known:
         warn_renamed(name, present, f"{where}: ")
         return present
     if name not in known:

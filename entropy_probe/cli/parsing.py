@@ -78,8 +78,10 @@ def parse_rows(text: str) -> int | Literal["all", "auto"]:
     Raises:
         InputError: for anything but `all`, `auto` and a positive integer.
     """
-    if text == "all" or text == "auto":
-        return text
+    if text == "all":
+        return "all"
+    if text == "auto":
+        return "auto"
     if not (rows := _parse_count(text)):
         raise InputError(f"rows must be 'all', 'auto' or a positive integer, got {text[:100]!r}")
     return rows
