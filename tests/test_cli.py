@@ -459,6 +459,7 @@ def test_version_and_short_help_flags(call):
     assert code == 0
     assert "--scale-factors" in text
     assert "--multipliers" not in text
+    assert call("sweep", "-h")[1].count("from the model") == 2
 
 
 def test_renamed_flags_still_work_with_a_warning(call, done, images, tmp_path):
@@ -472,7 +473,7 @@ def test_renamed_flags_still_work_with_a_warning(call, done, images, tmp_path):
     assert {row["g"] for row in json.loads(text)} == {1, 2}
 
 
-def test_steps_and_guidance_scale_default_to_those_of_the_model(call, tiny_folder, tmp_path, prompts):
+def test_steps_and_guidance_scale_default_to_the_model(call, tiny_folder, tmp_path, prompts):
     model = shutil.copytree(tiny_folder, tmp_path / "model")
     (model / "sampling.json").write_text('{"steps": 2, "guidance_scale": 3.0}')
     grid = ["--model", model, "--prompts", prompts, "--sizes", "64", "--seeds", "0", "--device", "cpu", "--quiet"]
