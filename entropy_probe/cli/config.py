@@ -21,8 +21,8 @@ def read_config(
 ) -> dict[str, str]:
     r"""Read the settings of a file. Return each value as the text that its flag would receive.
 
-    Values are not interpreted: `seeds: 010` means `--seeds 010`. Items of a list are joined with commas, except
-    for `prompts`, which are joined with line breaks. Only the syntax tree is read, so a file cannot create Python objects.
+    Values are not interpreted: `seeds: 010` means `--seeds 010`. Items of a list are joined with commas, items of
+    `prompts` with line breaks. Only the syntax tree is read, so a file cannot create Python objects.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
