@@ -27,30 +27,33 @@ SHARES = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
 
 TEXT = """# The two defects as numbers
 
-Written by `python benchmarks/defect_curves.py`; the formulas are in `entropy_probe/validation/defects.py`.
+`python -m research.defect_curves` generates this page. The formulas are in
+`entropy_probe/evaluation/defect_scores.py`.
 
-- **Incompleteness**: the share of an object's outline that the frame draws (`cut_off`) and, where whole objects are
-  known to lie centred on a plain ground, how far the centroid is from the centre (`lopsided`):
-  1 − (1 − cut_off)(1 − lopsided).
-- **Repetition**: the highest peak of the image's autocorrelation away from the origin, above the valley between.
+- **Incompleteness** combines two numbers: 1 − (1 − cut_off)(1 − lopsided). `cut_off` is the fraction of an object's
+  outline that lies on the frame. `lopsided` is the distance between the centroid and the centre. It is only used if
+  complete objects are known to be centred on a plain background.
+- **Repetition** is the highest peak of the image's autocorrelation away from the origin, measured from the valley
+  between the two.
 
-Both work from the image alone. Below, {count} drawings of the training styles and {unseen} of a style that nothing
-here was made on (Twemoji) were drawn at {side} pixels and spoilt by a known amount; bars are 95 % intervals of the mean
-over the drawings.
+Both need only the image. They were tested on {count} drawings of the training styles and {unseen} drawings of a style
+that was not used to develop them (Twemoji). The drawings were rendered at {side} pixels and damaged by a known
+amount. Error bars are 95 % intervals of the mean over the drawings.
 
-![Scores against what was done](defects.png)
+![Scores against the amount of damage](defects.png)
 
 {tables}
 
-## What they do not see
+## What the scores do not detect
 
-- A part that is missing on both sides of the centre alike moves neither the outline at the frame nor the centroid.
-- Without a known background, an object that covers more than half of the frame's border is itself taken for the ground.
-- An object that touches the frame without being cut, as many of Twemoji do, has a part of its outline there: the fewer
-  the pixels, the longer that part. The training styles keep a margin, and have no trend in size.
-- Objects that repeat parts by nature (grapes, a string of pearls) have some repetition of their own, which the rows of
-  whole drawings show.
-- Texture without a period, and disorder, are neither defect.
+- A part that is missing symmetrically on both sides changes neither the outline at the frame nor the centroid.
+- If the background is unknown, an object that covers more than half of the frame's border is taken for the
+  background.
+- An object can touch the frame without being cut, as many Twemoji drawings do. Part of its outline then counts as cut
+  off, more so in smaller images. The training styles keep a margin, and their scores do not depend on the size.
+- Objects with repeated parts (grapes, a string of pearls) have some repetition even when they are correct. The rows
+  for undamaged drawings show how much.
+- Texture without a period, and disorder, do not raise either score.
 """
 
 

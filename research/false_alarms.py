@@ -105,10 +105,11 @@ CHANGES: dict[str, Change] = {
     **{f"LoRA merged at {strength:g}": with_lora(strength) for strength in STRENGTHS},
 }
 
-TEXT = """# Guarding a model: baselines of its entropy profile
+TEXT = """# Baselines: detect changes of a model
 
-Written by `python -m research.false_alarms`. The profile of a model is the mean attention entropy of every head at
-every size, visual and cross-attention alike, image by image. A baseline is a profile in a JSON file, kept with code.
+A profile is the mean attention entropy of every head at every size, for self-attention and cross-attention, image by
+image. A baseline is a profile in a JSON file under version control. `python -m research.false_alarms` generates this
+page.
 
 ## With pytest
 
@@ -118,10 +119,10 @@ def test_profile(entropy_baseline):
     entropy_baseline.check(pipe)  # takes prompts, sizes, seeds, steps, guidance_scale
 ```
 
-The first run writes `test_model/test_profile.json` beside `test_model.py` and fails saying so: commit the file. Later
-runs compare. A failure shows what moved, by how many standard errors, worst first, and names a figure and the profile
-of that run. `pytest --entropy-regen` writes the baseline anew. The fixture comes with the package; where no test asks
-for it, it imports nothing.
+The first run writes `test_model/test_profile.json` next to `test_model.py` and fails with a message that says so.
+Commit this file. Later runs compare with it. A failure lists the changed heads, sorted by standard errors, and names
+a figure and the new profile. `pytest --entropy-regen` rewrites the baseline. The fixture is installed with the
+package. If no test uses it, it imports nothing.
 
 ## In any CI
 
@@ -129,49 +130,55 @@ for it, it imports nothing.
     entropy-probe baseline check MODEL FILE
     entropy-probe baseline diff  FILE FILE
 
-`save` takes `--sizes --prompts --seeds --steps --guidance-scale --device --dtype`. `check` samples as the baseline was
-sampled; its exit code is 0 for the same, 1 for moved, 2 for bad input. With the same seeds it compares image by image,
-which sees the smallest changes; `--seeds` takes new ones, at least five on either side. `check` and `diff` write
-`--junit FILE.xml` and `--markdown FILE.md`, and `--json` prints every head.
+`save` accepts `--sizes --prompts --seeds --steps --guidance-scale --device --dtype`. `check` samples with the
+settings of the baseline. Its exit code is 0 for unchanged, 1 for changed and 2 for bad input. With the same seeds it
+compares image by image, which detects the smallest changes. `--seeds` sets new seeds, at least five for each profile.
+`check` and `diff` write `--junit FILE.xml` and `--markdown FILE.md`, and `--json` prints every head.
 
-## How it decides
+## Decision rule
 
-No tolerance is set by hand. A randomisation test exchanges images between the two runs and asks how often chance alone
-makes the largest |z| of all heads and sizes as large as the one that was seen: one false-alarm rate, 1 %, for all of
-them together. Images of the same seeds are exchanged one by one; new seeds with all of their prompts, because a seed
-gives all prompts the same noise. Mean differences below 1e-5 nats, the accuracy of the measurement, count as none.
-`entropy_probe/regression/compare.py` says it in full.
+You do not set a tolerance. A permutation test exchanges images between the two runs. It counts how often the largest absolute
+z score of all heads and sizes is at least as large as the observed one. The false-alarm rate is therefore 1 % for all
+heads together.
 
-## How often it cries wolf
+With the same seeds, images are exchanged one by one. With new seeds, all images of a seed are exchanged together,
+because a seed gives all prompts the same noise. Mean differences below 1e-5 nats, the accuracy of the measurement,
+are ignored. The implementation is `entropy_probe/baselines/comparison.py`.
+
+## False alarms
 
 The bundled UNet, {heads} mean entropies: {prompts} prompts, sizes 32 and 64 px, 8 steps, guidance 4.
 
 {alarms}
 
-Re-runs are groups of five seeds ({images} images a size) out of {pool} (other rounding: {rounded}) that were sampled
-once, shuffled anew when all have served. Other rounding is the same seeds without oneDNN, in batches of another size.
-With five seeds on either side there are 252 exchanges, of which 2 are as large as the largest, so a level of 1 % is
-really 0.8 %. Brackets are 95 % intervals that take the comparisons for independent, which those of different shuffles
-are not. Where other rounding changes less than the accuracy of the measurement, it is that bound which keeps quiet.
+A repeated run is a group of five seeds ({images} images per size). The groups come from {pool} seeds that were
+sampled once ({rounded} for "other rounding"). When all seeds have been used, they are shuffled and grouped again.
+"Other rounding" means the same seeds without oneDNN, in batches of another size.
 
-## What it catches
+With five seeds per run, there are 252 possible exchanges, and 2 of them reach the maximum. A level of 1 % is
+therefore actually 0.8 %. Brackets are 95 % intervals that treat the comparisons as independent. Comparisons from
+different shuffles are not fully independent. If other rounding changes less than the accuracy of the measurement, the
+limit of 1e-5 nats prevents alarms.
 
-One run of each change, with seeds 0 to 4. *Same seeds*: against a run of the unchanged model with those. *New seeds*:
-against each of {groups} runs of the unchanged model with five other seeds, and against one with all {rest} others.
-What the first row counts there are false alarms: some of the {groups} happen to differ from the seeds 0 to 4.
+## Detected changes
+
+Each change was run once, with seeds 0 to 4. *Same seeds* compares it with a run of the unchanged model with these
+seeds. *New seeds* compares it with each of {groups} runs of the unchanged model with five other seeds, and with one
+run with all {rest} other seeds. In the first row, these counts are false alarms: some of the {groups} runs differ
+from seeds 0 to 4 by chance.
 
 {changes}
 
-![Where the attention scale wrong by 5 % moved the entropy](regression.png)
+![Heads whose entropy changed when the attention scale was wrong by 5 %](regression.png)
 
-- With the same seeds the smallest wrong scale of all self-attention that was caught, of those tried, is {caught}; with
-  five new seeds, against every baseline, {caught_new}. Guard with the same seeds.
-- A change that raises an entropy in some images as often as it lowers it in others is taken for rounding: with the
-  same seeds only what moves a mean is seen.
-- The LoRA is random, of rank 4, on all attention projections; at strength 1 it would be as large as the weights. A
-  trained one moves in other directions.
+- With the same seeds, the smallest wrong scale of all self-attention that was detected is {caught}. With five new
+  seeds, it is {caught_new}, compared with every baseline. Use the same seeds for a baseline.
+- A change that raises an entropy in some images as often as it lowers it in others counts as rounding. With the same
+  seeds, only a change of a mean is detected.
+- The LoRA is random, of rank 4, on all attention projections. At strength 1 it would be as large as the weights. A
+  trained LoRA changes the weights in other directions.
 
-Measured with {versions}, float32 unless said, on a CPU with one thread.
+Measured with {versions}, float32 unless stated otherwise, on a CPU with one thread.
 """
 
 
@@ -226,7 +233,7 @@ def false_alarms(pool: Profile, rounded: Profile) -> str:
     same = [compare(of_seeds(pool, g), of_seeds(rounded, g)) for g in shuffled(ROUNDED, RERUNS)]
     largest = max(float(c.heads["difference"].abs().max()) for c in same)
     rows = {"new seeds": new, f"same seeds, other rounding (changes of up to {largest:.1g} nats)": same}
-    lines = [f"| re-runs | {' | '.join(f'alarms at {level:.0%}' for level in LEVELS)} |", "|---|---|---|"]
+    lines = [f"| repeated runs | {' | '.join(f'alarms at {level:.0%}' for level in LEVELS)} |", "|---|---|---|"]
     lines += [f"| {name} | {' | '.join(rate(found, level) for level in LEVELS)} |" for name, found in rows.items()]
     return "\n".join(lines)
 
