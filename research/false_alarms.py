@@ -137,9 +137,9 @@ compares image by image, which detects the smallest changes. `--seeds` sets new 
 
 ## Decision rule
 
-You do not set a tolerance. A permutation test exchanges images between the two runs. It counts how often the largest absolute
-z score of all heads and sizes is at least as large as the observed one. The false-alarm rate is therefore 1 % for all
-heads together.
+You do not set a tolerance. A permutation test exchanges images between the two runs. It counts how often the largest
+absolute z score of all heads and sizes is at least as large as the observed one. The false-alarm rate is therefore 1
+% for all heads together.
 
 With the same seeds, images are exchanged one by one. With new seeds, all images of a seed are exchanged together,
 because a seed gives all prompts the same noise. Mean differences below 1e-5 nats, the accuracy of the measurement,
