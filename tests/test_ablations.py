@@ -10,7 +10,7 @@ import entropy_probe as ep
 from entropy_probe.evaluation import WHITE, Judge, image_quality
 from entropy_probe.laws import Measured
 from entropy_probe.models import training_tokens
-from research import ablations, study
+from research import ablations, losses, study, study_page
 from research.agreement import Agreement, judge_table, summarize
 from research.losses import layer_groups
 from research.storage import check_settings
@@ -229,16 +229,21 @@ def test_study_and_ablations_run_end_to_end(tiny_pipeline, tmp_path, monkeypatch
         monkeypatch.setattr(module, "judge_for", lambda names: judge)
     monkeypatch.setattr(image_quality, "DISTANCE_RESAMPLES", 5)
     monkeypatch.setattr(study, "LAW_PROMPTS", 2)
+    for module in (losses, study, study_page, ablations):
+        monkeypatch.setattr(module, "SIZES", [(16, 16), (64, 64), (32, 32), (48, 48), (32, 64)])
+    monkeypatch.setattr(ablations, "ENDS", [(32, 32), (64, 64), (48, 48)])
+    monkeypatch.setattr(ablations, "SHAPES", [(64, 64), (32, 48)])
+    monkeypatch.setattr(ablations, "SETTINGS", {"guidance 1": {"guidance_scale": 1.0}})
     monkeypatch.setattr(ablations, "KAPPAS", {(32, 32): (0.3,)})
     folders = {"out": tmp_path / "run", "docs": tmp_path}
     study.main(
-        model="tiny", results=None, count=2, seeds=1, real_images=6, laws="original,paper,measured,gaussian,calibrated",
+        model="tiny", results=None, count=2, seeds=1, real_images=8, laws="original,paper,measured,gaussian,calibrated",
         steps=8, scale_factors="0.7,1.0,1.4", fit_steps=1, fit_batch=2, **folders,
     )  # fmt: skip
     ablations.main(model="tiny", count=2, seeds=1, **folders)
     pages = [(tmp_path / name).read_text() for name in ("results-tiny.md", "results-tiny-ablations.md")]
     assert "{" not in "".join(pages)
-    assert "--model tiny --prompts 2 --seeds 1 --real-images 6" in pages[0]
+    assert "--model tiny --prompts 2 --seeds 1 --real-images 8" in pages[0]
     for page in pages:
         figures = re.findall(r"\]\((.*?)\)", page)
         assert figures
