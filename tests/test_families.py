@@ -39,7 +39,7 @@ def forward(family, denoiser, size):
 def check_entropy(record, weights, image):
     """The entropy of a call is that of its map; of a joint one, that of the image tokens' rows, part by part."""
     weights = weights.view(*record.entropy.shape, *weights.shape[-2:])
-    joint = record.kind == "joint" and image != "untold"
+    joint = record.kind == "joint" and image != "unknown"
     assert record.image_mass.isnan().all() != joint
     if not joint:
         expected = {"entropy": entropy(weights).nanmean(-1)}  # a row that may attend to nothing has no weights
@@ -140,4 +140,4 @@ def test_a_law_scales_the_visual_attention_alone(family):
 
 
 def test_the_page_of_models_is_of_this_table():
-    assert Path("docs/models.md").read_text() == page(), "write it anew: python -m tests.families"
+    assert Path("docs/models.md").read_text() == page(), "regenerate it: python -m tests.families"

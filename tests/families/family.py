@@ -38,8 +38,8 @@ class Family:
         attention: what each layer is, by glob over the names of the modules that attend.
         linear: globs of attention layers that have no softmax.
         hidden: modules whose attention is not torch's own call, and cannot be seen.
-        image: where the image tokens stand in a joint attention, by the source of the model; `untold` where capture
-            cannot know; None without joint attention.
+        image: position of the image tokens in a joint attention, from the source code of the model; `unknown` if
+            capture cannot find it; None without joint attention.
         frames: latent frames of the inputs; None for images.
     """
 
@@ -50,7 +50,7 @@ class Family:
     attention: dict[str, Attention]
     linear: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
-    image: Literal["first", "last", "untold"] | None = None
+    image: Literal["first", "last", "unknown"] | None = None
     frames: int | None = None
     notes: str = ""
     sizes: tuple[tuple[int, int], ...] = field(default=((8, 8), (16, 16), (8, 16)))

@@ -409,8 +409,8 @@ FAMILIES: list[Family] = [
         build_lumina2,
         lumina2_inputs,
         {f"{blocks}.attn": attention for blocks, attention in REFINED.items()},
-        image="untold",
-        notes="the prompts of a batch begin and end where they like, so where the image stands is not told",
+        image="unknown",
+        notes="prompts start and end at different positions within a batch, so the position of the image is unknown",
     ),
     Family(
         "Sana",
