@@ -83,7 +83,9 @@ def main() -> None:
 def _run() -> tuple[int, str]:
     """Run the app. Return the exit code and the message for standard error."""
     try:
-        return app(standalone_mode=False) or ExitCode.DONE, ""
+        code = app(standalone_mode=False) or ExitCode.DONE
+        # Typer catches some interruptions itself and returns their exit code.
+        return code, INTERRUPTED_MESSAGE if code == ExitCode.INTERRUPTED else ""
     except (InputError, CaptureError) as error:
         return ExitCode.BAD_INPUT, f"error: {error}"
     except IncompleteError as error:
