@@ -1,64 +1,65 @@
-"""Model families of diffusers, small and with random weights: the matrix."""
+"""The table of model families of diffusers: small models with random weights."""
 
+from .early_transformers import FAMILIES as EARLY_TRANSFORMERS
 from .family import Attention, Family
 from .transformers import FAMILIES as TRANSFORMERS
 from .unets import FAMILIES as UNETS
 from .video import FAMILIES as VIDEO
 
-FAMILIES = [*UNETS, *TRANSFORMERS, *VIDEO]
+FAMILIES = [*UNETS, *EARLY_TRANSFORMERS, *TRANSFORMERS, *VIDEO]
 
 PAGE = """# Models
 
-A model needs no code: what is seen is the call of torch's `scaled_dot_product_attention` itself. This page is
-generated from the table that the tests run over (`python -m tests.families`): small models of the real diffusers
-classes with random weights, at three sizes. For each, every such call is seen and named, its kind, axes and token
-grid are right, its entropy equals that of an attention written out in float64, and the output is the same to the
-bit.
+A model needs no code: `capture` sees every call of torch's `scaled_dot_product_attention`. This page is generated from
+the table of the tests (`python -m tests.families`). They run small models of the real diffusers classes, with random
+weights, at three sizes. For each, the tests check that every call is found, that its kind, axes and token grid are
+right, that its entropy equals that of an attention map in float64, and that the output is bit-identical.
 
-`self`: image tokens among themselves; `joint`: image and text tokens in one softmax; `cross`: image tokens attend
-to something else; `text`: words among themselves. Laws scale `self` and `joint`, not what is only `temporal`; N and
-T count the image tokens. Where the configuration does not tell the training size, as Flux's or LTX-Video's, the
-pipeline's default size counts; a bare denoiser is told (`training_tokens`).
+Kinds of attention: `self`: image tokens only; `joint`: image and text tokens in one softmax; `cross`: image queries,
+other keys; `text`: text tokens only. Laws scale `self` and `joint`, except attention that is only `temporal`. N and T
+count image tokens. If the configuration does not contain the training size, as for Flux or LTX-Video, the default size
+of the pipeline is used; for a denoiser without a pipeline, pass `training_tokens`.
 
-| family | pipeline | attention | latent pixels a token | image tokens stand | |
+| family | pipeline | attention | latent pixels per token | position of image tokens | notes |
 |---|---|---|---|---|---|
 {rows}
 
-Guidance is told apart (`branch`) whether it is one batched call, with the prompts in front or behind, or two
-calls to a step: through whole pipelines, what is called `cond` equals what runs without guidance. The order of
-OmniGen, PRX and Stable Cascade's decoder is taken from their source. What perturbed-attention guidance (PAG) adds to
-the batch is called `perturbed`; the layers that it leaves out have no softmax there. Not told apart: guidance in three
-parts with an input image (OmniGen), and a guider other than classifier-free guidance.
-`sample` counts images or videos: frames and places of a video that are attended to apart share it. A pipeline of two
-denoisers, as Wan 2.2, is refused: give each by itself, `pipe.transformer` and `pipe.transformer_2`.
-In a joint attention, where the image tokens stand is told by what the model concatenates. Its rows are then those
-of the image tokens and taken apart: `image_mass` is the share of the attention that goes to image keys,
-`image_entropy` and `text_entropy` the entropy within each part, `mass_entropy` that of the choice between them. Where
-it is not told, the rows are all there are, these columns are empty, and a warning says so.
+**Guidance.** The column `branch` distinguishes the conditional and unconditional branch, both for one batched call (in
+either order) and for two calls per step. Tests of complete pipelines compare `cond` with a run without guidance. The
+order of OmniGen, PRX and the Stable Cascade decoder is taken from their source. The extra batch items of
+perturbed-attention guidance (PAG) are called `perturbed`; the layers that it bypasses have no softmax there. Not
+distinguished: guidance in three parts with an input image (OmniGen), and guiders other than classifier-free guidance.
 
-Any other torch module will do: the tests hold BERT (MiniLM with its trained weights), CLIP, ViT and GPT-2 with its
-cache against the attention maps that transformers itself returns, and a ViT as timm writes it against timm's own
-unfused attention. N counts a class token. A configuration tells the patch size, as in transformers: the class token
-then makes the attention `joint`, and the patches have their grid. Without one, as in timm, it is `self`; the grid is
-that of as many patches as tokens, so with a class token there is none, and no attention distance.
+**Video.** `sample` counts images or videos: frames and positions of a video share a number. A pipeline with two
+denoisers, such as Wan 2.2, is refused: pass `pipe.transformer` and `pipe.transformer_2` individually.
 
-Adapters change nothing: tried with LoRA, T2I-Adapter, ControlNet and IP-Adapter (whose image tokens are one more
-`cross` call of each layer), image to image and inpainting. Nor do the ways of running a model: autocast, inference
-mode, gradients, channels last, fused projections, layerwise casting, group offloading, and accelerate's offloading of
-a model, of its modules one by one and to disk. Two pipelines are measured at once, in turns, one between the steps of
-the other, or in threads of their own; one model in two threads is not.
+**Joint attention.** `capture` finds the position of the image tokens from the tensors that the model concatenates. The
+measured rows are then those of the image tokens, and their attention is split: `image_mass` is the fraction of the
+attention on image keys, `image_entropy` and `text_entropy` are the entropies within each part, `mass_entropy` is that
+of the choice between them. If the position is unknown, all rows are measured, these columns are empty, and a warning
+says so.
 
-`entropy-probe info` is tried, from a folder on disk, on a whole pipeline of each family but three: OmniGen's needs
-torchvision, transformers 5 does not read the text encoder of PRX back, and Stable Cascade's decoder starts from what
-its prior has made (capture a call of your own there). It samples until the denoiser has run once. Z-Image and
-HunyuanVideo 1.5 do not tell their training size: `info` asks for `--sizes`. HiDream draws about a million pixels
-whatever is asked of it.
+**Other models.** Every torch module works. The tests compare BERT (MiniLM with its trained weights), CLIP, ViT and
+GPT-2 (with a cache) with the attention maps that transformers returns, and a ViT as in timm with timm's unfused
+attention. N includes a class token. If the configuration contains the patch size, as in transformers, the class token
+makes the attention `joint`, and the patches have a grid. Without a patch size, as in timm, the attention is `self`.
+The grid is then that of the number of tokens; with a class token it is missing, and with it the attention distance.
 
-Not seen, and named in an error where they are attention layers: attention that is not torch's own call (flash-attn,
-sage, xformers, flex and hub-kernel backends of diffusers), sliced and eager processors, and `nn.MultiheadAttention`.
-Of the backends, the tests run flex alone, which needs no package: diffusers calls each of them from the same place
-instead of torch's function, and the error asks only whether that function was called while the layer ran, not what was
-called instead. A model inside `torch.compile` is refused.
+**Adapters and modes.** These change nothing: LoRA, T2I-Adapter, ControlNet, IP-Adapter (its image tokens are one more
+`cross` call of each layer), image to image and inpainting; autocast, inference mode, gradients, channels last, fused
+projections, layerwise casting, group offloading, and accelerate's offloading of a model, of its modules and to disk.
+Two pipelines can be measured at once, alternately or in threads; one model in two threads cannot.
+
+**Command line.** The tests run `entropy-probe info` on a complete pipeline of each family from disk, except three:
+OmniGen needs torchvision, transformers 5 cannot load the text encoder of PRX, and the decoder of Stable Cascade needs
+the output of its prior (capture a call in Python). `info` samples until the denoiser has run once. Z-Image and
+HunyuanVideo 1.5 have no training size: pass `--sizes`. HiDream always samples about a million pixels.
+
+**Not measured.** Attention that does not use torch's function: flash-attn, sage, xformers, flex and hub-kernel
+backends of diffusers, sliced and eager processors, and `nn.MultiheadAttention`. An error names these layers if they
+are attention layers. The tests run only the flex backend, which needs no package; diffusers selects all backends in
+the same place, and the error depends only on whether torch's function was called. A model compiled by `torch.compile`
+is refused.
 
 ## Adding a model
 
@@ -69,20 +70,20 @@ called instead. A model inside `torch.compile` is refused.
 
 
 def page() -> str:
-    """The page of the matrix, as Markdown."""
+    """Return docs/models.md."""
     return PAGE.format(rows="\n".join(_row(family) for family in FAMILIES))
 
 
 def _row(family: Family) -> str:
-    kinds = dict.fromkeys(_words(attention) for attention in family.attention.values())
+    kinds = dict.fromkeys(_describe(attention) for attention in family.attention.values())
     strides = sorted({attention.stride for attention in family.attention.values() if attention.stride})
     notes = [family.notes] if family.notes else []
-    notes += [f"`{name}`, over words, is not torch's own call and not seen" for name in family.hidden]
-    notes += ["linear self-attention has no softmax and is named, not measured"] if family.linear else []
+    notes += [f"`{name}` (over text tokens) does not use torch's function: not measured" for name in family.hidden]
+    notes += ["linear self-attention has no softmax: an error names it"] if family.linear else []
     cells = [family.name, f"`{family.pipeline}`", ", ".join(kinds), ", ".join(map(str, strides))]
     cells += [family.image or "", "; ".join(notes)]
     return "| " + " | ".join(cells) + " |"
 
 
-def _words(attention: Attention) -> str:
+def _describe(attention: Attention) -> str:
     return attention.kind if attention.axes == "spatial" else f"{attention.kind} ({attention.axes})"
