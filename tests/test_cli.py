@@ -130,7 +130,7 @@ def test_refuses_folder_without_run_or_without_write_access(call, tiny_folder, t
     for stage in ("fit", "derive", "validate", "report"):
         code, _, err = call(stage, "--out", tmp_path)
         assert (code, err.count("\n")) == (2, 1)
-        assert "no run directory" in err
+        assert "is not a run directory" in err
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "run"
     code, _, err = call("sweep", "--model", tiny_folder, "--out", out, "--prompts", prompts, "--quiet", *GRID)

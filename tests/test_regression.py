@@ -116,7 +116,7 @@ SPOILT = {
     ),
     "no number": (lambda f: {**f, "entropy": [{**f["entropy"][0], "images": [math.nan] * 10}]}, "finite entropies"),
     "a size never sampled": (lambda f: {**f, "entropy": [{**f["entropy"][0], "size": [8, 8]}]}, "every head and size"),
-    "a seed twice": (lambda f: {**f, "settings": {**f["settings"], "seeds": [0] * 5}}, "seeds holds 0 twice"),
+    "a seed twice": (lambda f: {**f, "settings": {**f["settings"], "seeds": [0] * 5}}, "seeds contains 0 twice"),
     "too few images": (lambda f: {**f, "settings": {**f["settings"], "seeds": [0]}}, "too few"),
 }
 

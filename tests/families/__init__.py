@@ -8,58 +8,87 @@ from .video import FAMILIES as VIDEO
 
 FAMILIES = [*UNETS, *EARLY_TRANSFORMERS, *TRANSFORMERS, *VIDEO]
 
-PAGE = """# Models
+PAGE = """# Model families
 
-A model needs no code: `capture` sees every call of torch's `scaled_dot_product_attention`. This page is generated from
-the table of the tests (`python -m tests.families`). They run small models of the real diffusers classes, with random
-weights, at three sizes. For each, the tests check that every call is found, that its kind, axes and token grid are
-right, that its entropy equals that of an attention map in float64, and that the output is bit-identical.
+entropy-probe has no code for specific models. It intercepts torch's `scaled_dot_product_attention`. The families
+below are tested with small models of the real diffusers classes, with random weights, at three sizes. For each
+family, the tests check that
 
-Kinds of attention: `self`: image tokens only; `joint`: image and text tokens in one softmax; `cross`: image queries,
-other keys; `text`: text tokens only. Laws scale `self` and `joint`, except attention that is only `temporal`. N and T
-count image tokens. If the configuration does not contain the training size, as for Flux or LTX-Video, the default size
-of the pipeline is used; for a denoiser without a pipeline, pass `training_tokens`.
+- every attention call is recorded with the correct layer, kind, axes and token grid;
+- its entropy equals the entropy of an explicit attention in float64;
+- the output is bit-identical with and without the measurement.
 
-| family | pipeline | attention | latent pixels per token | position of image tokens | notes |
+`python -m tests.families` generates this page from the table that the tests use.
+
+| kind | attention |
+|---|---|
+| `self` | between image tokens |
+| `joint` | image and text tokens in one softmax |
+| `cross` | from image tokens to other tokens |
+| `text` | between words |
+
+Laws scale `self` and `joint`, except attention with only the axis `temporal`. N and T count the image tokens. Some
+configurations, such as those of Flux and LTX-Video, do not contain the training size. Then the default size of the
+pipeline is used. For a bare denoiser, set `training_tokens`.
+
+| family | pipeline | attention | latent pixels per token | position of the image tokens | notes |
 |---|---|---|---|---|---|
 {rows}
 
-**Guidance.** The column `branch` distinguishes the conditional and unconditional branch, both for one batched call (in
-either order) and for two calls per step. Tests of complete pipelines compare `cond` with a run without guidance. The
-order of OmniGen, PRX and the Stable Cascade decoder is taken from their source. The extra batch items of
-perturbed-attention guidance (PAG) are called `perturbed`; the layers that it bypasses have no softmax there. Not
-distinguished: guidance in three parts with an input image (OmniGen), and guiders other than classifier-free guidance.
+## Guidance
 
-**Video.** `sample` counts images or videos: frames and positions of a video share a number. A pipeline with two
-denoisers, such as Wan 2.2, is refused: pass `pipe.transformer` and `pipe.transformer_2` individually.
+The column `branch` separates the two halves of guidance. This works if guidance is one batched call, with the prompts
+first or last, and if it is two calls per step. The tests check whole pipelines: the rows of `cond` equal the rows of
+a run without guidance. The order in OmniGen, PRX and Stable Cascade's decoder is taken from their source code. The
+part of the batch that perturbed-attention guidance (PAG) adds is called `perturbed`; the layers that PAG skips have
+no softmax there. Two cases are not separated: guidance in three parts with an input image (OmniGen), and guiders
+other than classifier-free guidance.
 
-**Joint attention.** `capture` finds the position of the image tokens from the tensors that the model concatenates. The
-measured rows are then those of the image tokens, and their attention is split: `image_mass` is the fraction of the
-attention on image keys, `image_entropy` and `text_entropy` are the entropies within each part, `mass_entropy` is that
-of the choice between them. If the position is unknown, all rows are measured, these columns are empty, and a warning
-says so.
+## Samples and denoisers
 
-**Other models.** Every torch module works. The tests compare BERT (MiniLM with its trained weights), CLIP, ViT and
-GPT-2 (with a cache) with the attention maps that transformers returns, and a ViT as in timm with timm's unfused
-attention. N includes a class token. If the configuration contains the patch size, as in transformers, the class token
-makes the attention `joint`, and the patches have a grid. Without a patch size, as in timm, the attention is `self`.
-The grid is then that of the number of tokens; with a class token it is missing, and with it the attention distance.
+`sample` counts images or videos. If the frames or positions of a video are attended to separately, they have the same
+`sample`. Pipelines with two denoisers, such as Wan 2.2, are refused. Capture `pipe.transformer` and
+`pipe.transformer_2` separately.
 
-**Adapters and modes.** These change nothing: LoRA, T2I-Adapter, ControlNet, IP-Adapter (its image tokens are one more
-`cross` call of each layer), image to image and inpainting; autocast, inference mode, gradients, channels last, fused
-projections, layerwise casting, group offloading, and accelerate's offloading of a model, of its modules and to disk.
-Two pipelines can be measured at once, alternately or in threads; one model in two threads cannot.
+## Joint attention
 
-**Command line.** The tests run `entropy-probe info` on a complete pipeline of each family from disk, except three:
-OmniGen needs torchvision, transformers 5 cannot load the text encoder of PRX, and the decoder of Stable Cascade needs
-the output of its prior (capture a call in Python). `info` samples until the denoiser has run once. Z-Image and
-HunyuanVideo 1.5 have no training size: pass `--sizes`. HiDream always samples about a million pixels.
+The tensors that the model concatenates show where the image tokens are. The measured rows are those of the image
+tokens, and their entropy is split: `image_mass` is the fraction of the attention on image keys, `image_entropy` and
+`text_entropy` are the entropies within the two parts, and `mass_entropy` is the entropy of the split. If the position
+is unknown, all rows are measured, these columns are empty, and a warning is shown.
 
-**Not measured.** Attention that does not use torch's function: flash-attn, sage, xformers, flex and hub-kernel
-backends of diffusers, sliced and eager processors, and `nn.MultiheadAttention`. An error names these layers if they
-are attention layers. The tests run only the flex backend, which needs no package; diffusers selects all backends in
-the same place, and the error depends only on whether torch's function was called. A model compiled by `torch.compile`
-is refused.
+## Other torch modules
+
+Any torch module works. The tests compare BERT (MiniLM with its trained weights), CLIP, ViT and GPT-2 with its cache
+with the attention maps that transformers returns. They compare a ViT in the style of timm with timm's own unfused
+attention.
+
+N includes a class token. If the configuration contains the patch size, as in transformers, the class token makes the
+attention `joint`, and the patches have a grid. Otherwise, as in timm, the attention is `self`, and the grid is the
+one with the number of tokens. With a class token such a grid does not exist, so the attention distance is missing.
+
+## Adapters and execution modes
+
+These work and are tested: LoRA, T2I-Adapter, ControlNet, IP-Adapter (its image tokens are one more `cross` call per
+layer), image to image, and inpainting. So do autocast, inference mode, gradients, channels last, fused projections,
+layerwise casting and group offloading, and accelerate's offloading of a model, of its modules, and to disk. Two
+pipelines can be measured at the same time: alternately, one between the steps of the other, or in separate threads.
+
+## `entropy-probe info`
+
+`info` is tested with a whole pipeline of each family, loaded from a folder, with three exceptions. OmniGen needs
+torchvision. transformers 5 cannot load the text encoder of PRX again. Stable Cascade's decoder needs the output of
+its prior, so capture your own call there. `info` samples until the denoiser has run once. Z-Image and HunyuanVideo
+1.5 have no known training size, so `info` requires `--sizes`. HiDream always generates about a million pixels,
+regardless of the size.
+
+## Not supported
+
+Attention that does not call torch's function cannot be measured. If it is an attention layer, the error names it.
+This concerns the flash-attn, sage, xformers, flex and hub-kernel backends of diffusers, sliced and eager processors,
+and `nn.MultiheadAttention`. Of these backends, the tests run only flex, which needs no additional package. diffusers
+calls all of them from the same place, and the error only depends on whether torch's function was called while the
+layer ran. A model that was compiled with `torch.compile` before the measurement is refused.
 
 ## Adding a model
 
