@@ -18,6 +18,7 @@ class Doctests(Extension):
     """Fence every doctest as `pycon`."""
 
     def on_instance(self, *, obj: Object, **_: Any) -> None:
+        """Rewrite the docstring of a module, class, function or attribute."""
         if obj.docstring:
             obj.docstring.value = DOCTEST.sub(
                 lambda match: f"```pycon\n{match[0].rstrip()}\n```\n", obj.docstring.value
