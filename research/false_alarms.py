@@ -157,9 +157,9 @@ The bundled UNet, {heads} mean entropies: {prompts} prompts, sizes 32 and 64 px,
 
 Reruns are groups of five seeds ({images} images per size) out of {pool} (other rounding: {rounded}), which were
 sampled once and are shuffled again after each has been used. "Other rounding" samples the same seeds without oneDNN,
-in batches of another size. With five seeds on each side there are 252 exchanges, of which 2 are as extreme as the
+in batches of another size. With five seeds on each side there are 252 exchanges, and 2 of them are as extreme as the
 most extreme one, so a level of 1 % is 0.8 % in practice. Brackets are 95 % intervals under the assumption of
-independent comparisons, which those of different shuffles are not. If other rounding changes less than the accuracy
+independent comparisons; comparisons of different shuffles are not. If other rounding changes less than the accuracy
 of the measurement, that bound prevents the alarms.
 
 ## Sensitivity

@@ -1,6 +1,7 @@
 """The study and its ablations: what they sample, and that their tables show the numbers of the outcomes."""
 
 import re
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -36,7 +37,7 @@ class Contrast(torch.nn.Module):
 
 @pytest.fixture(scope="module", autouse=True)
 def small_ablations():
-    """Fewer and smaller conditions than those of the real ablations."""
+    """Replace the conditions of the ablations by fewer and smaller ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ablations, "SHAPES", [(64, 64), (72, 96)])
         patch.setattr(ablations, "SETTINGS", {"guidance 1": {"guidance_scale": 1.0}, "3 steps": {"steps": 3}})
@@ -220,6 +221,10 @@ def test_results_of_other_settings_are_refused(tmp_path):
         check_settings(tmp_path / "new", {"seeds": (0,)}, "images.json")
 
 
+def with_two_images(loss, pipeline, images, *arguments, **keywords):
+    return loss(pipeline, images[:2], *arguments, **keywords)
+
+
 @pytest.mark.slow
 def test_study_and_ablations_run_end_to_end(tiny_pipeline, tmp_path, monkeypatch):
     networks = {"critic": Brightness(), "efficientnet-lite0": Contrast()}
@@ -227,6 +232,8 @@ def test_study_and_ablations_run_end_to_end(tiny_pipeline, tmp_path, monkeypatch
     for module in (study, ablations):
         monkeypatch.setattr(module, "load", lambda model, device: tiny_pipeline)
         monkeypatch.setattr(module, "judge_for", lambda names: judge)
+    for name in ("loss_against_g", "loss_against_kappa"):  # the loss of two images instead of nine
+        monkeypatch.setattr(losses, name, partial(with_two_images, getattr(losses, name)))
     monkeypatch.setattr(image_quality, "DISTANCE_RESAMPLES", 5)
     monkeypatch.setattr(study, "LAW_PROMPTS", 2)
     for module in (losses, study, study_page, ablations):

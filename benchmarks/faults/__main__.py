@@ -116,10 +116,10 @@ def page(faults: list[Fault], long: Endurance | None, options: argparse.Namespac
 Measured by `python -m benchmarks.faults {command} --seed {options.seed}`
 on {hardware()}, with {named}, in {total / 60:.0f} minutes.
 
-Each fault hits a sweep of {cells} cells ({seconds:.1f} s undisturbed), and the same command is rerun until it finishes.
-"Lost" counts the files of the run (tables, images, manifest) that are then missing, left over, or not bit-identical to
-those of an undisturbed run. It also counts outputs of later stages that were at any moment neither the old nor the new
-file.
+Each fault hits a sweep of {cells} cells ({seconds:.1f} s undisturbed), and the same command is rerun until it
+finishes. "Lost" counts the files of the run (tables, images, manifest) that are then missing, left over, or not
+bit-identical to the files of an undisturbed run. It also counts outputs of later stages that were at any moment
+neither the old nor the new file.
 
 | fault | tried | lost | what the user sees |
 |---|---|---|---|

@@ -74,7 +74,7 @@ def ray_disturbed(
         restore()
         lost += trial.lost(store)
         log(f"{name}: {number + 1} of {times}, {lost} files lost")
-    return Fault(name, times, lost, "another worker samples it; records bit-identical to those of one process")
+    return Fault(name, times, lost, "another worker samples it; records bit-identical to a run in one process")
 
 
 def kill_worker_at_small_latents(_: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:

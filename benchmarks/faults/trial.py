@@ -32,7 +32,7 @@ class Fault:
     Attributes:
         name: a description.
         tried: number of trials.
-        lost: files that were missing, left over, or different from those of an undisturbed run after the same command
+        lost: files that were missing, left over, or different from an undisturbed run after the same command
             was rerun to its end; and outputs that were neither the old nor the new file at some moment.
         seen: what the user sees.
     """
@@ -63,7 +63,7 @@ class Trial:
         return sweep(self.pipeline, store=store, model="model", engine=engine, **GRID)
 
     def lost(self, store: Path, *, temporary: bool = True) -> int:
-        """Count the files that differ from those of the undisturbed run.
+        """Count the files that differ from the undisturbed run.
 
         Args:
             store: directory of a run.

@@ -1,11 +1,12 @@
-"""Small models of every supported diffusers family, with random weights."""
+"""The table of model families of diffusers: small models with random weights."""
 
+from .early_transformers import FAMILIES as EARLY_TRANSFORMERS
 from .family import Attention, Family
 from .transformers import FAMILIES as TRANSFORMERS
 from .unets import FAMILIES as UNETS
 from .video import FAMILIES as VIDEO
 
-FAMILIES = [*UNETS, *TRANSFORMERS, *VIDEO]
+FAMILIES = [*UNETS, *EARLY_TRANSFORMERS, *TRANSFORMERS, *VIDEO]
 
 PAGE = """# Model families
 
@@ -103,15 +104,15 @@ def page() -> str:
 
 
 def _row(family: Family) -> str:
-    kinds = dict.fromkeys(_words(attention) for attention in family.attention.values())
+    kinds = dict.fromkeys(_describe(attention) for attention in family.attention.values())
     strides = sorted({attention.stride for attention in family.attention.values() if attention.stride})
     notes = [family.notes] if family.notes else []
-    notes += [f"`{name}`, over words, does not call torch's function and is not measured" for name in family.hidden]
-    notes += ["linear self-attention has no softmax; it is listed but not measured"] if family.linear else []
+    notes += [f"`{name}` (over text tokens) does not use torch's function: not measured" for name in family.hidden]
+    notes += ["linear self-attention has no softmax: an error names it"] if family.linear else []
     cells = [family.name, f"`{family.pipeline}`", ", ".join(kinds), ", ".join(map(str, strides))]
     cells += [family.image or "", "; ".join(notes)]
     return "| " + " | ".join(cells) + " |"
 
 
-def _words(attention: Attention) -> str:
+def _describe(attention: Attention) -> str:
     return attention.kind if attention.axes == "spatial" else f"{attention.kind} ({attention.axes})"
