@@ -1,9 +1,11 @@
-"""Every notebook runs from top to bottom, and is committed with what it shows.
+"""Every notebook runs from top to bottom, and is committed with its output.
 
-`python -m tests.test_notebooks` writes them anew.
+`python -m tests.test_notebooks` runs all notebooks and saves their output. Append names to run only these:
+`python -m tests.test_notebooks 1_what_the_probes_see`.
 """
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,20 +19,20 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
 ABSOLUTE = re.compile(r"(?<![\w./<])/(?:[\w.-]+/)+[\w.-]*")
-"""The path of a file or folder of the machine on which a notebook ran."""
+"""An absolute path of the machine on which a notebook ran."""
 
 
-def texts(cells: list[NotebookNode]) -> Iterator[str]:
-    """What cells show in words: images are left out, in whose letters any path may stand."""
-    for shown in (shown for cell in cells for shown in cell.outputs):
-        yield str(shown.get("text", ""))
-        for kind, content in shown.get("data", {}).items():
+def output_texts(cells: list[NotebookNode]) -> Iterator[str]:
+    """Yield the text output of cells. Images are excluded: their encoding can contain any path by chance."""
+    for output in (output for cell in cells for output in cell.outputs):
+        yield str(output.get("text", ""))
+        for kind, content in output.get("data", {}).items():
             if not kind.startswith("image/"):
                 yield re.sub(r"data:image/[^\"']*", "", str(content))
 
 
-def executed(path: Path) -> NotebookNode:
-    """A notebook, run in an empty folder."""
+def execute(path: Path) -> NotebookNode:
+    """Return a notebook after running it in an empty folder."""
     notebook = nbformat.read(path, as_version=4)
     with TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
@@ -39,7 +41,7 @@ def executed(path: Path) -> NotebookNode:
 
 
 def without_machine(notebook: NotebookNode) -> NotebookNode:
-    """Without the progress bars and warnings of libraries, and without the Python that ran it."""
+    """Return a notebook without progress bars, warnings of libraries, and the version of Python."""
     bar = "application/vnd.jupyter.widget-view+json"
     notebook.metadata["language_info"] = {"name": "python"}
     notebook.metadata.pop("widgets", None)
@@ -52,20 +54,20 @@ def without_machine(notebook: NotebookNode) -> NotebookNode:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs(path):
-    assert all(cell.get("execution_count") for cell in executed(path).cells if cell.cell_type == "code")
+    assert all(cell.get("execution_count") for cell in execute(path).cells if cell.cell_type == "code")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook_is_committed_as_it_ran(path):
+def test_notebook_is_committed_with_its_output(path):
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     for cell in cells:
         if "plt.subplots(" in cell.source or ".plot();" in cell.source:
-            assert any("image/png" in shown.get("data", {}) for shown in cell.outputs), cell.source
-    for told in texts(cells):
-        assert not ABSOLUTE.search(told)
-        assert "site-packages" not in told
+            assert any("image/png" in output.get("data", {}) for output in cell.outputs), cell.source
+    for text in output_texts(cells):
+        assert not ABSOLUTE.search(text)
+        assert "site-packages" not in text
 
 
 def test_notebooks_are_small():
@@ -73,5 +75,6 @@ def test_notebooks_are_small():
 
 
 if __name__ == "__main__":
-    for path in NOTEBOOKS:
-        nbformat.write(without_machine(executed(path)), path)
+    for notebook_path in NOTEBOOKS:
+        if len(sys.argv) == 1 or notebook_path.stem in sys.argv[1:]:
+            nbformat.write(without_machine(execute(notebook_path)), notebook_path)

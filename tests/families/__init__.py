@@ -28,7 +28,7 @@ family, the tests check that
 | `text` | between words |
 
 Laws scale `self` and `joint`, except attention with only the axis `temporal`. N and T count the image tokens. Some
-configurations, such as those of Flux and LTX-Video, do not contain the training size. Then the default size of the
+configurations, for example of Flux and LTX-Video, do not contain the training size. Then the default size of the
 pipeline is used. For a bare denoiser, set `training_tokens`.
 
 | family | pipeline | attention | latent pixels per token | position of the image tokens | notes |
@@ -52,7 +52,7 @@ other than classifier-free guidance.
 
 ## Joint attention
 
-The tensors that the model concatenates show where the image tokens are. The measured rows are those of the image
+The tensors that the model concatenates show where the image tokens are. The measured rows belong to the image
 tokens, and their entropy is split: `image_mass` is the fraction of the attention on image keys, `image_entropy` and
 `text_entropy` are the entropies within the two parts, and `mass_entropy` is the entropy of the split. If the position
 is unknown, all rows are measured, these columns are empty, and a warning is shown.
