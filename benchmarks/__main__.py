@@ -44,7 +44,7 @@ def main() -> None:
     restart_with_steady_memory()
     out = options.out or (Path(tempfile.mkdtemp(prefix="benchmarks-")) if options.quick else RESULTS)
     parts = [part for part in options.parts or PARTS if part != "page"]
-    if len(parts) > 1:  # a new process for each, so that memory used by one does not affect the next
+    if len(parts) > 1:  # a new process for each: the memory of one part must not affect the next
         for part in parts:
             quick = ["--quick"] if options.quick else []
             subprocess.run([sys.executable, "-m", "benchmarks", part, "--out", out, *quick], cwd=ROOT, check=True)

@@ -56,7 +56,7 @@ def time_in_rounds(
 ) -> Runs:
     """Return the seconds of each contender.
 
-    Every round runs all contenders once, in random order, so that a slow moment of the machine affects all of them.
+    Every round runs all contenders once, in random order: a slow moment of the machine then affects all of them.
 
     Args:
         contenders: functions to time.

@@ -84,8 +84,8 @@ def head(results: Results) -> str:
 
 {machines[0] if len(distinct) == 1 else by_part}
 
-Every time is a ratio of two medians. The contenders run in one process, in rounds and in random order, so that a slow
-moment of the machine affects all of them. With one thread, the time is the CPU time of the process; with several
+Every time is a ratio of two medians. The contenders run in one process, in rounds and in random order: a slow moment
+of the machine then affects all of them. With one thread, the time is the CPU time of the process; with several
 threads, and for start-up, it is wall time. Memory is the rise of the peak of a process, in a new process for each
 contender. For memory, glibc is set to return large blocks at once; for times, to keep them
 (`MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_THRESHOLD_`)."""

@@ -129,7 +129,7 @@ def sampling(found: dict[str, Any]) -> str:
 Time of sampling a batch with guidance under `capture`, as a multiple of plain sampling. N is the number of tokens of
 the finest self-attention. The UNet with SD 1.5's layout has random weights and half the channels and heads of the real
 one. Its attention, and measuring it, cost half as much, and everything else a quarter, so its ratios are higher than
-those of the real model.{auto}
+the ratios of the real model.{auto}
 
 {table(("model", "size", "N", "images", "steps", "plain", *ways, "rounds"), rows)}
 
@@ -174,7 +174,7 @@ queries and keys of a trace.
 
 {table(columns, rows)}
 
-Our mean entropies and those of the other tools differ by at most {difference:.1g} nats.
+Our mean entropies differ from the results of the other tools by at most {difference:.1g} nats.
 
 {errors}"""
 

@@ -171,7 +171,7 @@ PEERS = {
 
 
 def environment(name: str, installs: tuple[tuple[str, ...], ...]) -> Path:
-    """Return the interpreter of an environment with the packages of this one and those of the peer.
+    """Return the interpreter of an environment with the packages of this one and the packages of the peer.
 
     Raises:
         RuntimeError: with the error of pip.

@@ -1,11 +1,12 @@
-"""Screenshots of a run's report, of its comparison with another, of a notebook and of a terminal.
+"""Take the screenshots in docs/images: `python -m benchmarks.screenshots RUN OTHER`.
 
-`python -m benchmarks.screenshots RUN OTHER` takes them: the pages at phone and desktop width, light and dark. Needs the
-extras `test` and `notebook`, and Chromium on the path.
+They show the report of a run, its comparison with another run, a notebook and a terminal, at phone and desktop width,
+light and dark. Needs the extras `test` and `notebook`, and Chromium on the path.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import shutil
@@ -31,7 +32,7 @@ COMMANDS = (("info", "--model", "reference-dit", "--sizes", "32,128x96"), ("swee
 
 @dataclass(frozen=True)
 class Shot:
-    """A part of a page, from an element downwards, in a window of some size (CSS pixels)."""
+    """A screenshot of a page, starting at an element; width and height of the window are in CSS pixels."""
 
     name: str
     page: str
@@ -55,7 +56,7 @@ SHOTS = (
 
 
 def terminal() -> str:
-    """What some commands print, as a page: a terminal of 110 columns."""
+    """Return the output of `COMMANDS` in a terminal of 110 columns, as HTML."""
     console = Console(record=True, width=110, file=io.StringIO())
     for command in COMMANDS:
         environment = os.environ | {"COLUMNS": "110", "FORCE_COLOR": "1", "TERMINAL_WIDTH": "110"}
@@ -66,13 +67,18 @@ def terminal() -> str:
 
 
 def notebook(folder: Path) -> Path:
-    """A notebook with its outputs, as a page."""
+    """Convert the notebook with its outputs to HTML and return the path."""
     command = [sys.executable, "-m", "nbconvert", "--to", "html", "--output-dir", str(folder), str(NOTEBOOK)]
     subprocess.run(command, check=True)
     return folder / f"{NOTEBOOK.stem}.html"
 
 
-def main(run: Path, other: Path) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="directory of a run with its report")
+    parser.add_argument("other", type=Path, help="directory of another run")
+    options = parser.parse_args()
+    run, other = options.run, options.other
     IMAGES.mkdir(exist_ok=True)
     with TemporaryDirectory() as folder, sync_playwright() as playwright:
         pages = {
@@ -89,7 +95,7 @@ def main(run: Path, other: Path) -> None:
             page.goto(pages[shot.page].resolve().as_uri())
             page.locator(shot.anchor).first.evaluate("element => element.scrollIntoView()")
             image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-            # The palette that covers most colours: no line of a figure changes its own, for a third of the bytes.
+            # MAXCOVERAGE keeps the colours of thin lines, at a third of the bytes.
             palette = image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
             palette.save(IMAGES / f"{shot.name}.png", optimize=True)
             page.close()
@@ -97,4 +103,4 @@ def main(run: Path, other: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main()

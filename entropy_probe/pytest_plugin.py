@@ -35,7 +35,7 @@ class EntropyBaseline:
     scratch: Path
 
     def check(self, pipeline: Any, **settings: Any) -> None:
-        """Fail the test if the profile of a pipeline has changed, or if there is no baseline yet.
+        """Fail the test if the profile of a pipeline has changed, or if the baseline does not exist yet.
 
         Args:
             pipeline: a diffusers text-to-image pipeline.

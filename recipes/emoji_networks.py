@@ -133,7 +133,7 @@ def build_text_encoder(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPTextMode
 def build_denoiser(recipe: Recipe) -> UNet2DConditionModel:
     """Return a UNet with self- and cross-attention at every level.
 
-    It has few and narrow residual blocks, so that the attention has to do much of the work.
+    It has few and narrow residual blocks, which leaves much of the work to the attention.
     """
     levels = len(recipe.channels)
     return UNet2DConditionModel(
@@ -171,7 +171,7 @@ def add_noise(
 ) -> tuple[Float[Tensor, "batch 4 h w"], Float[Tensor, "batch 4 h w"], Int[Tensor, " batch"]]:
     """Return noisy latents, v-prediction targets and timesteps.
 
-    The timesteps of a batch are stratified: item i is uniform in the i-th part of the schedule. The target is that of
+    The timesteps of a batch are stratified: item i is uniform in the i-th part of the schedule. The target follows
     Salimans and Ho (2022), https://arxiv.org/abs/2202.00512.
     """
     noise = torch.randn(latents.shape, generator=generator)

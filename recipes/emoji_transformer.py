@@ -1,7 +1,7 @@
 """Train the bundled transformer pipeline: `python -m recipes.emoji_transformer`.
 
 It complements the UNet: the effect of a scale factor depends on how much of the layout the attention decides. The
-autoencoder, text encoder, data and size are those of the UNet pipeline; only the denoiser is trained.
+autoencoder, text encoder, data and size are the same as for the UNet pipeline; only the denoiser is trained.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def train(
     Args:
         work: folder of checkpoints and the training curve.
         latents: of the training images.
-        context: text embeddings of the captions, then that of the empty caption.
+        context: text embeddings of the captions, then of the empty caption.
         mask: 1 for the tokens of a caption, 0 for padding.
         recipe: hyperparameters.
         milestones: steps after which the averaged weights are saved to `milestone(work, step)`.

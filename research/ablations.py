@@ -203,7 +203,7 @@ def page(ablations: Sequence[Ablation], original: Sweep, *, command: str, charts
 
 
 def law_of_study(results: Path, settings: dict[str, Any]) -> ScalingLaw | None:
-    """Return the measured law that the study stored for the same model and settings, None if there is no study.
+    """Return the measured law that the study stored for the same model and settings, None without a study.
 
     Raises:
         SystemExit: if the study has other settings.

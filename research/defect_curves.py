@@ -1,6 +1,7 @@
-"""The two defects on ground truth: `python benchmarks/defect_curves.py` writes docs/defects.md and its figure.
+"""Test the defect scores on images with known defects: `python -m research.defect_curves`.
 
-Drawings from vectors at every size, cropped, partly erased, and tiled: what the scores must see is known there.
+Vector drawings are rendered at every size and cropped, partly erased or tiled by a known amount. Writes docs/defects.md
+and its figure.
 """
 
 from pathlib import Path
@@ -17,91 +18,91 @@ from rich.progress import track
 
 from entropy_probe.evaluation import WHITE, defects
 from entropy_probe.models import format_size
-from entropy_probe.reference import images
+from entropy_probe.reference import images as drawings_of_training
 from entropy_probe.reference.drawings import Drawings
 from recipes.emoji_download import UNSEEN, download, select_emoji
 
 SIDE = 96
 SIZES = [(24, 24), (32, 32), (48, 48), (64, 64), (96, 96), (128, 128), (192, 192), (128, 64), (64, 192)]
-SHARES = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+FRACTIONS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
 
 TEXT = """# The two defects as numbers
 
-Written by `python benchmarks/defect_curves.py`; the formulas are in `entropy_probe/validation/defects.py`.
+Written by `python -m research.defect_curves`; the formulas are in `entropy_probe/evaluation/defect_scores.py`.
 
-- **Incompleteness**: the share of an object's outline that the frame draws (`cut_off`) and, where whole objects are
-  known to lie centred on a plain ground, how far the centroid is from the centre (`lopsided`):
-  1 − (1 − cut_off)(1 − lopsided).
-- **Repetition**: the highest peak of the image's autocorrelation away from the origin, above the valley between.
+- **Incompleteness** is 1 − (1 − cut_off)(1 − lopsided). `cut_off` is the fraction of an object's outline that is on the
+  image border. `lopsided` is the distance of the centroid from the image centre; it is used only with a known
+  background, where objects are expected to be complete and centred.
+- **Repetition** is the highest peak of the autocorrelation of the image away from the origin, relative to the minimum
+  between the two.
 
-Both work from the image alone. Below, {count} drawings of the training styles and {unseen} of a style that nothing
-here was made on (Twemoji) were drawn at {side} pixels and spoilt by a known amount; bars are 95 % intervals of the mean
-over the drawings.
+Both scores use the image alone. Below, {count} drawings of the training styles and {unseen} of a style that no bundled
+model was trained on (Twemoji) are rendered at {side} pixels and damaged by a known amount. Bars are 95 % intervals of
+the mean over the drawings.
 
-![Scores against what was done](defects.png)
+![Scores against the amount of damage](defects.png)
 
 {tables}
 
-## What they do not see
+## Limitations
 
-- A part that is missing on both sides of the centre alike moves neither the outline at the frame nor the centroid.
-- Without a known background, an object that covers more than half of the frame's border is itself taken for the ground.
-- An object that touches the frame without being cut, as many of Twemoji do, has a part of its outline there: the fewer
-  the pixels, the longer that part. The training styles keep a margin, and have no trend in size.
-- Objects that repeat parts by nature (grapes, a string of pearls) have some repetition of their own, which the rows of
-  whole drawings show.
-- Texture without a period, and disorder, are neither defect.
+- Parts that are missing on opposite sides of the centre change neither the outline on the border nor the centroid.
+- Without a known background, an object that covers more than half of the image border is taken for the background.
+- An object that touches the border without being cut off, as many of Twemoji do, has part of its outline there. The
+  smaller the image, the larger that part. The training styles have a margin and show no trend with size.
+- Objects with repeated parts, such as grapes, have some repetition, which the rows of complete drawings show.
+- Texture without a period, and disorder, are neither of the two defects.
 """
 
 
-def erased(drawn: torch.Tensor, share: float) -> torch.Tensor:
-    """Paint the upper part of every object's height white."""
-    spoilt = drawn.clone()
-    for image in spoilt:
+def erase(rendered: torch.Tensor, fraction: float) -> torch.Tensor:
+    """Erase the upper `fraction` of the height of every object."""
+    erased = rendered.clone()
+    for image in erased:
         rows = (image < 255).any(0).any(-1).nonzero().flatten()
         first, last = int(rows[0]), int(rows[-1]) + 1
-        image[:, first : first + round(share * (last - first))] = 255
-    return spoilt
+        image[:, first : first + round(fraction * (last - first))] = 255
+    return erased
 
 
-def cropped(drawings: Drawings, share: float, corner: bool) -> torch.Tensor:
-    """Keep the middle, or a lower left corner, of larger drawings; `share` of the height and of the width is lost."""
-    whole = drawings.at((round(SIDE / (1 - share)),) * 2)
-    rest = whole.shape[-1] - SIDE
-    top, left = (rest, 0) if corner else (rest // 2, rest // 2)
-    return whole[..., top : top + SIDE, left : left + SIDE]
+def crop(drawings: Drawings, fraction: float, corner: bool) -> torch.Tensor:
+    """Return the centre or the lower left corner of larger drawings, without `fraction` of the height and width."""
+    larger = drawings.at((round(SIDE / (1 - fraction)),) * 2)
+    margin = larger.shape[-1] - SIDE
+    top, left = (margin, 0) if corner else (margin // 2, margin // 2)
+    return larger[..., top : top + SIDE, left : left + SIDE]
 
 
-def tiled(drawn: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Copies side by side on the same canvas."""
+def tile(rendered: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Return `rows` x `columns` smaller copies on a canvas of the same size."""
     size = SIDE // rows, SIDE // columns
-    small = F.interpolate(drawn.float(), size, mode="bicubic", antialias=True).clamp(0, 255).round().byte()
+    small = F.interpolate(rendered.float(), size, mode="bicubic", antialias=True).clamp(0, 255).round().byte()
     return small.repeat(1, 1, rows, columns)
 
 
-def spoilt(drawings: Drawings) -> dict[tuple[str, str], torch.Tensor]:
-    """(kind, amount) -> images."""
-    whole = drawings.at((SIDE, SIDE))
-    made: dict[tuple[str, str], torch.Tensor] = {("size", format_size(size)): drawings.at(size) for size in SIZES}
-    for share in SHARES:
-        made["cropped around", f"{share:.0%}"] = cropped(drawings, share, corner=False)
-        made["cropped to a corner", f"{share:.0%}"] = cropped(drawings, share, corner=True)
-        made["upper part erased", f"{share:.0%}"] = erased(whole, share)
+def defective_images(drawings: Drawings) -> dict[tuple[str, str], torch.Tensor]:
+    """Return images by kind and amount of damage."""
+    complete = drawings.at((SIDE, SIDE))
+    images: dict[tuple[str, str], torch.Tensor] = {("size", format_size(size)): drawings.at(size) for size in SIZES}
+    for fraction in FRACTIONS:
+        images["cropped on all sides", f"{fraction:.0%}"] = crop(drawings, fraction, corner=False)
+        images["cropped to a corner", f"{fraction:.0%}"] = crop(drawings, fraction, corner=True)
+        images["upper part erased", f"{fraction:.0%}"] = erase(complete, fraction)
     for rows, columns in [(1, 1), (1, 2), (2, 2), (2, 3), (3, 3)]:
-        made["tiled", f"{rows}x{columns}"] = tiled(whole, rows, columns)
-    return made
+        images["tiled", f"{rows}x{columns}"] = tile(complete, rows, columns)
+    return images
 
 
 def measure(drawings: Drawings, style: str) -> pd.DataFrame:
-    """A row per image."""
+    """Return the scores, one row per image."""
     parts = []
-    for (kind, amount), made in track(spoilt(drawings).items(), style):
-        known, unknown = defects(made, WHITE), defects(made)
+    for (kind, amount), images in track(defective_images(drawings).items(), style):
+        known, unknown = defects(images, WHITE), defects(images)
         parts.append(
             pd.DataFrame(
                 {
                     "incompleteness": known.incompleteness,
-                    "cut off, ground not given": unknown.cut_off,
+                    "cut off, unknown background": unknown.cut_off,
                     "repetition": known.repetition,
                 }
             ).assign(kind=kind, amount=amount, style=style)
@@ -109,17 +110,17 @@ def measure(drawings: Drawings, style: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def draw(frame: pd.DataFrame) -> Figure:
-    """A column per kind of damage, a row per score."""
-    scores = ["incompleteness", "cut off, ground not given", "repetition"]
+def plot(frame: pd.DataFrame) -> Figure:
+    """Plot every score (rows) against every kind of damage (columns)."""
+    scores = ["incompleteness", "cut off, unknown background", "repetition"]
     kinds = list(dict.fromkeys(frame["kind"]))
     figure = Figure(figsize=(3.1 * len(kinds), 7.5), layout="constrained")
     panels = figure.subplots(len(scores), len(kinds), sharey="row")
     for row, score in enumerate(scores):
         for column, kind in enumerate(kinds):
             axes = panels[row, column]
-            own = frame[frame["kind"] == kind]
-            sns.pointplot(own, x="amount", y=score, hue="style", errorbar=("ci", 95), n_boot=500, ax=axes, seed=0)
+            group = frame[frame["kind"] == kind]
+            sns.pointplot(group, x="amount", y=score, hue="style", errorbar=("ci", 95), n_boot=500, ax=axes, seed=0)
             axes.set(xlabel=kind, ylabel=score if column == 0 else "", ylim=(-0.02, 1 if row < 2 else 0.75))
             axes.tick_params(axis="x", rotation=45)
             if row or column:
@@ -128,10 +129,10 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 
 def table(frame: pd.DataFrame, kind: str) -> str:
-    """Mean and half the 95 % interval, as Markdown."""
-    own = frame[frame["kind"] == kind]
+    """Return mean and half the 95 % interval by amount and style, as Markdown."""
+    rows = frame[frame["kind"] == kind]
     lines = [f"| {kind} | style | incompleteness | repetition |", "|---|---|---|---|"]
-    for (amount, style), group in own.groupby(["amount", "style"], sort=False):
+    for (amount, style), group in rows.groupby(["amount", "style"], sort=False):
         half = 1.96 * group[["incompleteness", "repetition"]].sem()
         cells = (f"{group[name].mean():.3f} ± {half[name]:.3f}" for name in half.index)
         lines.append(f"| {amount} | {style} | {' | '.join(cells)} |")
@@ -139,21 +140,21 @@ def table(frame: pd.DataFrame, kind: str) -> str:
 
 
 def main(
-    work: Annotated[Path, typer.Option(help="Folder for the unseen style's download.")] = Path("critic-work"),
-    out: Annotated[Path, typer.Option(help="Where defects.md and defects.png are written.")] = Path("docs"),
+    work: Annotated[Path, typer.Option(help="Folder for the download of the unseen style.")] = Path("critic-work"),
+    out: Annotated[Path, typer.Option(help="Folder for defects.md and defects.png.")] = Path("docs"),
 ) -> None:
-    """Measure, draw and write."""
+    """Score drawings with known defects and write the page."""
     download(work, UNSEEN)
     unseen = [e for e in select_emoji(work, UNSEEN) if e.category in ("Animals & Nature", "Food & Drink")]
-    styles = {"training styles": images()[::2], "unseen style": Drawings(tuple(unseen))}
+    styles = {"training styles": drawings_of_training()[::2], "unseen style": Drawings(tuple(unseen))}
     frame = pd.concat([measure(drawings, style) for style, drawings in styles.items()], ignore_index=True)
     sns.set_theme(style="whitegrid")
-    draw(frame).savefig(out / "defects.png", dpi=70)
+    plot(frame).savefig(out / "defects.png", dpi=70)
     counts = {style: len(drawings.emoji) for style, drawings in styles.items()}
     tables = "\n\n".join(table(frame, kind) for kind in dict.fromkeys(frame["kind"]))
     text = TEXT.format(count=counts["training styles"], unseen=counts["unseen style"], side=SIDE, tables=tables)
     (out / "defects.md").write_text(text)
-    print(f"written to {out / 'defects.md'}; largest score of a whole drawing: {_largest(frame)}")
+    print(f"written to {out / 'defects.md'}; largest mean score of complete drawings: {_largest(frame)}")
 
 
 def _largest(frame: pd.DataFrame) -> str:

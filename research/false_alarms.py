@@ -1,7 +1,7 @@
-"""How often the regression test cries wolf, and what it catches: writes docs/regression.md and its figure.
+"""Measure the false-alarm rate and the sensitivity of entropy baselines: `python -m research.false_alarms`.
 
-On the bundled UNet, with the settings that `entropy-probe baseline save` has by default. Everything sampled is kept in
-the work folder, from which a second run goes on. Run as `python -m research.false_alarms`; needs peft and torchao.
+It samples the bundled UNet with the default settings of `entropy-probe baseline save`. It writes docs/regression.md and
+its figure. Rerun the same command to resume. Needs peft and torchao; half an hour on one core.
 """
 
 import re
@@ -24,34 +24,36 @@ from entropy_probe.models import quiet_libraries
 from entropy_probe.plots.baselines import figure
 from entropy_probe.reference import prompts
 from entropy_probe.runs import versions
+from research.storage import markdown
 
 LEVELS = (0.05, 0.01)
 RERUNS = 100
 POOL = 100
-"""Seeds that re-runs draw theirs from."""
+"""Number of seeds from which reruns take theirs."""
 
 ROUNDED = 50
-"""Seeds that are sampled again with other rounding."""
+"""Number of seeds that are sampled again with other rounding."""
 
 SCALES = (1.2, 1.1, 1.05, 1.02, 1.01, 1.002, 1.0005, 1.0001)
 STRENGTHS = (0.3, 0.1, 0.03, 0.01)
 SHOWN = "attention scale +5 %"
-"""The change whose figure is on the page."""
+"""The change of the figure on the page."""
 
 SETTINGS: dict[str, Any] = dict(
     prompts=prompts()[:PROMPTS], sizes=((32, 32), (64, 64)), steps=8, guidance_scale=4.0
 )  # fmt: skip
 
 Change = Callable[[Any], Any]
-"""Takes a pipeline of its own, and returns it changed."""
+"""Modifies a pipeline and returns it."""
 
 
 def self_attention(pipe: Any, only: str = "") -> Iterator[nn.Module]:
+    """Yield the self-attention modules whose name starts with `only`."""
     return (m for name, m in pipe.unet.named_modules() if name.endswith("attn1") and name.startswith(only))
 
 
-def scaled(factor: float, only: str = "") -> Change:
-    """A wrong scale of the softmax of self-attention: the same as queries that are so much longer."""
+def with_scale(factor: float, only: str = "") -> Change:
+    """Return a change that multiplies the softmax scale of self-attention, by means of the query projection."""
 
     def change(pipe: Any) -> Any:
         for attention in self_attention(pipe, only):
@@ -62,7 +64,10 @@ def scaled(factor: float, only: str = "") -> Change:
 
 
 def with_lora(strength: float) -> Change:
-    """A random LoRA of rank 4 on every attention projection, merged; at strength 1 it is as large as the weights."""
+    """Return a change that merges a random LoRA of rank 4 into every attention projection.
+
+    At strength 1 it has the same norm as the weights.
+    """
 
     def change(pipe: Any) -> Any:
         from peft import LoraConfig
@@ -82,6 +87,7 @@ def with_lora(strength: float) -> Change:
 
 
 def weights_in_8_bits(pipe: Any) -> Any:
+    """Quantize the weights of the linear layers with torchao."""
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     quantize_(pipe.unet, Int8WeightOnlyConfig())
@@ -89,26 +95,27 @@ def weights_in_8_bits(pipe: Any) -> Any:
 
 
 def all_in_8_bits(pipe: Any) -> Any:
+    """Quantize weights and inputs of the linear layers with torch."""
     torch.ao.quantization.quantize_dynamic(pipe.unet, {nn.Linear}, dtype=torch.qint8, inplace=True)
     return pipe
 
 
 CHANGES: dict[str, Change] = {
-    "none: run again": lambda pipe: pipe,
+    "none: rerun": lambda pipe: pipe,
     "bfloat16": lambda pipe: pipe.to(torch.bfloat16),
     "UNet's linear layers: weights in 8 bits (torchao)": weights_in_8_bits,
     "UNet's linear layers: weights and inputs in 8 bits (torch)": all_in_8_bits,
-    "attention scale +5 % in one layer, the mid block's first": scaled(
+    "attention scale +5 % in one layer, the mid block's first": with_scale(
         1.05, "mid_block.attentions.0.transformer_blocks.0"
     ),
-    **{f"attention scale +{100 * (factor - 1):.2g} %": scaled(factor) for factor in SCALES},
+    **{f"attention scale +{100 * (factor - 1):.2g} %": with_scale(factor) for factor in SCALES},
     **{f"LoRA merged at {strength:g}": with_lora(strength) for strength in STRENGTHS},
 }
 
-TEXT = """# Guarding a model: baselines of its entropy profile
+TEXT = """# Entropy baselines: guard a model in CI
 
 Written by `python -m research.false_alarms`. The profile of a model is the mean attention entropy of every head at
-every size, visual and cross-attention alike, image by image. A baseline is a profile in a JSON file, kept with code.
+every size, for image and cross-attention, image by image. A baseline is a profile in a JSON file, stored with the code.
 
 ## With pytest
 
@@ -118,10 +125,10 @@ def test_profile(entropy_baseline):
     entropy_baseline.check(pipe)  # takes prompts, sizes, seeds, steps, guidance_scale
 ```
 
-The first run writes `test_model/test_profile.json` beside `test_model.py` and fails saying so: commit the file. Later
-runs compare. A failure shows what moved, by how many standard errors, worst first, and names a figure and the profile
-of that run. `pytest --entropy-regen` writes the baseline anew. The fixture comes with the package; where no test asks
-for it, it imports nothing.
+The first run writes `test_model/test_profile.json` next to `test_model.py` and fails with a message: commit the file.
+Later runs compare with it. A failure lists the heads that moved, largest first, in standard errors, and names a figure
+and the profile of this run. `pytest --entropy-regen` overwrites the baseline. The package installs the fixture; it
+imports nothing until a test uses it.
 
 ## In any CI
 
@@ -129,55 +136,57 @@ for it, it imports nothing.
     entropy-probe baseline check MODEL FILE
     entropy-probe baseline diff  FILE FILE
 
-`save` takes `--sizes --prompts --seeds --steps --guidance-scale --device --dtype`. `check` samples as the baseline was
-sampled; its exit code is 0 for the same, 1 for moved, 2 for bad input. With the same seeds it compares image by image,
-which sees the smallest changes; `--seeds` takes new ones, at least five on either side. `check` and `diff` write
-`--junit FILE.xml` and `--markdown FILE.md`, and `--json` prints every head.
+`save` takes `--sizes --prompts --seeds --steps --guidance-scale --device --dtype`. `check` samples with the settings of
+the baseline. Its exit code is 0 if the model is the same, 1 if it moved, 2 for bad input. With the same seeds it
+compares image by image, which detects the smallest changes; `--seeds` takes new seeds, at least five on each side.
+`check` and `diff` write `--junit FILE.xml` and `--markdown FILE.md`; `--json` prints every head.
 
 ## How it decides
 
-No tolerance is set by hand. A randomisation test exchanges images between the two runs and asks how often chance alone
-makes the largest |z| of all heads and sizes as large as the one that was seen: one false-alarm rate, 1 %, for all of
-them together. Images of the same seeds are exchanged one by one; new seeds with all of their prompts, because a seed
-gives all prompts the same noise. Mean differences below 1e-5 nats, the accuracy of the measurement, count as none.
-`entropy_probe/regression/compare.py` says it in full.
+The test needs no tolerance. It is a randomisation test: it exchanges images between the two runs and counts how often
+the largest |z| of all heads and sizes becomes as large as the observed one. The false-alarm rate of 1 % holds for all
+heads and sizes together. With the same seeds, images are exchanged individually. With new seeds, all prompts of a seed
+are exchanged together, because they share their noise. Mean differences below 1e-5 nats, the accuracy of the
+measurement, count as zero. `entropy_probe/baselines/comparison.py` has the details.
 
-## How often it cries wolf
+## False alarms
 
 The bundled UNet, {heads} mean entropies: {prompts} prompts, sizes 32 and 64 px, 8 steps, guidance 4.
 
 {alarms}
 
-Re-runs are groups of five seeds ({images} images a size) out of {pool} (other rounding: {rounded}) that were sampled
-once, shuffled anew when all have served. Other rounding is the same seeds without oneDNN, in batches of another size.
-With five seeds on either side there are 252 exchanges, of which 2 are as large as the largest, so a level of 1 % is
-really 0.8 %. Brackets are 95 % intervals that take the comparisons for independent, which those of different shuffles
-are not. Where other rounding changes less than the accuracy of the measurement, it is that bound which keeps quiet.
+Reruns are groups of five seeds ({images} images per size) out of {pool} (other rounding: {rounded}), which were
+sampled once and are shuffled again after each has been used. "Other rounding" samples the same seeds without oneDNN,
+in batches of another size. With five seeds on each side there are 252 exchanges, and 2 of them are as extreme as the
+most extreme one, so a level of 1 % is 0.8 % in practice. Brackets are 95 % intervals under the assumption of
+independent comparisons; comparisons of different shuffles are not. If other rounding changes less than the accuracy
+of the measurement, that bound prevents the alarms.
 
-## What it catches
+## Sensitivity
 
-One run of each change, with seeds 0 to 4. *Same seeds*: against a run of the unchanged model with those. *New seeds*:
-against each of {groups} runs of the unchanged model with five other seeds, and against one with all {rest} others.
-What the first row counts there are false alarms: some of the {groups} happen to differ from the seeds 0 to 4.
+One run of each change, with seeds 0 to 4. *Same seeds* compares with a run of the unchanged model with these seeds.
+*New seeds* compares with each of {groups} runs of the unchanged model with five other seeds, and with one run of all
+{rest} other seeds. The alarms of the first row are false: some of the {groups} groups differ by chance from the seeds
+0 to 4.
 
 {changes}
 
-![Where the attention scale wrong by 5 % moved the entropy](regression.png)
+![Entropy changes by an attention scale that is wrong by 5 %](regression.png)
 
-- With the same seeds the smallest wrong scale of all self-attention that was caught, of those tried, is {caught}; with
-  five new seeds, against every baseline, {caught_new}. Guard with the same seeds.
-- A change that raises an entropy in some images as often as it lowers it in others is taken for rounding: with the
-  same seeds only what moves a mean is seen.
-- The LoRA is random, of rank 4, on all attention projections; at strength 1 it would be as large as the weights. A
-  trained one moves in other directions.
+- Smallest change of the scale of all self-attention that was detected, of those tried: {caught} with the same seeds;
+  {caught_new} with five new seeds, against every baseline. Prefer the same seeds.
+- A change that raises an entropy in some images and lowers it in others looks like rounding: with the same seeds only a
+  change of the mean is detected.
+- The LoRA is random, of rank 4, on all attention projections; at strength 1 it would have the norm of the weights.
+  A trained LoRA changes other directions.
 
-Measured with {versions}, float32 unless said, on a CPU with one thread.
+Measured with {versions}, float32 unless stated otherwise, on a CPU with one thread.
 """
 
 
-def sampled(work: Path, name: str, seeds: int, batch: int) -> Profile:
-    """Many seeds of the unchanged model, one sweep."""
-    made = ep.sweep(
+def sample_profile(work: Path, name: str, seeds: int, batch: int) -> Profile:
+    """Return the profile of the unchanged model over many seeds."""
+    result = ep.sweep(
         ep.reference.load(device="cpu"),
         **SETTINGS,
         seeds=range(seeds),
@@ -186,10 +195,11 @@ def sampled(work: Path, name: str, seeds: int, batch: int) -> Profile:
         store=work / name,
         model="reference",
     )
-    return Profile.of(made)
+    return Profile.of(result)
 
 
-def changed(work: Path, name: str, change: Change) -> Profile:
+def changed_profile(work: Path, name: str, change: Change) -> Profile:
+    """Return the profile of a changed model; measure and store it if it is missing."""
     path = work / f"{re.sub('[^a-z0-9.]+', '-', name.lower())}.json"
     if not path.exists():
         pipe = change(ep.reference.load(device="cpu"))
@@ -197,15 +207,15 @@ def changed(work: Path, name: str, change: Change) -> Profile:
     return Profile.open(path)
 
 
-def of_seeds(whole: Profile, seeds: Any) -> Profile:
-    """A part of a profile: the images of some seeds."""
+def of_seeds(full: Profile, seeds: Any) -> Profile:
+    """Return the part of a profile with some of the seeds."""
     chosen = tuple(int(seed) for seed in seeds)
-    images = [(prompt, seed) for prompt in whole.settings.prompts for seed in chosen]
-    return replace(whole, settings=replace(whole.settings, seeds=chosen), entropy=whole.entropy[images])
+    images = [(prompt, seed) for prompt in full.settings.prompts for seed in chosen]
+    return replace(full, settings=replace(full.settings, seeds=chosen), entropy=full.entropy[images])
 
 
-def shuffled(seeds: int, count: int) -> Iterator[np.ndarray]:
-    """`count` groups of as many seeds as a baseline has; none of them twice until all have had their turn."""
+def seed_groups(seeds: int, count: int) -> Iterator[np.ndarray]:
+    """Yield `count` random groups of `len(SEEDS)` seeds; all seeds are used once before any is used again."""
     generator = np.random.default_rng(0)
     while count > 0:
         groups = generator.permutation(seeds).reshape(-1, len(SEEDS))[:count]
@@ -213,31 +223,34 @@ def shuffled(seeds: int, count: int) -> Iterator[np.ndarray]:
         count -= len(groups)
 
 
-def rate(comparisons: list[ProfileComparison], level: float) -> str:
+def alarm_rate(comparisons: list[ProfileComparison], level: float) -> str:
+    """Return the number of alarms with the 95 % interval of their rate."""
     alarms, count = sum(c.heads["p"].min() <= level for c in comparisons), len(comparisons)
     interval = stats.binomtest(int(alarms), count).proportion_ci()
     return f"{alarms} of {count} [{interval.low:.1%}, {interval.high:.1%}]"
 
 
 def false_alarms(pool: Profile, rounded: Profile) -> str:
-    """False alarms at both levels, as Markdown."""
-    groups = list(shuffled(POOL, 2 * RERUNS))
+    """Return the false-alarm rates as a Markdown table."""
+    groups = list(seed_groups(POOL, 2 * RERUNS))
     new = [compare(of_seeds(pool, a), of_seeds(pool, b)) for a, b in zip(groups[::2], groups[1::2], strict=True)]
-    same = [compare(of_seeds(pool, g), of_seeds(rounded, g)) for g in shuffled(ROUNDED, RERUNS)]
+    same = [compare(of_seeds(pool, g), of_seeds(rounded, g)) for g in seed_groups(ROUNDED, RERUNS)]
     largest = max(float(c.heads["difference"].abs().max()) for c in same)
     rows = {"new seeds": new, f"same seeds, other rounding (changes of up to {largest:.1g} nats)": same}
-    lines = [f"| re-runs | {' | '.join(f'alarms at {level:.0%}' for level in LEVELS)} |", "|---|---|---|"]
-    lines += [f"| {name} | {' | '.join(rate(found, level) for level in LEVELS)} |" for name, found in rows.items()]
+    lines = [f"| reruns | {' | '.join(f'alarms at {level:.0%}' for level in LEVELS)} |", "|---|---|---|"]
+    lines += [
+        f"| {name} | {' | '.join(alarm_rate(found, level) for level in LEVELS)} |" for name, found in rows.items()
+    ]
     return "\n".join(lines)
 
 
-def caught(name: str, now: Profile, baseline: Profile, pool: Profile) -> dict[str, Any]:
-    """What a comparison with the same seeds, and those with new ones, say of a change."""
+def sensitivity(name: str, now: Profile, baseline: Profile, pool: Profile) -> dict[str, Any]:
+    """Compare a changed model with baselines of the same seeds and of new seeds; return a row of the table."""
     same = compare(baseline, now)
     others = [seed for seed in pool.settings.seeds if seed not in SEEDS]
     groups = np.array(others).reshape(-1, len(SEEDS))
     new = sum(not compare(of_seeds(pool, group), now).same for group in groups)
-    rest = compare(of_seeds(pool, others), now)
+    large = compare(of_seeds(pool, others), now)
     worst = same.heads.iloc[0]
     return {
         "change": name,
@@ -247,41 +260,36 @@ def caught(name: str, now: Profile, baseline: Profile, pool: Profile) -> dict[st
         "worst, standard errors": f"{worst['z']:+.1f}",
         "p": f"{worst['p']:.2g}",
         "5 new seeds": f"{new} of {len(groups)}",
-        f"heads moved against {len(others)} seeds": f"{len(rest.moved)} of {len(rest.heads)}",
+        f"heads moved against {len(others)} seeds": f"{len(large.moved)} of {len(large.heads)}",
     }
 
 
-def smallest(table: pd.DataFrame, found: pd.Series) -> str:
-    """The smallest wrong scale of all self-attention that was found."""
+def smallest_scale(table: pd.DataFrame, detected: pd.Series) -> str:
+    """Return the smallest change of the scale of all self-attention that was detected."""
     names = [f"attention scale +{100 * (factor - 1):.2g} %" for factor in SCALES]
-    own = [name for name in names if found[table["change"] == name].all()]
-    return own[-1].removeprefix("attention scale +") if own else "none of those tried"
-
-
-def as_markdown(table: pd.DataFrame) -> str:
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    detected_names = [name for name in names if detected[table["change"] == name].all()]
+    return detected_names[-1].removeprefix("attention scale +") if detected_names else "none of those tried"
 
 
 def main(
-    work: Annotated[Path, typer.Option(help="Folder of what was sampled.")] = Path("entropy-runs/regression"),
-    other: Annotated[list[Path] | None, typer.Option(help="Baselines saved under other versions of diffusers.")] = None,
-    out: Annotated[Path, typer.Option(help="Where regression.md and its figure are written.")] = Path("docs"),
+    work: Annotated[Path, typer.Option(help="Folder of the sampled profiles.")] = Path("entropy-runs/regression"),
+    other: Annotated[list[Path] | None, typer.Option(help="Baselines saved with other versions of diffusers.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for regression.md and its figure.")] = Path("docs"),
 ) -> None:
-    """Sample, compare and write."""
+    """Measure false alarms and sensitivity, and write the page."""
     torch.set_num_threads(1)
     quiet_libraries()
-    baseline = changed(work, "baseline", lambda pipe: pipe)
-    runs = {name: changed(work, name, change) for name, change in CHANGES.items()}
-    kept = [Profile.open(path) for path in other or []]
-    runs |= {f"diffusers {one.versions['diffusers']}": one for one in kept}
-    pool = sampled(work, "pool", POOL, batch=8)
+    baseline = changed_profile(work, "baseline", lambda pipe: pipe)
+    runs = {name: changed_profile(work, name, change) for name, change in CHANGES.items()}
+    profiles = [Profile.open(path) for path in other or []]
+    runs |= {f"diffusers {each.versions['diffusers']}": each for each in profiles}
+    pool = sample_profile(work, "pool", POOL, batch=8)
     with torch.backends.mkldnn.flags(enabled=False):
-        rounded = sampled(work, "rounding", ROUNDED, batch=3)
-    table = pd.DataFrame([caught(name, run, baseline, pool) for name, run in runs.items()])
+        rounded = sample_profile(work, "rounding", ROUNDED, batch=3)
+    table = pd.DataFrame([sensitivity(name, run, baseline, pool) for name, run in runs.items()])
     figure(compare(baseline, runs[SHOWN])).savefig(out / "regression.png", dpi=80)
     groups = POOL // len(SEEDS) - 1
-    every = table["5 new seeds"] == f"{groups} of {groups}"
+    always = table["5 new seeds"] == f"{groups} of {groups}"
     page = TEXT.format(
         heads=len(baseline.entropy),
         prompts=PROMPTS,
@@ -291,9 +299,9 @@ def main(
         rounded=ROUNDED,
         groups=groups,
         rest=POOL - len(SEEDS),
-        changes=as_markdown(table),
-        caught=smallest(table, table["same seeds"] == "moved"),
-        caught_new=smallest(table, every),
+        changes=markdown(table),
+        caught=smallest_scale(table, table["same seeds"] == "moved"),
+        caught_new=smallest_scale(table, always),
         versions=", ".join(f"{name} {number}" for name, number in versions().items()),
     )
     (out / "regression.md").write_text(page)

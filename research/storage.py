@@ -1,4 +1,4 @@
-"""Results on disk: each is computed once, so that a study that was stopped resumes."""
+"""Results on disk: each is computed once, and a study that was stopped resumes."""
 
 import json
 from collections.abc import Callable

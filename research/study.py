@@ -34,7 +34,7 @@ LAW_PROMPTS, LAW_SEEDS = 8, (0, 1)
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a study; the names are those of the command line."""
+    """Settings of a study; the names are the options of the command line."""
 
     model: str
     prompts: int
@@ -89,7 +89,7 @@ class Results:
 
 
 def measure(pipeline: Any, settings: Settings, out: Path, results: Path) -> Results:
-    """Measure what is not stored yet."""
+    """Return the stored results; measure the missing ones."""
     judge = judge_for(JUDGES)
     drawings = images()
     drawings = drawings[:: max(1, len(drawings.captions) // settings.real_images)]

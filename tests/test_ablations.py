@@ -1,6 +1,7 @@
 """The study and its ablations: what they sample, and that their tables show the numbers of the outcomes."""
 
 import re
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -10,7 +11,7 @@ import entropy_probe as ep
 from entropy_probe.evaluation import WHITE, Judge, image_quality
 from entropy_probe.laws import Measured
 from entropy_probe.models import training_tokens
-from research import ablations, study
+from research import ablations, losses, study, study_page
 from research.agreement import Agreement, judge_table, summarize
 from research.losses import layer_groups
 from research.storage import check_settings
@@ -36,7 +37,7 @@ class Contrast(torch.nn.Module):
 
 @pytest.fixture(scope="module", autouse=True)
 def small_ablations():
-    """Fewer and smaller conditions than those of the real ablations."""
+    """Replace the conditions of the ablations by fewer and smaller ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ablations, "SHAPES", [(64, 64), (72, 96)])
         patch.setattr(ablations, "SETTINGS", {"guidance 1": {"guidance_scale": 1.0}, "3 steps": {"steps": 3}})
@@ -220,6 +221,10 @@ def test_results_of_other_settings_are_refused(tmp_path):
         check_settings(tmp_path / "new", {"seeds": (0,)}, "images.json")
 
 
+def with_two_images(loss, pipeline, images, *arguments, **keywords):
+    return loss(pipeline, images[:2], *arguments, **keywords)
+
+
 @pytest.mark.slow
 def test_study_and_ablations_run_end_to_end(tiny_pipeline, tmp_path, monkeypatch):
     networks = {"critic": Brightness(), "efficientnet-lite0": Contrast()}
@@ -227,18 +232,25 @@ def test_study_and_ablations_run_end_to_end(tiny_pipeline, tmp_path, monkeypatch
     for module in (study, ablations):
         monkeypatch.setattr(module, "load", lambda model, device: tiny_pipeline)
         monkeypatch.setattr(module, "judge_for", lambda names: judge)
+    for name in ("loss_against_g", "loss_against_kappa"):  # the loss of two images instead of nine
+        monkeypatch.setattr(losses, name, partial(with_two_images, getattr(losses, name)))
     monkeypatch.setattr(image_quality, "DISTANCE_RESAMPLES", 5)
     monkeypatch.setattr(study, "LAW_PROMPTS", 2)
+    for module in (losses, study, study_page, ablations):
+        monkeypatch.setattr(module, "SIZES", [(16, 16), (64, 64), (32, 32), (48, 48), (32, 64)])
+    monkeypatch.setattr(ablations, "ENDS", [(32, 32), (64, 64), (48, 48)])
+    monkeypatch.setattr(ablations, "SHAPES", [(64, 64), (32, 48)])
+    monkeypatch.setattr(ablations, "SETTINGS", {"guidance 1": {"guidance_scale": 1.0}})
     monkeypatch.setattr(ablations, "KAPPAS", {(32, 32): (0.3,)})
     folders = {"out": tmp_path / "run", "docs": tmp_path}
     study.main(
-        model="tiny", results=None, count=2, seeds=1, real_images=6, laws="original,paper,measured,gaussian,calibrated",
+        model="tiny", results=None, count=2, seeds=1, real_images=8, laws="original,paper,measured,gaussian,calibrated",
         steps=8, scale_factors="0.7,1.0,1.4", fit_steps=1, fit_batch=2, **folders,
     )  # fmt: skip
     ablations.main(model="tiny", count=2, seeds=1, **folders)
     pages = [(tmp_path / name).read_text() for name in ("results-tiny.md", "results-tiny-ablations.md")]
     assert "{" not in "".join(pages)
-    assert "--model tiny --prompts 2 --seeds 1 --real-images 6" in pages[0]
+    assert "--model tiny --prompts 2 --seeds 1 --real-images 8" in pages[0]
     for page in pages:
         figures = re.findall(r"\]\((.*?)\)", page)
         assert figures

@@ -130,7 +130,7 @@ def test_refuses_folder_without_run_or_without_write_access(call, tiny_folder, t
     for stage in ("fit", "derive", "validate", "report"):
         code, _, err = call(stage, "--out", tmp_path)
         assert (code, err.count("\n")) == (2, 1)
-        assert "no run directory" in err
+        assert "is not a run directory" in err
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "run"
     code, _, err = call("sweep", "--model", tiny_folder, "--out", out, "--prompts", prompts, "--quiet", *GRID)
@@ -317,12 +317,12 @@ def test_sample_applies_the_law(call, tiny_folder, tmp_path):
         "paper",
     )
     code, text, err = call("sample", "noto red apple", "flat pizza", *arguments, "--json")
-    drawn = json.loads(text)
-    assert (code, err, drawn["law"]) == (0, "", "paper")
-    assert {(d["prompt"], d["size"], d["seed"]) for d in drawn["images"]} == {
+    result = json.loads(text)
+    assert (code, err, result["law"]) == (0, "", "paper")
+    assert {(d["prompt"], d["size"], d["seed"]) for d in result["images"]} == {
         (prompt, size, 0) for prompt in ("noto red apple", "flat pizza") for size in ("32", "64x96")
     }
-    assert sorted(d["file"] for d in drawn["images"]) == sorted(map(str, (tmp_path / "out").glob("*_paper.png")))
+    assert sorted(d["file"] for d in result["images"]) == sorted(map(str, (tmp_path / "out").glob("*_paper.png")))
 
 
 def test_info_shows_the_layers(call, tiny_folder):
@@ -348,15 +348,15 @@ def test_interrupted_sweep_keeps_its_cells_and_resumes(tiny_folder, tmp_path):
     options = ["--model", tiny_folder, "--out", out, "--sizes", "64", "--prompts", "8", "--steps", "3"]
     command = [sys.executable, "-m", "entropy_probe.cli", "sweep", "--seeds", "0,1,2,3", *options, "--device", "cpu"]
     command = [str(part) for part in command]
-    going = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     try:
-        while going.poll() is None and not any((out / "cells").glob("*.parquet")):
+        while process.poll() is None and not any((out / "cells").glob("*.parquet")):
             time.sleep(0.01)
-        going.send_signal(signal.SIGINT)
-        _, err = going.communicate(timeout=120)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
     finally:
-        going.kill()
-    assert going.returncode == 130, err
+        process.kill()
+    assert process.returncode == 130, err
     assert "interrupted: finished samples are kept" in err
     kept = {path: path.stat().st_mtime_ns for path in (out / "cells").glob("*.parquet")}
     assert 0 < len(kept) < 32
@@ -396,7 +396,7 @@ def test_help_of_every_command_has_valid_examples(call, monkeypatch, words):
 def arguments(done, tiny_folder, tmp_path, prompts, images):
     """Return arguments with which each command succeeds."""
     run = ["--out", shutil.copytree(done / "run", tmp_path / "run")]
-    given = {
+    specific = {
         ("run",): ["--quick", "--model", tiny_folder, "--prompts", prompts, *GRID, *run],
         ("sweep",): ["--model", tiny_folder, "--prompts", prompts, *GRID, *run],
         ("derive",): ["--rounds", "0", *run],
@@ -409,7 +409,7 @@ def arguments(done, tiny_folder, tmp_path, prompts, images):
         ("baseline", "check"): [tiny_folder, done / "baseline.json"],
         ("baseline", "diff"): [done / "baseline.json", done / "baseline.json"],
     }
-    return lambda words: [*words, *given.get(words, run)]
+    return lambda words: [*words, *specific.get(words, run)]
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -459,6 +459,7 @@ def test_version_and_short_help_flags(call):
     assert code == 0
     assert "--scale-factors" in text
     assert "--multipliers" not in text
+    assert call("sweep", "-h")[1].count("from the model") == 2
 
 
 def test_renamed_flags_still_work_with_a_warning(call, done, images, tmp_path):
@@ -472,7 +473,7 @@ def test_renamed_flags_still_work_with_a_warning(call, done, images, tmp_path):
     assert {row["g"] for row in json.loads(text)} == {1, 2}
 
 
-def test_steps_and_guidance_scale_default_to_those_of_the_model(call, tiny_folder, tmp_path, prompts):
+def test_steps_and_guidance_scale_default_to_the_model(call, tiny_folder, tmp_path, prompts):
     model = shutil.copytree(tiny_folder, tmp_path / "model")
     (model / "sampling.json").write_text('{"steps": 2, "guidance_scale": 3.0}')
     grid = ["--model", model, "--prompts", prompts, "--sizes", "64", "--seeds", "0", "--device", "cpu", "--quiet"]

@@ -125,7 +125,7 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(runs, tmp_path):
         compare(runs[:1])
     with pytest.raises(InputError, match="named twice"):
         compare([runs[0], runs[0]])
-    with pytest.raises(InputError, match=r"no run directory: it has no manifest\.json"):
+    with pytest.raises(InputError, match=r"is not a run directory, it has no manifest\.json"):
         compare([runs[0], tmp_path])
     synthetic(tmp_path / "one", sizes=((64, 64),))
     with pytest.raises(InputError, match="one has one token count only: sample it at two sizes"):

@@ -1,4 +1,4 @@
-"""Config files: what is read, what is refused and where, and that written settings are read back."""
+"""Config files: reading, refusing invalid files with their line, and reading back written settings."""
 
 import pytest
 import yaml

@@ -1,6 +1,7 @@
-"""The code of README.md and docs/ runs as it stands there, and the site builds without a warning.
+"""The code of README.md and docs/ runs, and the site builds without a warning.
 
-Blocks under a comment `<!-- compiled only: why -->` need a model or a machine that the tests do not have.
+A block under a comment `<!-- compiled only: reason -->` is compiled but not run: it needs a model or a machine that the
+tests do not have.
 """
 
 import importlib
@@ -16,38 +17,43 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"(<!-- compiled only: [^\n]+ -->\n)?^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-PACKAGES = sorted(path.parent.name for path in (ROOT / "entropy_probe").glob("*/__init__.py"))
+WITHOUT_PYTHON_API = ("cli", "plots")
+PACKAGES = sorted(
+    path.parent.name
+    for path in (ROOT / "entropy_probe").glob("*/__init__.py")
+    if path.parent.name not in WITHOUT_PYTHON_API
+)
 
 mpl.use("agg")
 
 
 def blocks(page):
-    """The Python blocks of a page, each at its own line, and whether it is to be run."""
+    """Yield each Python block of a page, compiled with the line numbers of the page, and whether it is run."""
     text = page.read_text()
-    for found in BLOCK.finditer(text):
-        start = text[: found.start(2)].count("\n")
-        yield compile("\n" * start + found[2], str(page.relative_to(ROOT)), "exec"), not found[1]
+    for match in BLOCK.finditer(text):
+        start = text[: match.start(2)].count("\n")
+        yield compile("\n" * start + match[2], str(page.relative_to(ROOT)), "exec"), not match[1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page))], ids=lambda p: p.stem)
-def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+def test_python_blocks_of_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "page"}
-    for code, runs in blocks(page):
-        if runs:
+    for code, is_run in blocks(page):
+        if is_run:
             exec(code, names)
 
 
 @pytest.mark.slow
-def test_the_test_of_the_ci_page_fails_until_it_has_a_baseline(tmp_path):
+def test_example_test_of_ci_page_fails_without_baseline_then_passes(tmp_path):
     page = (ROOT / "docs" / "howto" / "ci.md").read_text()
     (tmp_path / "test_model.py").write_text(BLOCK.search(page)[2])
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_model.py"]
     first, second = (subprocess.run(command, cwd=tmp_path, capture_output=True, text=True) for _ in range(2))
     assert (first.returncode, second.returncode) == (1, 0), second.stdout
     assert "no baseline yet" in first.stdout
-    assert str(Path("test_model") / "test_attention_is_what_it_was.json") in first.stdout
+    assert str(Path("test_model") / "test_attention_is_unchanged.json") in first.stdout
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +66,42 @@ def site(tmp_path_factory):
     return folder
 
 
-def test_the_site_asks_nothing_of_the_outside(site):
-    fetched = re.compile(r"""<(?:script|img|iframe|link(?![^>]*rel="canonical"))[^>]*\s(?:src|href)=["']?https?:""")
+def test_site_loads_nothing_from_other_hosts(site):
+    remote = re.compile(r"""<(?:script|img|iframe|link(?![^>]*rel="canonical"))[^>]*\s(?:src|href)=["']?https?:""")
     for page in site.rglob("*.html"):
-        assert not fetched.search(page.read_text()), page
+        assert not remote.search(page.read_text()), page
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_every_public_name_is_in_the_reference(site, package):
+def test_api_page_documents_every_public_name(site, package):
     module = importlib.import_module(f"entropy_probe.{package}")
     page = (site / "api" / package / "index.html").read_text()
     public = getattr(module, "__all__", ("load", "images", "prompts"))
     assert [n for n in public if not re.search(rf'id="entropy_probe\.{package}\.(\w+\.)?{n}"', page)] == []
 
 
-def test_the_site_has_the_pages_that_lie_outside_docs(site):
+def test_site_includes_pages_outside_docs(site):
     home = (site / "index.html").read_text()
     for link in re.findall(r'href="((?!https?:|#)[^"]+)"', home):
         assert (site / link.split("#")[0]).exists(), link
-    assert "Two commands" in home
+    assert "Find a page" in home
     assert (site / "notebooks" / "1_what_the_probes_see.ipynb").is_file()
+
+
+LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted(ROOT.glob("data/*/README.md"))], ids=lambda p: p.parent.name
+)
+def test_links_of_repository_page_exist(page):
+    links = LINK.findall(page.read_text())
+    assert links
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_readme_has_the_commands_that_ci_extracts():
+    text = (ROOT / "README.md").read_text()
+    commands = dict(re.findall(r"^<!-- (run|tests) -->\n```sh\n(.+?)\n```\n<!-- end -->$", text, re.MULTILINE))
+    assert set(commands) == {"run", "tests"}
+    assert commands["tests"].endswith("pytest")

@@ -1,4 +1,4 @@
-"""Sampling on a Ray cluster: the records are those of one process, and neither deaths nor Ctrl-C cost any."""
+"""Sampling on a Ray cluster: the records equal those of one process, also after deaths of workers and Ctrl-C."""
 
 import inspect
 import os
@@ -23,18 +23,17 @@ from torch.utils.hooks import RemovableHandle
 from entropy_probe.cli import main as cli
 from entropy_probe.errors import IncompleteError, InputError
 from entropy_probe.laws import Original
-from entropy_probe.runs import FailedCell, RayEngine, engines, sweep
-from entropy_probe.runs.engines import (
-    ABSENCE,
-    PATIENCE,
-    Task,
-    _connected,
-    _Part,
-    _places,
-    _reason,
-    _resolved,
-    _without_nodes,
-    _Worker,
+from entropy_probe.runs import FailedCell, RayEngine, ray_workers, sweep
+from entropy_probe.runs.engines import Task
+from entropy_probe.runs.ray_engine import _absolute, _connected
+from entropy_probe.runs.ray_workers import (
+    MAX_DEATHS,
+    NODE_TIMEOUT,
+    Assignment,
+    Worker,
+    check_nodes,
+    short_reason,
+    worker_count,
 )
 
 SETTINGS = dict(
@@ -46,7 +45,7 @@ CELLS = 24
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """A worker takes as many CPUs as torch has threads here, and these nodes have one each."""
+    """A worker uses as many CPUs as torch has threads in this process. These nodes have one CPU each."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -54,30 +53,34 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_pipeline, tmp_path_factory):
-    """The grid by this process."""
-    return sweep(tiny_pipeline, store=tmp_path_factory.mktemp("alone") / "run", **SETTINGS)
+def one_process(tiny_pipeline, tmp_path_factory):
+    """The grid, sampled by this process."""
+    return sweep(tiny_pipeline, store=tmp_path_factory.mktemp("one") / "run", **SETTINGS)
 
 
 NODE = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
-HEAD = {**NODE, "num_cpus": 0, "_system_config": {"health_check_period_ms": 500}}  # the death of a node is soon seen
+HEAD = {
+    **NODE,
+    "num_cpus": 0,
+    "_system_config": {"health_check_period_ms": 500},
+}  # the death of a node is detected quickly
 
 
 @pytest.fixture(scope="module")
 def ray_cluster(tmp_path_factory):
-    """A head, which this process is connected to, without room for workers."""
-    with chdir(tmp_path_factory.mktemp("away")):  # workers import from where this is, and here lie sources
-        # What ends it at exit is a handler of signals, which a thread, that may add a node, cannot set.
-        made = Cluster(True, connect=True, shutdown_at_exit=False, head_node_args=HEAD)
+    """A head node without resources for workers. This process is connected to it."""
+    with chdir(tmp_path_factory.mktemp("empty")):  # workers import from this folder first; keep them off the sources
+        # shutdown_at_exit sets a signal handler, which fails in a thread, and a thread adds a node below.
+        cluster = Cluster(True, connect=True, shutdown_at_exit=False, head_node_args=HEAD)
     try:
-        yield made
+        yield cluster
     finally:
         ray.shutdown()
-        made.shutdown()
+        cluster.shutdown()
 
 
 def with_nodes(cluster, count):
-    """The cluster, with so many nodes for one worker each."""
+    """Add or remove nodes until the cluster has `count`, each with one CPU."""
     for node in list(cluster.worker_nodes)[count:]:
         cluster.remove_node(node)
     while len(cluster.worker_nodes) < count:
@@ -86,7 +89,7 @@ def with_nodes(cluster, count):
 
 
 def doubling():
-    """A hook that changes what the denoiser gets; workers have no tests, and are sent a function within a function."""
+    """Return a hook that doubles the input of the denoiser. Workers cannot import tests; a nested function is sent."""
 
     def doubled(_, arguments):
         return arguments[0] * 2, *arguments[1:]
@@ -99,24 +102,24 @@ def contents(path):
 
 
 def workers():
-    """Processes of workers; Ray names them after what they do."""
+    """Return the processes of the workers, found by the title that Ray sets."""
     found = []
     for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):  # it may be gone by now
-            found += [process] if "_Worker" in " ".join(process.cmdline()) else []
+        with suppress(psutil.Error):  # the process may have ended
+            found += [process] if "ray::Worker" in " ".join(process.cmdline()) else []
     return found
 
 
 @contextmanager
-def meanwhile(store, *deeds):
-    """Do something when there are so many cells, and then something else; say how many there were."""
+def meanwhile(store, *actions):
+    """Run actions in a thread, each when the run has a given number of cells. Yield the counts after each action."""
     seen = []
 
     def watch():
-        for count, deed in deeds:
+        for count, action in actions:
             while len(list(store.glob("cells/*.parquet"))) < count:
                 time.sleep(0.01)
-            deed()
+            action()
             seen.append(len(list(store.glob("cells/*.parquet"))))
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -126,41 +129,41 @@ def meanwhile(store, *deeds):
 
 
 @pytest.mark.slow
-def test_a_worker_a_node_and_all_nodes_die_and_the_run_is_that_of_one_process(
-    tiny_pipeline, alone, ray_cluster, tmp_path, monkeypatch
+def test_run_is_bit_identical_after_deaths_of_worker_node_and_all_nodes(
+    tiny_pipeline, one_process, ray_cluster, tmp_path, monkeypatch
 ):
     cluster = with_nodes(ray_cluster, 2)
-    monkeypatch.setattr(engines, "ABSENCE", 60)
+    monkeypatch.setattr(ray_workers, "NODE_TIMEOUT", 60)
 
     def remove():
         cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
 
     def remove_the_last():
         remove()
-        while not any("has lost all nodes" in str(warning.message) for warning in told):
+        while not any("has lost all nodes" in str(warning.message) for warning in warned):
             time.sleep(0.1)
         cluster.add_node(num_cpus=1, **NODE)
 
-    deeds = (4, lambda: workers()[0].kill()), (8, remove), (12, remove_the_last)
-    with pytest.warns(UserWarning, match="a worker died") as told, meanwhile(tmp_path / "run", *deeds) as seen:
+    actions = (4, lambda: workers()[0].kill()), (8, remove), (12, remove_the_last)
+    with pytest.warns(UserWarning, match="a worker died") as warned, meanwhile(tmp_path / "run", *actions) as seen:
         made = sweep(tiny_pipeline, store=tmp_path / "run", engine="ray", **SETTINGS)
     assert len(seen) == 3
     assert max(seen) < CELLS
-    assert contents(made.run.path) == contents(alone.run.path)
-    assert made.frame().equals(alone.frame())
+    assert contents(made.run.path) == contents(one_process.run.path)
+    assert made.frame().equals(one_process.frame())
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_a_worker_is_told_as_it_is_here(tiny_pipeline, tiny_folder, ray_cluster, tmp_path):
+def test_error_in_worker_is_raised_in_this_process(tiny_pipeline, tiny_folder, ray_cluster, tmp_path):
     with_nodes(ray_cluster, 1)
     other = deepcopy(tiny_pipeline)
     next(other.unet.parameters()).data += 1
-    with pytest.raises(InputError, match=r"^a worker finds another model under the name '.*tiny'"):
+    with pytest.raises(InputError, match=r"^a worker loaded another model as '.*tiny'"):
         sweep(other, store=tmp_path / "run", engine=RayEngine(model=str(tiny_folder)), **SETTINGS)
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_workers_and_keeps_the_cells(tiny_pipeline, tiny_folder, alone, ray_cluster, tmp_path):
+def test_ctrl_c_stops_workers_and_keeps_cells(tiny_pipeline, tiny_folder, one_process, ray_cluster, tmp_path):
     with_nodes(ray_cluster, 1)
     engine = RayEngine(model=str(tiny_folder))
     with (
@@ -170,21 +173,21 @@ def test_ctrl_c_ends_the_workers_and_keeps_the_cells(tiny_pipeline, tiny_folder,
         sweep(tiny_pipeline, store=tmp_path / "run", engine=engine, **SETTINGS)
     assert 4 <= len(list((tmp_path / "run" / "cells").glob("*.parquet"))) < CELLS
     assert not list((tmp_path / "run").rglob(".*.lock"))
-    until = time.monotonic() + 10
-    while workers() and time.monotonic() < until:
+    deadline = time.monotonic() + 10
+    while workers() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert workers() == []
     sweep(tiny_pipeline, store=tmp_path / "run", **SETTINGS)
-    assert contents(tmp_path / "run") == contents(alone.run.path)
+    assert contents(tmp_path / "run") == contents(one_process.run.path)
 
 
 @pytest.mark.slow
-def test_a_cell_that_kills_its_worker_is_given_up_and_the_one_beside_it_is_done_as_here(
+def test_cell_that_kills_workers_fails_and_its_neighbour_is_bit_identical(
     tiny_pipeline, ray_cluster, tmp_path, monkeypatch
 ):
     with_nodes(ray_cluster, 1)
-    monkeypatch.setattr(engines, "PATIENCE", 1)
-    monkeypatch.setattr(RemovableHandle, "next_id", 0)  # the first hooks are the ones that a worker's could replace
+    monkeypatch.setattr(ray_workers, "MAX_DEATHS", 1)
+    monkeypatch.setattr(RemovableHandle, "next_id", 0)  # the ids that hooks of a worker could replace
     pipeline, (good, deadly) = deepcopy(tiny_pipeline), SETTINGS["prompts"]
     pipeline.unet.register_forward_pre_hook(doubling())
     here = sweep(pipeline, store=tmp_path / "here", **SETTINGS | {"prompts": [good], "seeds": [0], "batch": 1})
@@ -197,18 +200,20 @@ def test_a_cell_that_kills_its_worker_is_given_up_and_the_one_beside_it_is_done_
     pipeline.text_encoder.register_forward_pre_hook(kill)
     settings = SETTINGS | {"sizes": [(64, 64)], "seeds": [0]}
     with (
-        pytest.warns(UserWarning, match="a worker died, another one samples its cells: The actor"),
-        pytest.raises(IncompleteError, match="1 of 2 cells failed, the first 2 workers died over it: The actor"),
+        pytest.warns(UserWarning, match="a worker died; another worker samples its cells: The actor"),
+        pytest.raises(
+            IncompleteError, match="1 of 2 cells failed, the first with: 2 workers died while sampling it: The actor"
+        ),
     ):
         sweep(pipeline, store=tmp_path / "run", engine="ray", **settings)
     (cell,) = (tmp_path / "run" / "cells").glob("*.parquet")
     assert cell.read_bytes() == (here.run.path / "cells" / cell.name).read_bytes()
     (failed,) = (tmp_path / "run" / "failed").iterdir()
-    assert "2 workers died over it: The actor" in failed.read_text()
+    assert "2 workers died while sampling it: The actor" in failed.read_text()
 
 
 @pytest.mark.slow
-def test_a_node_without_the_package_is_told_from_what_is_missing(
+def test_node_without_package_is_reported_with_the_missing_module(
     tiny_pipeline, tiny_folder, ray_cluster, tmp_path, monkeypatch
 ):
     with_nodes(ray_cluster, 0)
@@ -224,19 +229,19 @@ def test_a_node_without_the_package_is_told_from_what_is_missing(
         patch.setenv("PYTHONPATH", str(tmp_path))
         with_nodes(ray_cluster, 1)
     with (
-        pytest.warns(UserWarning, match="a worker died while it loaded the model"),
-        pytest.raises(InputError) as told,
+        pytest.warns(UserWarning, match="a worker died while loading the model"),
+        pytest.raises(InputError) as error,
     ):
         sweep(tiny_pipeline, store=tmp_path / "run", engine=RayEngine(model=str(tiny_folder)), **SETTINGS)
     with_nodes(ray_cluster, 0)
-    assert str(told.value).startswith("the workers die while they load the model: ")
-    assert "ModuleNotFoundError: No module named 'entropy_probe'" in str(told.value)
-    assert str(told.value).isprintable()
-    assert len(str(told.value)) < 400
+    assert str(error.value).startswith("the workers die while loading the model: ")
+    assert "ModuleNotFoundError: No module named 'entropy_probe'" in str(error.value)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 400
 
 
 @pytest.mark.slow
-def test_ctrl_c_waits_until_ray_has_started(ray_cluster):
+def test_ctrl_c_is_delayed_until_ray_has_started(ray_cluster):
     def interrupted(work):
         def interrupt(frame, event, _):
             if event == "call" and frame.f_code is inspect.unwrap(ray._private.worker.connect).__code__:
@@ -258,25 +263,25 @@ def test_ctrl_c_waits_until_ray_has_started(ray_cluster):
     assert ray.is_initialized()
 
 
-def test_a_worker_that_finds_another_model_refuses(tiny_folder, alone):
-    worker = _Worker(str(tiny_folder), "cpu", None, replace(alone.manifest, fingerprint="another"))
-    with pytest.raises(InputError, match=r"another model under the name '.*tiny'"):
+def test_worker_rejects_other_model(tiny_folder, one_process):
+    worker = Worker(str(tiny_folder), "cpu", None, replace(one_process.manifest, fingerprint="another"))
+    with pytest.raises(InputError, match=r"loaded another model as '.*tiny'"):
         worker.load()
-    worker = _Worker(str(tiny_folder), "cpu", None, alone.manifest)
+    worker = Worker(str(tiny_folder), "cpu", None, one_process.manifest)
     worker.load()
-    (made,) = worker.sample([next(alone.grid.cells())], Original())
-    assert made.cell == next(alone.grid.cells())
+    (made,) = worker.sample([next(one_process.grid.cells())], Original())
+    assert made.cell == next(one_process.grid.cells())
 
 
-def test_hooks_of_a_pipeline_from_another_process_stay(tiny_pipeline, alone, monkeypatch):
-    """Torch counts hooks from 0 in every process."""
+def test_hooks_of_received_pipeline_are_kept(tiny_pipeline, one_process, monkeypatch):
+    """Torch numbers hooks from 0 in every process."""
     monkeypatch.setattr(RemovableHandle, "next_id", 0)
-    pipeline, cell = deepcopy(tiny_pipeline), next(alone.grid.cells())
+    pipeline, cell = deepcopy(tiny_pipeline), next(one_process.grid.cells())
     pipeline.unet.register_forward_pre_hook(doubling())
     pipeline.vae.decoder.register_forward_hook(lambda *_: None)
 
     def sample(pipeline):
-        worker = _Worker(pipeline, "cpu", None, alone.manifest)
+        worker = Worker(pipeline, "cpu", None, one_process.manifest)
         worker.load()
         return worker.sample([cell], Original())[0].frame
 
@@ -289,72 +294,75 @@ def test_hooks_of_a_pipeline_from_another_process_stay(tiny_pipeline, alone, mon
     assert list(pipeline.vae.decoder._forward_hooks) == [1]
 
 
-def test_a_batch_that_kills_its_workers_is_halved_until_the_deadly_cell_is_found(alone):
-    cells = tuple(alone.grid.cells())[:5]
-    part = _Part(Task(cells, Original()), cells)
-    for _ in range(1, PATIENCE):
-        with pytest.warns(UserWarning, match="a worker died, another one samples its cells: no memory"):
+def test_batch_that_kills_workers_is_halved_until_the_cell_is_found(one_process):
+    cells = tuple(one_process.grid.cells())[:5]
+    part = Assignment(Task(cells, Original()), cells)
+    for _ in range(1, MAX_DEATHS):
+        with pytest.warns(UserWarning, match="a worker died; another worker samples its cells: no memory"):
             (part,), failed = part.after_death("no memory")
         assert (part.cells, failed) == (cells, [])
-    deaths, found = PATIENCE, []
+    deaths, lengths = MAX_DEATHS, []
     while not failed:
         with pytest.warns(UserWarning, match="a worker died"):
             halves, failed = part.after_death("no memory")
         assert sum((half.cells for half in reversed(halves)), ()) == part.cells
         assert {half.deaths for half in halves} == {deaths}
-        found.append([len(half.cells) for half in halves])
+        lengths.append([len(half.cells) for half in halves])
         part, deaths = halves[0], deaths + 1
         if len(part.cells) == 1:
             halves, failed = part.after_death("no memory")
-    assert found == [[3, 2], [2, 1], [1, 1]]
-    assert (halves, failed) == ([], [FailedCell(cells[4], f"{PATIENCE + 3} workers died over it: no memory")])
+    assert lengths == [[3, 2], [2, 1], [1, 1]]
+    assert (halves, failed) == (
+        [],
+        [FailedCell(cells[4], f"{MAX_DEATHS + 3} workers died while sampling it: no memory")],
+    )
 
 
-def test_what_a_worker_died_of_is_one_line_without_its_traceback():
+def test_reason_of_death_is_one_line_without_traceback():
     traceback = (
         "The actor died because of an error in its creation task, \x1b[36mray::_Worker.__init__()\x1b[39m (pid=1)\n"
         '  File "x.py", line 1, in <module>\n    import entropy_probe\n'
         "\x1b[31mModuleNotFoundError\x1b[39m: No module named 'entropy_probe'\nand more"
     )
-    assert _reason(RuntimeError(traceback)) == "ModuleNotFoundError: No module named 'entropy_probe' and more"
-    assert _reason(RuntimeError("died\n\tpid: 7\n\tip: 1.2.3.4\nThe actor is dead")) == "The actor is dead"
-    assert _reason(RuntimeError("\x1b[31mno memory\x1b[39m\n  left\n")) == "no memory left"
-    assert _reason(RuntimeError()) == ""
-    assert len(_reason(RuntimeError("word " * 1000))) <= 300
+    assert short_reason(RuntimeError(traceback)) == "ModuleNotFoundError: No module named 'entropy_probe' and more"
+    assert short_reason(RuntimeError("died\n\tpid: 7\n\tip: 1.2.3.4\nThe actor is dead")) == "The actor is dead"
+    assert short_reason(RuntimeError("\x1b[31mno memory\x1b[39m\n  left\n")) == "no memory left"
+    assert short_reason(RuntimeError()) == ""
+    assert len(short_reason(RuntimeError("word " * 1000))) <= 300
 
 
-def test_without_nodes_a_sweep_waits_and_then_gives_up():
+def test_sweep_without_nodes_waits_then_fails():
     needs = {"num_cpus": 1, "num_gpus": 1}
     one = [{"Alive": True, "Resources": {"CPU": 16.0, "GPU": 4.0}}]
     none = [{"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}, {"Alive": True, "Resources": {"CPU": 4.0}}]
-    assert _without_nodes(one, needs, None) is None
-    with pytest.warns(UserWarning, match="has lost all nodes with 1 CPUs and 1 GPUs for a worker; .* waits 10 minutes"):
-        since = _without_nodes(none, needs, None)
-    assert _without_nodes(none, needs, since) == since
-    assert _without_nodes(one, needs, since - ABSENCE) is None
-    with pytest.raises(InputError, match="got none in 10 minutes: what is sampled is kept; add a node"):
-        _without_nodes(none, needs, since - ABSENCE)
+    assert check_nodes(one, needs, None) is None
+    with pytest.warns(UserWarning, match="has lost all nodes with 1 CPU and 1 GPU for a worker. .* waits 10 minutes"):
+        lost_at = check_nodes(none, needs, None)
+    assert check_nodes(none, needs, lost_at) == lost_at
+    assert check_nodes(one, needs, lost_at - NODE_TIMEOUT) is None
+    with pytest.raises(InputError, match=r"no new one joined in 10 minutes. Finished cells are kept: add a node"):
+        check_nodes(none, needs, lost_at - NODE_TIMEOUT)
 
 
-def test_there_is_a_worker_for_every_gpu_or_for_so_many_cpus():
+def test_worker_count_follows_gpus_and_cpus():
     nodes = [
         {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 4.0}},
         {"Alive": True, "Resources": {"CPU": 7.0}},
         {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
     ]
-    assert _places(nodes, {"num_cpus": 1, "num_gpus": 1}) == 4
-    assert _places(nodes, {"num_cpus": 4, "num_gpus": 0}) == 5
+    assert worker_count(nodes, {"num_cpus": 1, "num_gpus": 1}) == 4
+    assert worker_count(nodes, {"num_cpus": 4, "num_gpus": 0}) == 5
     with pytest.raises(InputError, match=r"has 32 CPUs for a worker: .*set OMP_NUM_THREADS"):
-        _places(nodes, {"num_cpus": 32, "num_gpus": 0})
-    with pytest.raises(InputError, match="has 1 CPUs and 1 GPUs"):
-        _places(nodes[1:], {"num_cpus": 1, "num_gpus": 1})
+        worker_count(nodes, {"num_cpus": 32, "num_gpus": 0})
+    with pytest.raises(InputError, match="has 1 CPU and 1 GPU "):
+        worker_count(nodes[1:], {"num_cpus": 1, "num_gpus": 1})
 
 
-def test_a_folder_is_named_in_full_and_a_hub_id_as_it_is(tmp_path, monkeypatch):
+def test_folder_is_made_absolute_and_hub_id_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("model").mkdir()
-    assert _resolved("model") == str(tmp_path / "model")
-    assert [_resolved(name) for name in ("reference", "owner/name")] == ["reference", "owner/name"]
+    assert _absolute("model") == str(tmp_path / "model")
+    assert [_absolute(name) for name in ("reference", "owner/name")] == ["reference", "owner/name"]
 
 
 @pytest.mark.parametrize(
@@ -363,10 +371,10 @@ def test_a_folder_is_named_in_full_and_a_hub_id_as_it_is(tmp_path, monkeypatch):
         (["--engine", "dask"], "engine must be local or ray, got 'dask'"),
         (["--address", "auto"], "add --engine ray"),
         (["--engine", "ray", "--dry-run"], "run it without --engine ray"),
-        (["--engine", "ray", "--device", "mps"], "workers sample on cpu or cuda, not on 'mps'"),
+        (["--engine", "ray", "--device", "mps"], "the device of Ray workers must be cpu or cuda, got 'mps'"),
     ],
 )
-def test_what_no_engine_can_do_is_refused(capsys, monkeypatch, options, message):
+def test_command_line_rejects_options_that_no_engine_supports(capsys, monkeypatch, options, message):
     for command in ("sweep", "run"):
         monkeypatch.setattr("sys.argv", ["entropy-probe", command, *options])
         with pytest.raises(SystemExit) as ended:
@@ -375,7 +383,7 @@ def test_what_no_engine_can_do_is_refused(capsys, monkeypatch, options, message)
         assert message in capsys.readouterr().err
 
 
-def test_an_engine_that_is_not_known_is_refused(tiny_pipeline, tmp_path):
-    with pytest.raises(InputError, match="engine must be local or ray, not 'dask'"):
+def test_sweep_rejects_unknown_engine(tiny_pipeline, tmp_path):
+    with pytest.raises(InputError, match="engine must be local or ray, got 'dask'"):
         sweep(tiny_pipeline, store=tmp_path / "run", engine="dask", **SETTINGS)
     assert not (tmp_path / "run").exists()

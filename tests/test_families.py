@@ -1,4 +1,4 @@
-"""The matrix: on every family, every attention is seen, named, placed and measured exactly."""
+"""Every attention call of every model family is found, classified and measured exactly."""
 
 import fnmatch
 import math
@@ -17,18 +17,18 @@ CASES = [
     pytest.param(family, size, id=f"{family.name}-{size[0]}x{size[1]}") for family in FAMILIES for size in family.sizes
 ]
 TRAINED = 8
-"""Latent pixels along a side, in the configuration of every family that tells."""
-UNTOLD = {
+"""Height and width of the training latents, in the configuration of the families that contain it."""
+NO_TRAINING_SIZE = {
     "Stable Cascade prior", "Stable Cascade decoder", "Flux", "Flux.2", "Chroma", "Z-Image", "Qwen-Image", "PRX",
     "OmniGen", "HiDream", "Wan", "LTX-Video", "HunyuanVideo", "HunyuanVideo 1.5", "Mochi",
 }  # fmt: skip
-"""Families whose denoiser does not tell its training size: a pipeline does, see test_real_pipelines.py."""
+"""Families whose denoiser has no training size; the pipeline does, see test_real_pipelines.py."""
 TIMESTEPS = ("timestep", "timesteps", "timestep_ratio", "t")
 ONCE = [pytest.param(family, id=family.name) for family in FAMILIES]
 
 
 def forward(family, denoiser, size):
-    """The output of one run."""
+    """Return the output of one forward pass."""
     with torch.no_grad():
         output = denoiser(**family.inputs(denoiser, *size))
     while not isinstance(output, torch.Tensor):
@@ -37,12 +37,12 @@ def forward(family, denoiser, size):
 
 
 def check_entropy(record, weights, image):
-    """The entropy of a call is that of its map; of a joint one, that of the image tokens' rows, part by part."""
+    """Compare the statistics of a call with its attention map; for joint attention, the image rows and both parts."""
     weights = weights.view(*record.entropy.shape, *weights.shape[-2:])
-    joint = record.kind == "joint" and image != "untold"
+    joint = record.kind == "joint" and image != "unknown"
     assert record.image_mass.isnan().all() != joint
     if not joint:
-        expected = {"entropy": entropy(weights).nanmean(-1)}  # a row that may attend to nothing has no weights
+        expected = {"entropy": entropy(weights).nanmean(-1)}  # a fully masked row has no weights
     else:
         tokens = record.tokens
         keys = slice(0, tokens) if image == "first" else slice(record.key_tokens - tokens, record.key_tokens)
@@ -63,11 +63,11 @@ def check_entropy(record, weights, image):
 
 
 @pytest.mark.parametrize(("family", "size"), CASES)
-def test_every_attention_is_seen_placed_and_measured(family, size):
+def test_every_attention_call_is_found_classified_and_measured(family, size):
     denoiser = family.build()
     plain = forward(family, denoiser, size)
     layers = tuple(family.attention)
-    with capture(denoiser, layers=_names(denoiser, layers) if family.linear else None) as captured:
+    with capture(denoiser, layers=matching_layers(denoiser, layers) if family.linear else None) as captured:
         output = forward(family, denoiser, size)
     assert torch.equal(plain, output)
     maps = []
@@ -94,7 +94,7 @@ def test_every_attention_is_seen_placed_and_measured(family, size):
                 assert record.key_tokens >= image
                 assert (record.key_tokens == image) == (attention.kind == "self")
         trained = None
-        if attention.kind in ("self", "joint") and attention.axes != "temporal" and family.name not in UNTOLD:
+        if attention.kind in ("self", "joint") and attention.axes != "temporal" and family.name not in NO_TRAINING_SIZE:
             trained = frames * math.ceil(TRAINED / attention.stride) ** 2
         assert record.training_tokens == trained, record.layer
     assert not unmatched
@@ -102,19 +102,19 @@ def test_every_attention_is_seen_placed_and_measured(family, size):
     assert captured.frame()["timestep"].unique().tolist() == [pytest.approx(float(torch.as_tensor(given[0]).max()))]
 
 
-def _names(denoiser, globs):
+def matching_layers(denoiser, globs):
     return [name for name, _ in denoiser.named_modules() if any(fnmatch.fnmatch(name, glob) for glob in globs)]
 
 
 @pytest.mark.parametrize("family", [pytest.param(f, id=f.name) for f in FAMILIES if f.linear])
-def test_a_linear_attention_is_named_not_passed_over(family):
+def test_linear_attention_raises_an_error_with_its_name(family):
     denoiser = family.build()
     with pytest.raises(CaptureError, match=r"(?s)Linear attention has no softmax"), capture(denoiser):
         forward(family, denoiser, family.sizes[0])
 
 
 @pytest.mark.parametrize("family", ONCE)
-def test_a_law_scales_the_visual_attention_alone(family):
+def test_law_scales_only_image_attention(family):
     denoiser, size = family.build(), family.sizes[0]
     trained = {}
     with attention_calls(denoiser, lambda call: trained.update({call.layer: call.tokens // 2})):
@@ -139,5 +139,5 @@ def test_a_law_scales_the_visual_attention_alone(family):
     assert visible != torch.equal(changed, plain)
 
 
-def test_the_page_of_models_is_of_this_table():
-    assert Path("docs/models.md").read_text() == page(), "write it anew: python -m tests.families"
+def test_page_of_models_is_generated_from_the_table():
+    assert Path("docs/models.md").read_text() == page(), "run python -m tests.families"

@@ -1,4 +1,4 @@
-"""Input that means harm, or looks like it, through the real code: nothing runs, nothing escapes."""
+"""Hostile prompts, names, files and models: no code runs, and no file outside the run is changed."""
 
 import base64
 import builtins
@@ -32,7 +32,7 @@ from entropy_probe.reports import Report
 from entropy_probe.reports.page import csv
 from entropy_probe.runs import Grid, Sweep, sweep
 from entropy_probe.runs.cells import COLUMNS
-from entropy_probe.strict_json import MOST_BYTES, read_bounded
+from entropy_probe.strict_json import MAX_BYTES, read_bounded
 
 SCRIPT = "<script>alert(1)</script>"
 PROMPTS = (
@@ -54,7 +54,7 @@ LAYERS = (SCRIPT, "=1+1", "@SUM(A1)", "-2+3", "+4", "$\\x", "[link=file:///]a[/l
 
 @pytest.fixture(scope="module")
 def run(tiny_pipeline, tmp_path_factory):
-    """Sampled for real under hostile prompts, from a model with a hostile name."""
+    """A real sweep with hostile prompts, from a model with a hostile name."""
     store = tmp_path_factory.mktemp("run") / "run"
     return sweep(
         tiny_pipeline, prompts=PROMPTS, sizes=[(32, 32), (64, 64)], seeds=[0], steps=1, guidance_scale=4.0,
@@ -73,7 +73,7 @@ class Page(HTMLParser):
         self.attributes |= {name for name, _ in attrs}
 
 
-def test_nothing_leaves_the_run_directory_and_every_prompt_comes_back(run):
+def test_files_stay_in_run_directory_and_prompts_are_unchanged(run):
     names = {p.name for p in run.run.path.parent.rglob("*") if p.is_file()}
     assert all(name.isascii() and "/" not in name and len(name) < 200 for name in names)
     assert [p.name for p in run.run.path.parent.iterdir()] == ["run"]
@@ -84,22 +84,22 @@ def test_nothing_leaves_the_run_directory_and_every_prompt_comes_back(run):
         assert isinstance(opened.image(prompt, (32, 32), 0), Image.Image)
 
 
-def assert_only_our_script(text):
-    """The one script is the package's own to the letter, and the only one that the page's policy lets run."""
-    ours = files("entropy_probe.reports").joinpath("page.js").read_text("utf-8")
+def assert_only_package_script(text):
+    """Check that the page has only the script of the package, and that its policy allows no other script."""
+    script = files("entropy_probe.reports").joinpath("page.js").read_text("utf-8")
     assert text.lower().count("<script") == 1
-    assert f"<script>{ours}</script>" in text
-    digest = base64.b64encode(hashlib.sha256(ours.encode()).digest()).decode()
+    assert f"<script>{script}</script>" in text
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1]
     assert f"script-src 'sha256-{digest}';" in policy
 
 
-def test_the_report_runs_nothing(run, tmp_path):
+def test_report_runs_no_foreign_script(run, tmp_path):
     made = Report(run, command=f"entropy-probe --model '{SCRIPT}'")
     text = made.save(tmp_path / "report.html").read_text()
     page = Page(text)
     assert not page.tags & {"iframe", "object", "embed", "link", "base", "form"}
-    assert_only_our_script(text)
+    assert_only_package_script(text)
     assert not [name for name in page.attributes if name.startswith("on")]
     assert "default-src 'none'" in text
     assert SCRIPT not in text
@@ -108,7 +108,7 @@ def test_the_report_runs_nothing(run, tmp_path):
     assert set(pd.read_parquet(tmp_path / "records.parquet")["prompt"]) == set(PROMPTS)
 
 
-def test_layers_of_a_hostile_model_are_shown_as_text(run, tmp_path):
+def test_hostile_layer_names_are_shown_as_text(run, tmp_path):
     cells = list(run.grid.cells())[:2]
     frame = run.run.read(cells)
     base = frame[frame["layer"] == frame["layer"].iloc[0]]
@@ -119,17 +119,17 @@ def test_layers_of_a_hostile_model_are_shown_as_text(run, tmp_path):
     (copy / "grid.json").write_text(grid.to_json())
     other = Sweep.open(copy)
     for cell in grid.cells():
-        own = layers.assign(prompt=cell.prompt, height=cell.size[0], width=cell.size[1])
-        other.run.save(cell, own[[c.name for c in COLUMNS]], Image.new("RGB", cell.size))
+        table = layers.assign(prompt=cell.prompt, height=cell.size[0], width=cell.size[1])
+        other.run.save(cell, table[[c.name for c in COLUMNS]], Image.new("RGB", cell.size))
     text = Report(Sweep.open(copy)).save(tmp_path / "report.html").read_text()
     assert "a1" not in Page(text).tags
-    assert_only_our_script(text)
+    assert_only_package_script(text)
     table = pd.read_csv(tmp_path / "summary.csv", dtype=str)
     assert {"'=1+1", "'@SUM(A1)", "'-2+3", "'+4", SCRIPT} <= set(table["layer"])
     assert not [value for value in table["layer"] if value[0] in "=+-@\t\r"]
 
 
-def test_a_terminal_is_told_nothing_but_text():
+def test_terminal_gets_only_printable_text():
     assert for_terminal("\x1b[31m \u202e \x00 \ud800 \r") == r"\x1b[31m \u202e \x00 \ud800 \r"
     plain = "two\nlines, \U0001f469\u200d\U0001f680, \u0634\u0645\u0633, 東京"
     assert for_terminal(plain) == plain
@@ -137,48 +137,48 @@ def test_a_terminal_is_told_nothing_but_text():
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_no_cell_of_a_table_is_a_formula_wherever_a_spreadsheet_parts_it(separator):
+def test_csv_has_no_formula_for_any_separator(separator):
     texts = ["=1+1", "x;=cmd|'/C calc'!A0", "x\t=1", "\uff1d1+1", 'x";=1;"', "fine"]
-    told = csv(pd.DataFrame({"layer": texts, "=entropy": [1.0] * len(texts)}))
-    cells = [cell for row in csv_reader(StringIO(told), delimiter=separator) for cell in row]
+    text = csv(pd.DataFrame({"layer": texts, "=entropy": [1.0] * len(texts)}))
+    cells = [cell for row in csv_reader(StringIO(text), delimiter=separator) for cell in row]
     assert not [cell for cell in cells if cell.startswith(tuple("=+-@\uff1d"))]
 
 
 @pytest.mark.parametrize(
     "name", ["\x1b[2J\x1b]0;owned\x07", "[bold]x[/bold]", "a\u202eb", "../../x", SCRIPT, "x\nerror: forged"]
 )
-def test_an_error_is_one_line_of_text(name, monkeypatch, capsys):
+def test_error_is_one_printable_line(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["entropy-probe", "info", "--model", f"/nowhere/{name}"])
     with pytest.raises(SystemExit) as stop:
         cli.main()
-    said = capsys.readouterr().err
-    assert (stop.value.code, said.count("\n")) == (2, 1)
-    assert said[:-1].isprintable()
-    assert name in said or "\\" in said
+    message = capsys.readouterr().err
+    assert (stop.value.code, message.count("\n")) == (2, 1)
+    assert message[:-1].isprintable()
+    assert name in message or "\\" in message
 
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ("x" * 10_000_000, "a prompt has 10,000,000 characters, at most 10,000 are taken"),
-        ("\ud800", "a prompt is no text: surrogates not allowed at character 0"),
+        ("x" * 10_000_000, "a prompt has 10,000,000 characters, the maximum is 10,000"),
+        ("\ud800", "a prompt is not valid Unicode: surrogates not allowed at character 0"),
         ("\u2003\n", "blank"),
     ],
 )
-def test_prompts_without_measure_or_meaning_are_refused(tiny_pipeline, tmp_path, prompt, message):
+def test_too_long_blank_and_invalid_prompts_are_rejected(tiny_pipeline, tmp_path, prompt, message):
     with pytest.raises(InputError, match=message):
         sweep(tiny_pipeline, prompts=[prompt], sizes=[(32, 32)], store=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["../../x", "/x", "a/b", "", ".", "x" * 100, "a\0b", SCRIPT, "a b"])
-def test_a_law_cannot_name_a_path(name):
+def test_law_name_cannot_be_a_path(name):
     class Mine(Measured):
         pass
 
     law = Mine({"*": ((1.0, 2.0),)})
     object.__setattr__(law, "name", name)
-    with pytest.raises(InputError, match="a law cannot be named"):
+    with pytest.raises(InputError, match="the name of a law must have"):
         Grid(("a",), ((32, 32),), (0,), (law,))
 
 
@@ -196,18 +196,18 @@ def test_a_law_cannot_name_a_path(name):
         (" " * (64 * 2**20 + 1), "longer than 64 MiB"),
     ],
 )
-def test_a_law_from_elsewhere_is_checked(text, message):
+def test_invalid_law_file_is_rejected(text, message):
     with pytest.raises(InputError, match=message):
         from_json(text)
 
 
-def test_a_law_that_is_good_is_read():
+def test_valid_law_json_roundtrip():
     law = Measured({"a": ((0.5, 1.1), (1.4, 1.9))}, {"a": 0.4}, {"a": 0.1})
     assert from_json(to_json(law)) == law
 
 
 class Touch:
-    """What a pickle runs when it is opened."""
+    """A pickle that runs a command when it is loaded."""
 
     def __init__(self, path):
         self.path = path
@@ -216,13 +216,13 @@ class Touch:
         return os.system, (f"touch {self.path}",)
 
 
-def pickled_only(folder, mark):
+def only_pickle(folder, mark):
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     torch.save({"x": Touch(mark)}, folder / "unet" / "diffusion_pytorch_model.bin")
 
 
-def pickled_beside_another(folder, mark):
-    pickled_only(folder, mark)
+def pickle_with_unused_safetensors(folder, mark):
+    only_pickle(folder, mark)
     shutil.copy(folder / "vae" / "diffusion_pytorch_model.safetensors", folder / "unet" / "other.safetensors")
 
 
@@ -251,12 +251,13 @@ def change_index(folder, **change):
 
 
 HOSTILE = [
-    pickled_only, pickled_beside_another, pickled_text_encoder, code_of_a_part, code_of_the_pipeline, another_library,
+    only_pickle, pickle_with_unused_safetensors, pickled_text_encoder,
+    code_of_a_part, code_of_the_pipeline, another_library,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("harm", HOSTILE)
-def test_a_model_that_brings_code_is_refused_and_runs_none(tiny_folder, tmp_path, harm):
+def test_model_with_code_is_rejected_and_runs_none(tiny_folder, tmp_path, harm):
     mark, folder = tmp_path / "ran", tmp_path / "model"
     shutil.copytree(tiny_folder, folder)
     harm(folder, mark)
@@ -266,18 +267,18 @@ def test_a_model_that_brings_code_is_refused_and_runs_none(tiny_folder, tmp_path
     assert not mark.exists()
 
 
-def test_a_pickle_beside_safetensors_is_not_opened(tiny_folder, tmp_path):
+def test_pickle_next_to_safetensors_is_not_loaded(tiny_folder, tmp_path):
     mark, folder = tmp_path / "ran", tmp_path / "model"
     shutil.copytree(tiny_folder, folder)
     torch.save({"x": Touch(mark)}, folder / "unet" / "diffusion_pytorch_model.bin")
     load(folder, device="cpu")
     assert not mark.exists()
     torch.load(folder / "unet" / "diffusion_pytorch_model.bin", weights_only=False)
-    assert mark.exists()  # that is what was not done
+    assert mark.exists()  # loading the pickle would have run it
 
 
 @pytest.mark.parametrize("where", ["tokenizer_config.json", "config.json"])
-def test_a_judge_that_brings_code_runs_none_even_where_one_would_say_yes(tiny_folder, tmp_path, monkeypatch, where):
+def test_metric_network_with_code_runs_none_even_if_user_agrees(tiny_folder, tmp_path, monkeypatch, where):
     monkeypatch.setattr(builtins, "input", lambda *_: "y")
     folder, mark = tmp_path / "clip", tmp_path / "ran"
     text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -304,7 +305,7 @@ def test_a_judge_that_brings_code_runs_none_even_where_one_would_say_yes(tiny_fo
 
 
 @pytest.mark.parametrize("part", ["weights beyond the first", "a buffer"])
-def test_the_fingerprint_knows_every_bit(tiny_folder, part):
+def test_fingerprint_changes_with_any_weight_or_buffer(tiny_folder, part):
     pipeline = load(tiny_folder, device="cpu")
     before = fingerprint(pipeline)
     assert fingerprint(load(tiny_folder, device="cpu")) == before
@@ -316,7 +317,7 @@ def test_the_fingerprint_knows_every_bit(tiny_folder, part):
     assert fingerprint(pipeline) != before
 
 
-def test_links_in_a_run_from_elsewhere_lead_nowhere(tiny_pipeline, tmp_path):
+def test_symbolic_links_in_run_are_not_followed(tiny_pipeline, tmp_path):
     run, outside, victim = tmp_path / "run", tmp_path / "outside", tmp_path / "victim"
     settings = {"prompts": ["noto red apple"], "sizes": [(64, 64)], "steps": 1, "scale_factors": (), "progress": False}
     outside.mkdir()
@@ -328,23 +329,23 @@ def test_links_in_a_run_from_elsewhere_lead_nowhere(tiny_pipeline, tmp_path):
     assert victim.read_text() == "mine"
     shutil.rmtree(run / "images")
     (run / "images").symlink_to(outside)
-    with pytest.raises(InputError, match="images is a link"):
+    with pytest.raises(InputError, match="images is a symbolic link"):
         sweep(tiny_pipeline, store=run, **settings, seeds=[1])
     assert not list(outside.iterdir())
 
 
-def test_of_a_file_too_long_no_more_is_read_than_the_bound(tmp_path):
+def test_too_long_file_is_read_only_up_to_the_limit(tmp_path):
     path = tmp_path / "law.json"
     with path.open("wb") as file:
         file.truncate(3 * 2**30)
     tracemalloc.start()
-    for refused in (lambda: resolve(path), lambda: read_bounded(path)):
+    for read in (lambda: resolve(path), lambda: read_bounded(path)):
         with pytest.raises(InputError, match="longer than 64 MiB"):
-            refused()
-    assert tracemalloc.get_traced_memory()[1] < 4 * MOST_BYTES
+            read()
+    assert tracemalloc.get_traced_memory()[1] < 4 * MAX_BYTES
     tracemalloc.stop()
 
 
-def test_a_grid_without_measure_is_refused():
-    with pytest.raises(InputError, match="10,000,000,000 cells, at most 10,000,000 are taken"):
+def test_too_large_grid_is_rejected():
+    with pytest.raises(InputError, match="10,000,000,000 cells, the maximum is 10,000,000"):
         Grid(tuple(map(str, range(10**5))), ((64, 64),), tuple(range(10**5)), (resolve("original"),))

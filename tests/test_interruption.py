@@ -1,4 +1,4 @@
-"""Ctrl-C: exit code 130 whenever it comes, the cells that are done are kept, and torch is left as it was."""
+"""Ctrl-C: exit code 130, finished cells are kept, and torch stays usable."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import pytest
 import torch
 from pydantic import AfterValidator
 
-from entropy_probe.interruption import held_back
+from entropy_probe.interruption import delay_interrupt
 from entropy_probe.runs import Sweep, sweep
 from entropy_probe.strict_json import from_strict_json
 
@@ -26,40 +26,40 @@ def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def reached(*deeds):
-    """How many deeds, of a context that holds Ctrl-C back, are done before it comes."""
+def steps_before_interrupt(*steps):
+    """Run steps while Ctrl-C is delayed; None delivers it. Return the number of steps that finished."""
     done = []
 
     def work():
-        with held_back() as let_through:
-            for deed in deeds:
-                (let_through if deed is None else deed)()
-                done.append(deed)
+        with delay_interrupt() as deliver:
+            for step in steps:
+                (deliver if step is None else step)()
+                done.append(step)
 
     with pytest.raises(KeyboardInterrupt):
         work()
     return len(done)
 
 
-def test_it_comes_when_it_is_let_through_or_at_the_end_or_when_there_is_a_second():
+def test_interrupt_is_delivered_on_request_at_the_end_or_when_pressed_twice():
     before = signal.getsignal(signal.SIGINT)
-    assert reached(None, interrupt, int, None, int) == 3
-    assert reached(interrupt, int, int) == 3
-    assert reached(interrupt, int, interrupt, int) == 2
+    assert steps_before_interrupt(None, interrupt, int, None, int) == 3
+    assert steps_before_interrupt(interrupt, int, int) == 3
+    assert steps_before_interrupt(interrupt, int, interrupt, int) == 2
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_it_is_not_lost_in_a_destructor():
+def test_interrupt_in_destructor_is_not_lost():
     class Dying:
         def __del__(self):
             interrupt()
 
-    with pytest.raises(KeyboardInterrupt), held_back():
+    with pytest.raises(KeyboardInterrupt), delay_interrupt():
         Dying()
 
 
-def test_a_file_is_read_to_its_end_first():
-    """Pydantic was seen to take the exception for a value of another type, and a whole manifest for a damaged one."""
+def test_json_is_parsed_before_interrupt_is_delivered():
+    """Pydantic reports a KeyboardInterrupt as a value of the wrong type, so an intact manifest looked damaged."""
     read = []
 
     def check(value):
@@ -72,42 +72,42 @@ def test_a_file_is_read_to_its_end_first():
     assert read == [3]
 
 
-def test_who_handles_it_otherwise_goes_on_doing_so():
+def test_existing_signal_handler_is_called_and_restored():
     seen = []
     before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
     try:
-        with held_back() as let_through:
+        with delay_interrupt() as deliver:
             interrupt()
             assert seen == []
-            let_through()
+            deliver()
             assert seen == [signal.SIGINT]
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with held_back() as let_through:
+        with delay_interrupt() as deliver:
             interrupt()
-            let_through()
+            deliver()
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def test_in_another_thread_nothing_changes():
-    before, found = signal.getsignal(signal.SIGINT), []
+def test_signal_handler_is_unchanged_in_other_threads():
+    before, handlers = signal.getsignal(signal.SIGINT), []
 
-    def look():
-        with held_back() as let_through:
-            let_through()
-            found.append(signal.getsignal(signal.SIGINT))
+    def check():
+        with delay_interrupt() as deliver:
+            deliver()
+            handlers.append(signal.getsignal(signal.SIGINT))
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=check)
     thread.start()
     thread.join()
-    assert found == [before]
+    assert handlers == [before]
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "unet", "vae"])
-def test_an_interrupted_sweep_leaves_torch_as_it_was_and_goes_on(tiny_pipeline, tmp_path, part):
-    """In the middle of a module, torch's own code and ours is on the stack."""
-    whole = sweep(tiny_pipeline, store=tmp_path / "whole", **SETTINGS)
+def test_interrupted_sweep_leaves_no_function_mode_and_resumes(tiny_pipeline, tmp_path, part):
+    """The interrupt comes inside a module, with frames of torch and of entropy-probe on the stack."""
+    uninterrupted = sweep(tiny_pipeline, store=tmp_path / "uninterrupted", **SETTINGS)
     module = list(getattr(tiny_pipeline, part).modules())[-1]
     hook = module.register_forward_pre_hook(lambda *_: interrupt())
     try:
@@ -117,12 +117,12 @@ def test_an_interrupted_sweep_leaves_torch_as_it_was_and_goes_on(tiny_pipeline, 
         hook.remove()
     assert torch.overrides._len_torch_function_stack() == 0
     made = sweep(tiny_pipeline, store=tmp_path / "run", **SETTINGS)
-    assert made.frame().equals(whole.frame())
+    assert made.frame().equals(uninterrupted.frame())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cells", [None, 0, 2])
-def test_the_command_line_ends_with_130_and_keeps_the_cells(tiny_folder, tmp_path, cells):
+def test_command_line_exits_with_130_and_keeps_cells(tiny_folder, tmp_path, cells):
     options = ["--sizes", "64", "--prompts", "4", "--seeds", ",".join(map(str, range(100)))]
     options += ["--steps", "20", "--device", "cpu"]
     command = ["-m", "entropy_probe.cli", "sweep", "--model", tiny_folder, "--out", tmp_path / "run", *options]
@@ -132,16 +132,16 @@ def test_the_command_line_ends_with_130_and_keeps_the_cells(tiny_folder, tmp_pat
     )  # fmt: skip
     folder = tmp_path / "run" / "cells"
     if cells is None:
-        time.sleep(3)  # while torch is imported, or the model is loaded
+        time.sleep(3)  # torch is imported or the model is loaded
     else:
         while not folder.is_dir() or len(list(folder.glob("*.parquet"))) < cells:
             assert process.poll() is None
             time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted: finished samples are kept" in told
-    assert "Traceback" not in told
+    assert "interrupted: finished samples are kept" in stderr
+    assert "Traceback" not in stderr
     if cells:
         assert cells <= len(list(folder.glob("*.parquet"))) < 400
         assert not list((tmp_path / "run").rglob(".*.lock"))

@@ -135,11 +135,11 @@ def test_law_with_the_old_method_name_works_with_a_warning():
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('{"law": "measured"}', "it lacks 'points'"),
-        ('{"points": {}}', "it lacks 'law'"),
+        ('{"law": "measured"}', "the field 'points' is missing"),
+        ('{"points": {}}', "the field 'law' is missing"),
         ('{"law": ["paper"]}', "there is no law"),
         ('{"law": "measured", "points": {}, "kappa": 3}', "in 'kappa'"),
-        ("paper", "it is no JSON: expected value at line 1 column 1"),
+        ("paper", "invalid JSON: expected value at line 1 column 1"),
     ],
 )
 def test_a_file_that_holds_no_law_is_told_in_words(tmp_path, text, reason):

@@ -1,4 +1,4 @@
-"""Progress where standard error is a file, as a person reads it there while the work goes on."""
+"""Progress in a file and in a terminal, and the estimated time left."""
 
 import re
 from io import StringIO
@@ -8,7 +8,7 @@ from rich.console import Console
 from entropy_probe.progress import progress, track
 
 
-def test_a_file_gets_a_line_for_every_step(capsys):
+def test_file_gets_one_line_per_step(capsys):
     with progress(16, "sampling cells", done=8) as advance:
         assert capsys.readouterr().err == ""
         advance(4, "paper 64")
@@ -17,7 +17,7 @@ def test_a_file_gets_a_line_for_every_step(capsys):
     assert capsys.readouterr() == ("", "sampling cells: 16 of 16, paper 128x64\n")
 
 
-def test_the_time_left_goes_by_what_was_done_here(capsys, monkeypatch):
+def test_time_left_ignores_items_finished_earlier(capsys, monkeypatch):
     clock = iter([0.0, 60.0, 120.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     with progress(10, "sampling cells", done=4) as advance:
@@ -28,7 +28,7 @@ def test_the_time_left_goes_by_what_was_done_here(capsys, monkeypatch):
     )
 
 
-def test_the_time_left_goes_by_the_work_where_things_differ_in_it(capsys, monkeypatch):
+def test_time_left_uses_work_of_items(capsys, monkeypatch):
     clock = iter([0.0, 60.0, 120.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     with progress(3, "sampling cells", work=1 + 1 + 4) as advance:
@@ -42,7 +42,7 @@ def test_the_time_left_goes_by_the_work_where_things_differ_in_it(capsys, monkey
     )
 
 
-def test_a_terminal_gets_a_bar_with_the_time_left(monkeypatch):
+def test_terminal_gets_bar_with_time_left(monkeypatch):
     console = Console(file=StringIO(), force_terminal=True, width=100)
     monkeypatch.setattr("entropy_probe.progress.Console", lambda stderr: console)
     clock = iter([0.0, 60.0])
@@ -54,14 +54,14 @@ def test_a_terminal_gets_a_bar_with_the_time_left(monkeypatch):
     assert "about 2 min left" in last
 
 
-def test_items_come_through_and_quiet_is_quiet(capsys):
+def test_track_yields_items_and_can_be_silent(capsys):
     assert list(track([3, 4], "judging", shown=False)) == [3, 4]
     assert capsys.readouterr().err == ""
     assert list(track([3, 4], "judging")) == [3, 4]
     assert capsys.readouterr().err.splitlines()[-1] == "judging: 2 of 2"
 
 
-def test_items_may_differ_in_the_work_they_take(capsys, monkeypatch):
+def test_track_uses_work_of_items(capsys, monkeypatch):
     clock = iter([0.0, 10.0, 60.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     assert list(track([1, 5, 6], "judging", work=float)) == [1, 5, 6]

@@ -1,4 +1,4 @@
-"""Whole pipelines of other families, from a folder on disk: `info`, capture and laws, with nothing told about them."""
+"""Complete pipelines of many model families, loaded from a folder: `info`, capture and laws work without any hints."""
 
 import copy
 import inspect
@@ -38,12 +38,12 @@ def pipeline(name):
 
 def test_info_shows_every_layer(name, pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
-    asked = CliRunner().invoke(app, ["info", "--model", str(tmp_path), "--sizes", "64x32", "--json"])
-    assert asked.exit_code == 0, asked.stderr
-    told = json.loads(asked.stdout)
-    assert told["training_size"] == list(SIZES[name]) == list(training_size(pipeline))
-    assert {layer["layer"] for layer in told["layers"]} == set(attention_layers(find_denoiser(pipeline)))
-    visual = [layer for layer in told["layers"] if layer["kind"] in ("self", "joint")]
+    result = CliRunner().invoke(app, ["info", "--model", str(tmp_path), "--sizes", "64x32", "--json"])
+    assert result.exit_code == 0, result.stderr
+    shown = json.loads(result.stdout)
+    assert shown["training_size"] == list(SIZES[name]) == list(training_size(pipeline))
+    assert {layer["layer"] for layer in shown["layers"]} == set(attention_layers(find_denoiser(pipeline)))
+    visual = [layer for layer in shown["layers"] if layer["kind"] in ("self", "joint")]
     assert {layer["training_tokens"] for layer in visual} == {TOKENS[name]}
     assert {layer["grid at 64x32"] for layer in visual} == {"8x4"}
 
@@ -78,16 +78,16 @@ TRAINED = {
     "Mochi": ([480, 848], {30 * 53}),
     "Allegro": ([64, 64], {16}),
 }
-"""Training size in pixels, and T of the visual layers, by configuration or default size; None between frames."""
+"""Training size in pixels, and training tokens T of the visual layers; None for layers that attend across frames."""
 ONE_SIZE = {"unconditional UNet", "DiT", "DeepFloyd IF"}
 
 
 NOT_SHOWN = {"OmniGen", "PRX", "Stable Cascade decoder"}
-"""OmniGen's pipeline needs torchvision; transformers does not read PRX's text encoder back from a folder; the decoder
-starts from what the prior has made."""
+"""OmniGen needs torchvision. transformers cannot load the text encoder of PRX from a folder. The Stable Cascade decoder
+needs the output of the prior."""
 
 
-def test_every_family_of_the_matrix_is_shown_by_info_but_those_named():
+def test_info_covers_every_family_except_those_listed():
     elsewhere = {"Stable Diffusion 1.5", "Stable Diffusion 2.1", "SDXL", "PixArt-alpha", "Stable Diffusion 3", "Flux"}
     assert WHOLE.keys() == TRAINED.keys()
     assert {family.name for family in FAMILIES} == TRAINED.keys() | elsewhere | NOT_SHOWN
@@ -99,29 +99,29 @@ def test_info_on_more_families(family, tmp_path):
     torch.manual_seed(0)
     by_family(family).save_pretrained(tmp_path)
     command = ["info", "--model", str(tmp_path), "--json", *([] if family in ONE_SIZE else ["--sizes", "64x128"])]
-    asked = CliRunner().invoke(app, command)
-    assert asked.exit_code == 0, asked.stderr
-    told = json.loads(asked.stdout)
-    assert told["training_size"] == size
-    visual = [layer for layer in told["layers"] if layer["kind"] in ("self", "joint")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.stderr
+    shown = json.loads(result.stdout)
+    assert shown["training_size"] == size
+    visual = [layer for layer in shown["layers"] if layer["kind"] in ("self", "joint")]
     assert {layer["training_tokens"] for layer in visual} == tokens
     shapes = {layer["grid at 64x128"] for layer in visual} - {None} if family not in ONE_SIZE else set()
     assert all(int(shape.split("x")[1]) == 2 * int(shape.split("x")[0]) for shape in shapes)
 
 
-def test_info_asks_for_a_size_where_the_model_tells_none(tmp_path):
+def test_info_requires_a_size_if_the_model_has_no_training_size(tmp_path):
     by_family("Z-Image").save_pretrained(tmp_path)
-    asked = CliRunner().invoke(app, ["info", "--model", str(tmp_path)])
-    assert isinstance(asked.exception, InputError)
-    assert "--sizes 1024" in str(asked.exception)
+    result = CliRunner().invoke(app, ["info", "--model", str(tmp_path)])
+    assert isinstance(result.exception, InputError)
+    assert "--sizes 1024" in str(result.exception)
 
 
-def test_a_pipeline_of_one_size_is_not_asked_for_another():
+def test_pipeline_with_one_size_refuses_other_sizes():
     with pytest.raises(InputError, match="draws 8 pixels only"):
         layers(by_family("DiT"), (16, 16))
 
 
-def test_what_cannot_be_made_up_is_asked_for_and_a_call_of_ones_own_is_captured():
+def test_missing_inputs_are_named_and_a_user_call_can_be_captured():
     family = next(family for family in FAMILIES if family.name == "Stable Cascade decoder")
     pipeline = seeded(lambda: stable_cascade_decoder(family.build()))
     with pytest.raises(InputError, match=r"without image_embeddings: capture a call of your own"):
@@ -132,7 +132,7 @@ def test_what_cannot_be_made_up_is_asked_for_and_a_call_of_ones_own_is_captured(
     assert set(captured.frame()["layer"]) == set(attention_layers(pipeline.decoder))
 
 
-def test_looking_at_layers_stops_after_the_first_pass_and_leaves_the_pipeline_as_it_was(pipeline):
+def test_layers_runs_the_denoiser_once_and_restores_the_pipeline(pipeline):
     passes, decoded = [], []
     denoiser = find_denoiser(pipeline)
     hooks = [denoiser.register_forward_hook(lambda *_: passes.append(1))]
@@ -144,8 +144,8 @@ def test_looking_at_layers_stops_after_the_first_pass_and_leaves_the_pipeline_as
         hook.remove()
 
 
-def test_looking_at_layers_leaves_no_exchanged_processor(tmp_path):
-    """Perturbed-attention guidance puts processors of its own in place until its sampling ends."""
+def test_layers_restores_exchanged_processors(tmp_path):
+    """Perturbed-attention guidance replaces the attention processors until its sampling ends."""
     plain = seeded(PIPELINES["Stable Diffusion XL"])
     pipeline = StableDiffusionXLPAGPipeline(**plain.components, pag_applied_layers=["up"])
     before = {name: type(p) for name, p in pipeline.unet.attn_processors.items()}
@@ -153,7 +153,7 @@ def test_looking_at_layers_leaves_no_exchanged_processor(tmp_path):
     assert {name: type(p) for name, p in pipeline.unet.attn_processors.items()} == before
 
 
-def test_it_is_captured_and_scaled(name, pipeline):
+def test_pipeline_is_captured_and_scaled(name, pipeline):
     def image():
         return np.asarray(sample_images(pipeline, ["a red apple"], (64, 32), [0], steps=2, guidance_scale=4.0)[0])
 
@@ -176,61 +176,63 @@ VIDEO_FRAMES = 9
 LATENT_FRAMES = {
     "CogVideoX": 3, "Wan": 3, "LTX-Video": 2, "HunyuanVideo": 3, "HunyuanVideo 1.5": 3, "Mochi": 2, "Allegro": 3,
 }  # fmt: skip
-"""That one attention spans."""
+"""Latent frames that one attention call covers."""
 STEPS = {"Mochi": 4, "HiDream": 1}
-"""Mochi's schedule needs as many; HiDream draws a million pixels."""
+"""Mochi's schedule needs at least 4 steps. HiDream always samples a million pixels, so it gets only 1."""
 NOT_GUIDED = {"unconditional UNet", "Flux.2"}
-"""The one knows no prompt; the other is distilled, and takes its scale as an input."""
+"""The unconditional UNet has no prompt. Flux.2 is distilled and takes the guidance scale as an input."""
 
 
-def called(family, pipeline, guidance):
-    """The frame of a call at a guidance scale, in the words of its own signature."""
+def captured_call(family, pipeline, guidance):
+    """Sample with a guidance scale, using the argument names of this pipeline, and return the captured frame."""
     known = inspect.signature(pipeline.__call__).parameters
-    distilled = "true_cfg_scale" in known  # `guidance_scale` is then an input of the denoiser
-    asked = {
+    distilled = "true_cfg_scale" in known  # then `guidance_scale` is an input of the denoiser
+    arguments = {
         "prompt": "a red apple", "height": 64, "width": 64, "num_frames": VIDEO_FRAMES, "output_type": "latent",
         "num_inference_steps": STEPS.get(family, 2), "guidance_scale": 3.0 if distilled else guidance,
         "true_cfg_scale": guidance, "min_guidance_scale": guidance, "max_guidance_scale": guidance,
         "use_resolution_binning": False, "generator": torch.Generator().manual_seed(0),
     }  # fmt: skip
-    asked |= {"negative_prompt": "flat pizza"} if guidance > 1 else {}
+    arguments |= {"negative_prompt": "flat pizza"} if guidance > 1 else {}
     if "class_labels" in known:
-        asked["class_labels"] = [207]
+        arguments["class_labels"] = [207]
     elif "prompt" not in known:
         noise = torch.randint(256, (64, 64, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-        asked["image"] = Image.fromarray(noise.numpy())
-    if hasattr(pipeline, "guider"):  # which holds the scale, and is not asked
+        arguments["image"] = Image.fromarray(noise.numpy())
+    if hasattr(pipeline, "guider"):  # the guider stores the scale; the call does not take it
         pipeline.guider.guidance_scale = guidance
     with capture(pipeline, rows="all", missing="warn") as captured:
-        pipeline(**{name: value for name, value in asked.items() if name in known})
+        pipeline(**{name: value for name, value in arguments.items() if name in known})
     return captured.frame()
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Sana's linear attention, and where Lumina 2 has its image
+# Sana warns of linear attention, Lumina 2 of an unknown position of the image tokens.
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("family", [name for name in WHOLE if name not in NOT_GUIDED])
-def test_what_is_called_cond_is_what_runs_without_guidance(family):
+def test_cond_branch_equals_sampling_without_guidance(family):
     pipeline = seeded(lambda: by_family(family))
     pipeline.set_progress_bar_config(disable=True)
-    guided = called(family, pipeline, 4.0)
-    alone = called(family, pipeline, 0.0 if family == "Z-Image" else 1.0)  # which guides at 1 too
-    assert set(alone["branch"]) == {"cond"}
+    guided = captured_call(family, pipeline, 4.0)
+    unguided_scale = 0.0 if family == "Z-Image" else 1.0  # Z-Image applies guidance at scale 1 too
+    unguided = captured_call(family, pipeline, unguided_scale)
+    assert set(unguided["branch"]) == {"cond"}
 
     def entropies(frame, branch):
         return frame.loc[(frame["step"] == 0) & (frame["branch"] == branch), "entropy"].to_numpy()
 
-    expected = entropies(alone, "cond")
+    expected = entropies(unguided, "cond")
     assert np.abs(entropies(guided, "cond") - expected).max() <= 2e-6
     assert np.abs(entropies(guided, "uncond") - expected).max() > 1e-4
-    assert set(guided["sample"]) == {0}  # one image or video, however its frames and places are attended to
+    assert set(guided["sample"]) == {0}  # one image or video, also if attention is per frame or per position
     visual = guided[guided["kind"].isin(["self", "joint"])]
     trained = {tokens * LATENT_FRAMES.get(family, 1) for tokens in TRAINED[family][1] if tokens}
     assert set(visual["training_tokens"].dropna()) == trained
 
 
 @pytest.mark.parametrize("family", ["AnimateDiff", "Stable Video Diffusion"])
-def test_a_summary_counts_videos_not_their_frames(family):
+def test_summary_counts_videos_not_frames(family):
     denoiser = of_family(family)
-    inputs = next(own for own in FAMILIES if own.name == family).inputs(denoiser, 8, 8)
+    inputs = next(known for known in FAMILIES if known.name == family).inputs(denoiser, 8, 8)
     with torch.no_grad(), capture(denoiser) as captured:
         denoiser(**inputs)
     assert set(captured.summary()["images"]) == {2}
@@ -239,7 +241,7 @@ def test_a_summary_counts_videos_not_their_frames(family):
     assert set(spatial) == {3}  # frames
 
 
-def test_two_denoisers_are_refused_and_measured_one_by_one():
+def test_two_denoisers_are_refused_together_and_measured_separately():
     one = seeded(lambda: by_family("Wan"))
     parts = one.components | {"transformer_2": copy.deepcopy(one.transformer)}
     pipeline = WanPipeline(**parts, boundary_ratio=0.5)

@@ -1,4 +1,4 @@
-"""Entropy profiles: the file, the test on simulated and real changes, what people see, the command line, the plugin."""
+"""Entropy profiles: file format, statistical test on simulated and real changes, reports, command line, plugin."""
 
 import itertools
 import json
@@ -32,8 +32,8 @@ TINY = dict(
 )  # fmt: skip
 
 
-def made(values, seeds=None, prompts=("a", "b")):
-    """A profile of given entropies, heads x images: the first half of the heads at 32 px, the other at 64 px."""
+def profile_of(values, seeds=None, prompts=("a", "b")):
+    """Return a profile with these entropies, heads x images: half of the heads at 32 px, the other half at 64 px."""
     seeds = tuple(range(values.shape[1] // len(prompts))) if seeds is None else seeds
     settings = Settings(prompts, SIZES, seeds, 8, 4.0)
     half = len(values) // 2
@@ -44,13 +44,13 @@ def made(values, seeds=None, prompts=("a", "b")):
 
 
 def correlated(generator, heads, images):
-    """Noise in which the heads of an image are strongly dependent, as those of one network are; heavy tails."""
+    """Return heavy-tailed noise in which the heads of an image are strongly correlated, as in a real network."""
     return generator.standard_t(4, (1, images)) + 0.5 * generator.standard_t(4, (heads, images))
 
 
 @pytest.fixture(scope="module")
 def tiny(tiny_folder):
-    """A tiny pipeline of this module's own, whose weights tests may change and put back."""
+    """Return a separate tiny pipeline. Tests may change its weights and must restore them."""
     return load(tiny_folder, device="cpu")
 
 
@@ -61,7 +61,7 @@ def tiny_profile(tiny):
 
 @pytest.fixture
 def queries_scaled(tiny):
-    """Multiply the queries of self-attention: that is a wrong scale of its softmax."""
+    """Return a function that multiplies the self-attention queries, which simulates a wrong softmax scale."""
     weights = [p for n, p in tiny.unet.named_parameters() if n.endswith("attn1.to_q.weight")]
 
     def scale(factor):
@@ -77,7 +77,7 @@ def queries_scaled(tiny):
 # The profile and its file
 
 
-def test_a_profile_is_the_mean_of_the_conditional_rows(tiny, tiny_profile, tmp_path):
+def test_profile_is_the_mean_of_the_conditional_rows(tiny, tiny_profile, tmp_path):
     run = sweep(tiny, **TINY, scale_factors=(2.0,), store=tmp_path / "run", progress=False)
     frame = run.frame(curves=True)
     layer, kind, head, *_ = tiny_profile.entropy.index[3]
@@ -93,7 +93,7 @@ def test_a_profile_is_the_mean_of_the_conditional_rows(tiny, tiny_profile, tmp_p
     assert row["entropy"] == pytest.approx(values.mean())
 
 
-def test_a_profile_comes_back_from_its_file(tiny_profile, tmp_path):
+def test_saved_profile_is_read_back(tiny_profile, tmp_path):
     path = tiny_profile.save(tmp_path / "new" / "b.json")
     again = Profile.open(path)
     pd.testing.assert_frame_equal(again.entropy, tiny_profile.entropy)
@@ -101,39 +101,42 @@ def test_a_profile_comes_back_from_its_file(tiny_profile, tmp_path):
     assert sum('"head"' in line for line in path.read_text().splitlines()) == len(tiny_profile.entropy)
 
 
-SPOILT = {
-    "no JSON": (lambda f: "{", "no baseline as entropy-probe writes them: it is no JSON, line 1"),
-    "another layout": (lambda f: {**f, "format": 9}, "layout 9"),
-    "no layout": (lambda f: {k: v for k, v in f.items() if k != "format"}, "it lacks 'format'"),
-    "a field too many": (lambda f: {**f, "mood": 1}, "no baseline"),
-    "a field too few": (lambda f: {k: v for k, v in f.items() if k != "dtype"}, "it lacks 'dtype'"),
-    "a list": (lambda f: [1], "no baseline"),
-    "no rows": (lambda f: {**f, "entropy": []}, "not one for every head and size"),
-    "a row twice": (lambda f: {**f, "entropy": f["entropy"] + f["entropy"][:1]}, "not one for every head and size"),
-    "an image too few": (
-        lambda f: {**f, "entropy": [{**f["entropy"][0], "images": f["entropy"][0]["images"][1:]}]},
-        "finite entropies each",
+CORRUPT = {
+    "not JSON": (lambda f: "{", "not a baseline file of entropy-probe: invalid JSON in line 1"),
+    "other format": (lambda f: {**f, "format": 9}, "format must be 1 .* got 9"),
+    "no format": (lambda f: {k: v for k, v in f.items() if k != "format"}, "'format' is missing"),
+    "unknown field": (lambda f: {**f, "mood": 1}, "not a baseline file"),
+    "missing field": (lambda f: {k: v for k, v in f.items() if k != "dtype"}, "'dtype' is missing"),
+    "a list": (lambda f: [1], "not a baseline file"),
+    "no rows": (lambda f: {**f, "entropy": []}, "exactly one row for every head and size"),
+    "repeated row": (
+        lambda f: {**f, "entropy": f["entropy"] + f["entropy"][:1]},
+        "exactly one row for every head and size",
     ),
-    "no number": (lambda f: {**f, "entropy": [{**f["entropy"][0], "images": [math.nan] * 10}]}, "finite entropies"),
-    "a size never sampled": (lambda f: {**f, "entropy": [{**f["entropy"][0], "size": [8, 8]}]}, "every head and size"),
-    "a seed twice": (lambda f: {**f, "settings": {**f["settings"], "seeds": [0] * 5}}, "seeds holds 0 twice"),
-    "too few images": (lambda f: {**f, "settings": {**f["settings"], "seeds": [0]}}, "too few"),
+    "missing image": (
+        lambda f: {**f, "entropy": [{**f["entropy"][0], "images": f["entropy"][0]["images"][1:]}]},
+        "10 finite entropies",
+    ),
+    "NaN": (lambda f: {**f, "entropy": [{**f["entropy"][0], "images": [math.nan] * 10}]}, "finite entropies"),
+    "size not sampled": (lambda f: {**f, "entropy": [{**f["entropy"][0], "size": [8, 8]}]}, "every head and size"),
+    "repeated seed": (lambda f: {**f, "settings": {**f["settings"], "seeds": [0] * 5}}, "seeds contains 0 twice"),
+    "too few images": (lambda f: {**f, "settings": {**f["settings"], "seeds": [0]}}, "at least 8 images"),
 }
 
 
-@pytest.mark.parametrize("case", SPOILT)
-def test_a_spoilt_file_is_refused_and_named(tiny_profile, tmp_path, case):
-    spoil, message = SPOILT[case]
-    spoilt = spoil(json.loads(tiny_profile.to_json()))
+@pytest.mark.parametrize("case", CORRUPT)
+def test_corrupt_file_is_refused_by_name(tiny_profile, tmp_path, case):
+    corrupt, message = CORRUPT[case]
+    content = corrupt(json.loads(tiny_profile.to_json()))
     path = tmp_path / "b.json"
-    path.write_text(spoilt if isinstance(spoilt, str) else json.dumps(spoilt))
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(InputError, match=message) as refused:
         Profile.open(path)
     assert "b.json" in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
-def test_too_few_images_are_refused_before_anything_is_sampled(tiny):
+def test_too_few_images_are_refused_before_sampling(tiny):
     with pytest.raises(InputError, match=f"at least {MIN_IMAGES}"):
         profile(tiny, **{**TINY, "seeds": (0, 1, 2)})
 
@@ -141,7 +144,7 @@ def test_too_few_images_are_refused_before_anything_is_sampled(tiny):
 # The test
 
 
-def test_p_is_the_share_of_all_exchanges_whose_largest_z_is_as_large():
+def test_p_is_the_fraction_of_exchanges_with_as_large_a_maximum_z():
     generator = np.random.default_rng(1)
     x = correlated(generator, 6, 8)
     y = x + 0.3 * correlated(generator, 6, 8) + np.array([[1.0], [0], [0], [0], [0], [0.2]])
@@ -150,16 +153,16 @@ def test_p_is_the_share_of_all_exchanges_whose_largest_z_is_as_large():
         return max(abs(stats.ttest_1samp((y - x)[head] * sign, 0).statistic) for head in range(6))
 
     every = [largest(np.array(sign)) for sign in itertools.product([-1, 1], repeat=8)]
-    found = compare(made(x), made(y)).heads
-    for row in found.itertuples():
+    heads = compare(profile_of(x), profile_of(y)).heads
+    for row in heads.itertuples():
         assert row.z == pytest.approx(
             stats.ttest_rel(*(a[row.head + 3 * (row.height == 64)] for a in (y, x))).statistic, rel=1e-6
         )
         assert row.p == pytest.approx(np.mean([z >= abs(row.z) - 1e-6 for z in every]))
-    assert found["z"].abs().is_monotonic_decreasing
+    assert heads["z"].abs().is_monotonic_decreasing
 
 
-def test_new_seeds_change_sides_with_all_their_prompts():
+def test_new_seeds_are_exchanged_with_all_their_prompts():
     generator = np.random.default_rng(2)
     x, y = generator.normal(size=(4, 10)), generator.normal(size=(4, 10)) + np.array([[0.5], [0], [0], [0]])
     seeds = np.concatenate([x.reshape(4, 2, 5).mean(1), y.reshape(4, 2, 5).mean(1)], axis=1)
@@ -169,27 +172,29 @@ def test_new_seeds_change_sides_with_all_their_prompts():
         return max(abs(stats.ttest_ind(h[rest], h[list(chosen)], equal_var=False).statistic) for h in seeds)
 
     every = [largest(chosen) for chosen in itertools.combinations(range(10), 5)]
-    comparison = compare(made(x), made(y, seeds=(5, 6, 7, 8, 9)))
+    comparison = compare(profile_of(x), profile_of(y, seeds=(5, 6, 7, 8, 9)))
     assert not comparison.paired
     for row in comparison.heads.itertuples():
         assert row.p == pytest.approx(np.mean([z >= abs(row.z) - 1e-6 for z in every]))
 
 
 @pytest.mark.parametrize("paired", [True, False])
-def test_an_unchanged_model_is_said_to_have_moved_as_often_as_the_level_says(paired):
-    """200 comparisons of 24 dependent heads: uncorrected, most of them would find something."""
+def test_false_alarm_rate_equals_the_level(paired):
+    """Run 200 comparisons of 24 dependent heads. Without correction, most would report a change."""
     generator = np.random.default_rng(3)
     level, alarms, count = 0.1, 0, 200
     for _ in range(count):
         x = correlated(generator, 24, 10)
         y = x + correlated(generator, 24, 10) if paired else correlated(generator, 24, 10)
-        alarms += not compare(made(x), made(y, seeds=tuple(range(5 * (not paired), 10 - 5 * paired))), level).same
+        alarms += not compare(
+            profile_of(x), profile_of(y, seeds=tuple(range(5 * (not paired), 10 - 5 * paired))), level
+        ).same
     low, high = stats.binom.interval(0.999, count, level)
     assert low <= alarms <= high
 
 
 def test_seeds_that_prompts_share_do_not_raise_false_alarms():
-    """Images that share a seed's noise: exchanged one by one they would be taken for far more than they tell."""
+    """Images with the same seed are not independent, so exchanging them individually would cause false alarms."""
     generator = np.random.default_rng(4)
     prompts, count, level = tuple("abcdef"), 100, 0.1
 
@@ -197,31 +202,31 @@ def test_seeds_that_prompts_share_do_not_raise_false_alarms():
         return np.tile(generator.normal(size=(8, 5)), 6) + 0.1 * generator.normal(size=(8, 30))
 
     alarms = sum(
-        not compare(made(run(), prompts=prompts), made(run(), (5, 6, 7, 8, 9), prompts), level).same
+        not compare(profile_of(run(), prompts=prompts), profile_of(run(), (5, 6, 7, 8, 9), prompts), level).same
         for _ in range(count)
     )
     assert alarms <= stats.binom.ppf(0.999, count, level)
 
 
-def test_shifts_of_known_heads_are_found_and_no_others():
+def test_only_shifted_heads_are_reported():
     generator = np.random.default_rng(5)
     x = 3 + correlated(generator, 40, 20)
     y = x + 0.01 * correlated(generator, 40, 20)
     y[[4, 30]] += 0.1
-    moved = compare(made(x), made(y)).moved
+    moved = compare(profile_of(x), profile_of(y)).moved
     assert set(zip(moved["height"], moved["head"], strict=True)) == {(32, 4), (64, 10)}
     assert moved["difference"].to_numpy() == pytest.approx([0.1, 0.1], abs=0.02)
 
 
-def test_a_difference_within_the_accuracy_of_the_measurement_is_none():
+def test_difference_within_the_measurement_accuracy_counts_as_zero():
     x = np.random.default_rng(6).normal(size=(4, 10))
-    assert compare(made(x), made(x)).heads["z"].eq(0).all()
-    assert compare(made(x), made(x + 0.9 * RESOLUTION)).same
-    assert not compare(made(x), made(x + 3 * RESOLUTION)).same
+    assert compare(profile_of(x), profile_of(x)).heads["z"].eq(0).all()
+    assert compare(profile_of(x), profile_of(x + 0.9 * RESOLUTION)).same
+    assert not compare(profile_of(x), profile_of(x + 3 * RESOLUTION)).same
 
 
-def test_heads_that_vanish_or_appear_are_a_change():
-    x = made(np.random.default_rng(7).normal(size=(4, 10)))
+def test_removed_or_added_heads_are_a_change():
+    x = profile_of(np.random.default_rng(7).normal(size=(4, 10)))
     less = replace(x, entropy=x.entropy.drop(index=1, level="head"))
     comparison = compare(x, less)
     assert (comparison.same, comparison.vanished, comparison.appeared) == (False, ("attn, self, head 1",), ())
@@ -230,53 +235,53 @@ def test_heads_that_vanish_or_appear_are_a_change():
     assert 'failures="1"' in junit(comparison)
 
 
-def test_what_cannot_be_compared_is_refused():
+def test_incomparable_profiles_are_refused():
     x = np.random.default_rng(8).normal(size=(4, 10))
-    one = made(x)
-    with pytest.raises(InputError, match="steps 8 instead of 9"):
+    one = profile_of(x)
+    with pytest.raises(InputError, match="steps must be 8, as in the baseline, got 9"):
         compare(one, replace(one, settings=replace(one.settings, steps=9)))
-    with pytest.raises(InputError, match="prompts"):
-        compare(one, made(x, prompts=("a", "c")))
-    with pytest.raises(InputError, match="some seeds but not all"):
-        compare(one, made(x, seeds=(4, 5, 6, 7, 8)))
+    with pytest.raises(InputError, match="prompts must be"):
+        compare(one, profile_of(x, prompts=("a", "c")))
+    with pytest.raises(InputError, match="only some are shared"):
+        compare(one, profile_of(x, seeds=(4, 5, 6, 7, 8)))
     with pytest.raises(InputError, match="no attention head in common"):
         compare(one, replace(one, entropy=one.entropy.rename(index={"attn": "other"})))
     with pytest.raises(InputError, match=r"10 images are too few .* sample 11 images"):
         compare(one, one, level=0.001)
     with pytest.raises(InputError, match=r"5 and 4 seeds are too few .* sample 7 seeds each"):
-        compare(one, made(x[:, :8], seeds=(5, 6, 7, 8)), level=0.001)
+        compare(one, profile_of(x[:, :8], seeds=(5, 6, 7, 8)), level=0.001)
 
 
 # Real changes
 
 
-def test_the_same_model_repeats_itself_to_the_bit(tiny, tiny_profile):
+def test_unchanged_model_is_bit_identical(tiny, tiny_profile):
     comparison = compare(tiny_profile, profile(tiny, **TINY))
     assert comparison.same
     assert comparison.heads["difference"].eq(0).all()
-    assert comparison.circumstances() == []
+    assert comparison.other_differences() == []
 
 
-def test_other_rounding_is_no_change(tiny, tiny_profile):
+def test_different_rounding_is_not_a_change(tiny, tiny_profile):
     one_by_one = Profile.of(sweep(tiny, **TINY, scale_factors=(), batch=1, progress=False))
     assert not one_by_one.entropy.equals(tiny_profile.entropy)
     assert compare(tiny_profile, one_by_one).same
 
 
-def test_an_attention_scale_wrong_by_five_per_cent_is_found_in_self_attention(tiny, tiny_profile, queries_scaled):
+def test_detects_attention_scale_wrong_by_five_percent(tiny, tiny_profile, queries_scaled):
     queries_scaled(1.05)
     comparison = compare(tiny_profile, profile(tiny, **TINY))
     assert not comparison.same
-    worst = comparison.heads.iloc[0]
-    assert worst["kind"] == "self"
-    assert worst["difference"] < 0  # a larger scale sharpens
-    assert comparison.circumstances() == ["other weights or configuration"]
+    largest = comparison.heads.iloc[0]
+    assert largest["kind"] == "self"
+    assert largest["difference"] < 0  # a larger scale lowers the entropy
+    assert comparison.other_differences() == ["different weights or configuration"]
 
 
-def test_half_precision_and_perturbed_weights_are_found(tiny, tiny_profile, tiny_folder):
+def test_detects_half_precision_and_perturbed_weights(tiny, tiny_profile, tiny_folder):
     half = compare(tiny_profile, profile(load(tiny_folder, device="cpu", dtype="bfloat16"), **TINY))
     assert not half.same
-    assert "dtype float32 -> bfloat16" in half.circumstances()
+    assert "dtype float32 -> bfloat16" in half.other_differences()
     weight = tiny.unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1.to_k").weight
     before = weight.detach().clone()
     nn.init.normal_(weight, std=float(before.std()))
@@ -286,24 +291,28 @@ def test_half_precision_and_perturbed_weights_are_found(tiny, tiny_profile, tiny
         weight.data.copy_(before)
 
 
-# What people and servers see
+# Text, Markdown and JUnit XML
 
 
 @pytest.fixture(scope="module")
 def moved():
     generator = np.random.default_rng(9)
     x = 3 + correlated(generator, 60, 20)
-    return compare(made(x), made(x + np.linspace(0, 0.5, 60)[:, None] + 0.01 * correlated(generator, 60, 20)))
+    return compare(
+        profile_of(x), profile_of(x + np.linspace(0, 0.5, 60)[:, None] + 0.01 * correlated(generator, 60, 20))
+    )
 
 
-def test_the_table_says_what_moved_worst_first(moved):
+def test_table_lists_moved_heads_by_decreasing_z(moved):
     lines = text(moved).splitlines()
-    assert lines[0].startswith(f"{len(moved.moved)} of 60 mean entropies moved (the same 20 images;")
+    assert lines[0].startswith(
+        f"{len(moved.moved)} of 60 mean entropies moved (same 20 images). False-alarm rate: at most 1 %."
+    )
     assert lines[-1] == f"and {len(moved.moved) - 20} more"
     errors = [float(line.split()[-1]) for line in lines[3:-1]]
     assert len(errors) == 20
     assert errors == sorted(errors, key=abs, reverse=True)
-    assert markdown(moved).startswith("## Entropy of m: moved\n")
+    assert markdown(moved).startswith("## Entropy of m: changed\n")
     assert "| layer | head | size |" in markdown(moved)
 
 
@@ -315,7 +324,7 @@ def test_junit_counts_its_failures(moved):
     assert "standard errors" in failures[0].text
 
 
-def test_the_figure_has_a_panel_per_size_and_a_point_per_head(moved):
+def test_figure_has_a_panel_per_size_and_a_point_per_head(moved):
     drawn = figure(moved)
     counts = [moved.moved["height"].eq(side).sum() for side in (32, 64)]
     assert [axes.get_title() for axes in drawn.axes] == [
@@ -339,7 +348,7 @@ def call(monkeypatch, capsys):
     return run
 
 
-def test_the_command_line_saves_checks_and_diffs(call, tiny, tiny_folder, tmp_path, queries_scaled):
+def test_command_line_saves_checks_and_diffs(call, tiny, tiny_folder, tmp_path, queries_scaled):
     grid = ("--sizes", "64", "--prompts", "2", "--seeds", "0,1,2,3,4", "--steps", "2", "--device", "cpu")
     old, new = tmp_path / "old.json", tmp_path / "new.json"
     code, out, err = call("save", tiny_folder, "--out", old, "--quiet", *grid)
@@ -351,11 +360,11 @@ def test_the_command_line_saves_checks_and_diffs(call, tiny, tiny_folder, tmp_pa
     files = ("--junit", tmp_path / "ci" / "j.xml", "--markdown", tmp_path / "ci" / "m.md")
     code, out, err = call("check", tmp_path / "wrong", old, "--device", "cpu", "--json", *files)
     assert (code, err) == (1, "")
-    told = json.loads(out)
-    assert not told["same"]
-    assert any(head["moved"] for head in told["heads"])
+    result = json.loads(out)
+    assert not result["same"]
+    assert any(head["moved"] for head in result["heads"])
     assert int(ElementTree.parse(tmp_path / "ci" / "j.xml").getroot().get("failures")) > 0
-    assert "moved" in (tmp_path / "ci" / "m.md").read_text()
+    assert "mean entropies moved" in (tmp_path / "ci" / "m.md").read_text()
     assert call("save", tmp_path / "wrong", "--out", new, "--quiet", *grid)[0] == 0
     code, _, err = call("diff", old, new)
     assert code == 1
@@ -395,12 +404,14 @@ def test_profile(entropy_baseline, factor):
 """
 
 
-def test_a_baseline_that_is_not_there_is_told_with_how_to_make_one(tmp_path):
-    with pytest.raises(InputError, match=r"b\.json': No such file or directory; entropy-probe baseline save makes one"):
+def test_missing_baseline_error_names_the_command_that_creates_one(tmp_path):
+    with pytest.raises(
+        InputError, match=r"b\.json': No such file or directory; create one with entropy-probe baseline save"
+    ):
         Profile.open(tmp_path / "b.json")
 
 
-def test_the_plugin_keeps_a_baseline_beside_the_test(pytester, tiny_folder):
+def test_plugin_saves_the_baseline_next_to_the_test(pytester, tiny_folder):
     def run(factor, *options):
         pytester.makepyfile(test_model=TEST.format(factor=factor, folder=str(tiny_folder)))
         done = pytester.runpytest_inprocess("-p", "no:cacheprovider", *options)
@@ -412,7 +423,7 @@ def test_the_plugin_keeps_a_baseline_beside_the_test(pytester, tiny_folder):
     baseline = pytester.path / "test_model" / "test_profile_a_model.json"
     code, lines = run(1.0)
     assert code == 1
-    assert any(f"no baseline yet: {baseline} is written" in line for line in lines)
+    assert any(f"no baseline yet: wrote {baseline}" in line for line in lines)
     assert run(1.0)[0] == 0
     code, lines = run(1.05)
     assert code == 1
@@ -427,7 +438,7 @@ def test_the_plugin_keeps_a_baseline_beside_the_test(pytester, tiny_folder):
     assert any("cannot read the baseline" in line for line in lines)
 
 
-def test_the_plugin_is_there_and_imports_nothing_heavy():
+def test_plugin_is_loaded_without_heavy_imports():
     check = (
         "import sys, pytest; pytest.main(['--co', '-q', '--help'], plugins=[]); "
         "print('LOADED', [m for m in ('entropy_probe.pytest_plugin', 'torch', 'pandas') if m in sys.modules])"

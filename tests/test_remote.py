@@ -1,4 +1,4 @@
-"""A run directory under a URL: in memory, and on a server that speaks S3."""
+"""Run directories at a URL: in memory and on an S3 server."""
 
 import boto3
 import pandas as pd
@@ -37,29 +37,29 @@ def local(tiny_pipeline, tmp_path_factory):
 
 
 def contents(run):
-    folders = {"cells": "*.parquet", "images": "*.png", "": "*.json"}
+    patterns = {"cells": "*.parquet", "images": "*.png", "": "*.json"}
     return {
         f"{folder}/{path.name}": path.read_bytes()
-        for folder, kind in folders.items()
-        for path in (run.path / folder if folder else run.path).glob(kind)
+        for folder, pattern in patterns.items()
+        for path in (run.path / folder if folder else run.path).glob(pattern)
     }
 
 
 @pytest.mark.parametrize("scheme", ["memory", "s3"])
-def test_a_run_under_a_url_is_the_one_in_a_folder(tiny_pipeline, local, bucket, scheme):
+def test_run_at_url_equals_run_in_folder(tiny_pipeline, local, bucket, scheme):
     store = f"{bucket if scheme == 's3' else 'memory://studies'}/runs/apple"
     made = sweep(tiny_pipeline, store=store, **SETTINGS)
-    truth = contents(local.run)
-    assert len(truth) == 10
-    assert contents(made.run) == truth
-    one, other, *_ = made.grid.cells()
-    made.run.cell_path(one).unlink()
-    made.run.image_path(other).write_bytes(b"damaged")
+    expected = contents(local.run)
+    assert len(expected) == 10
+    assert contents(made.run) == expected
+    first, second, *_ = made.grid.cells()
+    made.run.cell_path(first).unlink()
+    made.run.image_path(second).write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"2 of the 4 cells .* missing or damaged"):
         Sweep.open(store)
-    with pytest.warns(UserWarning, match=f"{other.name} is damaged"):
+    with pytest.warns(UserWarning, match=f"{second.name} is damaged"):
         sweep(tiny_pipeline, store=store, **SETTINGS)
-    assert contents(made.run) == truth
+    assert contents(made.run) == expected
     opened = Sweep.open(store, tiny_pipeline)
     assert opened.frame().equals(local.frame())
     assert opened.image("noto red apple", (32, 48), 1).tobytes() == local.image("noto red apple", (32, 48), 1).tobytes()
@@ -70,7 +70,7 @@ def test_a_run_under_a_url_is_the_one_in_a_folder(tiny_pipeline, local, bucket, 
     assert len(pd.read_parquet(f"{store}/records.parquet")) == len(opened.frame())
 
 
-def test_a_run_under_a_url_is_compared_with_a_folder(tiny_pipeline, local):
+def test_run_at_url_is_compared_with_run_in_folder(tiny_pipeline, local):
     sweep(tiny_pipeline, store="memory://compared/apple", **SETTINGS)
     compared = compare([local.run.path, "memory://compared/apple"])
     assert list(compared.runs) == ["run", "apple"]
@@ -81,8 +81,8 @@ def test_a_run_under_a_url_is_compared_with_a_folder(tiny_pipeline, local):
     assert slopes["run"] == slopes["apple"]
 
 
-def test_the_command_line_takes_a_url(tiny_folder, bucket, monkeypatch, capsys):
-    store = f"{bucket}/runs/told"
+def test_command_line_accepts_url(tiny_folder, bucket, monkeypatch, capsys):
+    store = f"{bucket}/runs/cli"
     options = ["--sizes", "32,64", "--prompts", "2", "--seeds", "0", "--steps", "1", "--device", "cpu", "--json"]
     for command in (["sweep", "--model", str(tiny_folder), *options], ["fit", "--json"]):
         monkeypatch.setattr("sys.argv", ["entropy-probe", *command, "--out", store])
@@ -101,16 +101,16 @@ def test_the_command_line_takes_a_url(tiny_folder, bucket, monkeypatch, capsys):
         ("nothing://a/run", r"cannot use nothing://a/run: .*nothing"),
     ],
 )
-def test_where_nothing_can_be_written_is_refused(tiny_pipeline, bucket, where, message):
+def test_url_that_cannot_be_written_is_refused(tiny_pipeline, bucket, where, message):
     with pytest.raises(InputError, match=message):
         sweep(tiny_pipeline, store=where, **SETTINGS)
 
 
-def test_another_folder_is_left_alone(tiny_pipeline, bucket):
+def test_folder_with_other_files_is_refused(tiny_pipeline, bucket):
     (open_location(bucket) / "thesis" / "chapter.txt").write_bytes(b"mine")
     with pytest.raises(InputError, match="neither empty nor a run"):
         sweep(tiny_pipeline, store=f"{bucket}/thesis", **SETTINGS)
 
 
-def test_the_url_of_a_local_folder_is_that_folder(tmp_path):
+def test_file_url_is_the_local_folder(tmp_path):
     assert open_location(f"file://{tmp_path}/run") == tmp_path / "run"

@@ -248,7 +248,7 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def _image_columns(settings: Settings) -> pd.MultiIndex:
-    """Return the columns of a profile: all seeds of the first prompt, then those of the second, and so on."""
+    """Return the columns of a profile: the seeds of the first prompt, then the seeds of the second, and so on."""
     return pd.MultiIndex.from_product([settings.prompts, settings.seeds], names=["prompt", "seed"])
 
 

@@ -21,7 +21,7 @@ def read_config(
 ) -> dict[str, str]:
     r"""Read the settings of a file. Return each value as the text that its flag would receive.
 
-    Values are not interpreted: `seeds: 010` means `--seeds 010`. Items of a list are joined with commas, those of
+    Values are not interpreted: `seeds: 010` means `--seeds 010`. Items of a list are joined with commas, items of
     `prompts` with line breaks. Only the syntax tree is read, so a file cannot create Python objects.
 
     >>> import tempfile
@@ -93,7 +93,8 @@ def _syntax_tree(path: Path) -> yaml.Node | None:
 
 def _setting_name(key: yaml.Node, known: Collection[str], where: str) -> str:
     name = str(key.value).replace("_", "-") if isinstance(key, yaml.ScalarNode) else "?"
-    if name not in known and (present := RENAMED_FLAGS.get(name)) in known:
+    present = RENAMED_FLAGS.get(name, name)
+    if name not in known and present in known:
         warn_renamed(name, present, f"{where}: ")
         return present
     if name not in known:

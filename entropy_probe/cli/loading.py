@@ -57,7 +57,7 @@ def open_run(out: str, model: str | None, device: str) -> Sweep:
     """Open a run directory with its model.
 
     Raises:
-        InputError: if there is no run, or its model cannot be loaded.
+        InputError: if the folder is not a run, or its model cannot be loaded.
     """
     from entropy_probe.runs import RunDirectory, Sweep, open_location
 

@@ -83,13 +83,13 @@ SeedsOption = Annotated[
     typer.Option(rich_help_panel=GRID_PANEL, help="Seeds, such as 0,1: one image per seed, prompt and size."),
 ]
 StepsOption = Annotated[
-    int | None, typer.Option(rich_help_panel=GRID_PANEL, help="Sampling steps. [default: from the model]")
+    int | None, typer.Option(rich_help_panel=GRID_PANEL, help="Sampling steps. Default: from the model.")
 ]
 GuidanceOption = Annotated[
     float | None,
     typer.Option(
         rich_help_panel=GRID_PANEL,
-        help="Scale of classifier-free guidance; 1 turns guidance off. [default: from the model]",
+        help="Scale of classifier-free guidance; 1 turns guidance off. Default: from the model.",
     ),
 ]
 RowsOption = Annotated[
@@ -113,7 +113,7 @@ RoundsOption = Annotated[
     typer.Option(
         min=0,
         rich_help_panel=EVALUATION_PANEL,
-        help="Maximum number of rounds that refine the measured law. [default: 3, or 1 with --quick]",
+        help="Maximum number of rounds that refine the measured law. Default: 3, or 1 with --quick.",
     ),
 ]
 MetricsOption = Annotated[

@@ -78,8 +78,10 @@ def parse_rows(text: str) -> int | Literal["all", "auto"]:
     Raises:
         InputError: for anything but `all`, `auto` and a positive integer.
     """
-    if text == "all" or text == "auto":
-        return text
+    if text == "all":
+        return "all"
+    if text == "auto":
+        return "auto"
     if not (rows := _parse_count(text)):
         raise InputError(f"rows must be 'all', 'auto' or a positive integer, got {text[:100]!r}")
     return rows
@@ -92,7 +94,7 @@ def parse_scale_factors(text: str) -> list[float]:
     [0.7, 1.5]
 
     Raises:
-        InputError: if a value is negative or not a finite number, or if there is no value other than 1.
+        InputError: if a value is negative or not a finite number, or if all values are 1.
     """
     try:
         values = [float(part) for part in parse_names(text)]
@@ -116,7 +118,7 @@ def parse_prompts(text: str | None, count: int) -> list[str]:
         count: number of bundled prompts to use if `text` is None.
 
     Raises:
-        InputError: if there are no prompts, too few bundled prompts, or the file cannot be read.
+        InputError: if the text contains no prompt, `count` exceeds the bundled prompts, or the file cannot be read.
     """
     if text is not None and "\n" in text:
         return _prompts_in(text, "the list of prompts")

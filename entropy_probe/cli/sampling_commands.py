@@ -88,7 +88,10 @@ def run(
     quiet: QuietOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Run all stages: sample, fit, derive the scale factors, validate them, and write the report."""
+    """Run all stages: sample, fit, derive the scale factors, validate them, and write the report.
+
+    Rerun the same command to resume.
+    """
     from entropy_probe.runs import sweep as sample_grid
 
     check_laws(laws)

@@ -23,7 +23,7 @@ def to_json(law: ScalingLaw) -> str:
     """
     law = getattr(law, "law", law)  # a Derivation holds its law
     name = next((name for name, kind in LAWS.items() if kind is type(law)), law.name)
-    return to_strict_json({"law": name, **dataclasses.asdict(law)})  # type: ignore[call-overload]
+    return to_strict_json({"law": name, **dataclasses.asdict(law)})  # type: ignore[arg-type]
 
 
 def from_json(text: str) -> ScalingLaw:
@@ -39,7 +39,7 @@ def from_json(text: str) -> ScalingLaw:
         fields = from_strict_json(dict[str, Any], text)
         fields.pop("derivation", None)  # a derived law may be stored with the record of its derivation
         if "law" not in fields:
-            raise InputError("it lacks 'law'")
+            raise InputError("the field 'law' is missing")
         name = str(fields.pop("law"))
         if name not in LAWS:
             raise InputError(f"there is no law {name[:100]!r}: 'law' must be one of {', '.join(LAWS)}")

@@ -35,10 +35,9 @@ def upgrade_cell(content: bytes) -> bytes:
     if _OLD_KEY not in content or not cells.is_intact(content):  # this check is fast; parsing every file would not be
         return content
     try:
-        table = pq.read_table(pa.BufferReader(content))
-        fields = json.loads(table.schema.metadata[cells.METADATA_KEY.encode()])
+        fields = json.loads(pq.read_metadata(pa.BufferReader(content)).metadata[cells.METADATA_KEY.encode()])
         metadata = cells.CellMetadata(str(fields["cell"]), str(fields["picture"]), tuple(map(str, fields["batch"])))
-        frame = table.to_pandas().rename(columns={"multiplier": "scale_factor"})
+        frame = cells.decode(content).to_pandas().rename(columns={"multiplier": "scale_factor"})
         return cells.encode(frame, metadata)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         return content

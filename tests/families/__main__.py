@@ -1,4 +1,4 @@
-"""Writes docs/models.md from the matrix."""
+"""Write docs/models.md from the table of families."""
 
 from pathlib import Path
 

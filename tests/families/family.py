@@ -15,10 +15,10 @@ class Attention:
     """The attention of the layers that a glob matches.
 
     Attributes:
-        kind: `self`: image (or video) tokens among themselves; `cross`: they attend to something else; `joint`: image
-            and text tokens in one softmax; `text`: words among themselves.
-        stride: latent pixels that a token stands for, along height and width; 0 where queries are no image tokens.
-        axes: what one attention spans.
+        kind: `self`: image (or video) tokens only; `cross`: image queries, other keys; `joint`: image and text keys in
+            one softmax; `text`: text tokens only.
+        stride: latent pixels per token, along height and width; 0 if the queries are not image tokens.
+        axes: the axes over which one call attends.
     """
 
     kind: Kind
@@ -31,16 +31,18 @@ class Family:
     """A family of models.
 
     Attributes:
-        name: as the field calls it.
-        pipeline: the diffusers pipeline that drives it.
-        build: the denoiser, of the real class, small, with random weights.
-        inputs: keyword arguments of its forward for a batch of two, for latents of a height and a width.
-        attention: what each layer is, by glob over the names of the modules that attend.
-        linear: globs of attention layers that have no softmax.
-        hidden: modules whose attention is not torch's own call, and cannot be seen.
-        image: where the image tokens stand in a joint attention, by the source of the model; `untold` where capture
-            cannot know; None without joint attention.
+        name: common name.
+        pipeline: class of the diffusers pipeline.
+        build: returns a small denoiser of the real class, with random weights.
+        inputs: keyword arguments of its forward for a batch of two, given the model and the latent height and width.
+        attention: the expected attention, by glob over the names of the layers.
+        linear: globs of attention layers without a softmax.
+        hidden: modules whose attention does not use torch's function and cannot be measured.
+        image: position of the image tokens in a joint attention, from the source of the model; `unknown` if capture
+            cannot determine it; None without joint attention.
         frames: latent frames of the inputs; None for images.
+        notes: for the page of models.
+        sizes: latent heights and widths to test.
     """
 
     name: str
@@ -50,7 +52,7 @@ class Family:
     attention: dict[str, Attention]
     linear: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
-    image: Literal["first", "last", "untold"] | None = None
+    image: Literal["first", "last", "unknown"] | None = None
     frames: int | None = None
     notes: str = ""
     sizes: tuple[tuple[int, int], ...] = field(default=((8, 8), (16, 16), (8, 16)))

@@ -1,6 +1,5 @@
-"""Whole pipelines, small and with random weights: each folder is what a user has on disk."""
+"""Small complete pipelines with random weights, which tests save to and load from disk."""
 
-import copy
 import tempfile
 from collections.abc import Callable
 
@@ -9,8 +8,6 @@ from diffusers import (
     AllegroPipeline,
     AnimateDiffPipeline,
     AuraFlowPipeline,
-    AutoencoderDC,
-    AutoencoderKL,
     AutoencoderKLAllegro,
     AutoencoderKLCogVideoX,
     AutoencoderKLFlux2,
@@ -73,9 +70,6 @@ from transformers import (
     BertModel,
     ByT5Tokenizer,
     CLIPImageProcessor,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
     Gemma2Config,
@@ -89,7 +83,6 @@ from transformers import (
     LlamaModel,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
-    PreTrainedTokenizerBase,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLTextConfig,
@@ -98,58 +91,34 @@ from transformers import (
     Qwen3Model,
     T5Config,
     T5EncoderModel,
-    UMT5Config,
-    UMT5EncoderModel,
 )
 
-from recipes.emoji_networks import build_tokenizer
-
 from . import FAMILIES
+from .components import (
+    LANGUAGE_MODEL,
+    TEXT,
+    TEXT_WIDTH,
+    TINY,
+    TOKENIZER,
+    autoencoder,
+    chatting,
+    clip,
+    decoder_only,
+    deep_autoencoder,
+    qwen_text,
+    sides,
+    t5,
+    umt5,
+)
 
-TOKENIZER = build_tokenizer(["a red apple", "flat pizza"], 300)
-TEXT_WIDTH = 32
 CLASSES = 1000
-"""Of DiT, whose pipeline takes the next number for the class that stands for none."""
+"""Classes of DiT; its pipeline uses the next number for the empty class."""
 
-
-TEXT = {"tokenizer": TOKENIZER}
-TINY = {"hidden_size": 16, "intermediate_size": 16}
-LANGUAGE_MODEL = {
-    "vocab_size": len(TOKENIZER), "intermediate_size": 16, "head_dim": 8, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 1,
-}  # fmt: skip
 
 SENTENCEPIECE = tempfile.TemporaryDirectory()
-"""Holds what Kolors' tokenizer copies when it is saved."""
+"""Folder of the model file that Kolors' tokenizer copies when it is saved."""
 
 Builder = Callable[[nn.Module], DiffusionPipeline]
-
-
-def sides(levels: int) -> dict[str, tuple[str, ...]]:
-    """An encoder and a decoder of plain blocks."""
-    return {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
-
-
-def autoencoder(channels: int, halvings: int = 2) -> AutoencoderKL:
-    """Halves height and width so often."""
-    levels = halvings + 1
-    return AutoencoderKL(
-        **sides(levels), block_out_channels=(4,) * levels, norm_num_groups=2, latent_channels=channels, shift_factor=0.0
-    )
-
-
-def clip(width: int, projection: int | None = None, words: int = 77) -> CLIPTextModel:
-    config = CLIPTextConfig(
-        vocab_size=len(TOKENIZER), hidden_size=width, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=words, projection_dim=projection, bos_token_id=0, eos_token_id=1,
-        pad_token_id=1,
-    )  # fmt: skip
-    return CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
-
-
-def t5(width: int) -> T5EncoderModel:
-    config = T5Config(vocab_size=len(TOKENIZER), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    return T5EncoderModel(config)
 
 
 def stable_diffusion_xl() -> DiffusionPipeline:
@@ -192,40 +161,22 @@ def flux() -> DiffusionPipeline:
 
 
 def of_family(name: str) -> nn.Module:
-    """The denoiser of the matrix."""
+    """Return the denoiser of a family."""
     return next(family for family in FAMILIES if family.name == name).build()
 
 
-def umt5(width: int) -> UMT5EncoderModel:
-    return UMT5EncoderModel(UMT5Config(vocab_size=len(TOKENIZER), d_model=width, d_kv=8, d_ff=32, num_layers=1))
-
-
-def decoder_only(config: type, model: type, width: int) -> nn.Module:
-    """A language model that serves as text encoder."""
-    return model(config(**LANGUAGE_MODEL, hidden_size=width, num_hidden_layers=3))
-
-
-def deep_autoencoder() -> AutoencoderDC:
-    sides = {"block_types": "ResBlock", "block_out_channels": (8, 8, 8), "layers_per_block": (1, 1, 1)}
-    sides |= {"qkv_multiscales": ((), (), ())}
-    return AutoencoderDC(
-        latent_channels=4, decoder_norm_types="rms_norm", decoder_act_fns="silu",
-        **{f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in sides.items()},
-    )  # fmt: skip
-
-
 def by_family(name: str) -> DiffusionPipeline:
-    """A pipeline around the denoiser of the matrix; it stretches what is too short for the pipeline's prompts."""
+    """Return a pipeline with the denoiser of a family, adapted to the prompt length of the pipeline."""
     return WHOLE[name](of_family(name))
 
 
 def altered(model: nn.Module, **changes: object) -> nn.Module:
-    """The same denoiser, but for a few entries of its configuration."""
+    """Return a denoiser with a changed configuration."""
     return type(model).from_config({**model.config, **changes})
 
 
 def kolors(unet: nn.Module) -> DiffusionPipeline:
-    """Its tokenizer is sentencepiece's, and its text encoder one of its own, which leaves its weights uninitialised."""
+    """Return Kolors, with a sentencepiece tokenizer and its text encoder, whose weights must be initialised here."""
     width = unet.config.encoder_hid_dim
     config = ChatGLMConfig(
         num_layers=2, padded_vocab_size=64, hidden_size=width, ffn_hidden_size=16, kv_channels=8,
@@ -256,7 +207,7 @@ def deepfloyd_if(unet: nn.Module) -> DiffusionPipeline:
 
 
 def hunyuan_dit(transformer: nn.Module) -> DiffusionPipeline:
-    """It counts on latents of an eighth of the pixels, and on prompts of these lengths."""
+    """Return HunyuanDiT, which needs three halvings and these prompt lengths."""
     config = transformer.config
     bert = BertConfig(
         vocab_size=len(TOKENIZER), hidden_size=config.cross_attention_dim, num_hidden_layers=1, num_attention_heads=2,
@@ -280,7 +231,7 @@ def stable_diffusion_35(transformer: nn.Module) -> DiffusionPipeline:
 
 
 def flux_2(transformer: nn.Module) -> DiffusionPipeline:
-    """Its prompt is three layers of the language model, side by side."""
+    """Return Flux.2, whose prompt embedding concatenates three layers of the language model."""
     text = {**LANGUAGE_MODEL, "model_type": "mistral", "hidden_size": 16, "num_hidden_layers": 31}
     vision = {"model_type": "pixtral", **TINY, "num_hidden_layers": 1, "image_size": 32, "patch_size": 8}
     config = Mistral3Config(text_config=text, vision_config=vision, image_token_index=3)
@@ -289,11 +240,6 @@ def flux_2(transformer: nn.Module) -> DiffusionPipeline:
         vae=AutoencoderKLFlux2(**sides(3), block_out_channels=(4, 4, 4), norm_num_groups=2, latent_channels=4),
         text_encoder=Mistral3ForConditionalGeneration(config), tokenizer=chatting(),
     )  # fmt: skip
-
-
-def qwen_text(layers: int) -> dict[str, object]:
-    rotary = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10_000.0}
-    return {**LANGUAGE_MODEL, "hidden_size": 16, "num_hidden_layers": layers, "rope_parameters": rotary}
 
 
 def qwen_image(transformer: nn.Module) -> DiffusionPipeline:
@@ -428,7 +374,7 @@ def mochi(transformer: nn.Module) -> DiffusionPipeline:
 
 
 def plain(kind: type[DiffusionPipeline], scheduler: type, **parts: Callable[[], object]) -> Builder:
-    """A pipeline of one text encoder and an autoencoder that halves twice."""
+    """Return a pipeline with one text encoder and an autoencoder that halves twice."""
 
     def build(transformer: nn.Module) -> DiffusionPipeline:
         made = {"vae": autoencoder(4), **{name: part() for name, part in parts.items()}}
@@ -483,13 +429,6 @@ WHOLE: dict[str, Builder] = {
 }
 
 
-def chatting() -> PreTrainedTokenizerBase:
-    """With a template for messages, as the tokenizers of language models have: the system's, then the user's."""
-    tokenizer = copy.deepcopy(TOKENIZER)
-    tokenizer.chat_template = "{% for message in messages %}{{ message.content }} {% endfor %}"
-    return tokenizer
-
-
 PIPELINES: dict[str, Callable[[], DiffusionPipeline]] = {
     "Stable Diffusion XL": stable_diffusion_xl,
     "Stable Diffusion 3": stable_diffusion_3,
@@ -498,7 +437,7 @@ PIPELINES: dict[str, Callable[[], DiffusionPipeline]] = {
 
 
 def seeded(build: Callable[[], DiffusionPipeline]) -> DiffusionPipeline:
-    """The same weights every time, without dropout."""
+    """Build a pipeline with the same weights every time, in evaluation mode."""
     torch.manual_seed(0)
     pipeline = build()
     for part in pipeline.components.values():

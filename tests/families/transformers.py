@@ -1,4 +1,4 @@
-"""Image transformers: text and image tokens in one softmax, and the few that keep them apart."""
+"""Image transformers, most of them with joint attention of text and image tokens."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def latents(height: int, width: int) -> Tensor:
 
 
 def packed(height: int, width: int) -> Tensor:
-    """Latents with every 2 x 2 pixels in one token."""
+    """Return latents with 2 x 2 pixels packed into one token."""
     pixels = latents(height, width).unflatten(3, (width // 2, 2)).unflatten(2, (height // 2, 2))
     return pixels.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
@@ -46,7 +46,7 @@ def text() -> Tensor:
 
 
 def mask(padding: int = 3) -> Tensor:
-    """The first prompt is full, the second is padded."""
+    """Return the mask of a prompt without padding and one with padding."""
     padded = torch.ones(2, WORDS, dtype=torch.long)
     padded[1, WORDS - padding :] = 0
     return padded
@@ -57,7 +57,7 @@ def timestep(time: float = 500.0) -> Tensor:
 
 
 def image_ids(height: int, width: int) -> Tensor:
-    """The row and the column of every packed token."""
+    """Return the row and the column of every packed token."""
     return torch.cartesian_prod(torch.arange(1), torch.arange(height // 2), torch.arange(width // 2)).float()
 
 
@@ -137,7 +137,7 @@ def build_chroma() -> nn.Module:
 
 
 def chroma_inputs(model: nn.Module, height: int, width: int) -> dict[str, Any]:
-    """The pipeline leaves the first token of the padding unmasked."""
+    """Return inputs whose mask includes the first token of the padding, as in the pipeline."""
     hidden_states = packed(height, width)
     return {
         "hidden_states": hidden_states,
@@ -263,7 +263,7 @@ def build_z_image() -> nn.Module:
 
 
 def z_image_inputs(model: nn.Module, height: int, width: int) -> dict[str, Any]:
-    """Prompts of 70 and 40 words, which the model pads to 96 and 64 tokens."""
+    """Return inputs with prompts of 70 and 40 words, which the model pads to 96 and 64 tokens."""
     return {
         "x": list(latents(height, width).unsqueeze(2)),
         "t": timestep(0.5),
@@ -300,7 +300,7 @@ def qwen_image_inputs(model: nn.Module, height: int, width: int) -> dict[str, An
 
 
 def build_prx() -> nn.Module:
-    """The gates of the attention start at zero in this class, so they are drawn here."""
+    """Return a model with random attention gates: their default is zero."""
     torch.manual_seed(0)
     model = PRXTransformer2DModel(
         in_channels=CHANNELS, context_in_dim=TEXT_WIDTH, hidden_size=32, num_heads=2, depth=2, axes_dim=[8, 8]
@@ -401,7 +401,7 @@ FAMILIES: list[Family] = [
         chroma_inputs,
         TWO_STREAMS,
         image="last",
-        notes="diffusers adds the padding mask to the scores as 0 and 1, so padding is attended to",
+        notes="diffusers adds the padding mask to the logits as 0 and 1, so padding is not excluded",
     ),
     Family(
         "Lumina 2",
@@ -409,8 +409,8 @@ FAMILIES: list[Family] = [
         build_lumina2,
         lumina2_inputs,
         {f"{blocks}.attn": attention for blocks, attention in REFINED.items()},
-        image="untold",
-        notes="the prompts of a batch begin and end where they like, so where the image stands is not told",
+        image="unknown",
+        notes="prompts of different lengths shift the image tokens, so their position is unknown",
     ),
     Family(
         "Sana",
@@ -443,8 +443,8 @@ FAMILIES: list[Family] = [
         z_image_inputs,
         {f"{blocks}.attention": attention for blocks, attention in REFINED.items()},
         image="first",
-        notes="image and text are each padded to a multiple of 32, and the padding is attended to; an image with "
-        "padding makes its refiner count as `joint`",
+        notes="image and text are each padded to a multiple of 32, and the padding is not masked; with image padding, "
+        "the refiner is classified as `joint`",
         sizes=((16, 16), (8, 16), (16, 32)),
     ),
     Family(
@@ -472,6 +472,6 @@ FAMILIES: list[Family] = [
         hidream_inputs,
         {"double_stream_blocks.*.block.attn1": JOINT, "single_stream_blocks.*.block.attn1": JOINT},
         image="first",
-        notes="an image that is not square is padded to the tokens of `max_resolution`, and the padding is attended to",
+        notes="an image that is not square is padded to the tokens of `max_resolution`, and the padding is not masked",
     ),
 ]

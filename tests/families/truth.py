@@ -1,4 +1,4 @@
-"""What a capture is held against: attention written out in float64, fed by a model's own processors."""
+"""The reference for a capture: attention maps in float64, from the inputs of the real attention calls."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 @contextmanager
 def eager(denoiser: nn.Module, hidden: Sequence[str], maps: list[Tensor]) -> Iterator[None]:
-    """Attention written out, in place of torch's: the map of what a model's own processors feed it.
+    """Compute the attention map of every call of torch's attention inside a denoiser.
 
     Args:
-        denoiser: the model; the output stays what torch's own call gives.
-        hidden: modules whose attention is left out.
-        maps: takes one map after the other, of what the denoiser calls: not of the text encoder before it.
+        denoiser: the model; its output does not change.
+        hidden: modules whose calls are skipped.
+        maps: the maps are appended to this list.
     """
     fused = F.scaled_dot_product_attention
     running: list[bool] = []
@@ -24,7 +24,7 @@ def eager(denoiser: nn.Module, hidden: Sequence[str], maps: list[Tensor]) -> Ite
 
     def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
         output = fused(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-        query, key = query.to(output.dtype), key.to(output.dtype)  # in which the kernel computes, under autocast
+        query, key = query.to(output.dtype), key.to(output.dtype)  # the dtype of the kernel, under autocast
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         if enable_gqa:
             key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
@@ -50,5 +50,5 @@ def eager(denoiser: nn.Module, hidden: Sequence[str], maps: list[Tensor]) -> Ite
 
 
 def entropy(weights: Tensor) -> Tensor:
-    """Of every row, nats."""
+    """Return the entropy of every row, in nats."""
     return torch.special.entr(weights).sum(-1)

@@ -33,7 +33,7 @@ def text() -> Tensor:
 
 
 def mask(tokens: int = WORDS, padding: int = 3) -> Tensor:
-    """The first prompt is full, the second is padded."""
+    """Return the mask of a prompt without padding and one with padding."""
     padded = torch.ones(2, tokens, dtype=torch.long)
     padded[1, tokens - padding :] = 0
     return padded
@@ -44,7 +44,7 @@ def timestep() -> Tensor:
 
 
 def self_and_cross(blocks: str, stride: int, axes: Axes = "spatial") -> dict[str, Attention]:
-    """`attn1` is self-attention and `attn2` is cross-attention."""
+    """Return the attention of blocks in which `attn1` is self-attention and `attn2` is cross-attention."""
     return {
         f"{blocks}.*.attn1": Attention("self", stride, axes),
         f"{blocks}.*.attn2": Attention("cross", stride, axes),
@@ -410,7 +410,7 @@ FAMILIES: list[Family] = [
             "transformer_blocks.*.attn1": Attention("joint", 2, "spatio-temporal"),
         },
         frames=FRAMES,
-        notes="attends once for each prompt of the batch, over the words that are not padding",
+        notes="one call for each prompt of the batch, without the padding",
         image="first",
     ),
     Family(

@@ -1,0 +1,1 @@
+"""Faults of a run directory, each done for real and counted."""
