@@ -1,8 +1,8 @@
 """Scores of two defects of images sampled at another size than the training size: incomplete and repeated objects.
 
 Each score is a number from 0 (no defect) and is computed from the image alone. Both start from the foreground: the
-difference of each pixel from the background colour. The background colour is given, or it is the median colour along the
-frame. `docs/defects.md` shows both scores on images that were cropped, erased and tiled.
+difference of each pixel from the background colour. The background colour is given, or it is the median colour along
+the frame. `docs/defects.md` shows both scores on images that were cropped, erased and tiled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FOREGROUND_THRESHOLD = 0.15
 """Minimum difference from the background of a foreground pixel, as a fraction of full scale."""
 
 CENTRED_RADIUS = 0.25
-"""Maximum distance of a centred object's centroid from the image centre, in half sides. 95 % of real images are below."""
+"""Maximum distance of a centred object from the image centre, in half sides. 95 % of real images are below."""
 
 MIN_SHIFT = 1 / 12
 """Minimum distance of a repeated object, as a fraction of the shorter side."""
@@ -101,8 +101,8 @@ def off_centre(foreground: Bool[np.ndarray, "height width"]) -> float:
     """Compute how far an object's centroid is from the image centre, beyond `CENTRED_RADIUS`.
 
     The distance is in half sides of the shorter side, scaled to [0, 1]. If complete objects are centred, an object that
-    misses a part on one side is not. The score does not detect parts that are missing symmetrically. An image without an
-    object scores 1.
+    misses a part on one side is not. The score does not detect parts that are missing symmetrically. An image without
+    an object scores 1.
 
     Example:
         >>> foreground = np.zeros((8, 8), dtype=bool)
@@ -126,8 +126,8 @@ def repetition(difference: Float[np.ndarray, "height width 3"]) -> float:
 
         R = max over local maxima s of rho, |s| >= `MIN_SHIFT`, of rho(s) - min_{0 <= t <= 1} rho(t s)
 
-    This is the height of a peak away from the origin above the valley between them. A single object has one peak, at the
-    origin, at any size. A second object at a distance of n pixels adds a peak at n. n x n copies score at most
+    This is the height of a peak away from the origin, above the valley between them. A single object has one peak, at
+    the origin, at any size. A second object at a distance of n pixels adds a peak at n. n x n copies score at most
     (n - 1) / n, because this fraction of the copies has a neighbour.
 
     Args:

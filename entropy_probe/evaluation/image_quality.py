@@ -53,7 +53,9 @@ def quality(sampled: Sweep, scorer: Scorer, *, progress: bool = True) -> Quality
     """
     laws = list(dict.fromkeys(law.name for law in sampled.grid.laws))
     if "original" not in laws:
-        raise InputError(f"quality is relative to the original model, got only {', '.join(laws)}: add 'original' to laws")
+        raise InputError(
+            f"quality is relative to the original model, got only {', '.join(laws)}: add 'original' to laws"
+        )
     pairs = pd.MultiIndex.from_product([sampled.grid.prompts, sampled.grid.seeds], names=["prompt", "seed"])
     captions = _Captions.of(scorer, list(pairs.get_level_values("prompt")))
     weights = bootstrap_weights(pairs)

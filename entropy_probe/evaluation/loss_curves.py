@@ -71,7 +71,8 @@ class LossCurve:
 
         Returns:
             Columns `size`, the name of the number (NaN at an edge), `low`, `high` (95 % bootstrap interval over the
-            images), `edge` (`lower`, `upper` or empty), `optimum` (text).
+            images), `edge` (`lower`, `upper` or empty), `minimum` (the value, at an edge the end of the scan),
+            `optimum` (text).
         """
         rows = []
         generator = np.random.default_rng(0)
@@ -86,7 +87,7 @@ class LossCurve:
                 edge, f"{value:.2f} [{low:.2f}, {high:.2f}]"
             )
             where = {"size": format_size(size), self.name: math.nan if edge else value, "low": low, "high": high}
-            rows.append({**where, "edge": edge, "optimum": text})
+            rows.append({**where, "edge": edge, "minimum": value, "optimum": text})
         return pd.DataFrame(rows)
 
     def to_json(self) -> str:

@@ -6,6 +6,7 @@ Tables, plots, reports and the command line read this declaration. The functions
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -91,7 +92,7 @@ def metric_and_network(column: str) -> tuple[Metric, str]:
     return METRICS[name], network
 
 
-def in_order(columns: list[str]) -> list[str]:
+def in_order(columns: Iterable[str]) -> list[str]:
     """Sort metric columns in the order of `METRICS`; the networks of a metric are next to each other.
 
     Example:

@@ -92,7 +92,7 @@ class Outcome(Viewed):
             )
             unclear = [format_size(d.size) for d in drifts if d.removed_low <= 0]
             note = f"; no reduction detected at {', '.join(unclear)}" if unclear else ""
-            sentences.append(f"The {law} law removes this part of the entropy drift: {numbers}{note}.")
+            sentences.append(f"Entropy drift removed by the {law} law: {numbers}{note}.")
         return sentences + (self.quality.verdict() if self.quality else [])
 
 
