@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from entropy_probe.errors import InputError as InputError
     from entropy_probe.estimation import derive as derive
     from entropy_probe.estimation import fit as fit
+    from entropy_probe.evaluation import loss as loss
     from entropy_probe.evaluation import validate as validate
     from entropy_probe.laws import apply as apply
     from entropy_probe.laws import remove as remove
@@ -40,6 +41,7 @@ __all__ = [
     "fit",
     "laws",
     "load",
+    "loss",
     "reference",
     "remove",
     "report",
@@ -66,7 +68,7 @@ def __getattr__(name: str) -> Any:
             from entropy_probe import runs as home
         case "fit" | "derive":
             from entropy_probe import estimation as home
-        case "validate":
+        case "loss" | "validate":
             from entropy_probe import evaluation as home
         case "compare" | "explore" | "report":
             from entropy_probe import reports as home

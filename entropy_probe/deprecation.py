@@ -34,7 +34,7 @@ def renamed_arguments(**renamed: str) -> Callable[[Callable[P, R]], Callable[P, 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             for old in renamed.keys() & kwargs.keys():
-                _warn(f"{function.__name__}({old}=...) is deprecated: use {renamed[old]}=...")
+                warn_renamed(f"{function.__name__}({old}=...)", f"{renamed[old]}=...")
                 kwargs[renamed[old]] = kwargs.pop(old)
             return function(*args, **kwargs)
 
@@ -64,11 +64,17 @@ def renamed_names(module: str, **renamed: Any) -> Callable[[str], Any]:
     def lookup(name: str) -> Any:
         if name not in renamed:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        _warn(f"{module}.{name} is deprecated: use {renamed[name].__name__}")
+        warn_renamed(f"{module}.{name}", renamed[name].__name__)
         return renamed[name]
 
     return lookup
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, DeprecationWarning, stacklevel=3)
+def warn_renamed(old: str, new: str) -> None:
+    """Warn the caller of the calling function that `old` is deprecated.
+
+    Args:
+        old: the deprecated name or call.
+        new: what to use instead.
+    """
+    warnings.warn(f"{old} is deprecated: use {new}", DeprecationWarning, stacklevel=3)

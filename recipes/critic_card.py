@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from entropy_probe.evaluation.critic import Critic, load
+from entropy_probe.evaluation.critic import Critic, load_critic
 from entropy_probe.evaluation.image_metrics import features, rank_of_caption
 from entropy_probe.models import Size, format_size
 from entropy_probe.reference.drawings import Drawings
@@ -36,7 +36,7 @@ def main(
     ),
 ) -> None:
     """Print and save the accuracy of caption retrieval among 500 drawings, by style and size."""
-    critic = load(out)
+    critic = load_critic(out)
     packages = PACKAGES | UNSEEN
     download(work, packages)
     rows = []

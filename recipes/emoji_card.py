@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from matplotlib.figure import Figure
 
-from entropy_probe.evaluation.loss_curves import loss_against_g
+from entropy_probe.evaluation.loss_curves import loss
 from entropy_probe.models import load, sample_images
 from entropy_probe.reference import images, prompts
 from recipes.emoji_networks import SIZE
@@ -40,7 +40,7 @@ def main(
     pipeline = load(model, device="cpu")
     sample_grid(pipeline, prompts()[:64], out / "samples.png")
     real_images = images()[::6]
-    curve = loss_against_g(pipeline, real_images, [(SIZE, SIZE)], SCALE_FACTORS)
+    curve = loss(pipeline, real_images, [(SIZE, SIZE)], SCALE_FACTORS)
     rows = curve.table().drop(columns="size").to_dict("records")
     (out / "response.json").write_text(
         json.dumps({"images": len(real_images.captions), "response": rows}, indent=2) + "\n"

@@ -15,12 +15,12 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from entropy_probe.estimation import derive_measured
-from entropy_probe.evaluation import Judge, Outcome, judge_for
+from entropy_probe.estimation import derive
+from entropy_probe.evaluation import Outcome, Scorer, in_order, load_scorer
 from entropy_probe.laws import Kappa, Original, Paper, ScalingLaw, from_json
 from entropy_probe.models import Size, fingerprint, format_size, load, quiet_libraries, training_tokens
 from entropy_probe.plots import figures
-from entropy_probe.plots.tables import in_order, kappa_of_laws, titled
+from entropy_probe.plots.tables import kappa_of_laws, titled
 from entropy_probe.reference import prompts
 from entropy_probe.runs import Sweep, extend, sweep, write_atomically
 from research.agreement import JUDGES, SHOWN
@@ -63,7 +63,7 @@ class Ablation:
 
 
 def sample_and_judge(
-    pipeline: Any, original: Sweep, measured: ScalingLaw, judge: Judge, out: Path, *, progress: bool = True
+    pipeline: Any, original: Sweep, measured: ScalingLaw, scorer: Scorer, out: Path, *, progress: bool = True
 ) -> Iterator[Ablation]:
     """Yield every ablation; sample and evaluate what `out` does not hold yet.
 
@@ -71,7 +71,7 @@ def sample_and_judge(
         pipeline: the model.
         original: images of the original model at `ENDS`; its prompts, seeds and settings are used for all ablations.
         measured: the law that keeps the entropy.
-        judge: evaluates the images.
+        scorer: evaluates the images.
         out: folder of images and outcomes.
         progress: show progress bars.
     """
@@ -80,7 +80,7 @@ def sample_and_judge(
     def ablation(section: str, change: str | None, made: Sweep) -> Ablation:
         path = out / "outcomes" / f"{change or format_size(made.grid.sizes[0])}.json"
         path.parent.mkdir(exist_ok=True)
-        return Ablation(section, change, stored_outcome(path, made, judge, progress=progress))
+        return Ablation(section, change, stored_outcome(path, made, scorer, progress=progress))
 
     for size, kappas in KAPPAS.items():
         laws = [Original(), *(Kappa({"*": kappa}) for kappa in kappas), measured]
@@ -237,7 +237,7 @@ def main(
 ) -> None:
     """Measure how the results of the study depend on its settings, and write the page of ablations."""
     quiet_libraries()
-    judge = judge_for(JUDGES)  # fails at once if a network is not installed
+    scorer = load_scorer(JUDGES)  # fails at once if a network is not installed
     out.mkdir(parents=True, exist_ok=True)
     pipeline = load(model, device="auto")
     settings: dict[str, Any] = {"steps": 8, "guidance_scale": 4.0, "model": model}
@@ -248,12 +248,12 @@ def main(
         first = sweep(
             pipeline, prompts=prompts()[:LAW_PROMPTS], sizes=SIZES, seeds=LAW_SEEDS, store=out / "law", **settings
         )
-        measured = stored_law(out / "measured.json", lambda: derive_measured(first).law)
+        measured = stored_law(out / "measured.json", lambda: derive(first).law)
     original = sweep(
         pipeline, prompts=prompts()[:count], sizes=ENDS, seeds=range(seeds), store=out / "original",
         rows=ROWS, scale_factors=(), **settings,
     )  # fmt: skip
-    ablations = list(sample_and_judge(pipeline, original, measured, judge, out))
+    ablations = list(sample_and_judge(pipeline, original, measured, scorer, out))
     write_table(results / "ablations.json", long_table(ablations))
     charts = write_figures(ablations, model, docs)
     command = f"python -m research.ablations --model {model} --prompts {count} --seeds {seeds}"

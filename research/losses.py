@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from entropy_probe.estimation import calibrate
-from entropy_probe.evaluation.loss_curves import LossCurve, loss_against_g, loss_against_kappa
+from entropy_probe.evaluation.loss_curves import LossCurve, loss, loss_against_kappa
 from entropy_probe.laws import ScalingLaw, from_json
 from entropy_probe.models import CaptionedImages, Size, format_size
 from entropy_probe.plots import figures
@@ -62,13 +62,13 @@ def measure_losses(
     """Measure the loss against g of all layers, against one kappa, and against g of each layer group."""
     ends = [SIZES[0], SIZES[3]]
     losses = {
-        "g": stored_loss(results, "loss-g", lambda: loss_against_g(pipeline, real_images, SIZES, scale_factors)),
+        "g": stored_loss(results, "loss-g", lambda: loss(pipeline, real_images, SIZES, scale_factors)),
         "kappa": stored_loss(results, "loss-kappa", lambda: loss_against_kappa(pipeline, real_images, ends)),
     }
     for name, layers in layer_groups(pipeline).items():
 
         def measure(layers: tuple[str, ...] = layers) -> LossCurve:
-            return loss_against_g(pipeline, real_images, ends, scale_factors, layers=layers)
+            return loss(pipeline, real_images, ends, scale_factors, layers=layers)
 
         losses[name] = stored_loss(results, f"loss-g-{name.split()[0]}", measure)
     return losses
@@ -134,12 +134,12 @@ def factors_figure(
     axes.fill_between(x, g.min(0), g.max(0), color=colours[1], alpha=0.15, linewidth=0)
     axes.plot(x, np.sqrt(np.log(x * finest) / np.log(finest)), "--", color="0.35", label="the paper's law")
     at = best["size"].map(ratios)
-    errors = np.stack([best["g"] - best["low"], best["high"] - best["g"]]).clip(0)
-    axes.errorbar(at, best["g"], yerr=errors, fmt="o", color=colours[0], capsize=3, label="minimum loss, 95 %")
-    end = best["g"] >= highest
+    errors = np.stack([best["minimum"] - best["low"], best["high"] - best["minimum"]]).clip(0)
+    axes.errorbar(at, best["minimum"], yerr=errors, fmt="o", color=colours[0], capsize=3, label="minimum loss, 95 %")
+    end = best["minimum"] >= highest
     if end.any():
         label = "minimum loss, at the largest g that was tried"
-        axes.plot(at[end], best["g"][end], "^", color=colours[0], markersize=11, label=label)
+        axes.plot(at[end], best["minimum"][end], "^", color=colours[0], markersize=11, label=label)
     axes.axhline(1, color="0.8", linewidth=0.8, zorder=0)
     axes.set(xscale="log", title=f"{model}: which scale factor does a size need?")
     axes.set_yscale("log", base=2)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from entropy_probe.evaluation import Judge, Outcome, outcome_of
+from entropy_probe.evaluation import Outcome, Scorer, outcome_of
 from entropy_probe.laws import ScalingLaw, from_json, to_json
 from entropy_probe.runs import Sweep, write_atomically
 
@@ -39,11 +39,11 @@ def stored_law(path: Path, derive: Callable[[], ScalingLaw]) -> ScalingLaw:
     return from_json(path.read_text())
 
 
-def stored_outcome(path: Path, sweep: Sweep, judge: Judge, *, progress: bool = True) -> Outcome:
+def stored_outcome(path: Path, sweep: Sweep, scorer: Scorer, *, progress: bool = True) -> Outcome:
     """Return the outcome of a sweep at `path`; evaluate and write it if there is none of the same grid."""
-    if path.exists() and (stored := Outcome.from_json(sweep, path.read_text())).sweep.grid == sweep.grid:
+    if path.exists() and (stored := Outcome.from_json(path.read_text(), sweep)).sweep.grid == sweep.grid:
         return stored
-    outcome = outcome_of(sweep, judge, progress=progress)
+    outcome = outcome_of(sweep, scorer, progress=progress)
     write_atomically(path, outcome.to_json().encode())
     return outcome
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from entropy_probe.estimation import derive_gaussian, derive_measured, fit
-from entropy_probe.evaluation import Outcome, judge_for
+from entropy_probe.estimation import derive, fit
+from entropy_probe.evaluation import Outcome, load_scorer
 from entropy_probe.laws import ScalingLaw, resolve
 from entropy_probe.models import fingerprint, load, quiet_libraries, training_tokens
 from entropy_probe.plots import figures
@@ -90,7 +90,7 @@ class Results:
 
 def measure(pipeline: Any, settings: Settings, out: Path, results: Path) -> Results:
     """Return the stored results; measure the missing ones."""
-    judge = judge_for(JUDGES)
+    scorer = load_scorer(JUDGES)
     drawings = images()
     drawings = drawings[:: max(1, len(drawings.captions) // settings.real_images)]
     scale_factors = [float(g) for g in settings.scale_factors.split(",")]
@@ -102,8 +102,8 @@ def measure(pipeline: Any, settings: Settings, out: Path, results: Path) -> Resu
         pipeline, prompts=prompts()[:LAW_PROMPTS], sizes=SIZES, seeds=LAW_SEEDS, store=out / "law", **settings.sampling
     )
     derived = {
-        "measured": stored_law(results / "measured.json", lambda: derive_measured(first).law),
-        "gaussian": stored_law(results / "gaussian.json", lambda: derive_gaussian(first)),
+        "measured": stored_law(results / "measured.json", lambda: derive(first).law),
+        "gaussian": stored_law(results / "gaussian.json", lambda: derive(first, "gaussian").law),
         "calibrated": calibrated,
     }
     laws = [derived[name] if name in derived else resolve(name) for name in settings.laws.split(",")]
@@ -111,7 +111,7 @@ def measure(pipeline: Any, settings: Settings, out: Path, results: Path) -> Resu
         pipeline, prompts=prompts()[: settings.prompts], sizes=SIZES, seeds=range(settings.seeds), laws=["original"],
         store=out / "images", rows=ROWS, scale_factors=(), **settings.sampling,
     )  # fmt: skip
-    outcome = stored_outcome(out / "outcome.json", extend(original, laws=laws), judge)
+    outcome = stored_outcome(out / "outcome.json", extend(original, laws=laws), scorer)
     return Results(losses, one, layers, derived["measured"], first, outcome)
 
 
@@ -168,7 +168,7 @@ def main(
 ) -> None:
     """Measure losses, laws, drift and image quality of a model, and write the results page."""
     quiet_libraries()
-    judge_for(JUDGES)  # fails at once if a network is not installed
+    load_scorer(JUDGES)  # fails at once if a network is not installed
     settings = Settings(model, count, seeds, real_images, laws, steps, scale_factors, fit_steps, fit_batch)
     results = results or docs / "results" / model
     out.mkdir(parents=True, exist_ok=True)

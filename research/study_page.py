@@ -85,7 +85,7 @@ def best_table(loss: Tables, finest_tokens: int) -> pd.DataFrame:
             {
                 "size, px": row.size,
                 "N/T": f"{ratio:.3g}",
-                "g of minimum loss": f"{row.g:.2f} [{row.low:.2f}, {row.high:.2f}]",
+                "g of minimum loss": row.optimum,
                 "change at the best g tried": f"{lowest.change:+.2%} [{lowest.low:+.2%}, {lowest.high:+.2%}]",
                 "g of `paper`": f"{np.sqrt(np.log(tokens) / np.log(finest_tokens)):.2f}",
                 "g of `log`": f"{np.log(tokens) / np.log(finest_tokens):.2f}",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import entropy_probe as ep
-from entropy_probe.evaluation import WHITE, Judge, image_quality
+from entropy_probe.evaluation import WHITE, Scorer, image_quality
 from entropy_probe.laws import Measured
 from entropy_probe.models import training_tokens
 from research import ablations, losses, study, study_page
@@ -55,16 +55,16 @@ def original(tiny_pipeline, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_ablations(tiny_pipeline, original):
-    """Run every ablation: two prompts, two steps, two networks that judge."""
+    """Run every ablation: two prompts, two steps, two networks."""
     layers = list(training_tokens(tiny_pipeline))
     measured = Measured({layer: ((-1.0, 0.5), (1.0, 1.5)) for layer in layers}, dict.fromkeys(layers, 0.9))
-    judge = Judge({"brightness": Brightness(), "contrast": Contrast()}, ep.reference.images()[::200], WHITE)
+    scorer = Scorer({"brightness": Brightness(), "contrast": Contrast()}, ep.reference.images()[::200], WHITE)
     out = original.run.path.parent
 
     def run():
         with pytest.MonkeyPatch.context() as patch:  # the many distances would take minutes
             patch.setattr(image_quality, "DISTANCE_RESAMPLES", 5)
-            return list(ablations.sample_and_judge(tiny_pipeline, original, measured, judge, out, progress=False))
+            return list(ablations.sample_and_judge(tiny_pipeline, original, measured, scorer, out, progress=False))
 
     return run
 
@@ -142,7 +142,7 @@ def test_page_table_shows_the_numbers_of_the_outcomes(found):
 
 
 @pytest.mark.parametrize(
-    ("verdict", "mark"), [("better", " **better**"), ("worse", " **worse**"), ("no difference shown", "")]
+    ("verdict", "mark"), [("better", " **better**"), ("worse", " **worse**"), ("no difference detected", "")]
 )
 def test_table_cell_shows_difference_interval_and_significant_verdict(verdict, mark):
     compared = pd.Series({"difference": -0.25, "low": -0.5, "high": 0.125, "verdict": verdict})
@@ -180,7 +180,7 @@ def test_summary_of_two_verdicts(shown, words):
 
 def test_agreement_counts_equal_and_opposed_verdicts():
     networks = "kernel_distance:critic", "kernel_distance:efficientnet-lite0"
-    nothing = "no difference shown"
+    nothing = "no difference detected"
     verdicts_of = {  # law: the changes by the two networks, and the verdicts
         "both": ((3.0, 30.0), ("worse", "worse")),
         "alone": ((1.0, 20.0), (nothing, "worse")),
@@ -228,11 +228,11 @@ def with_two_images(loss, pipeline, images, *arguments, **keywords):
 @pytest.mark.slow
 def test_study_and_ablations_run_end_to_end(tiny_pipeline, tmp_path, monkeypatch):
     networks = {"critic": Brightness(), "efficientnet-lite0": Contrast()}
-    judge = Judge(networks, ep.reference.images()[::200], WHITE)
+    scorer = Scorer(networks, ep.reference.images()[::200], WHITE)
     for module in (study, ablations):
         monkeypatch.setattr(module, "load", lambda model, device: tiny_pipeline)
-        monkeypatch.setattr(module, "judge_for", lambda names: judge)
-    for name in ("loss_against_g", "loss_against_kappa"):  # the loss of two images instead of nine
+        monkeypatch.setattr(module, "load_scorer", lambda names: scorer)
+    for name in ("loss", "loss_against_kappa"):  # the loss of two images instead of nine
         monkeypatch.setattr(losses, name, partial(with_two_images, getattr(losses, name)))
     monkeypatch.setattr(image_quality, "DISTANCE_RESAMPLES", 5)
     monkeypatch.setattr(study, "LAW_PROMPTS", 2)

@@ -1,7 +1,6 @@
-"""The fit against statsmodels and known truth, and the derived law."""
+"""Regression and derivation: compared with statsmodels and with known values."""
 
 import math
-import sys
 
 import numpy as np
 import pandas as pd
@@ -10,16 +9,18 @@ import statsmodels.formula.api as smf
 from hypothesis import given
 from hypothesis import strategies as st
 
+import entropy_probe as ep
+from entropy_probe import laws
 from entropy_probe.errors import InputError
-from entropy_probe.estimation import POOLED, Derivation, derive, derive_gaussian, derive_measured, fit
-from entropy_probe.estimation.derivation import _root, _Try
+from entropy_probe.estimation import POOLED, Derivation, Fit, derive, derive_gaussian, derive_measured, fit, refinement
+from entropy_probe.estimation.refinement import Estimate, find_root
 from entropy_probe.runs import sweep
 
 TOKENS = (64, 144, 256, 576, 1024)
 
 
 class Records:
-    """What `fit` needs of a sweep: a table."""
+    """A table with the columns that `fit` reads from a sweep."""
 
     def __init__(self, entropy, seed=0, prompts=6, variance=lambda n: 2.0, noise=0.03):
         generator = np.random.default_rng(seed)
@@ -46,7 +47,7 @@ class Records:
         return self.table
 
 
-def test_the_log_law_and_its_clustered_errors_are_those_of_statsmodels():
+def test_log_law_and_clustered_errors_equal_statsmodels():
     records = Records(lambda n: 0.5 + 0.8 * math.log(n))
     law = fit(records).layers[0]
     model = smf.ols("entropy ~ np.log(query_tokens)", records.table)
@@ -59,7 +60,7 @@ def test_the_log_law_and_its_clustered_errors_are_those_of_statsmodels():
     assert (law.slope_low, law.slope_high) == pytest.approx(tuple(direct.conf_int().iloc[1]))
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+def test_interval_covers_true_slope_in_95_percent_of_fits():
     laws = [fit(Records(lambda n: 0.5 + 0.8 * math.log(n), seed)).layers[0] for seed in range(100)]
     covered = sum(law.slope_low <= 0.8 <= law.slope_high for law in laws)
     assert 85 <= covered <= 100
@@ -74,35 +75,35 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
         ("gaussian", lambda n: math.log(n) - 1.0 - 0.1 * (n % 5)),
     ],
 )
-def test_the_true_form_ranks_first(form, entropy):
+def test_true_form_ranks_first(form, entropy):
     variance = (lambda n: 2.0 + 0.2 * (n % 5)) if form == "gaussian" else (lambda n: 9.0)
     ranked = fit(Records(entropy, variance=variance, noise=0.003)).rivals
     assert ranked[ranked["layer"] == "a"].iloc[0]["form"] == form
     assert ranked[ranked["layer"] == POOLED].iloc[0]["form"] == form
 
 
-def test_one_prompt_has_no_error_bar_and_one_size_no_law():
+def test_single_prompt_has_no_error_bar_and_single_size_has_no_fit():
     assert math.isnan(fit(Records(math.log, prompts=1)).pooled.slope_se)
     records = Records(math.log)
-    assert "on a size left out, nats: " in str(fit(records))
+    assert "error at token counts left out of the fit, nats: " in str(fit(records))
     records.table = records.table[records.table["query_tokens"] <= 144]
-    assert str(fit(records)).endswith("three sizes with different token counts would tell")
+    assert str(fit(records)).endswith("sample at least three sizes with different token counts")
     records.table = records.table[records.table["query_tokens"] == 64]
     with pytest.raises(InputError, match="at least two sizes"):
         fit(records)
 
 
 @given(st.lists(st.floats(0.01, 3), min_size=2, max_size=6), st.floats(0, 1))
-def test_the_root_of_a_falling_curve_is_found(falls, place):
+def test_root_of_falling_curve(falls, place):
     x = np.arange(len(falls) + 1) / 2
     y = 5 - np.concatenate([[0], np.cumsum(falls)])
-    aim = y[-1] + place * (y[0] - y[-1])
-    assert np.interp(_root(x, y, aim), x, y) == pytest.approx(aim)
-    assert x[0] - 0.5 - 1e-9 <= _root(x, y, y[0] + 100) <= x[0]
-    assert x[-1] <= _root(x, y, y[-1] - 100) <= x[-1] + 0.5 + 1e-9
+    target = y[-1] + place * (y[0] - y[-1])
+    assert np.interp(find_root(x, y, target), x, y) == pytest.approx(target)
+    assert x[0] - 0.5 - 1e-9 <= find_root(x, y, y[0] + 100) <= x[0]
+    assert x[-1] <= find_root(x, y, y[-1] - 100) <= x[-1] + 0.5 + 1e-9
 
 
-def test_kappa_is_recovered_with_an_interval_that_covers_it():
+def test_kappa_is_recovered_within_its_interval():
     generator = np.random.default_rng(0)
     index = pd.MultiIndex.from_tuples([("a", n, 256) for n in TOKENS if n != 256])
     index = index.set_names(["layer", "tokens", "training_tokens"])
@@ -114,11 +115,11 @@ def test_kappa_is_recovered_with_an_interval_that_covers_it():
         rows = pd.DataFrame(level.to_numpy() - math.log(scale_factor) + noise, index=index, columns=level.index)
         curves.append(rows.assign(scale_factor=scale_factor).set_index("scale_factor", append=True))
     target = pd.DataFrame([level], index=pd.Index(["a"], name="layer"))
-    found = _Try(g, pd.concat(curves), target).kappa().iloc[0]
-    assert found["kappa"] == pytest.approx(0.4)
-    assert found["low"] < 0.4 < found["high"]
-    assert 0 < found["kappa_se"] < 0.1
-    assert found["paper"] == pytest.approx(1 / math.log(256))
+    row = Estimate(g, pd.concat(curves), target).kappa().iloc[0]
+    assert row["kappa"] == pytest.approx(0.4)
+    assert row["low"] < 0.4 < row["high"]
+    assert 0 < row["kappa_se"] < 0.1
+    assert row["paper"] == pytest.approx(1 / math.log(256))
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +130,8 @@ def sampled(tiny_pipeline, tmp_path_factory):
     )  # fmt: skip
 
 
-def test_the_measured_law_removes_drift_when_sampled_anew(sampled):
-    derivation = derive_measured(sampled, rounds=2, progress=False)
+def test_measured_law_removes_drift(sampled):
+    derivation = derive(sampled, rounds=2, progress=False)
     assert derivation.rounds[0].drift > 5 * derivation.rounds[0].drift_se
     assert min(r.drift for r in derivation.rounds[1:]) < 0.2 * derivation.rounds[0].drift
     assert all(g > 1 for points in derivation.law.points.values() for _, g in points)
@@ -138,27 +139,77 @@ def test_the_measured_law_removes_drift_when_sampled_anew(sampled):
     assert again.law == derivation.law
     assert again.rounds == derivation.rounds
     assert np.allclose(again.kappa["kappa"], derivation.kappa["kappa"])
+    pd.testing.assert_frame_equal(again.entropies, derivation.entropies)
+    before = (derivation.entropies["original"] - derivation.entropies["target"]).abs().mean()
+    after = (derivation.entropies["scaled"] - derivation.entropies["target"]).abs().mean()
+    assert before == pytest.approx(derivation.rounds[0].drift, rel=1e-4)  # tables are float32
+    assert after == pytest.approx(min(r.drift for r in derivation.rounds[1:]), rel=1e-4)
 
 
-def test_g_at_its_bounds_is_reported(sampled, monkeypatch):
-    monkeypatch.setattr(sys.modules["entropy_probe.estimation.derivation"], "MOST", 1.01)
-    unreachable = derive_measured(sampled, rounds=0, progress=False).unreachable
+def test_reports_scale_factors_at_bounds(sampled, monkeypatch):
+    monkeypatch.setattr(refinement, "MAX_FACTOR", 1.01)
+    unreachable = derive(sampled, rounds=0, progress=False).unreachable
     assert (unreachable["g"] == 1.01).all()
     assert len(unreachable) > 0
 
 
-def test_the_gaussian_law_takes_the_variance_at_the_training_size(sampled):
+def test_gaussian_law_uses_logit_variance_at_training_size(sampled):
     frame = sampled.frame()
     trained = frame[(frame["height"] == 64) & (frame["width"] == 64) & (frame["kind"] == "self")]
     expected = trained.groupby("layer")["logit_variance"].mean()
-    law = derive_gaussian(sampled)
-    assert derive(sampled, "gaussian") == law
-    assert law.logit_variance == pytest.approx(expected.to_dict(), rel=1e-5)
+    derivation = derive(sampled, "gaussian")
+    assert derivation.law.logit_variance == pytest.approx(expected.to_dict(), rel=1e-5)
+    assert derivation.kappa["kappa"].tolist() == pytest.approx((2 / expected[derivation.kappa["layer"]]).tolist())
+    assert derivation.entropies["scaled"].isna().all()
+    assert Derivation.from_json(derivation.to_json()).law == derivation.law
 
 
-def test_the_training_size_is_needed(tiny_pipeline):
+def test_rejects_sweep_without_training_size_or_another_size(tiny_pipeline):
     settings = dict(prompts=["a"], seeds=[0], steps=1, guidance_scale=1.0, progress=False)
-    with pytest.raises(InputError, match="lacks the training size, 64x64"):
+    with pytest.raises(InputError, match="lacks the training size 64x64"):
         derive(sweep(tiny_pipeline, sizes=[(32, 32), (96, 96)], **settings))
-    with pytest.raises(InputError, match="no size with another number of tokens"):
+    with pytest.raises(InputError, match="add a size with another token count"):
         derive(sweep(tiny_pipeline, sizes=[(64, 64)], **settings))
+
+
+def test_fit_survives_json():
+    fitted = fit(Records(lambda n: 0.5 + 0.8 * math.log(n)))
+    again = Fit.from_json(fitted.to_json())
+    assert again.layers == fitted.layers
+    pd.testing.assert_frame_equal(again.rivals, fitted.rivals)
+    pd.testing.assert_frame_equal(again.points, fitted.points)
+    with pytest.raises(InputError, match="not a valid fit"):
+        Fit.from_json("{}")
+
+
+def test_rejects_unknown_method_and_negative_rounds(sampled):
+    with pytest.raises(InputError, match="method must be 'measured', 'gaussian' or 'calibrated', got 'gausian'"):
+        derive(sampled, "gausian")
+    with pytest.raises(InputError, match="rounds must be 0 or a positive integer, got -1"):
+        derive(sampled, rounds=-1)
+    with pytest.raises(InputError, match="needs captioned real images"):
+        derive(sampled, "calibrated")
+
+
+def test_rejects_sweep_without_measured_curves(tiny_pipeline):
+    settings = dict(prompts=["a"], seeds=[0], steps=1, guidance_scale=1.0, progress=False)
+    without_curves = sweep(tiny_pipeline, sizes=[(64, 64), (96, 96)], scale_factors=(), **settings)
+    with pytest.raises(InputError, match=r"needs the entropy curves H\(g\), but the sweep has none"):
+        derive(without_curves, rounds=0)
+
+
+def test_derivation_is_accepted_wherever_a_law_is(sampled, tiny_pipeline):
+    derivation = derive(sampled, rounds=0, progress=False)
+    assert laws.resolve(derivation) is derivation.law
+    assert laws.from_json(laws.to_json(derivation)) == derivation.law
+    with ep.scaled(tiny_pipeline, derivation):
+        assert laws.applied(tiny_pipeline) is derivation.law
+    layer = derivation.kappa["layer"][0]
+    assert derivation.scale_factor(layer, 144, 64) == derivation.law.scale_factor(layer, 144, 64)
+
+
+def test_old_functions_still_derive_and_warn(sampled):
+    with pytest.warns(DeprecationWarning, match=r"use derive\(sweep\)"):
+        assert derive_measured(sampled, rounds=0, progress=False).law == derive(sampled, rounds=0).law
+    with pytest.warns(DeprecationWarning, match=r"use derive\(sweep, 'gaussian'\).law"):
+        assert derive_gaussian(sampled) == derive(sampled, "gaussian").law

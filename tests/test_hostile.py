@@ -25,7 +25,7 @@ from entropy_probe import reference
 from entropy_probe.cli import main as cli
 from entropy_probe.errors import InputError
 from entropy_probe.escape import for_spreadsheet, for_terminal
-from entropy_probe.evaluation.networks import Clip, Vision, judge_for
+from entropy_probe.evaluation.networks import Clip, Vision, load_scorer
 from entropy_probe.laws import Measured, from_json, resolve, to_json
 from entropy_probe.models import fingerprint, load
 from entropy_probe.reports import Report
@@ -298,9 +298,9 @@ def test_metric_network_with_code_runs_none_even_if_user_agrees(tiny_folder, tmp
         "config.json": {"auto_map": {"AutoConfig": "mine.Config"}, "model_type": "mine"},
     }  # fmt: skip
     (folder / where).write_text(json.dumps({**json.loads((folder / where).read_text()), **changes[where]}))
-    for load_judge in (Clip.load, Vision.load, lambda folder: judge_for(str(folder), reference.images())):
+    for load_network in (Clip.load, Vision.load, lambda folder: load_scorer(str(folder), reference.images())):
         with contextlib.suppress(InputError):
-            load_judge(folder)
+            load_network(folder)
         assert not mark.exists()
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from entropy_probe.errors import InputError
 from entropy_probe.estimation import Derivation, fit
 from entropy_probe.estimation.derivation import Round
-from entropy_probe.evaluation import Comparison, Quality, outcome_of
+from entropy_probe.evaluation import MetricDifference, Quality, outcome_of
 from entropy_probe.laws import Kappa, Measured, Paper, resolve
 from entropy_probe.plots import figures
 from entropy_probe.plots.tables import error_by_rows, kappa_of_laws, quality_against_kappa
@@ -127,7 +127,7 @@ def judged(outcome):
     )  # fmt: skip
     original = [{"size": s, "metric": m, "value": 0.4} for s in grid.sizes for m in ("text_score", "repetition")]
     compared = tuple(
-        Comparison(law.name, size, metric, 0.5, 0.1, 0.05, 0.15, 0.01, "better", 2, 30.0)
+        MetricDifference(law.name, size, metric, 0.5, 0.1, 0.05, 0.15, 0.01, "better", 2, 30.0)
         for law in grid.laws[1:]
         for size in grid.sizes
         if size != outcome.sweep.manifest.training_size
@@ -182,7 +182,7 @@ def test_every_figure_is_saved_as_its_numbers(full, page):
 def test_the_quality_of_the_images_is_drawn_and_told(full):
     def compared(law, metric, difference, verdict, needed):
         interval = (difference - 0.01, difference + 0.01)
-        return Comparison(law, (32, 48), metric, 0.5, difference, *interval, 0.01, verdict, 16, needed)
+        return MetricDifference(law, (32, 48), metric, 0.5, difference, *interval, 0.01, verdict, 16, needed)
 
     rows = [
         {"size": size, "metric": m, "value": 0.4} for size in [(32, 48), (64, 64)] for m in ("text_score", "repetition")
@@ -192,13 +192,13 @@ def test_the_quality_of_the_images_is_drawn_and_told(full):
         pd.DataFrame(rows),
         (
             compared("paper", "text_score", 0.1, "better", 3.0),
-            compared("paper", "repetition", 0.0, "no difference shown", None),
+            compared("paper", "repetition", 0.0, "no difference detected", None),
             compared("measured", "text_score", -0.1, "worse", 4.0),
-            compared("measured", "repetition", 0.001, "no difference shown", 12345.0),
+            compared("measured", "repetition", 0.001, "no difference detected", 12345.0),
         ),
     )
     judged = replace(full, outcome=replace(full.outcome, quality=found))
-    assert "better in text_score at 32x48; worse in nothing" in " ".join(judged.verdict())
+    assert "better in text_score at 32x48. No difference detected in 1 of 2." in " ".join(judged.verdict())
     page = judged.html()
     assert "Quality, alignment and defects" in page
     assert Page(page).tags.count("svg") == 12  # the metrics, the two defects, and all against kappa
@@ -302,7 +302,7 @@ def test_the_verdict_has_its_numbers(full):
     assert "kappa between 1.10 (down.0.0.0.attn1) and 1.32 (down.2.0.0.attn1)" in text
     assert "one more sampling: 0.900 nats of drift before, 0.050 ± 0.020 after" in text
     assert "In 1 of 6 pairs of layer and size g ran into its bounds" in text
-    assert "Drift that the measured law removes" in text
+    assert "Entropy drift removed by the measured law: " in text
 
 
 def test_the_files_agree(full, page, tmp_path):

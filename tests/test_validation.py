@@ -1,25 +1,26 @@
-"""Entropy drift on tables with known answers."""
+"""Entropy drift of tables with known values, and validation."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
+import entropy_probe as ep
 from entropy_probe.errors import InputError
-from entropy_probe.evaluation import Outcome, entropy_drift, validate
+from entropy_probe.evaluation import Outcome, entropy_drift, validate, validate_sweep
 
 SIZES = [(32, 32), (64, 64), (128, 128)]
 
 
 def table(shift, prompts=6, noise=0.0, laws=("original", "half", "perfect")):
-    """Entropies that other sizes shift by `shift[head, step]`; the law `half` halves that, `perfect` ends it."""
+    """Entropies shifted by `shift[head, step]` at other sizes; the law `half` halves the shift, `perfect` removes it."""
     generator = np.random.default_rng(0)
-    left = {"original": 1.0, "half": 0.5, "perfect": 0.0, "paper": 1.0}
+    remaining = {"original": 1.0, "half": 0.5, "perfect": 0.0, "paper": 1.0}
     rows = []
     for law in laws:
         for height, width in SIZES:
             for prompt in range(prompts):
                 for head, step in np.ndindex(shift.shape):
-                    moved = 0.0 if height == 64 else left[law] * shift[head, step]
+                    moved = 0.0 if height == 64 else remaining[law] * shift[head, step]
                     h = 3.0 + moved + noise * generator.standard_normal()
                     rows.append((law, height, width, f"p{prompt}", 0, "self", "spatial", "layer", head, step, h, 1.0))
     names = [
@@ -44,33 +45,33 @@ def by_law(drifts, size=(128, 128)):
 
 
 @pytest.mark.parametrize(("level", "expected"), [("layer", 0.25), ("head", 0.5), ("step", 1.0)])
-def test_a_level_forgives_only_what_is_below_it(level, expected):
+def test_level_averages_only_over_finer_levels(level, expected):
     shift = np.array([[1.75, -0.25], [-0.75, 0.25]])  # heads 0.75 and -0.25, together 0.25; steps 0.75 on average
     expected = {0.25: 0.25, 0.5: 0.5, 1.0: 0.75}[expected]
-    found = by_law(entropy_drift(table(shift), (64, 64), level))
-    assert found["original"].drift == pytest.approx(expected)
-    assert found["half"].drift == pytest.approx(expected / 2)
-    assert [found[law].removed for law in ("original", "half", "perfect")] == pytest.approx([0, 0.5, 1])
+    drifts = by_law(entropy_drift(table(shift), (64, 64), level))
+    assert drifts["original"].drift == pytest.approx(expected)
+    assert drifts["half"].drift == pytest.approx(expected / 2)
+    assert [drifts[law].removed for law in ("original", "half", "perfect")] == pytest.approx([0, 0.5, 1])
 
 
-def test_intervals_cover_the_truth_and_shrink_with_more_prompts():
+def test_intervals_cover_true_drift_and_shrink_with_more_prompts():
     def width(prompts):
-        one = by_law(entropy_drift(table(np.full((2, 2), 1.0), prompts, noise=0.3), (64, 64)))["half"]
-        assert one.low < 0.5 < one.high
-        assert one.removed_low < 0.5 < one.removed_high
-        return one.high - one.low
+        half = by_law(entropy_drift(table(np.full((2, 2), 1.0), prompts, noise=0.3), (64, 64)))["half"]
+        assert half.low < 0.5 < half.high
+        assert half.removed_low < 0.5 < half.removed_high
+        return half.high - half.low
 
     assert width(80) < 0.6 * width(8)
 
 
-def test_drift_is_measured_from_the_original_at_the_training_size():
+def test_drift_needs_original_model_at_training_size():
     frame = table(np.ones((1, 1)))
     with pytest.raises(InputError, match="original model at the training size"):
         entropy_drift(frame[frame["height"] != 64], (64, 64))
     assert {d.size for d in entropy_drift(frame, (64, 64))} == {(32, 32), (128, 128)}
 
 
-def test_an_outcome_survives_json_and_says_its_numbers(tiny_pipeline, tmp_path):
+def test_outcome_survives_json_and_verdict_has_its_numbers(tiny_pipeline, tmp_path):
     outcome = validate(
         tiny_pipeline,
         laws=["paper"],
@@ -81,10 +82,40 @@ def test_an_outcome_survives_json_and_says_its_numbers(tiny_pipeline, tmp_path):
         progress=False,
     )
     assert set(outcome.table()["law"]) == {"original", "paper"}
-    again = Outcome.from_json(outcome.sweep, outcome.to_json())
+    again = Outcome.from_json(outcome.to_json(), outcome.sweep)
     assert again.drifts == outcome.drifts
     assert again.sweep.grid == outcome.sweep.grid
     (sentence,) = outcome.verdict()
     paper = next(d for d in outcome.drifts if d.law == "paper" and d.level == "layer")
     assert f"{round(100 * paper.removed)} % [" in sentence
     assert "at 96" in sentence
+    with pytest.warns(DeprecationWarning, match=r"use Outcome.from_json\(text, sweep\)"):
+        assert Outcome.from_json(outcome.sweep, outcome.to_json()).drifts == outcome.drifts
+    with pytest.raises(InputError, match="not a valid outcome"):
+        Outcome.from_json("{}", outcome.sweep)
+
+
+@pytest.fixture(scope="module")
+def sampled(tiny_pipeline, tmp_path_factory):
+    return ep.sweep(
+        tiny_pipeline, prompts=["a"], sizes=[(64, 64), (96, 96)], steps=1, store=tmp_path_factory.mktemp("runs") / "run",
+        progress=False,
+    )  # fmt: skip
+
+
+def test_validate_accepts_sweep_and_derivation(sampled):
+    outcome = validate(sampled, ["paper", ep.derive(sampled, "gaussian")], progress=False)
+    assert {d.law for d in outcome.drifts} == {"original", "paper", "gaussian"}
+    assert outcome.sweep.grid.prompts == sampled.grid.prompts
+    with pytest.warns(DeprecationWarning, match="use validate"):
+        old = validate_sweep(sampled, ["paper"], progress=False)
+    assert old.drifts == validate(sampled, ["paper"], progress=False).drifts
+
+
+def test_validate_rejects_arguments_that_sweep_sets(sampled, tiny_pipeline):
+    with pytest.raises(InputError, match="prompts is set by the sweep: remove it"):
+        validate(sampled, ["paper"], prompts=["b"])
+    with pytest.raises(InputError, match="steps is set by the sweep: remove it"):
+        validate(sampled, ["paper"], steps=2)
+    with pytest.raises(InputError, match="sizes is missing"):
+        validate(tiny_pipeline, ["paper"], prompts=["a"])

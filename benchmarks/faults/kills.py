@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.faults.trial import GRID, Fault, Trial, contents, killed_before_change, log, start, survives
-from entropy_probe.estimation import derive_measured, fit
-from entropy_probe.evaluation import validate_sweep
+from entropy_probe.estimation import derive, fit
+from entropy_probe.evaluation import validate
 from entropy_probe.reports import Report
 from entropy_probe.runs import Sweep
 
@@ -92,11 +92,11 @@ def fit_stage(run: Sweep) -> None:
 
 
 def derive_stage(run: Sweep) -> None:
-    run.run.write("law.json", derive_measured(run, rounds=1, progress=False).to_json())
+    run.run.write("law.json", derive(run, rounds=1, progress=False).to_json())
 
 
 def validate_stage(run: Sweep) -> None:
-    run.run.write("outcome.json", validate_sweep(run, ["original", "paper"], progress=False).to_json())
+    run.run.write("outcome.json", validate(run, ["original", "paper"], progress=False).to_json())
 
 
 def report_stage(run: Sweep) -> None:

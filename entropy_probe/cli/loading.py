@@ -11,7 +11,7 @@ from entropy_probe.cli.parsing import parse_names
 from entropy_probe.errors import InputError
 
 if TYPE_CHECKING:
-    from entropy_probe.evaluation import Judge
+    from entropy_probe.evaluation import Scorer
     from entropy_probe.laws import ScalingLaw
     from entropy_probe.models import ImageFolder
     from entropy_probe.reference.drawings import Drawings
@@ -98,13 +98,13 @@ def choose_engine(
     return EngineChoice(engine, local_device, precision)
 
 
-def load_judge(metrics: str, images: Path | None, model: str) -> Judge | None:
+def choose_scorer(metrics: str, images: Path | None, model: str) -> Scorer | None:
     """Load the scoring networks that --metrics names, or return None for `none`.
 
     Raises:
         InputError: if the networks do not fit together or to the model, or real images are missing.
     """
-    from entropy_probe.evaluation import CRITIC, WHITE, judge_for
+    from entropy_probe.evaluation import CRITIC, WHITE, load_scorer
     from entropy_probe.models import REFERENCES, quiet_libraries
     from entropy_probe.reference import images as bundled_images
 
@@ -124,8 +124,8 @@ def load_judge(metrics: str, images: Path | None, model: str) -> Judge | None:
             "the critic was trained on the drawings of the bundled models only: pass --images, or name a CLIP model"
         )
     if bundled and images is None:
-        return replace(judge_for(networks, bundled_images()), background=WHITE)
-    return judge_for(networks, images)
+        return replace(load_scorer(networks, bundled_images()), background=WHITE)
+    return load_scorer(networks, images)
 
 
 def load_images(sampled: Sweep, images: Path | None) -> ImageFolder | Drawings:
@@ -150,13 +150,13 @@ def load_laws(sampled: Sweep, laws: str) -> list[ScalingLaw]:
     Raises:
         InputError: if the run has no such law yet, or a name is unknown.
     """
-    from entropy_probe.estimation import derive_gaussian
+    from entropy_probe.estimation import derive
     from entropy_probe.laws import from_json, resolve
 
     resolved: list[ScalingLaw] = []
     for name in parse_names(laws):
         if name == "gaussian":
-            resolved.append(derive_gaussian(sampled))
+            resolved.append(derive(sampled, "gaussian").law)
         elif name in LAW_FILES:
             if not (sampled.run.path / LAW_FILES[name]).exists():
                 raise InputError(

@@ -9,7 +9,7 @@ import typer
 
 from entropy_probe.cli.grids import GridOptions, prepare_grid, print_forecast
 from entropy_probe.cli.groups import examples, new_app
-from entropy_probe.cli.loading import choose_engine, load_judge, load_pipeline
+from entropy_probe.cli.loading import choose_engine, choose_scorer, load_pipeline
 from entropy_probe.cli.options import (
     DEFAULT_LAWS,
     DEFAULT_OUT,
@@ -45,7 +45,7 @@ from entropy_probe.cli.stages import derive_measured_and_save, fit_and_save, val
 from entropy_probe.errors import InputError
 
 if TYPE_CHECKING:
-    from entropy_probe.evaluation import Judge
+    from entropy_probe.evaluation import Scorer
     from entropy_probe.laws import ScalingLaw
     from entropy_probe.models import Size
     from entropy_probe.runs import Sweep
@@ -96,7 +96,7 @@ def run(
 
     check_laws(laws)
     messages = Messages(quiet or as_json)
-    judge = load_judge(metrics, images, model)
+    scorer = choose_scorer(metrics, images, model)
     choice = choose_engine(
         engine, address, model=model, device=device, dtype=dtype, dry_run=dry_run, local_device="auto"
     )
@@ -110,11 +110,11 @@ def run(
         return
     sampled = sample_grid(pipeline, store=out, model=model, engine=choice.engine, progress=messages.progress, **grid)
     save_config(context, sampled, device, laws=laws, metrics=metrics, images=images, rounds=max_rounds)
-    _analyse(sampled, laws, max_rounds, judge, as_json, messages)
+    _analyse(sampled, laws, max_rounds, scorer, as_json, messages)
 
 
 def _analyse(
-    sampled: Sweep, laws: str, max_rounds: int, judge: Judge | None, as_json: bool, messages: Messages
+    sampled: Sweep, laws: str, max_rounds: int, scorer: Scorer | None, as_json: bool, messages: Messages
 ) -> None:
     """Run the stages after sampling, and write the report."""
     from entropy_probe.reports import report
@@ -125,7 +125,7 @@ def _analyse(
     derivation = None
     if "measured" in parse_names(laws):
         derivation, _ = derive_measured_and_save(sampled, max_rounds, messages)
-    outcome, _ = validate_and_save(sampled, laws, judge, messages)
+    outcome, _ = validate_and_save(sampled, laws, scorer, messages)
     law = derivation.law if derivation else None
     maps = entropy_maps(sampled, law)
     page = report(sampled, fitted, law, outcome, derivation=derivation, entropy_maps=maps, command=command_line())

@@ -10,7 +10,7 @@ import typer
 from entropy_probe.cli import stages
 from entropy_probe.cli.grids import FULL
 from entropy_probe.cli.groups import examples, new_app
-from entropy_probe.cli.loading import load_images, load_judge, open_run
+from entropy_probe.cli.loading import choose_scorer, load_images, open_run
 from entropy_probe.cli.options import (
     DEFAULT_LAWS,
     DEFAULT_OUT,
@@ -130,7 +130,7 @@ def loss(
     config: ConfigOption = None,
 ) -> None:
     """Measure the denoising loss on real images as a function of the scale factor g."""
-    from entropy_probe.evaluation.loss_curves import loss_against_g
+    from entropy_probe.evaluation.loss_curves import loss as measure_loss
     from entropy_probe.strict_json import to_strict_json
 
     messages = Messages(quiet or as_json)
@@ -139,12 +139,12 @@ def loss(
     sampled = open_run(out, model, device)
     real_images = load_images(sampled, images)
     real_images = real_images[:: max(1, len(real_images.captions) // image_count)]
-    curve = loss_against_g(sampled.pipeline, real_images, sampled.grid.sizes, values, progress=messages.progress)
+    curve = measure_loss(sampled.pipeline, real_images, sampled.grid.sizes, values, progress=messages.progress)
     path = sampled.run.write("loss-g.json", to_strict_json(curve.table().to_dict("records")))
     if as_json:
         sys.stdout.write(path.read_text())
-    best = curve.best().set_index("size").map("{:.2f}".format).reset_index()
-    messages.print(make_table(best.rename(columns={"g": "g with minimum loss"}).to_dict("records")))
+    best = curve.best()[["size", "optimum"]].rename(columns={"optimum": "g with minimum loss"})
+    messages.print(make_table(best.to_dict("records")))
     messages.print(f"loss: {path} (run entropy-probe report to plot it)")
 
 
@@ -175,8 +175,8 @@ def validate(
     check_laws(laws)
     messages = Messages(quiet or as_json)
     sampled = open_run(out, model, device)
-    judge = load_judge(metrics, images, sampled.manifest.model)
-    outcome, path = stages.validate_and_save(sampled, laws, judge, messages)
+    scorer = choose_scorer(metrics, images, sampled.manifest.model)
+    outcome, path = stages.validate_and_save(sampled, laws, scorer, messages)
     save_config(context, sampled, device, laws=laws, metrics=metrics, images=images)
     if as_json:
         sys.stdout.write(outcome.to_json())

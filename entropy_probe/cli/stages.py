@@ -11,7 +11,7 @@ from entropy_probe.cli.output import Messages, layer_rows, make_table
 
 if TYPE_CHECKING:
     from entropy_probe.estimation import Derivation, Fit, Round
-    from entropy_probe.evaluation import Judge, Outcome
+    from entropy_probe.evaluation import Outcome, Scorer
     from entropy_probe.runs import Sweep
 
 
@@ -26,12 +26,12 @@ def fit_and_save(sampled: Sweep) -> Fit:
 
 def derive_measured_and_save(sampled: Sweep, rounds: int, messages: Messages) -> tuple[Derivation, Path]:
     """Derive the measured law, print each round of its refinement, and write law.json."""
-    from entropy_probe.estimation import derive_measured
+    from entropy_probe.estimation import derive
 
     def report_round(result: Round) -> None:
         messages.print(f"round {result.number}: remaining drift {result.drift:.3f} +- {result.drift_se:.3f} nats")
 
-    derivation = derive_measured(sampled, rounds=rounds, progress=messages.progress, on_round=report_round)
+    derivation = derive(sampled, rounds=rounds, progress=messages.progress, on_round=report_round)
     return derivation, sampled.run.write(LAW_FILES["measured"], derivation.to_json())
 
 
@@ -46,11 +46,12 @@ def derive_measured(sampled: Sweep, rounds: int, as_json: bool, messages: Messag
 
 def derive_gaussian(sampled: Sweep, as_json: bool, messages: Messages) -> None:
     """Derive the Gaussian law and print it."""
-    from entropy_probe.estimation import derive_gaussian
-    from entropy_probe.laws import to_json
+    from entropy_probe.estimation import derive
+    from entropy_probe.laws import Gaussian, to_json
     from entropy_probe.models import short_name
 
-    law = derive_gaussian(sampled)
+    law = derive(sampled, "gaussian").law
+    assert isinstance(law, Gaussian)
     path = sampled.run.write(LAW_FILES["gaussian"], to_json(law))
     if as_json:
         sys.stdout.write(path.read_text())
@@ -74,9 +75,9 @@ def derive_calibrated(sampled: Sweep, images: Path | None, as_json: bool, messag
     messages.print(f"law: {path}")
 
 
-def validate_and_save(sampled: Sweep, laws: str, judge: Judge | None, messages: Messages) -> tuple[Outcome, Path]:
+def validate_and_save(sampled: Sweep, laws: str, scorer: Scorer | None, messages: Messages) -> tuple[Outcome, Path]:
     """Sample the grid under each law, measure drift and image quality, and write outcome.json."""
-    from entropy_probe.evaluation import validate_sweep
+    from entropy_probe.evaluation import validate
 
-    outcome = validate_sweep(sampled, load_laws(sampled, laws), judge=judge, progress=messages.progress)
+    outcome = validate(sampled, load_laws(sampled, laws), scorer=scorer, progress=messages.progress)
     return outcome, sampled.run.write("outcome.json", outcome.to_json())

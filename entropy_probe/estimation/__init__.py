@@ -1,8 +1,12 @@
-"""Fitting H(N) to a sweep, and deriving the scaling factor that the model needs."""
+"""Fit H = a + b ln N to a sweep, and derive the scale factor that the model needs at each size."""
 
-from entropy_probe.estimation.calibration import Calibration, calibrate
-from entropy_probe.estimation.derivation import Derivation, Round, derive, derive_gaussian, derive_measured
+from entropy_probe.deprecation import renamed_names
+from entropy_probe.estimation.calibration import Calibration, LossChange, calibrate
+from entropy_probe.estimation.derivation import Derivation, derive, derive_gaussian, derive_measured
+from entropy_probe.estimation.refinement import Round
 from entropy_probe.estimation.regression import POOLED, Fit, LogLaw, fit, layer_means
+
+__getattr__ = renamed_names(__name__, Change=LossChange)
 
 __all__ = [
     "POOLED",
@@ -10,6 +14,7 @@ __all__ = [
     "Derivation",
     "Fit",
     "LogLaw",
+    "LossChange",
     "Round",
     "calibrate",
     "derive",

@@ -1,8 +1,8 @@
-"""The calibrated scaling law: the g at which the denoising loss on real images of the new size is lowest.
+"""Calibrate a scaling law: find the g with minimum denoising loss on real images of each size.
 
-The loss is differentiable in g, and there is one g per layer (or one for all), so a few gradient steps on a handful of
-numbers find the minimum while the model stays as it is. Two halves of the images are calibrated apart, and each is
-judged on the other: what is gained there is not fitted noise.
+The loss is differentiable in g, and g has one value per layer or one value in total. So a few gradient steps find the
+minimum, and the model itself does not change. The images are split into two halves. Each half is fitted separately and
+evaluated on the other half, so the reported improvement does not include overfitting.
 """
 
 from __future__ import annotations
@@ -21,27 +21,39 @@ from scipy import stats
 from torch import Tensor
 
 from entropy_probe.attention import AttentionCall, attention_calls, find_denoiser
+from entropy_probe.deprecation import renamed_arguments
 from entropy_probe.errors import InputError
-from entropy_probe.laws import Calibrated, check_unscaled
+from entropy_probe.laws import Calibrated, check_unscaled, from_json, to_json
 from entropy_probe.models import CaptionedImages, Objective, Size, format_size, objective, training_size
 from entropy_probe.progress import track
+from entropy_probe.strict_json import from_strict_json, nan_for_null, to_strict_json
 
-ALL = "*"
-"""Stands for every layer where one g serves all."""
+ALL_LAYERS = "*"
+"""Key of a single g that applies to every layer."""
 
-NEARLY = 0.9
-"""Of the way that the learning rate allows: beyond it, a calibration is taken not to have arrived."""
+REACH_FRACTION = 0.9
+"""Fraction of the largest possible change of ln g above which a calibration has probably not converged."""
 
-LEAST_PICTURES = 8
-JUDGED_AT_ONCE = 32
+MIN_IMAGES = 8
+EVALUATION_BATCH = 32
 
-JUDGED_AT = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Timesteps, as shares of the schedule, at which a g is judged."""
+EVALUATION_TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Timesteps at which a loss is evaluated, as fractions of the schedule (1 is pure noise)."""
+
+POINT_COLUMNS = ["layer", "size", "ratio", "g", "g_first", "g_second"]
 
 
 @dataclass(frozen=True)
-class Change:
-    """Relative change of the held-out denoising loss at one size, with its 95 % interval over the images."""
+class LossChange:
+    """Relative change of the denoising loss at one size on held-out images.
+
+    Attributes:
+        size: (height, width) in pixels.
+        change: mean loss with the law divided by mean loss without it, minus 1.
+        low: lower end of the 95 % bootstrap interval over the images.
+        high: upper end of the interval.
+        images: number of images.
+    """
 
     size: Size
     change: float
@@ -52,23 +64,53 @@ class Change:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A calibrated law, and what it changes on images that it was not fitted to.
+    """A calibrated law, and the change of the loss on images that it was not fitted to.
 
     Attributes:
-        law: to apply.
-        points: `layer`, `size`, `ratio` (ln(N/T)), `g`, `g_first`, `g_second` (the two halves).
-        changes: one for each size.
+        law: the law to apply.
+        points: columns `layer`, `size`, `ratio` (ln(N/T)), `g`, `g_first`, `g_second` (of the two halves).
+        changes: the change of the held-out loss at each size.
     """
 
     law: Calibrated
     points: pd.DataFrame
-    changes: tuple[Change, ...]
+    changes: tuple[LossChange, ...]
 
     def table(self) -> pd.DataFrame:
-        """The changes, a row per size."""
+        """Return the changes as a table, one row per size."""
         return pd.DataFrame([{**asdict(c), "size": format_size(c.size)} for c in self.changes])
 
+    def to_json(self) -> str:
+        """Return the law, the points and the changes as JSON text."""
+        return to_strict_json(
+            {
+                "law": from_strict_json(dict[str, Any], to_json(self.law)),
+                "points": self.points.to_dict("records"),
+                "changes": [asdict(c) for c in self.changes],
+            }
+        )
 
+    @classmethod
+    def from_json(cls, text: str) -> Calibration:
+        """Parse the text of `to_json`.
+
+        Raises:
+            InputError: if the text is not a calibration.
+        """
+        try:
+            fields = from_strict_json(dict[str, Any], text)
+            law = from_json(to_strict_json(fields["law"]))
+            points = pd.DataFrame(fields["points"], columns=POINT_COLUMNS)
+            points["size"] = points["size"].map(tuple)
+            changes = tuple(LossChange(**{**nan_for_null(c), "size": tuple(c["size"])}) for c in fields["changes"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"not a valid calibration: {error!r}") from error
+        if not isinstance(law, Calibrated):
+            raise InputError(f"not a valid calibration: its law is {law.name!r}, not 'calibrated'")
+        return cls(law, points, changes)
+
+
+@renamed_arguments(pictures="images")
 def calibrate(
     pipeline: Any,
     images: CaptionedImages,
@@ -81,53 +123,56 @@ def calibrate(
     seed: int = 0,
     progress: bool = True,
 ) -> Calibration:
-    """Find the g of least denoising loss at every size.
+    """Find the g with minimum denoising loss at every size, by gradient descent on ln g.
 
     Args:
-        pipeline: see `pipelines.objective`.
-        images: captioned; two halves of them are calibrated apart and judge each other.
-        sizes: (height, width) in pixels; at the training size g = 1 is what should come out, and it is left out of
-            the law.
-        per_layer: one g for each layer of visual attention, or one for all.
-        steps: of Adam, for each size and half; the last half of them is averaged.
-        batch: images a step.
+        pipeline: a diffusers pipeline that `models.objective` supports.
+        images: at least 8 captioned real images. They are split into two halves, each evaluated with the g of the
+            other.
+        sizes: (height, width) in pixels. The training size is a control: expect g = 1. It is not part of the law.
+        per_layer: fit one g per layer of visual attention; otherwise one g for all layers.
+        steps: steps of Adam for each size and half. The result is the average over the last half of the steps.
+        batch: images per step.
         rate: learning rate of ln g.
-        seed: of the halves, the batches and the noise.
+        seed: random seed of the split, the batches and the noise.
         progress: show a progress bar.
 
     Raises:
-        InputError: for too few images, a pipeline that has a law applied, or see `pipelines.objective`.
+        InputError: if there are too few images, the pipeline has a law applied, or `models.objective` does not support
+            the pipeline.
+
+    Example:
+        >>> calibrate(pipeline, real_images, [(96, 96), (128, 128)]).law  # doctest: +SKIP
     """
     check_unscaled(pipeline)
     count = len(images.captions)
-    if count < LEAST_PICTURES:
-        raise InputError(f"calibration needs at least {LEAST_PICTURES} images, not {count}: half of them judge")
+    if count < MIN_IMAGES:
+        raise InputError(f"calibration needs at least {MIN_IMAGES} images, got {count}: add captioned real images")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     halves = order[: count // 2], order[count // 2 :]
     rows, changes = [], []
-    jobs = track(sizes, "calibrating sizes", work=math.prod, shown=progress)
-    for size in jobs:
-        asked = objective(pipeline, images.at(size), images.captions)
-        found = [_fit(asked, half, per_layer, steps, batch, rate, seed) for half in halves]
-        _warn_if_short(found, size, steps, rate)
-        changes.append(_judge(asked, size, [(found[0], halves[1]), (found[1], halves[0])], seed))
-        ratios = _ratios(asked, halves[0][:1])
-        for layer in [ALL] if ALL in found[0] else ratios:
-            first, second = (float(f[layer].exp()) for f in found)
-            ratio = float(np.mean(list(ratios.values()))) if layer == ALL else ratios[layer]
+    for size in track(sizes, "calibrating sizes", work=math.prod, shown=progress):
+        loss = objective(pipeline, images.at(size), images.captions)
+        fitted = [_fit(loss, half, per_layer, steps, batch, rate, seed) for half in halves]
+        _warn_if_not_converged(fitted, size, steps, rate)
+        changes.append(_held_out_change(loss, size, [(fitted[0], halves[1]), (fitted[1], halves[0])], seed))
+        ratios = _log_ratios(loss, halves[0][:1])
+        for layer in [ALL_LAYERS] if ALL_LAYERS in fitted[0] else ratios:
+            first, second = (float(log_g[layer].exp()) for log_g in fitted)
+            ratio = float(np.mean(list(ratios.values()))) if layer == ALL_LAYERS else ratios[layer]
             g = (first * second) ** 0.5
             rows.append({"layer": layer, "size": size, "ratio": ratio, "g": g, "g_first": first, "g_second": second})
-    points = pd.DataFrame(rows)
+    points = pd.DataFrame(rows, columns=POINT_COLUMNS)
     return Calibration(_law(points, training_size(pipeline)), points, tuple(changes))
 
 
 def _fit(
-    asked: Objective, images: Tensor, per_layer: bool, steps: int, batch: int, rate: float, seed: int
+    loss: Objective, images: Tensor, per_layer: bool, steps: int, batch: int, rate: float, seed: int
 ) -> dict[str, Float[Tensor, ""]]:
-    """ln g of every layer, or of all under `ALL`, that the images of these numbers ask for."""
-    denoiser = find_denoiser(asked.pipeline)
-    names = list(_ratios(asked, images[:1])) if per_layer else [ALL]
-    log_g = {name: torch.zeros((), device=asked.latents.device, requires_grad=True) for name in names}
+    """Minimise the loss of the images with these indices. Return ln g of every layer, or of `ALL_LAYERS`."""
+    denoiser = find_denoiser(loss.pipeline)
+    names = list(_log_ratios(loss, images[:1])) if per_layer else [ALL_LAYERS]
+    log_g = {name: torch.zeros((), device=loss.latents.device, requires_grad=True) for name in names}
     frozen = [p for p in denoiser.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(log_g.values(), lr=rate, betas=(0.9, 0.99))
     sums = {name: 0.0 for name in names}
@@ -137,10 +182,10 @@ def _fit(
         for step in range(steps):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
             index = images[torch.randperm(len(images), generator=generator)[:batch]]
-            with torch.enable_grad(), _multiplied(denoiser, log_g):
-                loss = asked.training_losses(index, generator).mean()
+            with torch.enable_grad(), _scaled_by(denoiser, log_g):
+                mean = loss.training_losses(index, generator).mean()
             optimizer.zero_grad()
-            loss.backward()
+            mean.backward()
             optimizer.step()
             if step >= steps // 2:
                 for name in names:
@@ -151,53 +196,63 @@ def _fit(
     return {name: torch.tensor(total / (steps - steps // 2)) for name, total in sums.items()}
 
 
-def _warn_if_short(found: list[dict[str, Float[Tensor, ""]]], size: Size, steps: int, rate: float) -> None:
-    """Adam moves by the rate at most: an ln g that went nearly as far as that allows was still on its way."""
+def _warn_if_not_converged(fitted: list[dict[str, Float[Tensor, ""]]], size: Size, steps: int, rate: float) -> None:
+    """Warn if ln g moved nearly as far as Adam allows, which is the learning rate per step: it was still moving."""
     reach = rate * (steps // 2 + 1 + steps) / 2  # of the mean over the last half
-    short = [name for name in found[0] if any(abs(f[name]) > NEARLY * reach for f in found)]
-    if short:
-        named = "the one g" if short == [ALL] else f"g of {len(short)} of {len(found[0])} layers"
+    moving = [name for name in fitted[0] if any(abs(log_g[name]) > REACH_FRACTION * reach for log_g in fitted)]
+    if moving:
+        which = "g" if moving == [ALL_LAYERS] else f"g of {len(moving)} of {len(fitted[0])} layers"
         warnings.warn(
-            f"at {format_size(size)} {named} was still moving after {steps} steps, which reach g = "
-            f"{math.exp(reach):.2g} at most: take more steps",
+            f"at {format_size(size)}, {which} had not converged after {steps} steps, which reach g = "
+            f"{math.exp(reach):.2g} at most: increase steps or rate",
             stacklevel=3,
         )
 
 
-def _multiplied(denoiser: Any, log_g: dict[str, Float[Tensor, ""]]) -> Any:
-    """Scale visual attention by these g, so that gradients reach them."""
+def _scaled_by(denoiser: Any, log_g: dict[str, Float[Tensor, ""]]) -> Any:
+    """Return a context that scales visual attention by exp(log_g), differentiable in log_g."""
 
     def scale_factor(call: AttentionCall) -> Any:
         if not call.visual:
             return None
-        return log_g[ALL if ALL in log_g else call.layer].exp().expand(call.query.shape[1])
+        return log_g[ALL_LAYERS if ALL_LAYERS in log_g else call.layer].exp().expand(call.query.shape[1])
 
     return attention_calls(denoiser, scale_factor)
 
 
 @torch.no_grad()
-def _judge(asked: Objective, size: Size, folds: list[tuple[dict[str, Float[Tensor, ""]], Tensor]], seed: int) -> Change:
-    """What g changes on images it was not fitted to: same images, noise and timesteps with and without."""
-    denoiser = find_denoiser(asked.pipeline)
+def _held_out_change(
+    loss: Objective, size: Size, folds: list[tuple[dict[str, Float[Tensor, ""]], Tensor]], seed: int
+) -> LossChange:
+    """Evaluate each fitted g on the other half, with the same images, noise and timesteps as without g."""
+    denoiser = find_denoiser(loss.pipeline)
     before, after = [], []
     for log_g, images in folds:
-        for index in images.split(JUDGED_AT_ONCE):
-            before.append(judged_losses(asked, index, seed))
-            with _multiplied(denoiser, log_g):
-                after.append(judged_losses(asked, index, seed))
-    return Change(size, *relative_change(np.concatenate(before), np.concatenate(after)), len(asked.latents))
+        for index in images.split(EVALUATION_BATCH):
+            before.append(_evaluation_losses(loss, index, seed))
+            with _scaled_by(denoiser, log_g):
+                after.append(_evaluation_losses(loss, index, seed))
+    return LossChange(size, *relative_change(np.concatenate(before), np.concatenate(after)), len(loss.latents))
 
 
-def judged_losses(asked: Objective, images: Tensor, seed: int) -> Float[np.ndarray, " images"]:
-    """Mean loss of each image over the timesteps `JUDGED_AT`."""
-    losses = [asked.losses_at(images, int(share * asked.timesteps), seed) for share in JUDGED_AT]
+def _evaluation_losses(loss: Objective, images: Tensor, seed: int) -> Float[np.ndarray, " images"]:
+    """Return the mean loss of each image over `EVALUATION_TIMESTEPS`."""
+    losses = [loss.losses_at(images, int(t * loss.timesteps), seed) for t in EVALUATION_TIMESTEPS]
     return torch.stack(losses).mean(0).double().cpu().numpy()
 
 
 def relative_change(
     before: Float[np.ndarray, " images"], after: Float[np.ndarray, " images"]
 ) -> tuple[float, float, float]:
-    """Change of the mean loss, relative to `before`, with its 95 % bootstrap interval over the images."""
+    """Compute the relative change of the mean loss, with its 95 % bootstrap interval over the images.
+
+    Returns:
+        The change (0.1 is an increase by 10 %), and the lower and upper end of the interval.
+
+    Example:
+        >>> relative_change(np.array([1.0, 2.0]), np.array([0.5, 1.0]))
+        (-0.5, -0.5, -0.5)
+    """
 
     def change(b: Any, a: Any, axis: int = -1) -> Any:
         return a.mean(axis) / b.mean(axis) - 1
@@ -209,33 +264,36 @@ def relative_change(
 
 
 @torch.no_grad()
-def _ratios(asked: Objective, images: Tensor) -> dict[str, float]:
-    """ln(N/T) of every layer of visual attention at this size.
+def _log_ratios(loss: Objective, images: Tensor) -> dict[str, float]:
+    """Return ln(N/T) of every layer of visual attention at the size of the images.
 
     Raises:
-        InputError: where T is not known.
+        InputError: if T of a layer is unknown.
     """
-    found: dict[str, float] = {}
+    ratios: dict[str, float] = {}
 
-    def note(call: AttentionCall) -> None:
+    def record(call: AttentionCall) -> None:
         if call.visual:
             if call.training_tokens is None:
-                raise InputError(f"the tokens of layer {call.layer!r} at the training size are not known")
-            found.setdefault(call.layer, float(np.log(call.tokens / call.training_tokens)))
+                raise InputError(
+                    f"the training size of the model is unknown, so T of layer {call.layer!r} is unknown: "
+                    "set sample_size in the configuration of the denoiser"
+                )
+            ratios.setdefault(call.layer, float(np.log(call.tokens / call.training_tokens)))
 
-    with attention_calls(asked.pipeline, note):
+    with attention_calls(loss.pipeline, record):
         zero = torch.zeros(len(images), dtype=torch.long)
-        asked.losses(images, zero, torch.zeros_like(asked.latents[images]))
-    return found
+        loss.losses(images, zero, torch.zeros_like(loss.latents[images]))
+    return ratios
 
 
 def _law(points: pd.DataFrame, trained: Size) -> Calibrated:
-    """The law through the points; where two sizes have one N, the geometric mean of their g counts."""
-    elsewhere = points[points["size"] != trained]
+    """Return the law through the points. If several sizes have the same N, use the geometric mean of their g."""
+    other_sizes = points[points["size"] != trained]
     knots: dict[str, tuple[tuple[float, float], ...]] = {}
     kappa: dict[str, float] = {}
-    for layer, own in elsewhere.groupby("layer", sort=False):
-        means = np.exp(np.log(own["g"]).groupby(own["ratio"]).mean())
+    for layer, rows in other_sizes.groupby("layer", sort=False):
+        means = np.exp(np.log(rows["g"]).groupby(rows["ratio"]).mean())
         means = means[means.index != 0]
         knots[str(layer)] = tuple((float(x), float(g)) for x, g in means.items())
         x = means.index.to_numpy(float)

@@ -1,4 +1,4 @@
-"""The law of the entropy in the number of tokens, H = a + b ln N, per layer and pooled, against its rivals."""
+"""Regression of the attention entropy on ln N: H = a + b ln N per layer and pooled, compared with other forms."""
 
 from __future__ import annotations
 
@@ -6,29 +6,46 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import statsmodels.api as sm
+import statsmodels.formula.api as smf
 from jaxtyping import Float
 
 from entropy_probe.attention import visual
 from entropy_probe.errors import InputError
 from entropy_probe.runs import Sweep
-from entropy_probe.strict_json import to_strict_json
+from entropy_probe.strict_json import from_strict_json, nan_for_null, to_strict_json
 from entropy_probe.views import Viewed
 
 POOLED = "(pooled)"
-"""The name under which the fit over all layers is reported: one slope, an intercept for each layer."""
+"""Layer name of the fit over all layers: a common slope, and an intercept for each layer."""
 
-Vector = Float[np.ndarray, " cells"]
+FORMULA = "entropy ~ log_tokens + C(layer) - 1"
+"""The regression in statsmodels' notation. With `- 1`, every layer has an intercept and no layer is the reference."""
+
+Vector = Float[np.ndarray, " points"]
 
 
 @dataclass(frozen=True)
 class LogLaw:
-    """H = intercept + slope ln N for one layer, in nats; standard errors are clustered by prompt.
+    """H = intercept + slope ln N of one layer, in nats.
 
-    The interval is at 95 %. It and `slope_se` are NaN with a single prompt, which has no spread to learn from.
+    Standard errors are clustered by prompt. The interval of the slope covers 95 %. With a single prompt, the standard
+    errors and the interval are NaN.
+
+    Attributes:
+        layer: name of the layer, or `POOLED`.
+        intercept: a, nats. For the pooled fit, the mean over the layers.
+        intercept_se: standard error of a, nats. NaN for the pooled fit.
+        slope: b, nats per unit of ln N. When N doubles, H rises by 0.69 b.
+        slope_se: standard error of b.
+        slope_low: lower end of the 95 % interval of b.
+        slope_high: upper end of the 95 % interval of b.
+        r_squared: coefficient of determination.
+        tokens: token counts N in the fit.
+        prompts: number of prompts in the fit.
     """
 
     layer: str
@@ -45,14 +62,15 @@ class LogLaw:
 
 @dataclass(frozen=True)
 class Fit(Viewed):
-    """The fitted laws of a sweep.
+    """The entropy laws fitted to a sweep.
 
     Attributes:
-        layers: the log law of every self-attention layer, and the pooled one, last.
-        rivals: `layer`, `form`, `error`: root mean square error (nats) on a size that the form was not fitted to,
-            averaged over the sizes; best first within a layer. NaN where too few sizes were sampled to leave one out.
-        points: the means that were fitted: `layer`, `tokens`, `height`, `width`, `prompt`, `seed`, `entropy`,
-            `logit_variance`.
+        layers: the fit of each self-attention layer; the last is the pooled fit.
+        rivals: columns `layer`, `form`, `error`. The error is the root mean square error (nats) at a token count that
+            was left out of the fit, averaged over the token counts. The best form of a layer comes first. NaN with
+            fewer than three token counts.
+        points: the fitted means: `layer`, `tokens`, `training_tokens`, `height`, `width`, `prompt`, `seed`, `entropy`
+            (nats), `logit_variance` (nats^2).
     """
 
     layers: tuple[LogLaw, ...]
@@ -60,46 +78,87 @@ class Fit(Viewed):
     points: pd.DataFrame
 
     def table(self) -> pd.DataFrame:
-        """The log laws, a row per layer."""
+        """Return the fits as a table, one row per layer."""
         return pd.DataFrame([asdict(law) for law in self.layers])
 
     @property
     def pooled(self) -> LogLaw:
-        """One slope for all layers, an intercept for each."""
+        """The fit over all layers: a common slope, and an intercept for each layer."""
         return self.layers[-1]
 
     def to_json(self) -> str:
-        """The laws and the ranking of their rivals."""
-        fields = {"layers": [asdict(law) for law in self.layers], "rivals": self.rivals.to_dict("records")}
-        return to_strict_json(fields)
+        """Return the fits, the errors of the other forms and the fitted points as JSON text."""
+        return to_strict_json(
+            {
+                "layers": [asdict(law) for law in self.layers],
+                "rivals": self.rivals.to_dict("records"),
+                "points": self.points.to_dict("list"),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Fit:
+        """Parse the text of `to_json`. A file of version 0.1.0 has no points: the table is then empty.
+
+        Raises:
+            InputError: if the text is not a fit.
+        """
+        try:
+            fields = from_strict_json(dict[str, Any], text)
+            layers = tuple(LogLaw(**{**nan_for_null(law), "tokens": tuple(law["tokens"])}) for law in fields["layers"])
+            rivals = pd.DataFrame(fields["rivals"], columns=["layer", "form", "error"]).astype({"error": float})
+            return cls(layers, rivals, pd.DataFrame(fields.get("points", {})))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"not a valid fit: {error!r}") from error
 
     def __str__(self) -> str:
-        best = self.rivals[self.rivals["layer"] == POOLED]
+        errors = self.rivals[self.rivals["layer"] == POOLED]
         line = f"pooled: H = a + b ln N with b = {self.pooled.slope:.3f} +- {self.pooled.slope_se:.3f}"
-        if best["error"].isna().any():
-            return f"{line}; whether another form fits better, three sizes with different token counts would tell"
-        ranked = ", ".join(f"{row.form} {row.error:.3f}" for row in best.itertuples())
-        return f"{line}; error on a size left out, nats: {ranked}"
+        if errors["error"].isna().any():
+            return f"{line}; to compare other forms, sample at least three sizes with different token counts"
+        ranked = ", ".join(f"{row.form} {row.error:.3f}" for row in errors.itertuples())
+        return f"{line}; error at token counts left out of the fit, nats: {ranked}"
 
 
 def fit(sweep: Sweep, law: str = "original") -> Fit:
-    """Fit H = a + b ln N to the mean entropy of every self-attention layer.
+    """Fit H = a + b ln N to the mean entropy of every self-attention layer, by ordinary least squares.
 
-    A point is the mean over heads, steps, branches and rows for one prompt, size and seed.
+    A point is the mean over heads, steps, guidance branches and rows for one prompt, size and seed. Standard errors are
+    clustered by prompt.
 
     Args:
-        sweep: at least two sizes with different token counts.
-        law: the scaling law whose cells are fitted.
+        sweep: a sweep with at least two different token counts.
+        law: name of the scaling law whose images are fitted.
+
+    Returns:
+        The fit of each layer, the pooled fit, and the errors of three other forms of H(N).
 
     Raises:
-        InputError: if the sweep has fewer than two token counts under that law.
+        InputError: if the sweep has fewer than two token counts under `law`.
+
+    Example:
+        >>> import math, pandas as pd
+        >>> from types import SimpleNamespace
+        >>> rows = [
+        ...     {"layer": "a", "prompt": p, "seed": 0, "tokens": n, "entropy": 0.5 + 0.8 * math.log(n) + level}
+        ...     for p, level in [("cat", 0.1), ("dog", -0.1)]
+        ...     for n in (64, 256, 1024)
+        ... ]
+        >>> table = pd.DataFrame(rows).assign(
+        ...     law="original", kind="self", axes="spatial", training_tokens=256, height=8, width=8, logit_variance=1.0
+        ... )
+        >>> print(f"{fit(SimpleNamespace(frame=lambda: table)).pooled.slope:.2f}")
+        0.80
     """
     points = layer_means(sweep.frame(), law)
-    if points.groupby("layer")["tokens"].nunique().min() < 2:
-        raise InputError("a law in N needs at least two sizes with different token counts: sample more sizes")
+    fewest = points.groupby("layer")["tokens"].nunique().min()
+    if fewest < 2:
+        raise InputError(
+            f"fit needs at least two sizes with different token counts, got {fewest}: add a size to the sweep"
+        )
     names = list(dict.fromkeys(points["layer"]))
     laws = [_log_law(name, points[points["layer"] == name]) for name in names]
-    rivals = pd.concat([_rivals(points[points["layer"] == name]).assign(layer=name) for name in names])
+    rivals = pd.concat([_form_errors(points[points["layer"] == name]).assign(layer=name) for name in names])
     pooled = rivals.groupby("form", as_index=False)["error"].agg(_root_mean_square).assign(layer=POOLED)
     ranked = pd.concat([rivals, pooled])[["layer", "form", "error"]]
     ranked["order"] = ranked["layer"].map({n: i for i, n in enumerate([*names, POOLED])})
@@ -108,32 +167,43 @@ def fit(sweep: Sweep, law: str = "original") -> Fit:
 
 
 def layer_means(frame: pd.DataFrame, law: str = "original") -> pd.DataFrame:
-    """Mean entropy (nats) and logit variance (nats^2) of each visual layer for every prompt, size and seed."""
-    own = visual(frame[frame["law"] == law])
-    if own.empty:
-        raise InputError(f"the sweep holds no self-attention sampled under the law {law!r}")
+    """Compute the mean entropy (nats) and logit variance (nats^2) of each visual layer, prompt, size and seed.
+
+    Raises:
+        InputError: if the table has no self-attention under `law`.
+    """
+    rows = visual(frame[frame["law"] == law])
+    if rows.empty:
+        raise InputError(f"the sweep has no self-attention sampled under the law {law!r}: add it to laws")
     keys = ["layer", "tokens", "training_tokens", "height", "width", "prompt", "seed"]
-    means = own.groupby(keys, sort=False, dropna=False)[["entropy", "logit_variance"]].mean().reset_index()
-    return means
+    return rows.groupby(keys, sort=False, dropna=False)[["entropy", "logit_variance"]].mean().reset_index()
 
 
 def _log_law(name: str, points: pd.DataFrame) -> LogLaw:
-    """Least squares with an intercept for each layer (one, for a single layer), clustered by prompt."""
-    dummies = pd.get_dummies(points["layer"], dtype=float)
-    design = np.column_stack([np.log(points["tokens"]), dummies])
+    """Fit `FORMULA`, with standard errors clustered by prompt."""
     groups = points["prompt"].astype("category").cat.codes
-    model = sm.OLS(points["entropy"].to_numpy(dtype=float), design)
     clusters = groups.nunique()
+    model = smf.ols(
+        FORMULA, points.assign(log_tokens=np.log(points["tokens"]), entropy=points["entropy"].astype(float))
+    )
+    slope_se = intercept_se = low = high = math.nan
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = model.fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True) if clusters > 1 else model.fit()
-        low, high = result.conf_int()[0] if clusters > 1 else (math.nan, math.nan)
+        if clusters > 1:
+            result = model.fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
+            low, high = result.conf_int().loc["log_tokens"]
+            slope_se = result.bse["log_tokens"]
+        else:
+            result = model.fit()
+    intercepts = result.params.drop("log_tokens")
+    if clusters > 1 and len(intercepts) == 1:
+        intercept_se = result.bse[intercepts.index[0]]
     return LogLaw(
         layer=name,
-        intercept=float(np.mean(result.params[1:])),
-        intercept_se=float(result.bse[1]) if clusters > 1 and len(result.params) == 2 else math.nan,
-        slope=float(result.params[0]),
-        slope_se=float(result.bse[0]) if clusters > 1 else math.nan,
+        intercept=float(intercepts.mean()),
+        intercept_se=float(intercept_se),
+        slope=float(result.params["log_tokens"]),
+        slope_se=float(slope_se),
         slope_low=float(low),
         slope_high=float(high),
         r_squared=float(result.rsquared),
@@ -143,17 +213,19 @@ def _log_law(name: str, points: pd.DataFrame) -> LogLaw:
 
 
 def _predict_log(n: Vector, h: Vector, new: Vector) -> Vector:
+    """Fit H = a + b ln N and predict at `new`."""
     slope, intercept = np.polyfit(np.log(n), h, 1)
     return np.asarray(intercept + slope * np.log(new))
 
 
 def _predict_power(n: Vector, h: Vector, new: Vector) -> Vector:
-    """H = c N^p, fitted in ln H."""
+    """Fit H = c N^p in ln H and predict at `new`."""
     power, constant = np.polyfit(np.log(n), np.log(np.maximum(h, 1e-6)), 1)
     return np.asarray(np.exp(constant + power * np.log(new)))
 
 
 def _predict_linear(n: Vector, h: Vector, new: Vector) -> Vector:
+    """Fit H = a + b N and predict at `new`."""
     slope, intercept = np.polyfit(n, h, 1)
     return np.asarray(intercept + slope * new)
 
@@ -163,13 +235,13 @@ FORMS: dict[str, Callable[[Vector, Vector, Vector], Vector]] = {
     "power": _predict_power,
     "linear": _predict_linear,
 }
-"""Rival forms: (tokens, entropy) to fit, and the tokens to predict at."""
+"""Forms of H(N). Each function takes token counts, entropies, and the token counts to predict at."""
 
 
-def _rivals(points: pd.DataFrame) -> pd.DataFrame:
-    """Error of each form on every token count that was left out of its fit.
+def _form_errors(points: pd.DataFrame) -> pd.DataFrame:
+    """Compute the error of each form at every token count that was left out of its fit.
 
-    The Gaussian form has nothing to fit: H = ln N - sigma2/2 with the logit variance measured at that very size.
+    The Gaussian form H = ln N - sigma2/2 has no free parameter: sigma2 is the logit variance measured at the same size.
     """
     n = points["tokens"].to_numpy(dtype=float)
     h = points["entropy"].to_numpy(dtype=float)
@@ -178,10 +250,10 @@ def _rivals(points: pd.DataFrame) -> pd.DataFrame:
     counts = np.unique(n)
     for form, predict in FORMS.items():
         errors = []
-        for left_out in counts:
-            out = n == left_out
-            if len(counts) > 2:
-                errors.append(_root_mean_square(predict(n[~out], h[~out], n[out]) - h[out]))
+        for count in counts if len(counts) > 2 else ():
+            left_out = n == count
+            predicted = predict(n[~left_out], h[~left_out], n[left_out])
+            errors.append(_root_mean_square(predicted - h[left_out]))
         rows.append({"form": form, "error": float(np.mean(errors)) if errors else math.nan})
     rows.append({"form": "gaussian", "error": _root_mean_square(gaussian - h)})
     return pd.DataFrame(rows)

@@ -1,25 +1,42 @@
-"""Did it help? Entropy drift, image quality, text alignment and the two defects under every law, with error bars."""
+"""Measure the effect of scaling laws: entropy drift, denoising loss, image metrics and two defects, with error bars.
 
+The image metrics include the Fréchet distance (FID), the kernel distance (KID) and the text score (CLIPScore).
+"""
+
+from entropy_probe.deprecation import renamed_names
+from entropy_probe.evaluation.critic import Critic, load_critic
 from entropy_probe.evaluation.defect_scores import WHITE, Defects, defects
+from entropy_probe.evaluation.differences import MetricDifference
 from entropy_probe.evaluation.drift import Drift, entropy_drift
-from entropy_probe.evaluation.image_quality import HIGHER_IS_BETTER, Comparison, Quality, metric_and_network, quality
-from entropy_probe.evaluation.networks import CRITIC, NAMED, Judge, judge_for
+from entropy_probe.evaluation.image_quality import quality
+from entropy_probe.evaluation.loss_curves import LossCurve, loss
+from entropy_probe.evaluation.metrics import METRICS, Metric, in_order, metric_and_network
+from entropy_probe.evaluation.networks import CRITIC, NAMED, Scorer, load_scorer
+from entropy_probe.evaluation.quality_summary import Quality
 from entropy_probe.evaluation.validation import Outcome, outcome_of, validate, validate_sweep
+
+__getattr__ = renamed_names(__name__, Comparison=MetricDifference, Judge=Scorer, judge_for=load_scorer)
 
 __all__ = [
     "CRITIC",
-    "HIGHER_IS_BETTER",
+    "METRICS",
     "NAMED",
     "WHITE",
-    "Comparison",
+    "Critic",
     "Defects",
     "Drift",
-    "Judge",
+    "LossCurve",
+    "Metric",
+    "MetricDifference",
     "Outcome",
     "Quality",
+    "Scorer",
     "defects",
     "entropy_drift",
-    "judge_for",
+    "in_order",
+    "load_critic",
+    "load_scorer",
+    "loss",
     "metric_and_network",
     "outcome_of",
     "quality",

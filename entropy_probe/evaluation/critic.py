@@ -1,7 +1,7 @@
-"""The two encoders of the critic, and loading them.
+"""The critic: an image encoder and a text encoder for the domain of the bundled models, like a small CLIP.
 
-Trained contrastively (Radford et al. 2021, arXiv 2103.00020) on emoji drawn from vectors at 24 to 256 pixels with their
-captions, and on nothing that a generator drew.
+It was trained contrastively (Radford et al. 2021, arXiv 2103.00020) on emoji rendered from vectors at 24 to 256 pixels
+with their captions. No sampled image was part of its training.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, ResNetForImageClassification
 
 from entropy_probe.bundled import bundled
+from entropy_probe.deprecation import renamed_names
 
 SIDE = 96
-"""Pixels to which the shorter side of an image is brought before it is looked at."""
+"""Length in pixels to which the shorter side of an image is resized."""
 
 
 class Critic(nn.Module):
-    """Embeds images of any size and captions into one space, where an image is near its caption.
+    """Embeds images of any size, and captions, into one space in which an image is near its caption.
 
-    Called with images it returns their embeddings, as the `feature` network of torchmetrics does.
+    A call with images returns their embeddings, as the `feature` network of torchmetrics does.
 
     Attributes:
-        num_features: width of an embedding.
+        num_features: dimension of an embedding.
     """
 
     def __init__(
@@ -41,30 +42,35 @@ class Critic(nn.Module):
         self.num_features: int = text_encoder.config.projection_dim
 
     def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
-        """Embeddings of length 1."""
+        """Return embeddings of length 1."""
         return self.embed(prepare(images))
 
     def embed(self, prepared: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
-        """Embeddings of length 1 of images as `prepare` returns them."""
+        """Return embeddings of length 1 of images that `prepare` returned."""
         return F.normalize(self.image_encoder(pixel_values=prepared).logits, dim=-1)
 
     def embed_captions(self, captions: Sequence[str]) -> Float[Tensor, "batch features"]:
-        """Embeddings of length 1; what is longer than the tokenizer allows is cut off."""
+        """Return embeddings of length 1. Captions that are too long for the tokenizer are truncated."""
         return self.embed_tokens(self.tokenize(captions).to(self.text_encoder.device))
 
     def tokenize(self, captions: Sequence[str]) -> Int[Tensor, "batch length"]:
-        """Token numbers, padded."""
+        """Return token ids, padded to the maximum length."""
         encoded = self.tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt")
         tokens: Tensor = encoded.input_ids
         return tokens
 
     def embed_tokens(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch features"]:
-        """As `embed_captions`, of token numbers."""
+        """Return embeddings of length 1 of token ids that `tokenize` returned."""
         return F.normalize(self.text_encoder(tokens).text_embeds, dim=-1)
 
 
 def prepare(images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 h w"]:
-    """Bring the shorter side to `SIDE` pixels, without aliasing, and bytes to [-1, 1]."""
+    """Resize the shorter side to `SIDE` pixels with antialiasing, and map bytes to [-1, 1].
+
+    Example:
+        >>> prepare(torch.zeros(1, 3, 48, 96, dtype=torch.uint8)).shape
+        torch.Size([1, 3, 96, 192])
+    """
     height, width = images.shape[-2:]
     scale = SIDE / min(height, width)
     size = round(height * scale), round(width * scale)
@@ -74,12 +80,24 @@ def prepare(images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "bat
     return F.interpolate(unit, size, mode="bicubic", antialias=True).clamp(-1, 1)
 
 
-def load(folder: str | Path | None = None) -> Critic:
-    """The bundled critic, or one that the recipe saved in `folder`; on the CPU, ready to use."""
-    where = bundled("critic") if folder is None else Path(folder)
+def load_critic(folder: str | Path | None = None) -> Critic:
+    """Load the bundled critic on the CPU, in evaluation mode.
+
+    Args:
+        folder: load a critic that its training recipe saved in this folder.
+
+    Example:
+        >>> critic = load_critic()
+        >>> critic(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, critic.num_features)
+        True
+    """
+    path = bundled("critic") if folder is None else Path(folder)
     critic = Critic(
-        ResNetForImageClassification.from_pretrained(where / "image", dtype=torch.float32, use_safetensors=True),
-        CLIPTextModelWithProjection.from_pretrained(where / "text", dtype=torch.float32, use_safetensors=True),
-        CLIPTokenizer.from_pretrained(where / "tokenizer"),
+        ResNetForImageClassification.from_pretrained(path / "image", dtype=torch.float32, use_safetensors=True),
+        CLIPTextModelWithProjection.from_pretrained(path / "text", dtype=torch.float32, use_safetensors=True),
+        CLIPTokenizer.from_pretrained(path / "tokenizer"),
     )
     return critic.eval().requires_grad_(False)
+
+
+__getattr__ = renamed_names(__name__, load=load_critic)

@@ -1,4 +1,4 @@
-"""Entropy drift: how far the attention entropy at a size is from what it was at the training size."""
+"""Entropy drift: the difference between the attention entropy at a size and at the training size."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ RESAMPLES = 1000
 """Bootstrap resamples of prompts and seeds."""
 
 LEVELS = {"layer": ["layer"], "head": ["layer", "head"], "step": ["layer", "head", "step"]}
-"""What H is averaged over before |H(N) - H(T)| is taken: nothing below the level is forgiven, all above it is.
+"""Columns by which H is averaged before |H(N) - H(T)| is computed.
 
-A scaling law has one number per layer, so `layer` is what it can mend; `step` counts every head and every sampling step
-by itself, also those that drift against each other inside a layer.
+A scaling law has one g per layer, so it can remove drift at the level `layer`. At the level `step`, heads and sampling
+steps that drift in opposite directions within a layer do not cancel.
 """
 
 Level = Literal["layer", "head", "step"]
@@ -28,9 +28,19 @@ Level = Literal["layer", "head", "step"]
 
 @dataclass(frozen=True)
 class Drift:
-    """Mean |H(N) - H(T)| of one law at one size, nats, with 95 % bootstrap intervals over prompts and seeds.
+    """Mean |H(N) - H(T)| under one law at one size, with 95 % bootstrap intervals over prompts and seeds.
 
-    `removed` is the fraction of the drift of `original` that is gone: 1 is all, negative is worse than before.
+    Attributes:
+        law: name of the law.
+        size: (height, width) in pixels.
+        level: see `LEVELS`.
+        drift: nats.
+        low: lower end of the interval of the drift, nats.
+        high: upper end.
+        removed: fraction of the drift of `original` that the law removes. 1 is all of it; negative values are an
+            increase.
+        removed_low: lower end of the interval of the fraction.
+        removed_high: upper end.
     """
 
     law: str
@@ -47,35 +57,47 @@ class Drift:
 def entropy_drift(
     frame: pd.DataFrame, training_size: Size, level: Level = "layer", *, seeds: tuple[int, ...] | None = None
 ) -> list[Drift]:
-    """Drift of every law at every size but the training size.
+    """Compute the drift of every law at every size except the training size.
 
-    The reference H(T) is that of the original model at the training size, for the same prompts and seeds.
+    The reference H(T) is the entropy of the original model at the training size, for the same prompts and seeds.
 
     Args:
-        frame: rows of a sweep; `original` must be among the laws, the training size among its sizes.
+        frame: table of a sweep that includes the law `original` and the training size.
         training_size: (height, width) in pixels.
         level: see `LEVELS`.
-        seeds: use only these.
+        seeds: use only these seeds.
 
     Raises:
-        InputError: if the original model was not sampled at the training size.
+        InputError: if the table lacks the original model at the training size.
+
+    Example:
+        >>> rows = [("original", 64, 3.0), ("original", 128, 4.0), ("paper", 128, 3.5)]
+        >>> frame = pd.DataFrame(rows, columns=["law", "height", "entropy"]).assign(
+        ...     width=64, kind="self", axes="spatial", layer="mid", prompt="cat", seed=0, scale_factor=1.0
+        ... )
+        >>> [(d.law, d.drift, d.removed) for d in entropy_drift(frame, (64, 64))]
+        [('original', 1.0, 0.0), ('paper', 0.5, 0.5)]
     """
-    own = visual(frame[frame["scale_factor"] == 1.0])
+    rows = visual(frame[frame["scale_factor"] == 1.0])
     if seeds is not None:
-        own = own[own["seed"].isin(seeds)]
+        rows = rows[rows["seed"].isin(seeds)]
     keys = LEVELS[level]
-    means = own.groupby(["law", "height", "width", *keys, "prompt", "seed"], sort=False)["entropy"].mean()
+    means = rows.groupby(["law", "height", "width", *keys, "prompt", "seed"], sort=False)["entropy"].mean()
     table = means.unstack(["prompt", "seed"])
     try:
         trained = table.loc[("original", *training_size)]
     except KeyError:
-        raise InputError("drift needs the original model at the training size: sample it too") from None
-    weights = resamples(table.columns)
+        height, width = training_size
+        raise InputError(
+            f"drift needs the original model at the training size {height}x{width}: add 'original' to laws and the "
+            "training size to sizes"
+        ) from None
+    weights = bootstrap_weights(table.columns)
     sizes = sorted({(h, w) for _, h, w, *_ in table.index} - {training_size}, key=lambda s: s[0] * s[1])
     results = []
     for size in sizes:
         before = _drifts(table.loc[("original", *size)], trained, weights)
-        for law in dict.fromkeys(own["law"]):
+        for law in dict.fromkeys(rows["law"]):
             if (law, *size) not in table.index.droplevel(keys):
                 continue
             after = _drifts(table.loc[(law, *size)], trained, weights)
@@ -89,22 +111,33 @@ def entropy_drift(
 
 
 def _drifts(
-    here: pd.DataFrame, trained: pd.DataFrame, weights: Float[np.ndarray, "resamples images"]
+    entropy: pd.DataFrame, trained: pd.DataFrame, weights: Float[np.ndarray, "resamples images"]
 ) -> Float[np.ndarray, " resamples"]:
-    """Mean |H(N) - H(T)| for every weighting of the images."""
-    difference = (here - trained.loc[here.index]).to_numpy(dtype=float)
+    """Compute mean |H(N) - H(T)| for each weighting of the images."""
+    difference = (entropy - trained.loc[entropy.index]).to_numpy(dtype=float)
     return np.asarray(np.abs(difference @ weights.T).mean(axis=0))
 
 
-def resamples(columns: pd.MultiIndex) -> Float[np.ndarray, "resamples images"]:
-    """Weights of the images: all alike first, then prompts and seeds drawn with replacement."""
+def bootstrap_weights(columns: pd.MultiIndex) -> Float[np.ndarray, "1+resamples images"]:
+    """Return weights of the images for the bootstrap: equal weights first, then `RESAMPLES` resamples.
+
+    Prompts and seeds are resampled separately, with replacement. Each row sums to 1.
+
+    Args:
+        columns: levels `prompt` and `seed`, one entry per image.
+
+    Example:
+        >>> images = pd.MultiIndex.from_product([["cat", "dog"], [0, 1]], names=["prompt", "seed"])
+        >>> bootstrap_weights(images)[0].tolist()
+        [0.25, 0.25, 0.25, 0.25]
+    """
     generator = np.random.default_rng(0)
     images = len(columns)
     weight = np.ones((RESAMPLES + 1, images))
     for name in ("prompt", "seed"):
         codes, values = pd.factorize(columns.get_level_values(name))
-        drawn = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), size=RESAMPLES)
-        weight[1:] *= drawn[:, codes]
+        counts = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), size=RESAMPLES)
+        weight[1:] *= counts[:, codes]
     weight[weight.sum(axis=1) == 0] = 1.0
     weight /= weight.sum(axis=1, keepdims=True)
     return weight

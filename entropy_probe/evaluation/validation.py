@@ -1,4 +1,4 @@
-"""`validate`: sample under several laws and say how much of the drift each removes."""
+"""Sample under several laws, and measure how much of the entropy drift each law removes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
+from entropy_probe.deprecation import renamed_arguments, warn_renamed
 from entropy_probe.errors import InputError
-from entropy_probe.evaluation.drift import LEVELS, Drift, entropy_drift
-from entropy_probe.evaluation.image_quality import Quality, quality
-from entropy_probe.evaluation.networks import Judge
+from entropy_probe.evaluation.drift import Drift, Level, entropy_drift
+from entropy_probe.evaluation.image_quality import quality
+from entropy_probe.evaluation.networks import Scorer
+from entropy_probe.evaluation.quality_summary import Quality
 from entropy_probe.laws import ScalingLaw, resolve
 from entropy_probe.models import Size, format_size, training_size
 from entropy_probe.runs import Grid, Sweep, as_sizes, extend, sweep
@@ -23,12 +25,12 @@ from entropy_probe.views import Viewed
 
 @dataclass(frozen=True)
 class Outcome(Viewed):
-    """What the laws did: the drift of every law at every size, and the images they were measured on.
+    """The effect of several laws on the entropy and on the images.
 
     Attributes:
-        sweep: the sampled grid; its `image` gives the images.
-        drifts: for every law, size and level (see `validation.drift.LEVELS`).
-        quality: what the laws did to the images, if they were judged.
+        sweep: the sampled grid; its `image` method returns the images.
+        drifts: the drift of every law at every size and level (see `drift.LEVELS`).
+        quality: the effect on the images, if they were scored.
     """
 
     sweep: Sweep
@@ -36,54 +38,61 @@ class Outcome(Viewed):
     quality: Quality | None = None
 
     def table(self, level: str = "layer") -> pd.DataFrame:
-        """A row per law and size; nats, and the removed fraction of the drift of `original`."""
+        """Return the drift (nats) and the removed fraction as a table, one row per law and size."""
         return pd.DataFrame([{**asdict(d), "size": format_size(d.size)} for d in self.drifts if d.level == level])
 
     def to_json(self) -> str:
-        """The drifts and the quality, and the grid that they were measured on."""
-        fields = {
-            "grid": json.loads(self.sweep.grid.to_json()),
-            "drifts": [asdict(d) for d in self.drifts],
-            "quality": self.quality.to_json() if self.quality else None,
-        }
-        return to_strict_json(fields)
+        """Return the grid, the drifts and the quality as JSON text."""
+        return to_strict_json(
+            {
+                "grid": json.loads(self.sweep.grid.to_json()),
+                "drifts": [asdict(d) for d in self.drifts],
+                "quality": json.loads(self.quality.to_json()) if self.quality else None,
+            }
+        )
 
     @classmethod
-    def from_json(cls, base: Sweep, text: str) -> Outcome:
-        """What `to_json` wrote, over the run directory of `base`.
+    def from_json(cls, text: str | Sweep, sweep: Sweep | str) -> Outcome:
+        """Parse the text of `to_json`.
+
+        Args:
+            text: the text.
+            sweep: the sweep whose run directory has the images. The grid is read from the text.
 
         Raises:
-            InputError: for text that is no outcome.
+            InputError: if the text is not an outcome, or images of its grid are missing.
         """
+        if isinstance(text, Sweep):
+            warn_renamed("Outcome.from_json(sweep, text)", "Outcome.from_json(text, sweep)")
+            text, sweep = sweep, text  # type: ignore[assignment]
+        assert isinstance(text, str) and isinstance(sweep, Sweep)
         try:
             fields = from_strict_json(dict[str, Any], text)
             drifts = tuple(Drift(**{**nan_for_null(d), "size": tuple(d["size"])}) for d in fields["drifts"])
-            judged = Quality.from_json(fields["quality"]) if fields.get("quality") else None
+            scored = Quality.from_json(json.dumps(fields["quality"])) if fields.get("quality") else None
             grid = Grid.from_json(json.dumps(fields["grid"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"this is no outcome as entropy-probe writes them: {error!r}") from error
-        missing = sum(base.run.state(cell).fault is not None for cell in grid.cells())
+            raise InputError(f"not a valid outcome: {error!r}") from error
+        missing = sum(sweep.run.state(cell).fault is not None for cell in grid.cells())
         if missing:
             raise InputError(
-                f"{missing} of the {len(grid)} validated cells of {base.run.path} are missing: run validate again"
+                f"{missing} of the {len(grid)} validated cells of {sweep.run.path} are missing: run validate again"
             )
-        return cls(replace(base, grid=grid), drifts, judged)
+        return cls(replace(sweep, grid=grid), drifts, scored)
 
     def verdict(self) -> list[str]:
-        """A sentence for each law but the original, with its numbers."""
+        """Return a sentence for each law: the fraction of the drift it removes. Then the verdict on the images."""
         sentences = []
-        for law in dict.fromkeys(d.law for d in self.drifts):
-            own = [d for d in self.drifts if d.law == law and d.level == "layer"]
-            if law == "original":
-                continue
-            parts = ", ".join(
+        for law in dict.fromkeys(d.law for d in self.drifts if d.law != "original"):
+            drifts = [d for d in self.drifts if d.law == law and d.level == "layer"]
+            numbers = ", ".join(
                 f"{_percent(d.removed)} % [{_percent(d.removed_low)}, {_percent(d.removed_high)}] "
                 f"at {format_size(d.size)}"
-                for d in own
+                for d in drifts
             )
-            fails = [format_size(d.size) for d in own if d.removed_low <= 0]
-            judged = f"not at {', '.join(fails)}" if fails else "at every size"
-            sentences.append(f"Drift that the {law} law removes ({judged}): {parts}.")
+            unclear = [format_size(d.size) for d in drifts if d.removed_low <= 0]
+            note = f"; no reduction detected at {', '.join(unclear)}" if unclear else ""
+            sentences.append(f"Entropy drift removed by the {law} law: {numbers}{note}.")
         return sentences + (self.quality.verdict() if self.quality else [])
 
 
@@ -91,55 +100,90 @@ def _percent(fraction: float) -> int:
     return round(100 * fraction)
 
 
+@renamed_arguments(judge="scorer", pipeline="source")
 def validate(
-    pipeline: Any,
-    *,
+    source: Any,
     laws: Sequence[ScalingLaw | str | Path],
-    prompts: Sequence[str],
-    sizes: Sequence[Size],
-    seeds: Sequence[int] = (0,),
-    judge: Judge | None = None,
+    *,
+    prompts: Sequence[str] | None = None,
+    sizes: Sequence[Size] | None = None,
+    seeds: Sequence[int] | None = None,
+    scorer: Scorer | None = None,
+    progress: bool = True,
     **settings: Any,
 ) -> Outcome:
-    """Sample a grid under several laws and measure the entropy drift that each leaves.
+    """Sample a grid under several laws, and measure the entropy drift that remains under each.
 
-    The original model and the training size are added where they are not named: drift is measured against them.
+    The original model and the training size are added if they are missing, because drift is relative to them.
 
     Args:
-        pipeline: a diffusers pipeline.
-        laws: scaling laws, by name, file or as they are.
-        prompts: texts.
-        sizes: (height, width) in pixels.
-        seeds: one image each.
-        judge: judges the images too; see `judge_for`.
-        settings: as `sweep` takes them (steps, guidance_scale, store, ...).
+        source: a `Sweep` of the original model, or a diffusers pipeline. A sweep sets the prompts, sizes, seeds and
+            settings, and images are added to its run directory.
+        laws: scaling laws, given by name, by JSON file, as objects or as derivations.
+        prompts: for a pipeline: texts.
+        sizes: for a pipeline: (height, width) in pixels.
+        seeds: for a pipeline: one image per seed; the default is (0,).
+        scorer: also score the images; see `load_scorer`.
+        progress: show progress bars.
+        settings: for a pipeline: other arguments of `sweep` (steps, guidance_scale, store, ...).
 
     Raises:
-        InputError: see `sweep`.
+        InputError: if an argument of a pipeline is given with a sweep, or prompts or sizes are missing with a pipeline.
+            See also `sweep`.
+
+    Example:
+        >>> sweep = ep.sweep(pipeline, prompts=["cat"], sizes=[(64, 64), (128, 128)])  # doctest: +SKIP
+        >>> print(validate(sweep, ["paper", ep.derive(sweep)]).verdict()[0])  # doctest: +SKIP
     """
-    named = [resolve(law) for law in laws]
-    if "original" not in [law.name for law in named]:
-        named.insert(0, resolve("original"))
-    trained, asked = training_size(pipeline), as_sizes(sizes)
-    everywhere = asked if trained in asked else (trained, *asked)
-    made = sweep(pipeline, prompts=prompts, sizes=everywhere, seeds=seeds, laws=named, scale_factors=(), **settings)
-    return outcome_of(made, judge, progress=settings.get("progress", True))
+    resolved = [resolve(law) for law in laws]
+    if "original" not in [law.name for law in resolved]:
+        resolved.insert(0, resolve("original"))
+    if isinstance(source, Sweep):
+        given = {name: v for name, v in (("prompts", prompts), ("sizes", sizes), ("seeds", seeds)) if v is not None}
+        if extra := [*given, *settings]:
+            raise InputError(f"{extra[0]} is set by the sweep: remove it, or validate a pipeline")
+        return outcome_of(extend(source, laws=resolved, progress=progress), scorer, progress=progress)
+    for name, value in (("prompts", prompts), ("sizes", sizes)):
+        if value is None:
+            raise InputError(f"{name} is missing: validating a pipeline needs prompts and sizes")
+    assert prompts is not None and sizes is not None
+    trained, requested = training_size(source), as_sizes(sizes)
+    sampled = sweep(
+        source,
+        prompts=prompts,
+        sizes=requested if trained in requested else (trained, *requested),
+        seeds=(0,) if seeds is None else seeds,
+        laws=resolved,
+        scale_factors=(),
+        progress=progress,
+        **settings,
+    )
+    return outcome_of(sampled, scorer, progress=progress)
 
 
+@renamed_arguments(judge="scorer")
 def validate_sweep(
-    base: Sweep, laws: Sequence[ScalingLaw | str | Path], *, judge: Judge | None = None, progress: bool = True
+    base: Sweep, laws: Sequence[ScalingLaw | str | Path], *, scorer: Scorer | None = None, progress: bool = True
 ) -> Outcome:
-    """As `validate`, on the prompts, sizes and seeds of a sweep of the original model, into its run directory."""
-    named = [resolve(law) for law in laws]
-    if "original" not in [law.name for law in named]:
-        named.insert(0, resolve("original"))
-    return outcome_of(extend(base, laws=named, progress=progress), judge, progress=progress)
+    """Validate laws on a sweep. Deprecated: use `validate(sweep, laws)`."""
+    warn_renamed("validate_sweep(sweep, laws)", "validate(sweep, laws)")
+    return validate(base, laws, scorer=scorer, progress=progress)
 
 
-def outcome_of(sampled: Sweep, judge: Judge | None = None, *, progress: bool = False) -> Outcome:
-    """The drift in a sweep over several laws and, with a judge, the quality of its images."""
+@renamed_arguments(judge="scorer")
+def outcome_of(sampled: Sweep, scorer: Scorer | None = None, *, progress: bool = False) -> Outcome:
+    """Compute the drift in a sweep over several laws and, with a scorer, the quality of its images.
+
+    Args:
+        sampled: a sweep that includes `original` and the training size.
+        scorer: see `load_scorer`.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: if the original model was not sampled at the training size.
+    """
     frame = sampled.frame()
     size = sampled.manifest.training_size
-    drifts = [drift for level in LEVELS for drift in entropy_drift(frame, size, level)]  # type: ignore[arg-type]
-    judged = quality(sampled, judge, progress=progress) if judge else None
-    return Outcome(sampled, tuple(drifts), judged)
+    drifts = [drift for level in get_args(Level) for drift in entropy_drift(frame, size, level)]
+    scored = quality(sampled, scorer, progress=progress) if scorer else None
+    return Outcome(sampled, tuple(drifts), scored)

@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from entropy_probe.attention import Captured, visual
 from entropy_probe.estimation import Derivation, Fit
-from entropy_probe.evaluation import HIGHER_IS_BETTER, Outcome, Quality, metric_and_network
+from entropy_probe.evaluation import Outcome, Quality, metric_and_network
 from entropy_probe.laws import Kappa, Measured, ScalingLaw, factors
 from entropy_probe.models import format_size, short_name
 
-METRICS = {
-    "text_score": "text score",
-    "caption_found": "caption retrieved",
-    "incompleteness": "incompleteness",
-    "repetition": "repetition",
-    "kernel_distance": "kernel distance",
-    "frechet_distance": "Fréchet distance",
-}
-"""The metrics as the page names them."""
-
-
-def in_order(metrics: Iterable[str]) -> list[str]:
-    """Metrics in the order in which the page shows them; those of several networks stand together."""
-    return sorted(metrics, key=lambda metric: (list(METRICS).index(metric_and_network(metric)[0]), metric))
-
 
 def titled(metric: str) -> str:
-    """A metric in words, with the network that measured it where there are several, and which way is better."""
-    base, network = metric_and_network(metric)
-    better = "higher" if HIGHER_IS_BETTER[base] else "lower"
-    return f"{METRICS[base]}{f' by {network}' if network else ''} ({better} is better)"
+    """Return the label of a metric: its title, its direction and, with several networks, the network."""
+    declared, network = metric_and_network(metric)
+    return declared.label(network)
 
 
 UNKNOWN = "–"

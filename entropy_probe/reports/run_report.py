@@ -18,7 +18,7 @@ from entropy_probe.errors import InputError
 from entropy_probe.escape import for_terminal
 from entropy_probe.estimation import POOLED, Derivation, Fit
 from entropy_probe.estimation import fit as fit_laws
-from entropy_probe.evaluation import Outcome, Quality
+from entropy_probe.evaluation import Outcome, Quality, in_order
 from entropy_probe.laws import Kappa, Measured, ScalingLaw
 from entropy_probe.models import format_size, short_name
 from entropy_probe.plots import figures
@@ -28,7 +28,6 @@ from entropy_probe.plots.tables import (
     error_by_rows,
     fit_table,
     image_table,
-    in_order,
     kappa_of,
     kappa_of_laws,
     kappa_table,
@@ -108,7 +107,7 @@ class Report:
         derivation = Derivation.from_json(law) if law else None
         return report(
             made,
-            outcome=Outcome.from_json(made, outcome) if outcome else None,
+            outcome=Outcome.from_json(outcome, made) if outcome else None,
             derivation=derivation,
             entropy_maps=entropy_maps(made, derivation.law if derivation else None),
             losses={name: _loss_table(found, name) for name, file in LOSSES.items() if (found := text(file))},
@@ -120,7 +119,7 @@ class Report:
         return [
             *(_law_sentences(self.fit) if self.fit else []),
             *(_kappa_sentences(self.kappa) if self.kappa is not None else []),
-            *(_round_sentences(self.derivation) if self.derivation else []),
+            *(_round_sentences(self.derivation) if self.derivation and self.derivation.rounds else []),
             *(self.outcome.verdict() if self.outcome else []),
         ]
 
@@ -301,7 +300,7 @@ class Report:
         tables["Mean entropy ± standard error over prompts, nats; original model"] = entropy_table(self.frame)
         if self.kappa is not None:
             tables["Scaling factor of every layer"] = kappa_table(self.kappa, self.law)
-        if self.derivation:
+        if self.derivation and self.derivation.rounds:
             tables["Rounds of the refinement"] = rounds_table(self.derivation)
         if self.outcome:
             tables["Drift, with 95 % intervals"] = drift_table(self.outcome)
@@ -382,7 +381,7 @@ def report(
         fit: fitted anew if none is given and the sweep has sizes enough.
         law: the derived law; that of `derivation` if none is given.
         outcome: of `validate`.
-        derivation: of `fitting.derive_measured`; tells kappa, its intervals and the rounds.
+        derivation: the result of `derive`, for kappa, its intervals and the rounds.
         entropy_maps: of `report.entropy_maps`.
         losses: tables of `validation.loss.LossCurve`, by what the loss is against: `{"g": curve.table()}`.
         command: the command line to quote.
@@ -390,6 +389,8 @@ def report(
     if fit is None and len(sweep.grid.sizes) > 1:
         with suppress(InputError):  # two sizes of one token count: the page says that nothing was fitted
             fit = fit_laws(sweep)
+    if isinstance(law, Derivation):
+        law, derivation = law.law, derivation or law
     if law is None and derivation is not None:
         law = derivation.law
     return Report(sweep, fit, law, outcome, derivation, tuple(entropy_maps), dict(losses or {}), command)
@@ -460,6 +461,11 @@ def _kappa_sentences(kappa: pd.DataFrame) -> list[str]:
     return [sentence + "."]
 
 
+def _pairs(law: ScalingLaw) -> int:
+    """Return the number of pairs of layer and size of a measured law."""
+    return sum(map(len, law.points.values())) if isinstance(law, Measured) else 0
+
+
 def _round_sentences(derivation: Derivation) -> list[str]:
     first, refined = derivation.rounds[0], derivation.rounds[1:]
     count = len(refined)
@@ -475,7 +481,7 @@ def _round_sentences(derivation: Derivation) -> list[str]:
         names = list(dict.fromkeys(map(short_name, bound["layer"])))
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
         sentences.append(
-            f"In {len(bound)} of {sum(map(len, derivation.law.points.values()))} pairs of layer and size g ran into "
+            f"In {len(bound)} of {_pairs(derivation.law)} pairs of layer and size g ran into "
             "its bounds, and the entropy of the training size cannot be reached with the tokens there are: "
             f"{', '.join(names[:4])}{more}."
         )

@@ -1,0 +1,234 @@
+"""Find the g at which the measured entropy at N tokens equals the entropy at T, by refinement.
+
+Every sweep also measures the curve H(g) of each layer: its entropy when the logits are multiplied by g. For fixed
+queries and keys the curve falls, because dH/d ln g = -Var_A(logits). So H(g) = H(T) has a single root. The roots of
+the curves of the original model are the first estimate.
+
+A layer that attends differently changes the queries of the layers behind it. So the model is sampled again under the
+estimated law, and each g is multiplied by the root of its new curve. Refinement stops when the remaining drift is
+within its standard error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from entropy_probe.attention import visual
+from entropy_probe.errors import InputError
+from entropy_probe.laws import Measured
+from entropy_probe.models import Size
+from entropy_probe.runs import Sweep, extend
+
+MIN_FACTOR, MAX_FACTOR = 0.2, 6.0
+"""Bounds of g. A layer that needs more cannot reach its target: its entropy is near 0 or near ln N."""
+
+RESAMPLES = 400
+"""Bootstrap resamples of the prompts for the interval of kappa."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """The drift that remains after one round of sampling.
+
+    Attributes:
+        number: 0 is the original model.
+        drift: mean of |H(N) - H(T)| over layers and sizes, nats.
+        drift_se: its standard error, nats. NaN with a single prompt.
+    """
+
+    number: int
+    drift: float
+    drift_se: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Scale factors, and the entropy curves that were measured under them.
+
+    Attributes:
+        g: scale factors by (layer, tokens, training_tokens).
+        curves: entropy (nats) by (layer, tokens, training_tokens, scale_factor), a column per prompt.
+        target: entropy (nats) at the training size by layer, a column per prompt.
+    """
+
+    g: pd.Series
+    curves: pd.DataFrame
+    target: pd.DataFrame
+
+    def entropy(self) -> pd.DataFrame:
+        """Return H(N) under these scale factors, a column per prompt."""
+        return self.curves.xs(1.0, level="scale_factor")
+
+    def differences(self) -> pd.DataFrame:
+        """Return H(N) - H(T), a column per prompt: differences within a prompt do not depend on its level."""
+        entropy = self.entropy()
+        return entropy - self.target.loc[entropy.index.get_level_values("layer")].to_numpy()
+
+    def remaining_drift(self, number: int) -> Round:
+        """Return the drift as the round of this number."""
+        differences = self.differences()
+        errors = differences.sem(axis=1)
+        return Round(number, float(differences.mean(axis=1).abs().mean()), float(errors.mean()))
+
+    def next_factors(self) -> pd.Series:
+        """Multiply each g by the root of its measured curve, within the bounds."""
+        factors = {}
+        mean = self.curves.mean(axis=1)
+        for key, g in self.g.items():
+            curve = mean.loc[key].sort_index()
+            target = float(self.target.loc[key[0]].mean())
+            root = find_root(np.log(curve.index.to_numpy(float)), curve.to_numpy(float), target)
+            factors[key] = float(np.clip(g * np.exp(root), MIN_FACTOR, MAX_FACTOR))
+        return pd.Series(factors).rename_axis(self.g.index.names)
+
+    def slopes(self) -> pd.Series:
+        """Return dH/d ln g of each curve at its present g."""
+        mean = self.curves.mean(axis=1).unstack("scale_factor")
+        x = np.log(mean.columns.to_numpy(float))
+        middle = int(np.argmin(np.abs(x)))
+        low, high = max(0, middle - 1), min(len(x) - 1, middle + 1)
+        return (mean.iloc[:, high] - mean.iloc[:, low]) / (x[high] - x[low])
+
+    def kappa(self) -> pd.DataFrame:
+        """Fit g^2 = 1 + kappa ln(N/T) per layer by least squares. The error comes from resampling the prompts.
+
+        Returns:
+            Columns `layer`, `kappa`, `kappa_se`, `low`, `high` (95 % interval), `paper` (1/ln T).
+        """
+        differences, slopes = self.differences(), self.slopes()
+        generator = np.random.default_rng(0)
+        count = differences.shape[1]
+        chosen = generator.integers(count, size=(RESAMPLES, count))
+        noise = differences.to_numpy()[:, chosen].mean(-1) - differences.mean(axis=1).to_numpy()[:, None]
+        steepness = np.minimum(slopes.reindex(self.g.index).to_numpy(), -1e-3)[:, None]
+        resampled = pd.DataFrame(self.g.to_numpy()[:, None] * np.exp(-noise / steepness), index=self.g.index)
+        rows = []
+        for layer, g in self.g.groupby("layer", sort=False):
+            tokens, trained = (g.index.get_level_values(n).to_numpy(float) for n in ("tokens", "training_tokens"))
+            x = np.log(tokens / trained)
+            kappas = x @ (resampled.loc[g.index].to_numpy() ** 2 - 1) / (x @ x)
+            low, high = np.percentile(kappas, [2.5, 97.5]) if count > 1 else (np.nan, np.nan)
+            rows.append(
+                {
+                    "layer": layer,
+                    "kappa": float(x @ (g.to_numpy() ** 2 - 1) / (x @ x)),
+                    "kappa_se": float(kappas.std(ddof=1)) if count > 1 else float("nan"),
+                    "low": float(low),
+                    "high": float(high),
+                    "paper": float(1 / np.log(trained[0])),
+                }
+            )
+        return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class Refined:
+    """The result of `refine`.
+
+    Attributes:
+        best: scale factors, and the curves under the factors of the best round (of the original model for 0 rounds).
+        original: the curves of the original model.
+        rounds: the drift after each round; round 0 is the original model.
+    """
+
+    best: Estimate
+    original: Estimate
+    rounds: tuple[Round, ...]
+
+    def entropies(self) -> pd.DataFrame:
+        """Return mean entropies in nats: `layer`, `tokens`, `training_tokens`, `target`, `original`, `scaled`."""
+        original = self.original.entropy().mean(axis=1)
+        target = self.original.target.mean(axis=1).reindex(original.index.get_level_values("layer")).to_numpy()
+        sampled = len(self.rounds) > 1
+        scaled = self.best.entropy().mean(axis=1).reindex(original.index) if sampled else np.nan
+        table = pd.DataFrame({"target": target, "original": original, "scaled": scaled}, dtype=float)
+        return table.reset_index()
+
+    def at_bounds(self) -> pd.DataFrame:
+        """Return `layer`, `tokens`, `g` of the scale factors that reached a bound."""
+        g = self.best.g
+        return g[(g <= MIN_FACTOR) | (g >= MAX_FACTOR)].rename("g").reset_index()[["layer", "tokens", "g"]]
+
+
+def refine(
+    sweep: Sweep, sizes: list[Size], rounds: int, *, progress: bool, on_round: Callable[[Round], Any] | None
+) -> Refined:
+    """Estimate g from the curves of a sweep, then sample again up to `rounds` times to refine it.
+
+    Refinement uses the first half of the seeds. The other seeds stay unseen for validation.
+
+    Raises:
+        InputError: if the sweep has no measured curves, or has no pipeline to sample again.
+    """
+    seeds = sweep.grid.seeds[: (len(sweep.grid.seeds) + 1) // 2]
+    curves = _curves(sweep, "original", sizes, seeds)
+    if curves.index.get_level_values("scale_factor").nunique() < 2:
+        raise InputError(
+            "the measured law needs the entropy curves H(g), but the sweep has none (scale_factors=()): "
+            "sample again with the default scale_factors, or derive with method='gaussian'"
+        )
+    trained = curves.index.get_level_values("tokens") == curves.index.get_level_values("training_tokens")
+    target = curves[trained].xs(1.0, level="scale_factor").droplevel(["tokens", "training_tokens"])
+    g = pd.Series(1.0, index=curves[~trained].xs(1.0, level="scale_factor").index)
+
+    estimates = [Estimate(g, curves[~trained], target)]
+    history = [estimates[0].remaining_drift(0)]
+    while len(history) <= rounds and not _converged(history):
+        g = estimates[-1].next_factors()
+        law = Measured(knots(g))
+        sampled = extend(sweep, laws=[law], sizes=sizes, seeds=seeds, progress=progress)
+        estimates.append(Estimate(g, _curves(sampled, law.name, sizes, seeds), target))
+        history.append(estimates[-1].remaining_drift(len(history)))
+        if on_round:
+            on_round(history[-1])
+    if rounds:
+        best = estimates[int(np.argmin([r.drift for r in history[1:]])) + 1]
+    else:
+        best = Estimate(estimates[0].next_factors(), estimates[0].curves, target)
+    return Refined(best, estimates[0], tuple(history))
+
+
+def find_root(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"], target: float) -> float:
+    """Find x at which a falling curve reaches `target`, by linear interpolation.
+
+    Outside the curve, extrapolate with the slope at its end, by at most one interval.
+
+    Example:
+        >>> find_root(np.array([0.0, 1.0]), np.array([3.0, 1.0]), 2.0)
+        0.5
+    """
+    if target > y[0]:
+        steps = min((target - y[0]) / max(y[0] - y[1], 1e-6), 1.0) if len(x) > 1 else 0.0
+        return float(x[0] - steps * (x[1] - x[0])) if len(x) > 1 else 0.0
+    if target < y[-1]:
+        steps = min((y[-1] - target) / max(y[-2] - y[-1], 1e-6), 1.0) if len(x) > 1 else 0.0
+        return float(x[-1] + steps * (x[-1] - x[-2])) if len(x) > 1 else 0.0
+    return float(np.interp(-target, -y, x))
+
+
+def knots(g: pd.Series) -> dict[str, tuple[tuple[float, float], ...]]:
+    """Return the pairs (ln(N/T), g) of each layer in ascending order, as `laws.Measured` stores them."""
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for (layer, tokens, trained), value in g.items():
+        pairs.setdefault(str(layer), []).append((float(np.log(tokens / trained)), float(value)))
+    return {layer: tuple(sorted(values)) for layer, values in pairs.items()}
+
+
+def _converged(history: list[Round]) -> bool:
+    """Return whether the drift is within its standard error. With a single prompt the error is NaN: never."""
+    return len(history) > 1 and history[-1].drift <= history[-1].drift_se
+
+
+def _curves(sweep: Sweep, law: str, sizes: list[Size], seeds: tuple[int, ...]) -> pd.DataFrame:
+    """Return the mean entropy of each layer, token count and scale factor, a column per prompt."""
+    frame = sweep.frame(curves=True)
+    rows = visual(frame[(frame["law"] == law) & frame["seed"].isin(seeds)])
+    rows = rows[pd.MultiIndex.from_frame(rows[["height", "width"]]).isin([sweep.manifest.training_size, *sizes])]
+    keys = ["layer", "tokens", "training_tokens", "scale_factor", "prompt"]
+    return rows.groupby(keys, sort=False)["entropy"].mean().unstack("prompt")

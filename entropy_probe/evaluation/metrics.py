@@ -1,0 +1,102 @@
+"""Declaration of every image metric: name, title, direction, unit and formula.
+
+Tables, plots, reports and the command line read this declaration. The functions that compute the metrics are in
+`image_metrics` and `defect_scores`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """An image metric.
+
+    Attributes:
+        name: name in tables and files.
+        title: name on pages and in figures.
+        common_name: name under which the metric is known; empty if there is none.
+        higher_is_better: True if a higher value is better.
+        unit: unit of the value; 1 if it has none.
+        formula: how the value is computed.
+    """
+
+    name: str
+    title: str
+    common_name: str
+    higher_is_better: bool
+    unit: str
+    formula: str
+
+    def label(self, network: str = "") -> str:
+        """Return the title with the direction and, if given, the network that computed the value.
+
+        Example:
+            >>> METRICS["kernel_distance"].label("critic")
+            'kernel distance by critic (lower is better)'
+        """
+        better = "higher" if self.higher_is_better else "lower"
+        return f"{self.title}{f' by {network}' if network else ''} ({better} is better)"
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("text_score", "text score", "CLIPScore", True, "0 to 100", "100 max(cos(image, caption), 0)"),
+        Metric(
+            "caption_found",
+            "caption retrieved",
+            "R-precision, top-1 retrieval",
+            True,
+            "fraction of the images",
+            "1 if no other caption is closer to the image than its own, else 0",
+        ),
+        Metric(
+            "incompleteness", "incompleteness", "", False, "0 to 1", "1 - (1 - cut_off) (1 - off_centre); see defects"
+        ),
+        Metric("repetition", "repetition", "", False, "0 to 1", "height of the second peak of the autocorrelation"),
+        Metric(
+            "kernel_distance",
+            "kernel distance",
+            "KID, kernel inception distance",
+            False,
+            "1",
+            "squared maximum mean discrepancy, cubic polynomial kernel",
+        ),
+        Metric(
+            "frechet_distance",
+            "Fréchet distance",
+            "FID, Fréchet inception distance",
+            False,
+            "1",
+            "|mu1 - mu2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))",
+        ),
+    )
+}
+"""The image metrics by name, in the order in which tables and pages show them."""
+
+
+def metric_and_network(column: str) -> tuple[Metric, str]:
+    """Split the name of a column, such as `kernel_distance:critic`, into the metric and the network.
+
+    The network is empty if only one network computed metrics.
+
+    Example:
+        >>> metric, network = metric_and_network("kernel_distance:critic")
+        >>> metric.title, network
+        ('kernel distance', 'critic')
+    """
+    name, _, network = column.partition(":")
+    return METRICS[name], network
+
+
+def in_order(columns: Iterable[str]) -> list[str]:
+    """Sort metric columns in the order of `METRICS`; the networks of a metric are next to each other.
+
+    Example:
+        >>> in_order(["repetition", "text_score:b", "text_score:a"])
+        ['text_score:a', 'text_score:b', 'repetition']
+    """
+    return sorted(columns, key=lambda column: (list(METRICS).index(column.partition(":")[0]), column))
