@@ -55,8 +55,8 @@ def test_cells_that_run_out_of_memory_fail_with_exit_code_1(tiny_folder, tmp_pat
     command = [sys.executable, "-c", LITTLE_MEMORY, tiny_folder, *options, "--device", "cpu", "--quiet"]
     ended = subprocess.run([str(p) for p in command], env=ONE_THREAD, cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 1, ended.stderr
-    assert "2 of 6 cells failed, the first out of memory at 640" in ended.stderr
-    assert "the same command tries the failed ones again" in ended.stderr
+    assert "2 of 6 cells failed, the first with: out of memory at 640" in ended.stderr
+    assert "rerun the same command with more memory to retry the failed cells" in ended.stderr
     assert len(list((tmp_path / "run" / "cells").iterdir())) == 4
     (reason, _) = sorted((tmp_path / "run" / "failed").iterdir())
     assert json.loads(reason.read_text())["reason"].startswith("out of memory at 640")
