@@ -12,7 +12,7 @@ SIZES = [(32, 32), (64, 64), (128, 128)]
 
 
 def table(shift, prompts=6, noise=0.0, laws=("original", "half", "perfect")):
-    """Entropies shifted by `shift[head, step]` at other sizes; the law `half` halves the shift, `perfect` removes it."""
+    """Entropies shifted by `shift[head, step]`; the law `half` halves the shift, `perfect` removes it."""
     generator = np.random.default_rng(0)
     remaining = {"original": 1.0, "half": 0.5, "perfect": 0.0, "paper": 1.0}
     rows = []
@@ -98,7 +98,7 @@ def test_outcome_survives_json_and_verdict_has_its_numbers(tiny_pipeline, tmp_pa
 @pytest.fixture(scope="module")
 def sampled(tiny_pipeline, tmp_path_factory):
     return ep.sweep(
-        tiny_pipeline, prompts=["a"], sizes=[(64, 64), (96, 96)], steps=1, store=tmp_path_factory.mktemp("runs") / "run",
+        tiny_pipeline, prompts=["a"], sizes=[(64, 64), (96, 96)], steps=1, store=tmp_path_factory.mktemp("runs") / "a",
         progress=False,
     )  # fmt: skip
 

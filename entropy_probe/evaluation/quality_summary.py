@@ -80,7 +80,10 @@ def _sentence(law: str, comparisons: list[MetricDifference]) -> str:
         return f"{subject}: {'; '.join(parts)}. No difference detected in {len(undetected)} of {len(comparisons)}."
     needed = [c.needed for c in undetected if c.needed is not None]
     about = f" (about {_rounded(median(needed))} needed)" if needed and median(needed) <= MAX_NEEDED else ""
-    return f"{subject}: no image difference detected in {len(comparisons)} comparisons; {pairs} pairs may be too few{about}."
+    return (
+        f"{subject}: no image difference detected in {len(comparisons)} comparisons; "
+        f"{pairs} pairs may be too few{about}."
+    )
 
 
 def _rounded(count: float) -> str:

@@ -64,8 +64,9 @@ class Outcome(Viewed):
         """
         if isinstance(text, Sweep):
             warn_renamed("Outcome.from_json(sweep, text)", "Outcome.from_json(text, sweep)")
-            text, sweep = sweep, text  # type: ignore[assignment]
-        assert isinstance(text, str) and isinstance(sweep, Sweep)
+            text, sweep = sweep, text
+        assert isinstance(text, str)
+        assert isinstance(sweep, Sweep)
         try:
             fields = from_strict_json(dict[str, Any], text)
             drifts = tuple(Drift(**{**nan_for_null(d), "size": tuple(d["size"])}) for d in fields["drifts"])
@@ -146,7 +147,8 @@ def validate(
     for name, value in (("prompts", prompts), ("sizes", sizes)):
         if value is None:
             raise InputError(f"{name} is missing: validating a pipeline needs prompts and sizes")
-    assert prompts is not None and sizes is not None
+    assert prompts is not None
+    assert sizes is not None
     trained, requested = training_size(source), as_sizes(sizes)
     sampled = sweep(
         source,

@@ -18,6 +18,7 @@ import functools
 import gzip
 import importlib.resources
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -359,7 +360,7 @@ def _place(
     shape = np.array([_sides(name, 1.0) for name in names])
     while True:
         if scales is None:
-            drawn = np.exp(rng.uniform(*np.log(SCALES), (TRIES, 1, len(names), 1)))
+            drawn = np.exp(rng.uniform(math.log(SCALES[0]), math.log(SCALES[1]), (TRIES, 1, len(names), 1)))
         else:
             drawn = np.array(scales).reshape(1, 1, -1, 1)
         sides = drawn * shape

@@ -390,7 +390,8 @@ def report(
         with suppress(InputError):  # two sizes of one token count: the page says that nothing was fitted
             fit = fit_laws(sweep)
     if isinstance(law, Derivation):
-        law, derivation = law.law, derivation or law
+        derivation = derivation or law
+        law = law.law
     if law is None and derivation is not None:
         law = derivation.law
     return Report(sweep, fit, law, outcome, derivation, tuple(entropy_maps), dict(losses or {}), command)
