@@ -1,9 +1,11 @@
 """The interception leaves no trace: interruption, checkpointing, threads, wrappers, copies, odd calls, compiling."""
 
 import copy
+import itertools
 import math
 import random
 import signal
+import sys
 import threading
 import warnings
 
@@ -120,6 +122,56 @@ def test_an_interruption_at_any_moment_leaves_no_mode_and_no_other_model_changed
     with torch.no_grad():
         assert torch.equal(other(*large).sample, expected)
         assert torch.equal(unet(*small).sample, unscaled)
+
+
+class Block(nn.Module):
+    """An attention layer between functions that torch handles in Python, where a mode is off the stack for a moment."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn1 = Attention()
+
+    def forward(self, hidden_states):
+        hidden_states = F.silu(F.group_norm(hidden_states, 2))
+        tokens = hidden_states.flatten(2).transpose(1, 2)[:, None]
+        tokens = F.dropout(self.attn1(tokens, tokens, tokens), 0.0)
+        return F.silu(tokens)
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt at the n-th of the places where Python handles signals: around calls, not at `return`."""
+
+    def __init__(self, at):
+        self.left = at
+
+    def __call__(self, frame, event, argument):
+        self.left -= event != "return"
+        if self.left == 0 and event != "return":
+            raise KeyboardInterrupt
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # interruptions of generators at exit
+def test_an_interruption_at_every_call_leaves_no_mode():
+    model, other = Block(), Block()
+    latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    expected, before = other(latents), attributes(model)
+    for at in itertools.count(1):
+        interrupt = Interrupt(at)
+        try:
+            with ep.scaled(model, "paper", training_tokens={"": 4}), ep.capture(model, missing="warn"):
+                sys.setprofile(interrupt)
+                model(latents)
+                sys.setprofile(None)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        assert modes() == 0, f"after an interruption at event {at}"
+        assert attributes(model) == before
+        if interrupt.left > 0:
+            break
+    assert at > 200
+    assert torch.equal(other(latents), expected)
 
 
 def gradients(model, law, latents):

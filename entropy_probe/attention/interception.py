@@ -18,7 +18,7 @@ import types
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import _GeneratorContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -234,6 +234,11 @@ class Interception:
         self._state = _ThreadState()
         self._mode = _CallMode(self)
 
+    @property
+    def running(self) -> bool:
+        """Whether this thread runs a hooked module."""
+        return bool(self._state.running)
+
     def learn_training_size(self, model: Any) -> None:
         """Take the training size from the denoiser's configuration, or else from its pipeline."""
         self._trained = self._trained or training_latents(self._denoiser, model)
@@ -294,6 +299,9 @@ class Interception:
             output = self._run_layer(hook, args, kwargs)
             self._known_sizes.add(state.size)  # a forward that failed has not shown all of its calls
             return output
+        except KeyboardInterrupt as interruption:
+            _finish_suspended_contexts(interruption.__traceback__)
+            raise
         finally:
             try:
                 self._end(state, depth)
@@ -315,6 +323,9 @@ class Interception:
             if outermost and not state.discovering:
                 _push_mode(self._mode)
             return hook.inner(*args, **kwargs)
+        except KeyboardInterrupt as interruption:
+            _finish_suspended_contexts(interruption.__traceback__)
+            raise
         finally:
             try:
                 _restore(state.running, height, depth)
@@ -521,6 +532,8 @@ class _CallMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if not self._interception.running:
+            return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             return self._interception.attend(*args, **kwargs)
         result = func(*args, **kwargs)
@@ -540,6 +553,22 @@ def _mode_depth() -> int:
 
 def _push_mode(mode: TorchFunctionMode) -> None:
     torch._C._push_on_torch_function_stack(mode)
+
+
+def _finish_suspended_contexts(interrupted: types.TracebackType | None) -> None:
+    """Run the exits that an interruption prevented, before the modes are restored.
+
+    While torch's Python functions handle a mode, a generator-based context takes the mode from the stack. If the
+    interruption falls between that generator and its `with` statement, the generator stays suspended, and would put the
+    mode back whenever the traceback is deleted: long after this forward.
+    """
+    while interrupted is not None:
+        frame, interrupted = interrupted.tb_frame, interrupted.tb_next
+        if frame.f_code in _CONTEXT_CODE:
+            frame.clear()
+
+
+_CONTEXT_CODE = (_GeneratorContextManager.__enter__.__code__, _GeneratorContextManager.__exit__.__code__)
 
 
 def _restore(running: list[_Running], height: int, depth: int) -> None:
