@@ -151,12 +151,12 @@ def test_reading_damaged_cell_names_its_file(run):
             r"reads format 4, got format 5: install the version that wrote it, '0\.9'",
         ),
         ({"anything": 0}, "damaged: .*'anything'"),
-        ({"steps": "3"}, "valid integer in 'steps'"),
-        ({"steps": 10**12}, "less than or equal to .* in 'steps'"),
+        ({"steps": "3"}, "'steps' must be a valid integer, got '3'"),
+        ({"steps": 10**12}, "'steps' must be less than or equal to .*, got 1000000000000"),
         ({"training_size": [64]}, "training_size"),
-        ({"guidance_scale": None}, "valid number in 'guidance_scale'"),
-        ({"model": "x" * 5000}, "at most 4096 characters in 'model'"),
-        ({"rows": "some"}, "in 'rows"),
+        ({"guidance_scale": None}, "'guidance_scale' must be a valid number, got None"),
+        ({"model": "x" * 5000}, "'model' must have at most 4096 characters, got 'xxx"),
+        ({"rows": "some"}, "'rows.* must be "),
     ],
 )
 def test_invalid_manifest_is_rejected(run, change, message):
