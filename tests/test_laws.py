@@ -162,7 +162,7 @@ def test_law_with_the_old_method_name_works_with_a_warning():
     with pytest.warns(DeprecationWarning, match=r"OldLaw\.multiplier\(\) is deprecated: rename it to scale_factor"):
         law = unwrap(resolve)(OldLaw())  # the type check of the tests rejects the old method name
     assert (law.name, law.scale_factor("a", 8, 4)) == ("old", 2.0)
-    with pytest.raises(InputError, match="only the laws original, .* can be written as JSON, got 'old' of class"):
+    with pytest.raises(InputError, match=r"only the laws original, .* can be written as JSON, got 'old' of class"):
         to_json(law)
 
 

@@ -97,7 +97,7 @@ class Log(Viewed):
 
 @dataclass(frozen=True)
 class Yarn(Viewed):
-    """g = (0.1 ln(N/T) + 1)^2 for N > T, else 1: the attention temperature of YaRN, Peng et al. 2023 (arXiv 2309.00071).
+    """g = (0.1 ln(N/T) + 1)^2 for N > T, else 1. From YaRN, Peng et al. 2023 (arXiv 2309.00071).
 
     >>> print(f"{Yarn().scale_factor('mid', tokens=4096, training_tokens=1024):.4f}")
     1.2965

@@ -207,7 +207,8 @@ def rows_kernel(
 
     out = map_index * queries + row
     _store_statistics(
-        entropy, variance, log_sum, logit_mean, counted, out, inside, shift, count, mean, square, maximum, total, expected
+        entropy, variance, log_sum, logit_mean, counted,
+        out, inside, shift, count, mean, square, maximum, total, expected,
     )  # fmt: skip
     if POSITIONS:
         _store_distance(distance, out, inside, row, query_positions, count, total, x, y, norm)
