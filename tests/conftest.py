@@ -5,6 +5,9 @@ import signal
 import sys
 from pathlib import Path
 
+# One thread per process: pytest-xdist runs one process per core, and threads that share a core wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -30,8 +33,6 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from entropy_probe.models import sample_images
 from recipes.emoji_networks import build_tokenizer
-
-torch.set_num_threads(1)  # the tensors are small: with more threads, most of the time is spent waiting
 
 
 @pytest.fixture(scope="session")

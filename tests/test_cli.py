@@ -419,7 +419,7 @@ def test_json_flag_prints_only_json(call, arguments, words):
     assert json.loads(text)
 
 
-@pytest.mark.parametrize("words", COMMANDS.keys() - {("info",)}, ids=" ".join)
+@pytest.mark.parametrize("words", [words for words in COMMANDS if words != ("info",)], ids=" ".join)
 def test_quiet_prints_nothing(call, arguments, words):
     assert call(*arguments(words), "--quiet") == (0, "", "")
 
