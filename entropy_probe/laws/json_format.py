@@ -21,13 +21,8 @@ def _file_model(name: str, law: type[Any]) -> type[BaseModel]:
     """Return the pydantic model of a law file: `law`, the fields of the class, and the record of a derivation."""
     types = get_type_hints(law, include_extras=True)
     fields: dict[str, Any] = {field.name: (types[field.name], _default(field)) for field in dataclasses.fields(law)}
-    return create_model(
-        f"{law.__name__}File",
-        __config__=ConfigDict(extra="forbid", strict=True),
-        law=(Literal[name], ...),
-        derivation=(Any, None),
-        **fields,
-    )
+    fields |= {"law": (Literal[name], ...), "derivation": (Any, None)}
+    return create_model(f"{law.__name__}File", __config__=ConfigDict(extra="forbid", strict=True), **fields)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
