@@ -99,7 +99,7 @@ def capture(
     >>> model, x = Attention(), torch.zeros(1, 2, 9, 4)  # equal keys: uniform attention
     >>> with capture(model) as captured:
     ...     output = model(x)
-    >>> captured["entropy"].round(4).tolist()  # ln 9
+    >>> [round(entropy, 4) for entropy in captured["entropy"]]  # ln 9
     [2.1972, 2.1972]
     """
     if multipliers is not None or multiplier_rows is not None:
