@@ -128,7 +128,7 @@ def test_loss_rejects_wrong_number_of_captions_size_and_prediction_type(tiny_pip
     scheduler = DDPMScheduler()
     scheduler.register_to_config(prediction_type="nonsense")
     latents = torch.zeros(1, 4, 2, 2)
-    with pytest.raises(InputError, match="prediction_type must be 'epsilon', .* or a flow, got 'nonsense'"):
+    with pytest.raises(InputError, match=r"prediction_type must be 'epsilon', .* or a flow, got 'nonsense'"):
         noisy_and_target(scheduler, latents, latents, torch.tensor([0]))
 
 

@@ -193,7 +193,7 @@ def test_constant_difference_uses_sign_test():
     assert constant.needed is None
 
 
-def test_verdict_names_better_and_worse_metrics_or_how_many_pairs_are_needed():
+def test_verdict_names_better_and_worse_metrics_or_number_of_pairs_needed():
     def compared(verdict, needed):
         return MetricDifference("paper", (32, 32), "repetition", 0.5, 0.1, 0.0, 0.2, 0.5, verdict, 16, needed)
 

@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 from torch import nn
 
-from entropy_probe.baselines import Profile, Settings, compare, junit, markdown, profile, text
+from entropy_probe.baselines import Profile, ProfileComparison, Settings, compare, junit, markdown, profile, text
 from entropy_probe.baselines.comparison import RESOLUTION
 from entropy_probe.baselines.profiles import HEAD, MIN_IMAGES
 from entropy_probe.cli import main as cli
@@ -233,6 +233,19 @@ def test_removed_or_added_heads_are_a_change():
     assert compare(less, x).appeared == ("attn, self, head 1",)
     assert "only in the baseline: attn, self, head 1" in text(comparison)
     assert 'failures="1"' in junit(comparison)
+
+
+def test_comparison_survives_json():
+    generator = np.random.default_rng(10)
+    x = profile_of(generator.normal(size=(4, 10)))
+    now = profile_of(x.entropy.to_numpy() + np.array([[1.0], [0], [0], [0]]))
+    comparison = compare(x, replace(now, entropy=now.entropy.drop(index=1, level="head")))
+    again = ProfileComparison.from_json(comparison.to_json(), comparison.baseline, comparison.now)
+    pd.testing.assert_frame_equal(again.heads, comparison.heads)
+    assert again.to_json() == comparison.to_json()
+    assert text(again) == text(comparison)
+    with pytest.raises(InputError, match="give the compared profiles"):
+        ProfileComparison.from_json(comparison.to_json(), x, now)
 
 
 def test_incomparable_profiles_are_refused():

@@ -108,7 +108,7 @@ class Fit(Viewed):
             layers = tuple(LogLaw(**{**nan_for_null(law), "tokens": tuple(law["tokens"])}) for law in fields["layers"])
             rivals = pd.DataFrame(fields["rivals"], columns=["layer", "form", "error"]).astype({"error": float})
             return cls(layers, rivals, pd.DataFrame(fields.get("points", {})))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"not a valid fit: {error!r}") from error
 
     def __str__(self) -> str:

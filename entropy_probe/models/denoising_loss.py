@@ -150,8 +150,9 @@ def noisy_and_target(
 ) -> tuple[Float[Tensor, "batch channels h w"], Float[Tensor, "batch channels h w"]]:
     """Return noised latents, and the target that the denoiser is trained to predict from them.
 
-    diffusers adds the noise, with its schedulers for training. The scheduler of a pipeline can be a sampler such as
-    Euler, which adds noise on another scale, and its timesteps are those of the last sampling.
+    diffusers adds the noise, with its schedulers for training. The scheduler of a pipeline is not used
+    for this. It can be a sampler such as Euler, which adds noise on another scale, and it holds only the timesteps of
+    the last sampling.
 
     Args:
         scheduler: the scheduler of a pipeline. It is not changed.
