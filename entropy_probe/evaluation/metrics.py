@@ -70,7 +70,7 @@ METRICS: dict[str, Metric] = {
             "",
             False,
             "0 to 1",
-            "highest peak of the autocorrelation away from the origin, minus the minimum between the peak and the origin",
+            "highest peak of the autocorrelation away from the origin, minus the minimum between peak and origin",
         ),
         Metric(
             "kernel_distance",
