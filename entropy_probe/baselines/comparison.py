@@ -145,8 +145,22 @@ def compare(baseline: Profile, now: Profile, level: float = LEVEL) -> ProfileCom
         level: maximum probability of any false alarm, over all heads and sizes together.
 
     Raises:
-        InputError: if the settings differ, only some seeds are shared, no head is in both profiles, or there are too
-            few images for this level.
+        InputError: if the settings differ, only some seeds are shared, no head is in both profiles, or the images are
+            too few for this level.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from entropy_probe.baselines import Settings
+        >>> settings = Settings(("cat", "dog"), ((64, 64),), (0, 1, 2, 3), steps=8, guidance_scale=4.0)
+        >>> heads = pd.MultiIndex.from_tuples([("mid", "self", 0, 64, 64), ("mid", "self", 1, 64, 64)], names=HEAD)
+        >>> images = pd.MultiIndex.from_product([settings.prompts, settings.seeds], names=["prompt", "seed"])
+        >>> entropy = pd.DataFrame(3.0, heads, images)
+        >>> before = Profile("m", "abc", "Pipeline", "float32", "cpu", {}, settings, entropy)
+        >>> after = replace(before, entropy=entropy.add([0.5, 0.0], axis=0))
+        >>> compare(before, before).same
+        True
+        >>> compare(before, after).moved[["layer", "head", "difference"]].to_numpy().tolist()
+        [['mid', 0, 0.5]]
     """
     _check_settings(baseline, now)
     paired = set(baseline.settings.seeds) == set(now.settings.seeds)

@@ -173,7 +173,7 @@ def noisy_and_target(
     if _is_flow(scheduler):
         flow = FlowMatchEulerDiscreteScheduler(num_train_timesteps=config.num_train_timesteps)
         descending = flow.timesteps.to(timesteps.device)[config.num_train_timesteps - 1 - timesteps]
-        return flow.scale_noise(latents, descending, noise), noise - latents  # type: ignore[arg-type]
+        return flow.scale_noise(latents, descending, noise), noise - latents
     if not hasattr(scheduler, "alphas_cumprod"):
         kind = type(scheduler).__name__
         raise InputError(f"the denoising loss supports diffusion and flow-matching schedulers, got {kind}")
