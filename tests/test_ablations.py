@@ -157,7 +157,7 @@ def test_second_run_returns_the_stored_outcomes_and_the_same_page(run_ablations,
     assert "{" not in page
 
 
-def test_law_of_a_study_with_other_weights_is_refused(tmp_path):
+def test_rejects_law_of_study_with_other_weights(tmp_path):
     settings = {"steps": 8, "fingerprint": "abc"}
     assert ablations.law_of_study(tmp_path, settings) is None
     (tmp_path / "settings.json").write_text('{"steps": 8, "real_images": 48, "fingerprint": "abd"}')
@@ -174,7 +174,7 @@ def test_law_of_a_study_with_other_weights_is_refused(tmp_path):
         ({"critic": "worse", "efficientnet-lite0": "better"}, "opposed"),
     ],
 )
-def test_summary_of_two_verdicts(shown, words):
+def test_summary_says_whether_two_networks_agree(shown, words):
     assert summarize(shown) == words
 
 
@@ -214,7 +214,7 @@ def test_long_table_holds_the_numbers_of_the_outcomes(found):
     ]
 
 
-def test_results_of_other_settings_are_refused(tmp_path):
+def test_rejects_results_of_other_settings(tmp_path):
     check_settings(tmp_path / "new", {"seeds": (0, 1)}, "images.json")
     check_settings(tmp_path / "new", {"seeds": (0, 1)}, "images.json")
     with pytest.raises(SystemExit, match=r"other settings, \{'seeds': \[0, 1\]\}: delete them"):
@@ -241,6 +241,7 @@ def test_study_and_ablations_run_end_to_end(tiny_pipeline, tmp_path, monkeypatch
     monkeypatch.setattr(losses, "calibrate", partial(at_two_sizes, losses.calibrate))
     monkeypatch.setattr(image_quality, "DISTANCE_RESAMPLES", 5)
     monkeypatch.setattr(study, "LAW_PROMPTS", 2)
+    monkeypatch.setattr(study, "LAW_SEEDS", (0,))
     for module in (losses, study, study_page, ablations):
         monkeypatch.setattr(module, "SIZES", [(16, 16), (64, 64), (32, 32), (48, 48)])
     monkeypatch.setattr(ablations, "ENDS", [(32, 32), (64, 64), (48, 48)])
@@ -250,9 +251,9 @@ def test_study_and_ablations_run_end_to_end(tiny_pipeline, tmp_path, monkeypatch
     folders = {"out": tmp_path / "run", "docs": tmp_path}
     study.main(
         model="tiny", results=None, count=2, seeds=1, real_images=8, laws="original,paper,measured,gaussian,calibrated",
-        steps=8, scale_factors="0.7,1.0,1.4", fit_steps=1, fit_batch=2, **folders,
+        steps=2, scale_factors="0.7,1.0,1.4", fit_steps=1, fit_batch=2, **folders,
     )  # fmt: skip
-    ablations.main(model="tiny", count=2, seeds=1, **folders)
+    ablations.main(model="tiny", count=2, seeds=1, steps=2, **folders)
     pages = [(tmp_path / name).read_text() for name in ("results-tiny.md", "results-tiny-ablations.md")]
     assert "{" not in "".join(pages)
     assert "--model tiny --prompts 2 --seeds 1 --real-images 8" in pages[0]

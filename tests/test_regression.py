@@ -125,18 +125,18 @@ CORRUPT = {
 
 
 @pytest.mark.parametrize("case", CORRUPT)
-def test_corrupt_file_is_refused_by_name(tiny_profile, tmp_path, case):
+def test_rejects_corrupt_file_and_names_it(tiny_profile, tmp_path, case):
     corrupt, message = CORRUPT[case]
     content = corrupt(json.loads(tiny_profile.to_json()))
     path = tmp_path / "b.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    with pytest.raises(InputError, match=message) as refused:
+    with pytest.raises(InputError, match=message) as rejected:
         Profile.open(path)
-    assert "b.json" in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert "b.json" in str(rejected.value)
+    assert "\n" not in str(rejected.value)
 
 
-def test_too_few_images_are_refused_before_sampling(tiny):
+def test_rejects_too_few_images_before_sampling(tiny):
     with pytest.raises(InputError, match=f"at least {MIN_IMAGES}"):
         profile(tiny, **{**TINY, "seeds": (0, 1, 2)})
 
@@ -144,7 +144,7 @@ def test_too_few_images_are_refused_before_sampling(tiny):
 # The test
 
 
-def test_p_is_the_fraction_of_exchanges_with_as_large_a_maximum_z():
+def test_p_is_fraction_of_exchanges_with_at_least_the_observed_maximum_z():
     generator = np.random.default_rng(1)
     x = correlated(generator, 6, 8)
     y = x + 0.3 * correlated(generator, 6, 8) + np.array([[1.0], [0], [0], [0], [0], [0.2]])
@@ -248,7 +248,7 @@ def test_comparison_survives_json():
         ProfileComparison.from_json(comparison.to_json(), x, now)
 
 
-def test_incomparable_profiles_are_refused():
+def test_rejects_incomparable_profiles():
     x = np.random.default_rng(8).normal(size=(4, 10))
     one = profile_of(x)
     with pytest.raises(InputError, match="steps must be 8, as in the baseline, got 9"):
