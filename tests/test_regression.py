@@ -362,7 +362,7 @@ def call(monkeypatch, capsys):
 
 
 def test_command_line_saves_checks_and_diffs(call, tiny, tiny_folder, tmp_path, queries_scaled):
-    grid = ("--sizes", "64", "--prompts", "2", "--seeds", "0,1,2,3,4", "--steps", "2", "--device", "cpu")
+    grid = ("--sizes", "64", "--prompts", "2", "--seeds", "0,1,2,3,4", "--steps", "1", "--device", "cpu")
     old, new = tmp_path / "old.json", tmp_path / "new.json"
     code, out, err = call("save", tiny_folder, "--out", old, "--quiet", *grid)
     assert (code, out, err) == (0, "", "")
@@ -405,7 +405,7 @@ TEST = """
 import pytest
 from entropy_probe.models import load
 
-SETTINGS = dict(prompts=["noto red apple", "flat pizza"], sizes=[(64, 64)], seeds=range(5), steps=2)
+SETTINGS = dict(prompts=["noto red apple", "flat pizza"], sizes=[(32, 32)], seeds=range(5), steps=1)
 
 @pytest.mark.parametrize("factor", [{factor}], ids=["a model"])
 def test_profile(entropy_baseline, factor):

@@ -205,7 +205,7 @@ def _warn_if_not_converged(fitted: list[dict[str, Float[Tensor, ""]]], size: Siz
         warnings.warn(
             f"at {format_size(size)}, {which} had not converged after {steps} steps, which reach g = "
             f"{math.exp(reach):.2g} at most: increase steps or rate",
-            stacklevel=3,
+            stacklevel=4,  # the caller of `calibrate`, which is decorated
         )
 
 
