@@ -90,7 +90,7 @@ def load_scorer(networks: str | Sequence[str], images: str | Path | CaptionedIma
         warnings.warn(
             f"got only {len(real.captions)} real images: distances depend on this small sample, and their intervals do "
             f"not include this uncertainty; give {MIN_REAL_IMAGES} or more",
-            stacklevel=2,
+            stacklevel=3,  # this function is decorated
         )
     short = [name if name in NAMED else Path(name).resolve().name for name in names]
     if len(set(short)) < len(names):
