@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 import pytest
+from entropy_probe.reports.images import chosen_prompts
 from PIL import Image
 
 from entropy_probe.errors import InputError
@@ -21,7 +22,6 @@ from entropy_probe.laws import Kappa, Measured, Paper, resolve
 from entropy_probe.plots import figures
 from entropy_probe.plots.tables import error_by_rows, kappa_of_laws, quality_against_kappa
 from entropy_probe.reports import Report, report
-from entropy_probe.reports.images import chosen_prompts
 from entropy_probe.reports.run_report import _by_choice
 from entropy_probe.runs import EntropyMap, Grid, Manifest, RunDirectory, Sweep, entropy_maps, sweep
 
