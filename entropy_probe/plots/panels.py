@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -109,14 +110,14 @@ def side_by_side(
         axes.hlines(end, x - width / 6, x + width / 6, color="0.15", linewidth=1.2)
 
 
-def half_widths(value: pd.Series, low: pd.Series, high: pd.Series) -> np.ndarray:
+def half_widths(value: pd.Series, low: pd.Series, high: pd.Series) -> Float[np.ndarray, "ends values"]:
     """Return the error bars of values, shape (2, values). Unknown ends give a bar of length 0.
 
     Example:
         >>> half_widths(pd.Series([1.0]), pd.Series([0.75]), pd.Series([float("nan")])).tolist()
         [[0.25], [0.0]]
     """
-    return np.nan_to_num(np.clip([value - low, high - value], 0, None))
+    return np.asarray(np.nan_to_num(np.clip([value - low, high - value], 0, None)))
 
 
 def of_size(frame: pd.DataFrame, size: Size) -> pd.DataFrame:

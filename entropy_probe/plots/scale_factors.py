@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -71,7 +71,7 @@ def kappa_by_layer(kappa: pd.DataFrame, law: ScalingLaw | None = None) -> Plot:
     if isinstance(law, Measured):
         own = _kappa_by_size(law, list(kappa["layer"]))
         places = own["layer"].map(list(kappa["layer"]).index)
-        style = {"s": 26, "edgecolors": "0.35", "linewidths": 0.6, "zorder": 3}
+        style: dict[str, Any] = {"s": 26, "edgecolors": "0.35", "linewidths": 0.6, "zorder": 3}
         dots = axes.scatter(own["kappa"], places, c=own["ln_ratio"], cmap="vlag", **style)
         figure.colorbar(dots, ax=axes, label="kappa at one size: its ln(N/T)", shrink=0.6)
         limit = np.abs(own["ln_ratio"]).max() if len(own) else 0.1
@@ -103,4 +103,4 @@ def _kappa_by_size(law: Measured, layers: list[str]) -> pd.DataFrame:
         for x, g in law.points.get(layer, ())
         if x
     ]
-    return pd.DataFrame(rows, columns=["layer", "series", "ln_ratio", "kappa", "low", "high"])
+    return pd.DataFrame(rows, columns=["layer", "series", "ln_ratio", "kappa"])

@@ -253,7 +253,7 @@ def quality_against_kappa(quality: Quality, kappas: pd.DataFrame) -> pd.DataFram
 
 
 def image_table(frame: pd.DataFrame, prompt: str, seed: int, quality: Quality | None) -> pd.DataFrame:
-    """Return a row for each image of a prompt and seed: law, size, mean entropy of the layers (nats), and the metrics."""
+    """Return a row for each image of a prompt and seed: law, size, mean entropy over the layers (nats), metrics."""
     keys = ["law", "height", "width"]
     own = visual(frame[(frame["prompt"] == prompt) & (frame["seed"] == seed)])
     means = own.groupby([*keys, "layer"], sort=False)["entropy"].mean().groupby(keys, sort=False).mean()

@@ -103,7 +103,7 @@ class RunComparison:
         return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
     def drifts(self) -> pd.DataFrame:
-        """Return the drift under every law, mean over the layers: `run`, `law`, `size`, `ratio`, `drift`, `low`, `high`.
+        """Return the mean drift of the layers under every law: `run`, `law`, `size`, `ratio`, `drift`, `low`, `high`.
 
         `ratio` is the number of pixels relative to the training size.
         """
@@ -161,14 +161,14 @@ class RunComparison:
     def _shown(self) -> Iterator[Shown]:
         yield Shown(
             "Entropy against the number of tokens",
-            "Left: the mean over layers, prompts and seeds of the original model, with 95 % intervals over the prompts. "
-            "Right: its change from the training size of each run.",
+            "Left: mean over layers, prompts and seeds, without a law, with 95 % intervals over the prompts. Right: "
+            "its change from the training size of each run.",
             partial(plots.growth_of_runs, pd.concat([_growth(n, r) for n, r in self.runs.items()])),
         )
         yield Shown(
             "Entropy against the number of tokens",
-            "Slope b of H = a + b ln N of every layer, with 95 % intervals. Layers with the same name share a line. The "
-            "dotted line is the slope for logits whose variance does not depend on N.",
+            "Slope b of H = a + b ln N of every layer, with 95 % intervals. Layers with the same name share a line. "
+            "The dotted line is the slope for logits whose variance does not depend on N.",
             partial(plots.layers_of_runs, _short(self.slopes()), "b, nats per unit of ln N", 1.0),
         )
         sampling = pd.concat([_sampling(n, r) for n, r in self.runs.items()])
@@ -188,8 +188,8 @@ class RunComparison:
         if len(self.drifts()):
             yield Shown(
                 "Drift",
-                "Distance of the mean entropy of a layer from its value at the training size, under each law, with 95 % "
-                "intervals; lower is better.",
+                "Distance of the mean entropy of a layer from its value at the training size, under each law, with "
+                "95 % intervals; lower is better.",
                 partial(plots.drift_of_runs, self.drifts()),
             )
 

@@ -149,9 +149,9 @@ def plot_layer_view(shown: LayerView, curves: pd.DataFrame, choice: Choice) -> P
     _draw_tokens(figure, right, shown, choice, attention)
     right.set_title("attention of the marked token", fontsize=9)
     _draw_curves(middle, curves, choice)
-    rows, columns = np.indices(entropy.shape)
-    values = {"row": rows, "column": columns, "entropy": entropy, "attention": attention}
-    return figure, pd.DataFrame({name: value.ravel() for name, value in values.items()})
+    rows, columns = np.indices(entropy.shape).reshape(2, -1)
+    values = {"entropy": entropy.reshape(-1), "attention": attention.reshape(-1)}
+    return figure, pd.DataFrame({"row": rows, "column": columns, **values})
 
 
 def _draw_tokens(figure: Figure, axes: Axes, shown: LayerView, choice: Choice, values: np.ndarray) -> None:

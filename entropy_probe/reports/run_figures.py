@@ -40,16 +40,16 @@ def _growth(results: RunResults) -> Iterator[Shown]:
     section = "Entropy against the number of tokens"
     yield Shown(
         section,
-        "Left: the mean entropy of each layer, coloured by depth; the dotted line is the maximum for N tokens. Right: "
-        "the mean over the layers (dots) with 95 % intervals over the prompts, and four forms of H(N). The legend shows "
-        "the error of each form at a size left out of its fit. The Gaussian form is not fitted: σ² is the measured logit "
-        "variance.",
+        "Left: the mean entropy of each layer, coloured by depth. The dotted line is the maximum for N tokens. Right: "
+        "the mean over the layers (dots) with 95 % intervals over the prompts, and four forms of H(N). The legend "
+        "shows the error of each form at a size left out of its fit. The Gaussian form is not fitted: σ² is the "
+        "measured logit variance.",
         partial(plots.entropy_over_layers, results.fit),
     )
     yield Shown(
         section,
-        "One panel per layer; each dot is the mean of one image. If the logit variance of a layer does not depend on N, "
-        "its slope b is 1 and its line is parallel to the dotted maximum.",
+        "One panel per layer; each dot is the mean of one image. If the logit variance of a layer does not depend on "
+        "N, its slope b is 1 and its line is parallel to the dotted maximum.",
         partial(plots.entropy_by_layer, results.fit),
         folded=len(results.fit.layers) - 1 > OPEN_PANELS,
     )
@@ -68,8 +68,8 @@ def _layers(results: RunResults) -> Iterator[Shown]:
     if ((original["height"] == trained[0]) & (original["width"] == trained[1])).any():
         yield Shown(
             "Layers and heads",
-            "Entropy of each head at the training size, and its change at the largest size. Layers are in network order, "
-            "from the input (top) to the output.",
+            "Entropy of each head at the training size, and its change at the largest size. Layers are in network "
+            "order, from the input (top) to the output.",
             partial(plots.layers_and_heads, frame, trained),
         )
     if results.entropy_maps:
@@ -103,7 +103,8 @@ def _scaling(results: RunResults) -> Iterator[Shown]:
         yield Shown(
             "The denoising loss",
             "Change of the model's training loss on real images of each size; lower is better. 0 % is the original "
-            "model. Images, noise and timesteps are the same for every factor. Bands are 95 % intervals over the images.",
+            "model. Images, noise and timesteps are the same for every factor. Bands are 95 % intervals over the "
+            "images.",
             partial(plots.loss_by_factor, results.losses),
         )
 
@@ -130,8 +131,8 @@ def _quality(results: RunResults, quality: Quality) -> Iterator[Shown]:
     if len(laws) > 2 and len(kappas):
         yield Shown(
             section,
-            "The same metrics against the strength of the laws, as kappa at that size; the original model is at 0. Bars "
-            "are 95 % intervals of the difference from the original.",
+            "The same metrics against the strength of the laws, as kappa at that size; the original model is at 0. "
+            "Bars are 95 % intervals of the difference from the original.",
             partial(plots.quality_by_kappa, quality, kappas),
         )
 
