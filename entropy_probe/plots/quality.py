@@ -56,11 +56,12 @@ def quality_by_law(quality: Quality, metrics: Sequence[str] | None = None) -> Pl
 
 def _with_training_size(values: pd.DataFrame, sizes: Sequence[str]) -> pd.DataFrame:
     """Add the value of the original wherever a law was not compared: there g = 1."""
-    original = values[values["law"] == "original"].set_index(["metric", "size"])["value"]
+    original = values.loc[values["law"] == "original", ["metric", "size", "value"]]
     laws, metrics = dict.fromkeys(values["law"]), dict.fromkeys(values["metric"])
     every = pd.MultiIndex.from_product([laws, metrics, sizes], names=["law", "metric", "size"])
     data = values.set_index(["law", "metric", "size"]).reindex(every).reset_index()
-    data["value"] = data["value"].fillna(data.set_index(["metric", "size"]).index.to_series().map(original).to_numpy())
+    data = data.merge(original, on=["metric", "size"], how="left", suffixes=("", "_original"))
+    data["value"] = data["value"].fillna(data["value_original"])
     return data[["law", "size", "metric", "value", "low", "high"]]
 
 

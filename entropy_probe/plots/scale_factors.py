@@ -96,8 +96,6 @@ def _kappa_by_size(law: Measured, layers: list[str]) -> pd.DataFrame:
             "series": "one size",
             "ln_ratio": x,
             "kappa": (g**2 - 1) / x,
-            "low": math.nan,
-            "high": math.nan,
         }
         for layer in layers
         for x, g in law.points.get(layer, ())
