@@ -15,12 +15,12 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
+from entropy_probe import plots
 from entropy_probe.estimation import derive
 from entropy_probe.evaluation import Outcome, Scorer, in_order, load_scorer
 from entropy_probe.laws import Kappa, Original, Paper, ScalingLaw, from_json
 from entropy_probe.models import Size, fingerprint, format_size, load, quiet_libraries, training_tokens
-from entropy_probe.plots import figures
-from entropy_probe.plots.tables import kappa_of_laws, titled
+from entropy_probe.plots.tables import kappa_of_laws, metric_label
 from entropy_probe.reference import prompts
 from entropy_probe.runs import Sweep, extend, sweep, write_atomically
 from research.agreement import JUDGES, SHOWN
@@ -110,7 +110,7 @@ def page_table(ablations: Sequence[Ablation]) -> pd.DataFrame:
         drift = ablation.outcome.table("layer").set_index(["law", "size"])
         compared = ablation.outcome.quality.table().set_index("metric")
         for (law, size), group in compared.groupby(["law", "size"], sort=False):
-            differences = {titled(metric): difference(group.loc[metric]) for metric in in_order(group.index)}
+            differences = {metric_label(metric): difference(group.loc[metric]) for metric in in_order(group.index)}
             change = {"change": ablation.change} if ablation.change else {}
             removed = percent_removed(drift.loc[(law, size)])
             rows.append({**change, "law": law, "size, px": size, "drift removed": removed, **differences})
@@ -219,12 +219,13 @@ def law_of_study(results: Path, settings: dict[str, Any]) -> ScalingLaw | None:
 def write_figures(ablations: Sequence[Ablation], model: str, docs: Path) -> list[str]:
     """Save the figures of the kappa grids and return their file names."""
     names = []
-    with figures.theme():
+    with plots.theme():
         for outcome in (ablation.outcome for ablation in ablations if ablation.section == "kappa"):
             assert outcome.quality is not None
             names.append(f"results-{model}-kappa-{format_size(outcome.sweep.grid.sizes[0])}.png")
             kappas = kappa_of_laws(outcome.sweep.grid.laws, outcome.sweep.frame())
-            figures.quality_by_kappa(outcome.quality, kappas).savefig(docs / names[-1], dpi=80)
+            figure, _ = plots.quality_by_kappa(outcome.quality, kappas)
+            figure.savefig(docs / names[-1], dpi=80)
     return names
 
 

@@ -21,7 +21,7 @@ from entropy_probe.baselines.profiles import HEAD, MIN_IMAGES
 from entropy_probe.cli import main as cli
 from entropy_probe.errors import InputError
 from entropy_probe.models import load
-from entropy_probe.plots.baselines import figure
+from entropy_probe.plots import profile_changes
 from entropy_probe.runs import sweep
 
 pytest_plugins = "pytester"
@@ -338,7 +338,8 @@ def test_junit_counts_its_failures(moved):
 
 
 def test_figure_has_a_panel_per_size_and_a_point_per_head(moved):
-    drawn = figure(moved)
+    drawn, data = profile_changes(moved)
+    assert len(data) == 60
     counts = [moved.moved["height"].eq(side).sum() for side in (32, 64)]
     assert [axes.get_title() for axes in drawn.axes] == [
         f"at {side} px: {count} of 30 moved" for side, count in zip((32, 64), counts, strict=True)
