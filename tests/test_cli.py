@@ -45,7 +45,7 @@ def prompts(tmp_path_factory):
 
 
 BAD = {
-    "unknown model": (["--model", "/nowhere/at/all"], "there is no folder"),
+    "unknown model": (["--model", "/nowhere/at/all"], "unknown model '/nowhere/at/all'"),
     "size not divisible by the autoencoder": (["--sizes", "64,50"], "multiples of 8"),
     "size zero": (["--sizes", "0"], "must be positive"),
     "size negative": (["--sizes", "64x-32"], "must be positive"),
@@ -60,7 +60,7 @@ BAD = {
         "cannot read the prompts file 'nowhere.txt': No such file or directory; pass a text file",
     ),
     "invalid size without the training size": (["--sizes", "33"], "multiples of 8"),
-    "too many steps without the training size": (["--sizes", "32", "--steps", "1001"], "at most 1000, not 1001"),
+    "too many steps without the training size": (["--sizes", "32", "--steps", "1001"], "at most 1000, got 1001"),
     "too many prompts": (["--prompts", "100000"], "bundled prompts"),
     "unknown law": (
         ["--laws", "original,magic"],
@@ -75,9 +75,12 @@ BAD = {
     "folder name with NUL": (["--out", "a\0b"], "cannot write"),
     "folder name too long": (["--out", "x" * 300], "cannot write"),
     "rows zero": (["--rows", "0"], "rows must be 'all', 'auto' or a positive integer"),
-    "more steps than the schedule has": (["--steps", "1001"], "steps must be at least 1 and at most 1000, not 1001"),
-    "guidance not a number": (["--guidance-scale", "nan"], "the guidance scale must be 0 or more, not nan"),
-    "negative guidance": (["--guidance-scale", "-1"], "the guidance scale must be 0 or more, not -1"),
+    "more steps than the schedule has": (["--steps", "1001"], "steps must be at least 1 and at most 1000, got 1001"),
+    "guidance not a number": (
+        ["--guidance-scale", "nan"],
+        "the guidance scale must be a number of at least 0, got nan",
+    ),
+    "negative guidance": (["--guidance-scale", "-1"], "the guidance scale must be a number of at least 0, got -1"),
     "repeated law": (["--laws", "paper,paper"], "laws must not repeat a law, got 'paper' twice"),
     "only the training size": (["--sizes", "64"], "sizes must include a size other than the training size"),
     "unknown device": (["--device", "tpu"], "device 'tpu' is not available"),
@@ -87,7 +90,7 @@ BAD = {
     "none next to other metrics": (["--metrics", "critic,none"], "metrics must be none alone or a list of networks"),
     "missing folder of images": (
         ["--metrics", "critic", "--images", "/nowhere"],
-        "no folder of images '/nowhere'",
+        "'/nowhere' is not a folder: give a folder of images",
     ),
     "unknown option": (["--colour", "red"], "No such option"),
     "no config file": (["--config", "nowhere.yaml"], "cannot read the config file 'nowhere.yaml'"),

@@ -295,7 +295,7 @@ INDEXES = {
 
 @pytest.fixture(scope="module")
 def pickled_folder(tiny_folder, tmp_path_factory):
-    """A model of which each component has pickled weights and safetensors that are not used, and how to name shards."""
+    """A model folder. Each component has pickled weights, and a safetensors file that no index names."""
     folder = tmp_path_factory.mktemp("pickled") / "model"
     shutil.copytree(tiny_folder, folder)
     for part in INDEXES:

@@ -121,9 +121,9 @@ def test_a_folder_of_images_is_cropped_to_every_shape(tmp_path):
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
-    with pytest.raises(InputError, match="holds no images"):
+    with pytest.raises(InputError, match="has no images"):
         ImageFolder.open(tmp_path)
-    with pytest.raises(InputError, match="no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         ImageFolder.open(tmp_path / "none")
     (tmp_path / "x.png").write_text("no image")
     with pytest.raises(InputError, match=r"x\.png cannot be read"):

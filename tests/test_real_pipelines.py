@@ -117,7 +117,7 @@ def test_info_requires_a_size_if_the_model_has_no_training_size(tmp_path):
 
 
 def test_pipeline_with_one_size_refuses_other_sizes():
-    with pytest.raises(InputError, match="draws 8 pixels only"):
+    with pytest.raises(InputError, match="samples only 8 pixels, got size 16"):
         layers(by_family("DiT"), (16, 16))
 
 
