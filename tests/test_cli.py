@@ -187,10 +187,9 @@ def test_dry_run_estimates_cost_and_saves_nothing(call, tiny_folder, tmp_path, p
     assert "minutes in one process" in text
 
 
-@pytest.fixture
-def images(tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
     drawings = ep.reference.images()[:8]
     for caption, image in zip(drawings.captions, drawings.at((64, 64)), strict=True):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{caption.replace(' ', '-')}.png")
@@ -246,15 +245,6 @@ def done(tiny_folder, tmp_path_factory, prompts):
                 cli.main()
         assert stop.value.code == 0
     return folder
-
-
-def test_second_run_samples_nothing(call, done, tiny_folder, prompts):
-    out = done / "run"
-    times = {p: p.stat().st_mtime_ns for p in (out / "cells").iterdir()}
-    code, text, _ = call("run", "--quick", "--model", tiny_folder, "--out", out, "--prompts", prompts, *GRID, "--json")
-    assert code == 0
-    assert json.loads(text)["verdict"]
-    assert {p: p.stat().st_mtime_ns for p in (out / "cells").iterdir()} == times
 
 
 def records(out):
@@ -395,10 +385,15 @@ def arguments(done, tiny_folder, tmp_path, prompts, images):
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_json_flag_prints_only_json(call, arguments, words):
-    code, text, err = call(*arguments(words), "--json")
+def test_json_flag_prints_only_json_and_no_finished_cell_is_sampled_again(call, arguments, tmp_path, words):
+    given = arguments(words)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "cells").iterdir()}
+    code, text, err = call(*given, "--json")
     assert (code, err) == (0, "")
     assert json.loads(text)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "cells").iterdir()} == before
+    if words == ("run",):
+        assert json.loads(text)["verdict"]
 
 
 @pytest.mark.parametrize("words", COMMANDS.keys() - {("info",)}, ids=" ".join)
