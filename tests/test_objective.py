@@ -150,9 +150,9 @@ def test_image_folder_crops_to_every_shape(tmp_path):
 
 
 def test_image_folder_rejects_missing_folder_and_unreadable_image(tmp_path):
-    with pytest.raises(InputError, match="holds no images"):
+    with pytest.raises(InputError, match="has no images"):
         ImageFolder.open(tmp_path)
-    with pytest.raises(InputError, match="no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         ImageFolder.open(tmp_path / "none")
     (tmp_path / "x.png").write_text("no image")
     with pytest.raises(InputError, match=r"x\.png cannot be read"):
