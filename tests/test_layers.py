@@ -26,10 +26,7 @@ TOP = ("__init__", "pytest_plugin", *OLD)
 HEAVY = ("torch", "diffusers", "transformers", "pandas", "matplotlib", "scipy")
 
 
-LONG = (
-    "calibration.py", "capturing.py", "engines.py", "explorer.py", "figures.py", "interception.py", "run_report.py",
-    "scenes.py", "sweeping.py",
-)  # fmt: skip
+LONG = ("capturing.py", "interception.py")
 """Files not split yet."""
 
 
