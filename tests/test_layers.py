@@ -22,7 +22,7 @@ HEAVY = ("torch", "diffusers", "transformers", "pandas", "matplotlib", "scipy")
 
 
 LONG = (
-    "calibration.py", "capturing.py", "engines.py", "explorer.py", "figures.py", "interception.py", "run_report.py",
+    "calibration.py", "engines.py", "explorer.py", "figures.py", "run_report.py",
     "scenes.py", "sweeping.py", "triton.py",
 )  # fmt: skip
 """Files not split yet."""
