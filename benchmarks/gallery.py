@@ -19,7 +19,7 @@ import entropy_probe as ep
 from entropy_probe.estimation import Derivation, Fit
 from entropy_probe.laws import Paper, ScalingLaw, factors
 from entropy_probe.models import Size, layers, sample_images
-from entropy_probe.plots.figures import PALETTE, draw_map, theme
+from entropy_probe.plots import PALETTE, draw_map, theme
 from entropy_probe.runs import Sweep
 
 IMAGE = Path(__file__).parents[1] / "docs" / "images" / "gallery.png"

@@ -66,10 +66,11 @@ class EntropyBaseline:
     def _describe(self, comparison: ProfileComparison) -> str:
         """Save the figure and the profile of a failure, and return its message."""
         from entropy_probe.baselines import text
-        from entropy_probe.plots.baselines import figure
+        from entropy_probe.plots import profile_changes
 
         image = self.scratch / f"{self.path.stem}.png"
-        figure(comparison).savefig(image, dpi=100)
+        figure, _ = profile_changes(comparison)
+        figure.savefig(image, dpi=100)
         measured = comparison.now.save(self.scratch / self.path.name)
         return (
             f"{text(comparison)}\n\nfigure: {image}\nprofile: {measured}\nbaseline: {self.path}\n"

@@ -1,4 +1,4 @@
-"""How a result shows itself: `plot()` and its notebook view. `entropy_probe.plots` provides both."""
+"""Add `plot()` and a notebook view to results. `entropy_probe.plots` provides both."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Views(Protocol):
-    """Draws any result."""
+    """Functions that draw any result."""
 
     def plot(self, result: Any, ax: Axes | None) -> Axes:
         """Draw the main figure of a result."""
@@ -25,7 +25,10 @@ _load: Callable[[], Views]
 
 
 def register(load: Callable[[], Views]) -> None:
-    """Set the function that imports the plots. It runs when a result is first drawn: matplotlib loads slowly."""
+    """Set the function that imports the plots.
+
+    It runs when a result is drawn for the first time, because matplotlib takes long to import.
+    """
     global _load
     _load = load
 
@@ -35,6 +38,8 @@ class Viewed:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the main figure of this result.
+
+        The functions of `entropy_probe.plots` also return the data of the figure.
 
         Args:
             ax: matplotlib axes to draw on. By default, new axes of a pyplot figure.

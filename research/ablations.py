@@ -15,12 +15,12 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
+from entropy_probe import plots
 from entropy_probe.estimation import derive
 from entropy_probe.evaluation import Outcome, Scorer, in_order, load_scorer
 from entropy_probe.laws import Kappa, Original, Paper, ScalingLaw, from_json
 from entropy_probe.models import Size, fingerprint, format_size, load, quiet_libraries, training_tokens
-from entropy_probe.plots import figures
-from entropy_probe.plots.tables import kappa_of_laws, titled
+from entropy_probe.plots.tables import kappa_of_laws, metric_label
 from entropy_probe.reference import prompts
 from entropy_probe.runs import Sweep, extend, sweep, write_atomically
 from research.agreement import JUDGES, SHOWN
@@ -110,7 +110,7 @@ def page_table(ablations: Sequence[Ablation]) -> pd.DataFrame:
         drift = ablation.outcome.table("layer").set_index(["law", "size"])
         compared = ablation.outcome.quality.table().set_index("metric")
         for (law, size), group in compared.groupby(["law", "size"], sort=False):
-            differences = {titled(metric): difference(group.loc[metric]) for metric in in_order(group.index)}
+            differences = {metric_label(metric): difference(group.loc[metric]) for metric in in_order(group.index)}
             change = {"change": ablation.change} if ablation.change else {}
             removed = percent_removed(drift.loc[(law, size)])
             rows.append({**change, "law": law, "size, px": size, "drift removed": removed, **differences})
@@ -219,12 +219,13 @@ def law_of_study(results: Path, settings: dict[str, Any]) -> ScalingLaw | None:
 def write_figures(ablations: Sequence[Ablation], model: str, docs: Path) -> list[str]:
     """Save the figures of the kappa grids and return their file names."""
     names = []
-    with figures.theme():
+    with plots.theme():
         for outcome in (ablation.outcome for ablation in ablations if ablation.section == "kappa"):
             assert outcome.quality is not None
             names.append(f"results-{model}-kappa-{format_size(outcome.sweep.grid.sizes[0])}.png")
             kappas = kappa_of_laws(outcome.sweep.grid.laws, outcome.sweep.frame())
-            figures.quality_by_kappa(outcome.quality, kappas).savefig(docs / names[-1], dpi=80)
+            figure, _ = plots.quality_by_kappa(outcome.quality, kappas)
+            figure.savefig(docs / names[-1], dpi=80)
     return names
 
 
@@ -234,15 +235,16 @@ def main(
     docs: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("docs"),
     count: Annotated[int, typer.Option("--prompts", help="Number of prompts to sample.")] = 16,
     seeds: Annotated[int, typer.Option(help="Images of each prompt, law and size.")] = 2,
+    steps: Annotated[int, typer.Option(help="Sampling steps, the same as in the study.")] = 8,
 ) -> None:
     """Measure how the results of the study depend on its settings, and write the page of ablations."""
     quiet_libraries()
     scorer = load_scorer(JUDGES)  # fails at once if a network is not installed
     out.mkdir(parents=True, exist_ok=True)
     pipeline = load(model, device="auto")
-    settings: dict[str, Any] = {"steps": 8, "guidance_scale": 4.0, "model": model}
+    settings: dict[str, Any] = {"steps": steps, "guidance_scale": 4.0, "model": model}
     results = docs / "results" / model
-    check_settings(results, {"prompts": count, "seeds": seeds}, "ablations-settings.json")
+    check_settings(results, {"prompts": count, "seeds": seeds, "steps": steps}, "ablations-settings.json")
     measured = law_of_study(results, {**settings, "fingerprint": fingerprint(pipeline)})
     if measured is None:
         first = sweep(
@@ -256,7 +258,7 @@ def main(
     ablations = list(sample_and_judge(pipeline, original, measured, scorer, out))
     write_table(results / "ablations.json", long_table(ablations))
     charts = write_figures(ablations, model, docs)
-    command = f"python -m research.ablations --model {model} --prompts {count} --seeds {seeds}"
+    command = f"python -m research.ablations --model {model} --prompts {count} --seeds {seeds} --steps {steps}"
     path = docs / f"results-{model}-ablations.md"
     write_atomically(path, page(ablations, original, command=command, charts=charts).encode())
     log(f"written to {path}")

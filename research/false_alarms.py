@@ -21,7 +21,7 @@ import entropy_probe as ep
 from entropy_probe.baselines import Profile, ProfileComparison, compare, profile
 from entropy_probe.baselines.profiles import PROMPTS, SEEDS
 from entropy_probe.models import quiet_libraries
-from entropy_probe.plots.baselines import figure
+from entropy_probe.plots import profile_changes
 from entropy_probe.reference import prompts
 from entropy_probe.runs import versions
 from research.storage import markdown
@@ -287,7 +287,8 @@ def main(
     with torch.backends.mkldnn.flags(enabled=False):
         rounded = sample_profile(work, "rounding", ROUNDED, batch=3)
     table = pd.DataFrame([sensitivity(name, run, baseline, pool) for name, run in runs.items()])
-    figure(compare(baseline, runs[SHOWN])).savefig(out / "regression.png", dpi=80)
+    figure, _ = profile_changes(compare(baseline, runs[SHOWN]))
+    figure.savefig(out / "regression.png", dpi=80)
     groups = POOL // len(SEEDS) - 1
     always = table["5 new seeds"] == f"{groups} of {groups}"
     page = TEXT.format(

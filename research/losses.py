@@ -11,11 +11,11 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from entropy_probe import plots
 from entropy_probe.estimation import calibrate
 from entropy_probe.evaluation.loss_curves import LossCurve, loss, loss_against_kappa
 from entropy_probe.laws import ScalingLaw, from_json
 from entropy_probe.models import CaptionedImages, Size, format_size
-from entropy_probe.plots import figures
 from research.storage import log, read_table, stored_law, stored_table
 
 SIZES: list[Size] = [(32, 32), (64, 64), (96, 96), (128, 128), (64, 128)]
@@ -107,7 +107,7 @@ def losses_figure(losses: dict[str, Tables]) -> Figure:
 
 def _plot_losses(axes: Axes, table: pd.DataFrame, x: str, title: str, hue: str = "size") -> None:
     named = table.assign(**{hue: [f"{value} px" if hue == "size" else f"t = {value}" for value in table[hue]]})
-    figures.draw_loss(axes, named, x, hue)
+    plots.draw_loss(axes, named, x, hue)
     axes.set(title=title, xlabel=x)
     axes.legend(frameon=False, fontsize=7)
 

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
+from entropy_probe import plots
 from entropy_probe.estimation import derive, fit
 from entropy_probe.evaluation import Outcome, load_scorer
 from entropy_probe.laws import ScalingLaw, resolve
 from entropy_probe.models import fingerprint, load, quiet_libraries, training_tokens
-from entropy_probe.plots import figures
 from entropy_probe.plots.tables import quality_table
 from entropy_probe.reference import images, prompts
 from entropy_probe.runs import Sweep, extend, sweep, write_atomically
@@ -120,11 +120,12 @@ def write_page(found: Results, settings: Settings, tokens: dict[str, int], docs:
     quality, grid, model = found.outcome.quality, found.outcome.sweep.grid, settings.model
     assert quality is not None
     highest = max(float(g) for g in settings.scale_factors.split(","))
-    with figures.theme():
+    with plots.theme():
         factors = factors_figure(found.losses["g"]["best"], highest, found.measured, tokens, model)
         factors.savefig(docs / f"results-{model}-factors.png", dpi=110)
         losses_figure(found.losses).savefig(docs / f"results-{model}-loss.png", dpi=80)
-        figures.quality_by_law(quality).savefig(docs / f"results-{model}-quality.png", dpi=80)
+        figure, _ = plots.quality_by_law(quality)
+        figure.savefig(docs / f"results-{model}-quality.png", dpi=80)
     compared = quality.table()
     page = PAGE.format(
         model=model,

@@ -35,6 +35,12 @@ from entropy_probe.models import sample_images
 from recipes.emoji_networks import build_tokenizer
 
 
+def pytest_collection_modifyitems(items):
+    """Start with the files that have slow tests, so that no process waits for the last of them."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """A saved StableDiffusionPipeline with random weights: 64 px, 16 x 16 latents, two levels of attention."""

@@ -1,14 +1,15 @@
-"""`explore`, driven by the values of its widgets, without a browser."""
+"""The explorer, driven by the values of its widgets, without a browser."""
 
-import sys
+import builtins
 from dataclasses import replace
+from functools import lru_cache, partial
 
 import pytest
 import torch
 
 import entropy_probe as ep
 from entropy_probe.errors import InputError
-from entropy_probe.reports.explorer import look
+from entropy_probe.reports.explorer import Choice, layer_view, plot_layer_view
 from entropy_probe.runs import sweep
 
 FIRST = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -23,9 +24,15 @@ def sampled(tiny_pipeline, tmp_path_factory):
     )  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def explorer(sampled):
     return ep.explore(sampled)
+
+
+@pytest.fixture(scope="module")
+def views(sampled):
+    """Sample each view once: a function of the layer and the step."""
+    return lru_cache(partial(layer_view, sampled, "flat pizza", (64, 96)))
 
 
 def controls(explorer):
@@ -34,8 +41,8 @@ def controls(explorer):
 
 @pytest.mark.parametrize("layer", [FIRST, FINE])
 @pytest.mark.parametrize("step", [0, 1])
-def test_a_look_is_what_the_sweep_measured(sampled, step, layer):
-    shown = look(sampled, "flat pizza", (64, 96), layer, step)
+def test_view_equals_the_measurements_of_the_sweep(sampled, views, step, layer):
+    shown = views(layer, step)
     assert shown.image.size == (96, 64)
     assert shown.image.tobytes() == sampled.image("flat pizza", (64, 96), 0).tobytes()
     assert shown.entropy.shape == (2, 16, 24)
@@ -46,14 +53,29 @@ def test_a_look_is_what_the_sweep_measured(sampled, step, layer):
 
 
 @pytest.mark.parametrize("layer", [FIRST, FINE])
-def test_the_attention_of_a_token_has_the_entropy_of_its_row(sampled, layer):
-    shown = look(sampled, "flat pizza", (64, 96), layer, 1)
+def test_attention_of_a_token_has_the_entropy_of_its_row(views, layer):
+    shown = views(layer, 1)
     for row, column in [(0, 0), (7, 20), (15, 23)]:
         attention = shown.attention(row, column)
         assert attention.shape == (2, 16, 24)
         torch.testing.assert_close(attention.sum((1, 2)), torch.ones(2))
         entropy = torch.special.entr(attention).sum((1, 2))
         torch.testing.assert_close(entropy, shown.entropy[:, row, column], atol=1e-4, rtol=0)
+
+
+def test_plot_returns_entropy_and_attention_of_every_token(sampled, views):
+    shown = views(FIRST, 1)
+    frame = sampled.frame()
+    curves = frame[(frame["layer"] == FIRST) & (frame["prompt"] == "flat pizza")]
+    choice = Choice("flat pizza", (64, 96), FIRST, 1, 1, across=0.5, down=0.25)
+    figure, data = plot_layer_view(shown, curves, choice)
+    row, column = choice.token(shown.grid)
+    assert (row, column) == (4, 12)
+    assert len(figure.axes) == 5  # three panels and two colour bars
+    values = data.set_index(["row", "column"])
+    assert values["attention"].sum() == pytest.approx(1, abs=1e-5)
+    assert values.loc[(3, 7), "entropy"] == pytest.approx(float(shown.entropy[1, 3, 7]))
+    assert values.loc[(3, 7), "attention"] == pytest.approx(float(shown.attention(row, column)[1, 3, 7]))
 
 
 @pytest.mark.parametrize(
@@ -63,23 +85,26 @@ def test_the_attention_of_a_token_has_the_entropy_of_its_row(sampled, layer):
         ("across", 0.1), ("down", 0.9),
     ],
 )  # fmt: skip
-def test_every_control_changes_what_is_shown(explorer, name, value):
-    panel = explorer.children[1]
-    before = panel.value
+def test_every_control_changes_the_figure(explorer, name, value):
+    panel, control = explorer.children[1], controls(explorer)[name]
+    before, first = panel.value, control.value
     assert before.startswith("<svg ")
-    controls(explorer)[name].value = value
+    control.value = value
     assert panel.value.startswith("<svg ")
     assert panel.value != before
+    control.value = first  # the explorer is shared
+    assert panel.value == before
 
 
-def test_the_heads_offered_are_those_of_the_layer(explorer):
+def test_offers_the_heads_of_the_layer(explorer):
     control = controls(explorer)
     control["head"].value = 1
     control["layer"].value = next(name for _, name in control["layer"].options if name.startswith("mid_block"))
     assert [head for _, head in control["head"].options] == [None, 0, 1, 2, 3]
+    control["layer"].value = FIRST
 
 
-def test_going_back_samples_nothing(explorer, sampled):
+def test_returning_to_a_view_samples_nothing(explorer, sampled):
     class Stopped:
         def __call__(self, *args, **kwargs):
             raise AssertionError("sampled again")
@@ -95,11 +120,21 @@ def test_going_back_samples_nothing(explorer, sampled):
     assert explorer.children[1].value == before
 
 
-def test_what_is_missing_is_said(sampled, monkeypatch):
+def test_rejects_a_sweep_that_cannot_be_explored(sampled):
     with pytest.raises(InputError, match="open the run with its pipeline"):
         ep.explore(replace(sampled, pipeline=None))
     with ep.scaled(sampled.pipeline, "paper"), pytest.raises(InputError, match="paper law is applied"):
-        look(sampled, "flat pizza", (64, 96), FIRST, 0)
-    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+        layer_view(sampled, "flat pizza", (64, 96), FIRST, 0)
+
+
+def test_missing_ipywidgets_is_an_error_with_the_remedy(sampled, monkeypatch):
+    imported = builtins.__import__
+
+    def without_ipywidgets(name, *arguments, **options):
+        if name == "ipywidgets":
+            raise ImportError(name)
+        return imported(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without_ipywidgets)
     with pytest.raises(InputError, match="pip install"):
         ep.explore(sampled)

@@ -1,12 +1,11 @@
-"""What results show of themselves in a notebook, and their figures on the caller's axes."""
+"""The notebook views of results, and their figures on given axes."""
 
-import re
 from xml.etree import ElementTree
 
 import matplotlib as mpl
 import numpy as np
 import pytest
-from test_report import HOSTILE, synthetic
+from test_report import HOSTILE, Page, synthetic
 
 import entropy_probe as ep
 from entropy_probe.attention import Captured
@@ -31,7 +30,7 @@ def captured(tiny_pipeline):
 
 @pytest.fixture(scope="module")
 def results(captured, tmp_path_factory):
-    """One of each, with the table that its view should hold."""
+    """One result of each kind, with the expected table of its view."""
     swept = synthetic(tmp_path_factory.mktemp("runs") / "run", laws=("original", "paper"))
     fitted, outcome = fit(swept), outcome_of(swept)
     drift = drift_table(outcome)
@@ -47,39 +46,46 @@ def results(captured, tmp_path_factory):
 KINDS = ["Captured", "Sweep", "Fit", "ScalingLaw", "Outcome"]
 
 
+@pytest.fixture(scope="module")
+def html_of(results):
+    """The notebook view of each kind, drawn once."""
+    return {kind: results[kind][0]._repr_html_() for kind in KINDS}
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_view_holds_the_table_and_a_figure(results, kind):
-    result, table = results[kind]
-    view = result._repr_html_()
-    tree = ElementTree.fromstring(view.replace("xlink:href", "href"))  # one well-formed element
+def test_view_has_the_table_and_one_figure(results, html_of, kind):
+    table = results[kind][1]
+    tree = ElementTree.fromstring(html_of[kind])
     cells = [cell.text or "" for cell in tree.iter("td")]
     assert cells == [str(value) for row in table.itertuples(index=False) for value in row]
     assert len(list(tree.iter("{http://www.w3.org/2000/svg}svg"))) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_view_takes_the_colours_and_the_width_of_the_notebook(results, kind):
-    view = results[kind][0]._repr_html_()
-    assert "currentColor" in view
-    assert not re.search("#262626|#000000|#ffffff", view)  # ink that is unseen on black, ground that is not clear
-    assert "max-width: 48em" in view
-    assert "max-width: 100%" in view
-    assert not re.search(r"<script|<style|https?:(?!//www\.w3\.org/)", view)
+def test_view_has_the_text_colour_and_the_width_of_the_notebook(html_of, kind):
+    tree = ElementTree.fromstring(html_of[kind])
+    used = {value for element in tree.iter() for value in element.attrib.values()}
+    assert "currentColor" in used
+    assert not [value for value in used for colour in ("#262626", "#000000", "#ffffff") if colour in value]
+    assert tree.get("style") == "max-width: 48em"
+    (svg,) = tree.iter("{http://www.w3.org/2000/svg}svg")
+    assert "max-width: 100%" in svg.get("style")
+    assert not {"script", "style"} & set(Page(html_of[kind]).tags)
+    assert not [link for link in Page(html_of[kind]).links if not link.startswith(("#", "data:"))]
 
 
-def test_views_on_one_page_have_ids_of_their_own(results):
-    page = "".join(result._repr_html_() for result, _ in results.values())
-    ids = re.findall(r'\sid="([^"]+)"', page)
-    assert len(ids) == len(set(ids))
-    assert set(re.findall(r'(?:url\(#|href="#)([^)"]+)', page)) <= set(ids)
+def test_ids_of_views_on_one_page_are_unique(html_of):
+    page = Page("".join(html_of.values()))
+    assert len(page.ids) == len(set(page.ids))
+    assert {link[1:] for link in [*page.links, *page.used] if link.startswith("#")} <= set(page.ids)
 
 
-def test_a_hostile_model_name_is_shown_not_run(results):
-    assert HOSTILE not in results["Sweep"][0]._repr_html_()
+def test_untrusted_model_name_is_escaped(html_of):
+    assert HOSTILE not in html_of["Sweep"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_plot_draws_on_the_axes_it_is_given(results, kind):
+def test_plot_draws_on_given_axes(results, kind):
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2)
@@ -93,7 +99,7 @@ def test_plot_draws_on_the_axes_it_is_given(results, kind):
     pyplot.close("all")
 
 
-def test_the_figure_of_a_capture_shows_every_head(captured):
+def test_figure_of_a_capture_shows_every_head(captured):
     frame = captured.frame()
     axes = captured.plot()
     heads = frame.groupby(["layer", "head"])["entropy"].mean()
@@ -101,18 +107,18 @@ def test_the_figure_of_a_capture_shows_every_head(captured):
     assert np.isin(heads, drawn).all()
 
 
-def test_a_capture_is_short_in_a_terminal(captured):
+def test_repr_of_a_capture_is_short(captured):
     layers = captured.frame()["layer"].nunique()
     assert repr(captured) == f"Captured({len(captured.calls)} measurements of {layers} layers)"
 
 
-def test_an_empty_capture_says_what_to_do():
+def test_view_of_an_empty_capture_explains_how_to_fill_it():
     assert "run the model inside" in Captured()._repr_html_()
     with pytest.raises(InputError, match="run the model inside"):
         Captured().plot()
 
 
-def test_factors_are_those_of_the_law():
+def test_factors_equal_the_scale_factors_of_the_law():
     table = factors(LAW, [0.5, 4.0])
     assert list(table["layer"]) == ["down.attn1", "down.attn1", "mid.attn1", "mid.attn1"]
     assert table["scale_factor"].iloc[3] == LAW.scale_factor("mid.attn1", 4096, 1024)

@@ -1,4 +1,4 @@
-"""The page and the files beside it, from a run that no model was needed for."""
+"""The report of a run: its page, figures, sentences and files. The runs are synthetic, so no model is loaded."""
 
 import io
 import json
@@ -7,22 +7,25 @@ import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from entropy_probe import plots
 from entropy_probe.errors import InputError
 from entropy_probe.estimation import Derivation, fit
 from entropy_probe.estimation.derivation import Round
 from entropy_probe.evaluation import MetricDifference, Quality, outcome_of
 from entropy_probe.laws import Kappa, Measured, Paper, resolve
-from entropy_probe.plots import figures
+from entropy_probe.plots.marks import marks
 from entropy_probe.plots.tables import error_by_rows, kappa_of_laws, quality_against_kappa
 from entropy_probe.reports import Report, report
-from entropy_probe.reports.images import chosen_prompts
-from entropy_probe.reports.run_report import _by_choice
+from entropy_probe.reports.prompts import chosen_prompts
+from entropy_probe.reports.run_details import missing_parts, row_sampling_error, run_tables
+from entropy_probe.reports.run_figures import run_figures
 from entropy_probe.runs import EntropyMap, Grid, Manifest, RunDirectory, Sweep, entropy_maps, sweep
 
 PARTS = dict.fromkeys(("image_mass", "mass_entropy", "image_entropy", "text_entropy"), float("nan"))
@@ -31,13 +34,23 @@ SIZES = ((32, 48), (64, 64), (128, 128))
 
 
 class Page(HTMLParser):
-    """Collects ids, tags, and everything that would be fetched; complains of tags that are not closed."""
+    """Collect the elements of a page, and check that all are closed.
+
+    Attributes:
+        ids: all ids.
+        tags: all tags.
+        links: all values of attributes that a browser can load or follow.
+        used: ids in `url(#...)`.
+        files: content of the CSV files of the figures.
+        text: text outside of figures and scripts.
+    """
 
     VOID = {"meta", "link", "br", "img", "hr", "input"}  # noqa: RUF012
 
     def __init__(self, text):
         super().__init__()
         self.ids, self.tags, self.links, self.open, self.used = [], [], [], [], []
+        self.files, self.text = [], ""
         self.feed(text)
         self.close()
         assert self.open == []
@@ -54,14 +67,20 @@ class Page(HTMLParser):
                 self.ids.append(value)
             if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
                 self.links.append(value)
-            self.used += re.findall(r"url\(([^)]*)\)", value or "")
+            self.used += [part.partition(")")[0] for part in (value or "").split("url(")[1:]]
+        if tag == "a" and "figure" in self.open:
+            self.files.append(unquote(dict(attrs)["href"].partition(",")[2]))
+
+    def handle_data(self, data):
+        if not {"svg", "script", "style"} & set(self.open):
+            self.text += data
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
 
 def synthetic(path, *, layers=3, prompts=(HOSTILE, "flat pizza"), sizes=SIZES, seeds=(0,), laws=("original",)):
-    """A run on disk whose layers have H = 0.4 + b ln N, moved by a law as ln g moves it."""
+    """Write a run whose layers have H = 0.4 + 0.8 ln N - 1.2 ln g, with noise."""
     laws = [resolve(law) for law in laws]
     generator = np.random.default_rng(0)
     run = RunDirectory(path)
@@ -100,6 +119,7 @@ def synthetic(path, *, layers=3, prompts=(HOSTILE, "flat pizza"), sizes=SIZES, s
 
 
 def derived(base, bounds=()):
+    """Return a measured law of a synthetic run. `bounds` are its unreachable factors."""
     points = {
         name: ((-0.98, 0.4), (1.39, 1.9)) for name in dict.fromkeys(base.frame()["layer"])
     }  # ln(N/T) of the two other sizes
@@ -114,8 +134,8 @@ def derived(base, bounds=()):
     return Derivation(law, table, rounds, pd.DataFrame(bounds, columns=["layer", "tokens", "g"]))
 
 
-def judged(outcome):
-    """The outcome with every image of its grid judged by two metrics, text scores higher under the laws."""
+def with_quality(outcome):
+    """Return the outcome with two metrics of every image. The text score is higher under the laws."""
     grid = outcome.sweep.grid
     generator = np.random.default_rng(0)
     images = pd.DataFrame(
@@ -157,29 +177,114 @@ def page(full):
     return full.html()
 
 
-def test_the_page_is_whole_and_asks_nothing_of_the_outside(page):
+@pytest.fixture(scope="module")
+def drawn(full):
+    """All figures of the full report with their data, by section, drawn once."""
+    with_losses = replace(full, outcome=with_quality(full.outcome), losses={"g": losses()})
+    with plots.page_theme():
+        return [(shown.section, *shown.draw()) for shown in run_figures(with_losses)]
+
+
+def losses():
+    """Return a table of denoising losses with a minimum at g = 1.2."""
+    return pd.DataFrame(
+        [
+            {"size": size, "g": g, "change": (g - 1.2) ** 2 - 0.04, "low": -0.05, "high": 0.05}
+            for size in ("32x48", "128")
+            for g in (0.5, 1.0, 1.25, 2.0)
+        ]
+    )
+
+
+def sections(results):
+    """Return the sections of a report, one for each figure."""
+    return [shown.section for shown in run_figures(results)]
+
+
+def test_page_is_well_formed_and_makes_no_requests(page):
     seen = Page(page)
     assert seen.tags.count("svg") == 9
     assert len(seen.ids) == len(set(seen.ids))
     assert all(link.startswith(("#", "data:image/png;base64,", "data:text/csv;")) for link in seen.links)
     inside = {link[1:] for link in [*seen.links, *seen.used] if link.startswith("#")}
     assert inside <= set(seen.ids)
-    assert seen.tags.count("script") == 1  # ours, which the policy knows by its hash
-    assert not {"link", "iframe", "object", "embed", "base"} & set(seen.tags)
-    assert not re.search(r"https?:|//[a-z]|@import", re.sub(r'xmlns(:\w+)?="[^"]*"|base64,[^"]*', "", page))
+    assert seen.tags.count("script") == 1  # the policy of the page has its hash
+    assert not {"link", "iframe", "object", "embed", "base", "style"} & set(seen.tags[seen.tags.index("body") :])
+    without_names = page.replace('xmlns="http://www.w3.org/2000/svg"', "").replace(
+        'xmlns:xlink="http://www.w3.org/1999/xlink"', ""
+    )
+    assert not re.search(r"https?:|[^A-Za-z0-9+/]//[a-z]|@import", without_names)
     assert len(page) < 5e6
 
 
-def test_every_figure_is_saved_as_its_numbers(full, page):
-    saved = re.findall(r'<figure.*?download="[^"]*\.csv" href="data:text/csv;charset=utf-8,([^"]*)"', page, re.DOTALL)
-    assert len(saved) == page.count("<figure")
-    tables = [pd.read_csv(io.StringIO(unquote(one))) for one in saved]
-    maps = next(table for table in tables if [*table][:7] == ["layer", "step", "law", "size", "row", "0", "1"])
-    first = maps[maps["law"] == "original"].loc[:, "0":].to_numpy()
+def test_csv_of_every_figure_holds_the_data_of_its_plot(full, page):
+    with plots.page_theme():
+        data = [shown.draw()[1] for shown in run_figures(full)]
+    saved = [pd.read_csv(io.StringIO(text)) for text in Page(page).files]
+    assert len(saved) == len(data) == 9
+    for table, expected in zip(saved, data, strict=True):
+        assert [*table] == [str(name) for name in expected]
+        for name, column in expected.select_dtypes("number").items():
+            np.testing.assert_allclose(table[str(name)], column.astype(float), rtol=1e-12)
+
+
+def test_every_number_in_a_tooltip_is_in_the_data_of_its_plot(drawn):
+    """Tooltips are read from the drawing, and the data comes from the result. The removed drift is drawn in percent."""
+    checked = 0
+    for section, figure, data in drawn:
+        numbers = data.select_dtypes("number").to_numpy(float).ravel()
+        numbers = np.concatenate([numbers, 100 * numbers]) if section == "Drift" else numbers
+        numbers = np.sort(numbers[np.isfinite(numbers)])
+        for mark in marks(figure):
+            shown = [n for n in (mark.value,) if np.isfinite(n)] or [n for n in (mark.y, mark.x) if type(n) is float][
+                :1
+            ]
+            for number in [*shown, *(n for n in (mark.low, mark.high) if np.isfinite(n))]:
+                place = np.searchsorted(numbers, number)
+                nearest = numbers[max(0, place - 1) : place + 1]
+                assert np.isclose(nearest, number, rtol=1e-6, atol=1e-9).any(), (section, mark)
+                checked += 1
+    assert checked > 500
+
+
+def test_plots_return_data_by_layer_size_and_law(drawn, full):
+    data = {}
+    for section, _, table in drawn:
+        data.setdefault(section, []).append(table)
+    over_layers, by_layer = data["Entropy against the number of tokens"]
+    assert set(over_layers["form"]) == {"measured", "log", "power", "linear", "gaussian"}
+    assert len(by_layer) == len(full.fit.points)
+    assert set(data["Entropy during sampling"][0]["law"]) == {"original", "paper", "measured"}
+    maps = data["Entropy over the image"][0]
+    first = maps[maps["law"] == "original"].iloc[:, 5:21].to_numpy()
     np.testing.assert_allclose(first, full.entropy_maps[0].values, atol=5e-4)
+    assert set(data["The scaling factor"][0]["series"]) == {"all sizes", "one size", "paper"}
+    assert data["The denoising loss"][0]["change_percent"].min() == pytest.approx(100 * (0.05**2 - 0.04))
+    metrics, defects, by_kappa = data["Quality, alignment and defects"]
+    assert (set(metrics["metric"]), set(defects["metric"])) == ({"text_score"}, {"repetition"})
+    assert "kappa" in by_kappa
+    at_training = metrics[metrics["size"] == "64"]
+    assert set(at_training["value"]) == {0.4}  # there every law leaves the model unchanged
 
 
-def test_the_quality_of_the_images_is_drawn_and_told(full):
+def test_svg_keeps_the_colours_in_text_and_renames_ids():
+    with plots.page_theme():
+        from matplotlib.figure import Figure
+
+        figure = Figure()
+        axes = figure.subplots()
+        axes.plot([1, 2], [3, 4], "ks", label="#000000 <b>")
+        axes.set_title("url(#a) #262626")
+        svg = plots.inline_svg(figure, "f7-", 'Title "with quotes"')
+    root = ElementTree.fromstring(svg)
+    texts = [element.text for element in root.iter() if element.tag.endswith("}text")]
+    assert "url(#a) #262626" in texts
+    assert "#000000" not in "".join(element.get("style", "") for element in root.iter())
+    assert root.get("aria-label").startswith('Title "with quotes" url(#a) #262626')
+    assert all(element.get("id").startswith("f7-") for element in root.iter() if element.get("id"))
+
+
+def test_image_metrics_are_in_the_figures_the_table_and_the_verdict(full):
     def compared(law, metric, difference, verdict, needed):
         interval = (difference - 0.01, difference + 0.01)
         return MetricDifference(law, (32, 48), metric, 0.5, difference, *interval, 0.01, verdict, 16, needed)
@@ -197,32 +302,33 @@ def test_the_quality_of_the_images_is_drawn_and_told(full):
             compared("measured", "repetition", 0.001, "no difference detected", 12345.0),
         ),
     )
-    judged = replace(full, outcome=replace(full.outcome, quality=found))
-    assert "better in text_score at 32x48. No difference detected in 1 of 2." in " ".join(judged.verdict())
-    page = judged.html()
-    assert "Quality, alignment and defects" in page
-    assert Page(page).tags.count("svg") == 12  # the metrics, the two defects, and all against kappa
-    assert "12,345" in page
-    assert "the images were not judged" not in page
-    assert "the images were not judged" in full.html()
+    scored = replace(full, outcome=replace(full.outcome, quality=found))
+    assert "better in text_score at 32x48. No difference detected in 1 of 2." in " ".join(scored.verdict())
+    assert sections(scored).count("Quality, alignment and defects") == 3  # metrics, defects, both against kappa
+    assert "12,345" in set(
+        next(table for title, table in run_tables(scored).items() if "Images" in title)["images needed"]
+    )
+    assert "16 images per law and size" in " ".join(shown.caption for shown in run_figures(scored))
+    assert "image metrics" not in missing_parts(scored)
+    assert "image metrics" in missing_parts(full)
 
 
-def test_quality_stands_beside_the_kappa_of_its_law(full):
-    outcome = judged(full.outcome)
+def test_quality_is_joined_with_the_kappa_of_its_law(full):
+    outcome = with_quality(full.outcome)
     laws = (*outcome.sweep.grid.laws, Kappa({"*": 0.25}))
     kappas = kappa_of_laws(laws, full.frame).set_index(["law", "size"])["kappa"]
     assert kappas["kappa=0.25", "128"] == pytest.approx(0.25)
     assert kappas["original", "128"] == 0
-    # The layers alternate between 256 and 64 tokens at the training size; at 128 px both have four times as many.
+    # The layers alternate between 256 and 64 tokens at the training size. At 128 px both have four times that number.
     by_layer = [(np.log(4 * t) / np.log(t) - 1) / np.log(4) for t in (256, 64, 256)]
     assert kappas["paper", "128"] == pytest.approx(np.mean(by_layer))
     table = quality_against_kappa(outcome.quality, kappas.reset_index())
-    assert "64" not in set(table["size"])  # g = 1 whatever kappa is
+    assert "64" not in set(table["size"])  # g = 1 for every kappa
     row = table[(table["law"] == "paper") & (table["size"] == "128") & (table["metric"] == "repetition")].iloc[0]
     assert (row["value"], row["low"], row["high"]) == pytest.approx((0.5, 0.45, 0.55))
 
 
-def test_the_prompts_on_which_laws_differ_most_and_least_are_shown(tmp_path):
+def test_report_shows_the_prompts_that_laws_change_most_and_least(tmp_path):
     prompts = [f"prompt {n}" for n in range(6)]
     swept = synthetic(tmp_path / "run", prompts=prompts, laws=("original", "paper"), layers=1)
     for cell in swept.grid.cells():
@@ -232,37 +338,30 @@ def test_the_prompts_on_which_laws_differ_most_and_least_are_shown(tmp_path):
     chosen = chosen_prompts(swept, 4)
     assert [prompt for prompt, _ in chosen] == ["prompt 5", "prompt 4", "prompt 1", "prompt 0"]
     # One channel of three, at one of two sizes; on the original images all laws agree.
-    assert [share for _, share in chosen] == pytest.approx([50 / 255 / 6, 40 / 255 / 6, 10 / 255 / 6, 0])
+    assert [change for _, change in chosen] == pytest.approx([50 / 255 / 6, 40 / 255 / 6, 10 / 255 / 6, 0])
     assert chosen_prompts(replace(swept, grid=replace(swept.grid, laws=swept.grid.laws[:1])), 2) == [
         ("prompt 0", 0.0), ("prompt 1", 0.0),
     ]  # fmt: skip
-    page = report(swept, outcome=outcome_of(swept)).html()
-    assert "prompt 2\u2069”, seed" not in page
-    assert "whose pixels the laws move by 3.3 % on average" in page
+    captions = [shown.caption for shown in run_figures(report(swept, outcome=outcome_of(swept)))]
+    assert not any("prompt 2" in caption for caption in captions)
+    assert "“\u2068prompt 5\u2069”, seed 0. The laws change its pixels by 3.3 % on average." in captions[-4]
 
 
-def test_the_losses_of_a_run_directory_are_drawn(tmp_path):
+def test_losses_of_a_run_directory_are_plotted(tmp_path):
     swept = synthetic(tmp_path / "run")
-    assert "The denoising loss" not in Report.open(tmp_path / "run").html()
-    losses = pd.DataFrame(
-        [
-            {"size": size, "g": g, "change": (g - 1.2) ** 2 - 0.04, "low": -0.05, "high": 0.05}
-            for size in ("32x48", "128")
-            for g in (0.5, 1.0, 1.25, 2.0)
-        ]
-    )
-    swept.run.write("loss-g.json", losses.to_json(orient="records"))
+    assert "The denoising loss" not in sections(Report.open(tmp_path / "run"))
+    swept.run.write("loss-g.json", losses().to_json(orient="records"))
     opened = Report.open(tmp_path / "run")
-    pd.testing.assert_frame_equal(opened.losses["g"], losses)
-    page = opened.html()
-    assert page.count("The denoising loss") > 1
-    assert "g, what the logits are multiplied by: 1.25" in page  # under the pointer
+    pd.testing.assert_frame_equal(opened.losses["g"], losses())
+    figure, data = next(shown for shown in run_figures(opened) if shown.section == "The denoising loss").draw()
+    assert any("g, factor of the logits: 1.25" in mark.text() for mark in marks(figure))
+    assert data[["size", "value"]].to_numpy().tolist() == losses()[["size", "g"]].to_numpy().tolist()
     swept.run.write("loss-g.json", '[{"size": "32x48"}]')
-    with pytest.raises(InputError, match=r"loss-g\.json is no table of losses"):
+    with pytest.raises(InputError, match=r"loss-g\.json is not a table of denoising losses"):
         Report.open(tmp_path / "run")
 
 
-def test_a_run_directory_holds_its_report(base, full, tmp_path):
+def test_report_of_a_run_directory_equals_the_report_of_its_results(base, full, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(full.outcome.sweep.run.path, folder)
     swept = Sweep.open(folder)
@@ -272,20 +371,20 @@ def test_a_run_directory_holds_its_report(base, full, tmp_path):
     assert opened.verdict() == replace(full, sweep=swept, fit=fit(swept)).verdict()
 
 
-def test_the_page_is_the_same_each_time(full, page):
-    kept = [np.zeros(n) for n in range(100)]  # other addresses in memory: matplotlib makes ids of some
+def test_page_is_reproducible(full, page):
+    kept = [np.zeros(n) for n in range(100)]  # changes addresses in memory, which matplotlib uses in ids
     assert full.html() == page
     del kept
 
 
-def test_hostile_texts_are_shown_not_run(page):
+def test_untrusted_text_is_escaped(page):
     assert HOSTILE not in page
     assert "&lt;script&gt;alert(1)" in page
     assert "<b>bold" not in page
     assert "<i>" not in page
 
 
-def test_numbers_on_the_page_are_those_of_the_tables(full, page):
+def test_page_shows_the_numbers_of_the_results(full, page):
     for law in full.fit.layers:
         assert f"<td>{law.slope:.3f} ± {law.slope_se:.3f}</td>" in page
     for drift in full.outcome.drifts:
@@ -295,17 +394,26 @@ def test_numbers_on_the_page_are_those_of_the_tables(full, page):
     assert "test --x &#39;&lt;i&gt;&#39;" in page
 
 
-def test_the_verdict_has_its_numbers(full):
+def test_verdict_states_the_numbers(full):
     text = " ".join(full.verdict())
-    assert f"{full.fit.pooled.slope:.3f} nats for every e-fold" in text
-    assert "outside that interval" in text
-    assert "kappa between 1.10 (down.0.0.0.attn1) and 1.32 (down.2.0.0.attn1)" in text
-    assert "one more sampling: 0.900 nats of drift before, 0.050 ± 0.020 after" in text
-    assert "In 1 of 6 pairs of layer and size g ran into its bounds" in text
+    rise = full.fit.pooled.slope * np.log(2)
+    assert f"When the token count doubles, attention entropy rises by {rise:.2f} nats (95 % interval" in text
+    assert "Its 95 % interval excludes 1" in text
+    assert "kappa gives a scaling factor g of 1.64 in the median layer; the paper's law gives 1.12" in text
+    assert "1.10 (down.0.0.0.attn1) to 1.32 (down.2.0.0.attn1), median 1.21; paper 0.18." in text
+    assert "outside the 95 % interval in 3 of 3 layers" in text
+    assert "Drift of the original model: 0.900 nats. After 1 round of refinement: 0.050 ± 0.020 nats." in text
+    assert "In 1 of 6 pairs of layer and size, g reached a bound of the search" in text
     assert "Entropy drift removed by the measured law: " in text
 
 
-def test_the_files_agree(full, page, tmp_path):
+def test_verdict_names_the_best_form_and_its_error(full):
+    errors = full.fit.rivals[full.fit.rivals["layer"] == "(pooled)"].set_index("form")["error"]
+    assert f"left out of the fit: log, error {errors['log']:.3f} nats" in " ".join(full.verdict())
+    assert errors.idxmin() == "log"
+
+
+def test_saved_files_hold_the_same_numbers(full, page, tmp_path):
     path = full.save(tmp_path / "report.html")
     assert path.read_text() == page
     records = pd.read_parquet(tmp_path / "records.parquet")
@@ -314,8 +422,8 @@ def test_the_files_agree(full, page, tmp_path):
     keys = ["law", "height", "width", "layer"]
     means = records.groupby(keys)["entropy"].mean()
     summary = pd.read_csv(tmp_path / "summary.csv")
-    told = summary.set_index(keys)["entropy"].sort_index()
-    pd.testing.assert_series_equal(told, means.sort_index(), check_dtype=False)
+    means_in_file = summary.set_index(keys)["entropy"].sort_index()
+    pd.testing.assert_series_equal(means_in_file, means.sort_index(), check_dtype=False)
     facts = json.loads((tmp_path / "report.json").read_text())
     assert facts["verdict"] == full.verdict()
     assert facts["fit"]["layers"][0]["slope"] == full.fit.layers[0].slope
@@ -326,73 +434,77 @@ def test_the_files_agree(full, page, tmp_path):
     }  # fmt: skip
 
 
-def test_what_was_not_run_is_left_out_and_said(base):
+def test_report_names_the_missing_results(base):
     alone = report(base)
-    text = alone.html()
-    assert "no law was sampled" in text
-    assert "no scaling law was derived" in text
-    assert Page(text).tags.count("svg") == 6
-    assert text == report(base, fit(base)).html()
+    for part in ("a derived scaling law (entropy-probe derive)", "images under scaling laws (entropy-probe validate)"):
+        assert part in missing_parts(alone)
+    assert len(sections(alone)) == 6
+    assert alone.verdict() == report(base, fit(base)).verdict()
+    assert missing_parts(alone) in Page(alone.html()).text
 
 
-def test_a_law_without_its_derivation_still_tells_kappa(base):
+def test_law_without_derivation_has_a_kappa(base):
     shown = report(base, law=derived(base).law)
-    assert "no scaling law was derived" not in shown.html()
-    assert Page(shown.html()).tags.count("svg") == 7
-    assert any("kappa between 1.10" in sentence for sentence in shown.verdict())
+    assert "a derived scaling law" not in missing_parts(shown)
+    assert "The scaling factor" in sections(shown)
+    assert any("1.10 (down.0.0.0.attn1) to" in sentence for sentence in shown.verdict())
     everywhere = report(base, law=Kappa({"*": 0.5}))
     assert "interval" not in everywhere.verdict()[-1]
-    assert "<td>0.500</td>" in everywhere.html()
+    assert set(run_tables(everywhere)["Scaling factor of every layer"]["κ"]) == {"0.500"}
 
 
 @pytest.mark.parametrize("sizes", [[(64, 64)], [(32, 32)]])
-def test_one_size_has_no_law_and_says_so(tmp_path, sizes):
+def test_one_size_has_no_fit(tmp_path, sizes):
     shown = report(synthetic(tmp_path / "run", sizes=sizes))
-    assert "no law was fitted" in shown.html()
+    assert "two sizes with different token counts" in missing_parts(shown)
     assert shown.verdict() == []
+    assert "Entropy against the number of tokens" not in sections(shown)
+    assert "This sweep has one size." in Page(shown.html()).text
 
 
-def test_one_prompt_has_no_errors_and_json_has_no_nan(tmp_path):
+def test_one_prompt_has_no_error_bars_and_json_has_no_nan(tmp_path):
     shown = report(synthetic(tmp_path / "run", prompts=["red"]))
     shown.save(tmp_path / "report.html")
-    assert "nan" not in re.sub(r"<svg.*?</svg>", "", (tmp_path / "report.html").read_text(), flags=re.DOTALL).lower()
+    assert "nan" not in Page((tmp_path / "report.html").read_text()).text.lower()
+    assert "(one prompt: no interval)" in shown.verdict()[0]
     facts = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
     assert facts["fit"]["layers"][0]["slope_se"] is None
 
 
-def test_a_big_model_stays_within_bounds(tmp_path):
+def test_page_of_a_large_model_is_below_5_mb(tmp_path):
     big = synthetic(tmp_path / "run", layers=70, sizes=[(64, 64), (1024, 1024)])
     generator = np.random.default_rng(0)
     for cell in big.grid.cells():
-        noise = generator.integers(0, 255, (*cell.size, 3), dtype=np.uint8)  # the heaviest image there is
+        noise = generator.integers(0, 255, (*cell.size, 3), dtype=np.uint8)  # noise does not compress
         Image.fromarray(noise).save(big.run.image_path(cell))
     text = report(big, law=derived(big).law).html()
     assert len(text) < 5e6
     assert "<summary>Layer by layer</summary>" in text
 
 
-def test_a_folder_that_cannot_be_written_is_refused(base, tmp_path):
+def test_rejects_a_folder_that_cannot_be_written(base, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
+    monkeypatch.setattr(Report, "html", lambda _: "page")
     for target in (tmp_path / "file" / "report.html", tmp_path / "none" / "report.html"):
         with pytest.raises(InputError, match="cannot write"):
             report(base).save(target)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_figure_that_fails_leaves_nothing_behind(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "layers_and_heads", lambda *_: 1 / 0)
+def test_failing_figure_leaves_no_files(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "entropy_over_layers", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         report(base).save(tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_notebook_shows_the_page_in_a_frame(base):
-    shown = report(base)._repr_html_()
+def test_notebook_shows_the_page_in_a_frame(tmp_path):
+    shown = report(synthetic(tmp_path / "run", sizes=[(64, 64)], prompts=["red"]))._repr_html_()
     assert shown.startswith("<iframe srcdoc=")
     assert "<script" not in shown
 
 
-def test_entropy_maps_lie_on_the_image(tiny_pipeline, tmp_path):
+def test_entropy_maps_cover_the_training_size_and_the_largest_size(tiny_pipeline, tmp_path):
     sampled = sweep(
         tiny_pipeline, prompts=["flat pizza"], sizes=[(64, 64), (64, 96)], seeds=[0], steps=2, guidance_scale=4.0,
         scale_factors=(), store=tmp_path / "run", progress=False,
@@ -403,8 +515,8 @@ def test_entropy_maps_lie_on_the_image(tiny_pipeline, tmp_path):
     assert entropy_maps(Sweep.open(tmp_path / "run")) == ()
 
 
-def test_the_error_by_the_choice_of_rows_by_hand_and_never_told_too_small():
-    """Two branches of three steps and two heads: heads count as one, steps apart, the worse branch is told."""
+def test_error_of_row_sampling_is_computed_by_image_and_rounded_up():
+    """Two branches of three steps and two heads: heads count as one, steps are independent, the worse branch counts."""
     errors = {"cond": [(0.03, 0.01), (0.02, 0.02), (0.0, 0.04)], "uncond": [(0.001, 0.001)] * 3}
     frame = pd.DataFrame(
         {
@@ -414,5 +526,5 @@ def test_the_error_by_the_choice_of_rows_by_hand_and_never_told_too_small():
         for branch, steps in errors.items() for step, heads in enumerate(steps) for head, error in enumerate(heads)
     )  # fmt: skip
     assert error_by_rows(frame) == pytest.approx((3 * 0.02**2) ** 0.5 / 3)
-    assert "at most 0.0116 nats" in _by_choice(frame)
-    assert _by_choice(frame.assign(entropy_se=0.0)) == ""
+    assert "at most 0.0116 nats" in row_sampling_error(frame)
+    assert row_sampling_error(frame.assign(entropy_se=0.0)) == ""

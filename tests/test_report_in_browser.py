@@ -1,4 +1,4 @@
-"""The page as a browser shows it: Debian's chromium, headless, with the network off."""
+"""The pages in a browser: Chromium, headless and offline."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import sync_playwright
-from test_report import HOSTILE, derived, judged, synthetic
+from test_report import HOSTILE, derived, synthetic, with_quality
 
 from entropy_probe.evaluation import outcome_of
 from entropy_probe.reports import compare, report
@@ -23,7 +23,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path: apt-get install chromium")
 
 FROM_RIGHT = "\u202eסוס \U0001f40e on the =moon"
-"""Hebrew, an override of the writing direction, an emoji."""
+"""Hebrew, a character that reverses the writing direction, and an emoji."""
 
 WINDOWS = {"phone": (390, 844), "desktop": (1280, 900)}
 
@@ -36,7 +36,7 @@ def page_file(tmp_path_factory):
     derivation = derived(base)
     outcome = outcome_of(synthetic(folder / "all", prompts=prompts, laws=("original", "paper", derivation.law)))
     maps = [EntropyMap(Image.new("RGB", (64, 64)), np.linspace(2, 5, 256).reshape(16, 16), (64, 64), "a.b", 1, "paper")]
-    made = report(base, None, None, judged(outcome), derivation=derivation, entropy_maps=maps, command=HOSTILE)
+    made = report(base, None, None, with_quality(outcome), derivation=derivation, entropy_maps=maps, command=HOSTILE)
     return made.save(folder / "report.html")
 
 
@@ -56,7 +56,7 @@ def browser():
 
 @pytest.fixture
 def show(browser, page_file):
-    """Open the page in a window, offline; what it complains of, and what it asks for, is collected in `noise`."""
+    """Return a function that opens a page offline. `page.noise` collects messages, errors, dialogs and requests."""
     contexts = []
 
     def opened(window="desktop", scheme="light", path=page_file):
@@ -70,7 +70,7 @@ def show(browser, page_file):
         page.on("console", lambda message: page.noise.append(message.text))
         page.on("pageerror", lambda error: page.noise.append(str(error)))
         page.on("dialog", lambda dialog: (page.noise.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda asked: asked.url.startswith(("file:", "data:")) or page.noise.append(asked.url))
+        page.on("request", lambda request: request.url.startswith(("file:", "data:")) or page.noise.append(request.url))
         page.goto(path.as_uri())
         return page
 
@@ -81,7 +81,7 @@ def show(browser, page_file):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("window", WINDOWS)
-def test_it_loads_alone_and_every_figure_is_seen(show, window, scheme):
+def test_page_loads_offline_and_shows_every_figure(show, window, scheme):
     page = show(window, scheme)
     page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
     drawings = page.locator("figure svg").all()
@@ -91,13 +91,11 @@ def test_it_loads_alone_and_every_figure_is_seen(show, window, scheme):
         assert box["width"] > 200
         assert box["height"] > 80
         assert len(drawing.get_attribute("aria-label")) > 40
-    assert page.evaluate("document.documentElement.scrollWidth") <= WINDOWS[window][0]  # the page keeps its width
+    assert page.evaluate("document.documentElement.scrollWidth") <= WINDOWS[window][0]  # no horizontal scrolling
     assert page.noise == []
 
 
-def test_dark_mode_reaches_the_figures(show):
-    """The text of a figure stands out from what is behind it, in either scheme."""
-
+def test_text_of_figures_has_contrast_in_light_and_dark_mode(show):
     def light(colour):
         return np.mean([int(part) for part in re.findall(r"\d+", colour)[:3]])
 
@@ -105,13 +103,13 @@ def test_dark_mode_reaches_the_figures(show):
         page = show(scheme=scheme)
         style = "getComputedStyle(document.querySelector('{}')).{}"
         text = light(page.evaluate(style.format("figure svg text", "fill")))
-        ground = light(page.evaluate(style.format("body", "backgroundColor")))
-        assert (text > 200 and ground < 40) if scheme == "dark" else (text < 50 and ground > 240)
+        background = light(page.evaluate(style.format("body", "backgroundColor")))
+        assert (text > 200 and background < 40) if scheme == "dark" else (text < 50 and background > 240)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("window", WINDOWS)
-def test_axe_finds_nothing_serious(show, window, scheme):
+def test_axe_finds_no_serious_violation(show, window, scheme):
     page = show(window, scheme)
     page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
     found = Axe().run(page).response["violations"]
@@ -121,7 +119,7 @@ def test_axe_finds_nothing_serious(show, window, scheme):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("window", WINDOWS)
-def test_the_page_of_a_comparison_is_held_to_the_same(show, comparison_file, window, scheme):
+def test_comparison_page_loads_offline_without_serious_violation(show, comparison_file, window, scheme):
     page = show(window, scheme, comparison_file)
     page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
     assert page.locator("figure svg").count() >= 3
@@ -132,12 +130,12 @@ def test_the_page_of_a_comparison_is_held_to_the_same(show, comparison_file, win
     assert page.noise == []
 
 
-def test_tables_sort_up_down_and_back(show):
+def test_tables_sort_ascending_descending_and_in_network_order(show):
     page = show()
     column = page.locator("#table-1 tbody tr td:nth-child(2)")
     heading = page.locator("#table-1 thead th").nth(1)
     before = column.all_inner_texts()
-    heading.get_by_role("button").press("Enter")  # from the keyboard
+    heading.get_by_role("button").press("Enter")  # with the keyboard
     assert heading.get_attribute("aria-sort") == "ascending"
     slopes = [float(text.split()[0]) for text in column.all_inner_texts()]
     assert slopes == sorted(slopes)
@@ -151,7 +149,7 @@ def test_tables_sort_up_down_and_back(show):
     assert page.noise == []
 
 
-def test_sizes_sort_by_their_area_and_the_unknown_comes_last(show):
+def test_sizes_sort_by_area_and_unknown_values_come_last(show):
     page = show()
     page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
     table = page.locator("table[aria-label^='Drift']")
@@ -162,14 +160,14 @@ def test_sizes_sort_by_their_area_and_the_unknown_comes_last(show):
 
     table.locator("thead th").nth(2).get_by_role("button").click()
     assert list(dict.fromkeys(cells(2))) == ["32x48", "128"]
-    for _ in range(2):  # up, then down
+    for _ in range(2):  # ascending, then descending
         table.locator("thead th").nth(4).get_by_role("button").click()
         removed = cells(4)
         assert removed[-1] == "–"
         assert removed[0] != "–"
 
 
-def test_every_link_of_the_contents_leads_somewhere(show):
+def test_every_link_of_the_contents_has_a_target(show):
     page = show()
     links = page.locator("nav a").all()
     assert len(links) > 6
@@ -184,7 +182,7 @@ def test_every_link_of_the_contents_leads_somewhere(show):
     assert page.evaluate("document.activeElement.className") == "skip"
 
 
-def test_a_figure_is_saved_as_svg(show, tmp_path):
+def test_saved_svg_is_a_complete_document(show, tmp_path):
     page = show(scheme="dark")
     with page.expect_download() as waiting:
         page.locator("figure button[data-save]").first.click()
@@ -194,19 +192,19 @@ def test_a_figure_is_saved_as_svg(show, tmp_path):
     text = saved.read_text()
     assert "<text" in text
     assert 'class="marks"' not in text
-    alone = show(path=saved)  # a document of its own that a browser draws
+    alone = show(path=saved)  # a browser shows the file alone
     assert alone.locator("svg").first.bounding_box()["width"] > 200
     assert alone.noise == []
 
 
-def test_the_numbers_of_a_figure_are_saved_as_csv(show, tmp_path):
+def test_saved_csv_holds_the_data_of_the_figure_without_formulas(show, tmp_path):
     page = show()
     with page.expect_download() as waiting:
         page.locator("figure a[download]").first.click()
     saved = tmp_path / waiting.value.suggested_filename
     waiting.value.save_as(saved)
     table = pd.read_csv(saved)
-    assert {"panel", "series", "x", "y"} <= set(table.columns)
+    assert {"layer", "form", "ln_tokens", "entropy"} <= set(table.columns)
     assert len(table) > 5
     for link in page.locator("a[download]").all():
         rows = list(csv.reader(io.StringIO(unquote(link.get_attribute("href").split(",", 1)[1]))))
@@ -217,18 +215,18 @@ def test_the_numbers_of_a_figure_are_saved_as_csv(show, tmp_path):
     assert page.noise == []
 
 
-def test_a_number_is_told_under_the_pointer(show):
+def test_number_under_the_pointer_has_a_tooltip(show):
     page = show()
-    told = page.locator("figure svg").first.locator(".marks title").all_text_contents()
-    assert any("every layer" in text and "mean entropy, nats: " in text for text in told)
+    tooltips = page.locator("figure svg").first.locator(".marks title").all_text_contents()
+    assert any("every layer" in text and "mean entropy, nats: " in text for text in tooltips)
     over = page.locator("figure svg").first.locator(".marks rect").first
     over.scroll_into_view_if_needed()
     x, y, width, height = (over.bounding_box()[name] for name in ("x", "y", "width", "height"))
     hit = f"document.elementFromPoint({x + width / 2}, {y + height / 2}).querySelector('title').textContent"
-    assert page.evaluate(hit) in told
+    assert page.evaluate(hit) in tooltips
 
 
-def test_hostile_prompts_are_text(show):
+def test_untrusted_prompts_are_text(show):
     page = show()
     shown = page.inner_text("body")
     assert HOSTILE in shown
@@ -239,7 +237,7 @@ def test_hostile_prompts_are_text(show):
     assert page.noise == []
 
 
-def test_on_paper_everything_is_open_and_black_on_white(show):
+def test_print_shows_folded_parts_in_black_on_white(show):
     page = show(scheme="dark")
     page.emulate_media(media="print")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")

@@ -1,4 +1,7 @@
-"""The numbers of a figure, read back from what is drawn: for its hover text, its CSV file and its description."""
+"""Find the numbers that a figure shows, and where they are: for the tooltips and the description of a figure.
+
+The positions are known only after matplotlib has laid out the figure, so they are read from its artists.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -23,7 +25,7 @@ Number = float | np.floating[Any]
 Interval = tuple[float, float]
 
 REACH = 4.0
-"""Points (1/72 inch) around a dot within which the pointer finds it."""
+"""Half of the side of the tooltip area of a dot, in points (1/72 inch)."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,17 @@ class Mark:
     """A number that a figure shows.
 
     Attributes:
-        panel, series: the title of its axes and the name of its line, dots or bars.
-        x_label, x, y_label, y: where it stands; a name on an axis of names.
-        low, high: the interval drawn around it, NaN where there is none.
-        value: what its colour says, NaN where it says nothing; `value_label` says what that is.
-        box: where the pointer finds it, in inches from the lower left corner.
+        panel: title of the axes.
+        series: name of the line, dots or bars.
+        x_label: label of the x axis.
+        x: position on the x axis; a name if the axis has names.
+        y_label: label of the y axis.
+        y: position on the y axis; a name if the axis has names.
+        box: area of the tooltip, in inches from the lower left corner.
+        low: lower end of the interval around the number; NaN without an interval.
+        high: upper end.
+        value_label: label of the colour scale.
+        value: value that the colour represents; NaN without a colour scale.
     """
 
     panel: str
@@ -51,7 +59,7 @@ class Mark:
     value: float = np.nan
 
     def text(self) -> str:
-        """What the pointer is told."""
+        """Return the text of the tooltip: panel and series, then a line per axis."""
         lines = [": ".join(part for part in (self.panel, self.series) if part)]
         for label, shown in ((self.x_label, self.x), (self.y_label, self.y), (self.value_label, self.value)):
             if isinstance(shown, str) or not np.isnan(shown):
@@ -62,29 +70,41 @@ class Mark:
 
 
 def marks(figure: Figure) -> list[Mark]:
-    """Everything that a figure shows as a number; what has neither a name nor a colour scale is decoration."""
-    FigureCanvasSVG(figure)  # laid out as an SVG file is, so that places are exact
+    """Return the numbers that a figure shows, after laying it out.
+
+    Artists without a name and without a colour scale are decoration, and are ignored.
+
+    Example:
+        >>> figure = Figure()
+        >>> _ = figure.subplots().plot([1, 2], [3, 4], label="a")
+        >>> [(mark.series, mark.x, mark.y) for mark in marks(figure)]
+        [('a', 1.0, 3.0), ('a', 2.0, 4.0)]
+    """
+    FigureCanvasSVG(figure)  # the layout of an SVG file, so that positions are exact
     figure.set_dpi(72)
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # it stays as it is laid out
+    figure.set_layout_engine("none")  # keep this layout
     found: list[Mark] = []
     for axes in figure.axes:
         if axes.get_visible() and axes.get_label() != "<colorbar>":
-            # What has markers comes last: it lies uppermost, where the pointer finds it.
+            # Artists with markers come last, so that their tooltips are on top.
             found += [*_meshes(axes), *_lines(axes, marked=False)]
             found += [*_bars(axes), *_scatters(axes), *_errorbars(axes), *_lines(axes, marked=True)]
     return found
 
 
-def table(shown: Sequence[Mark]) -> pd.DataFrame:
-    """The marks as a table, without the columns that say nothing."""
-    names = ("panel", "series", "x_label", "x", "y_label", "y", "low", "high", "value_label", "value")
-    rows = pd.DataFrame([{name: getattr(mark, name) for name in names} for mark in shown])
-    return rows.loc[:, [name for name in rows if not rows[name].isin(["", np.nan]).all()]]
-
-
 def description(shown: Sequence[Mark]) -> str:
-    """What a figure shows, in words: its panels, axes and lines, and from where to where each line goes."""
+    """Describe a figure in words: its panels and axes, and the range of each line.
+
+    Example:
+        >>> figure = Figure()
+        >>> axes = figure.subplots()
+        >>> axes.set(title="layers", xlabel="ln N", ylabel="nats")
+        [Text(0.5, 1.0, 'layers'), Text(0.5, 0, 'ln N'), Text(0, 0.5, 'nats')]
+        >>> _ = axes.plot([1, 2], [3, 4], label="mid")
+        >>> description(marks(figure))
+        'layers: nats against ln N: mid 3 to 4.'
+    """
     sentences = []
     for panel in dict.fromkeys(mark.panel for mark in shown):
         own = [mark for mark in shown if mark.panel == panel]
@@ -128,7 +148,7 @@ def _mark(axes: Axes, series: str, x: float, y: float, box: Bbox | None = None, 
 
 
 def _label(axes: Axes, which: str) -> str:
-    """The label of an axis, or that of the axes it is shared with, or of the whole figure."""
+    """Return the label of an axis, of an axis that it is shared with, or of the figure."""
     figure: Any = axes.figure
     shared = getattr(axes, f"get_shared_{which}_axes")().get_siblings(axes)
     own = [getattr(one, f"get_{which}label")() for one in (axes, *shared)]
@@ -136,18 +156,18 @@ def _label(axes: Axes, which: str) -> str:
 
 
 def _place(axis: Axis, value: float) -> float | str:
-    """A value on an axis: on an axis of names, the name that is nearest, as bars stand beside each other."""
+    """Return a value on an axis. On an axis of names, return the nearest name, because bars surround their tick."""
     if not isinstance(axis.get_major_formatter(), FixedFormatter):
         return float(value)
     ticks = np.asarray(axis.get_majorticklocs())
     nearest = int(np.argmin(np.abs(ticks - value))) if len(ticks) else 0
     if len(ticks) and abs(ticks[nearest] - value) < 0.5:
         return axis.get_ticklabels()[nearest].get_text()
-    return str(int(value))  # on a crowded axis not every tick is named
+    return str(int(value))  # a crowded axis does not name every tick
 
 
 def _name(label: object) -> str:
-    """The name of an artist; one that begins with an underscore is kept out of the legend only."""
+    """Return the name of an artist. A leading underscore only hides it from the legend."""
     text = str(label)
     return "" if text.startswith(("_child", "_nolegend_", "_container")) else text.removeprefix("_")
 
@@ -179,7 +199,7 @@ def _bars(axes: Axes) -> Iterator[Mark]:
 def _lines(axes: Axes, marked: bool) -> Iterator[Mark]:
     for line in axes.lines:
         series = _name(line.get_label())
-        if not series or line.get_transform() != axes.transData:  # a reference line goes from edge to edge
+        if not series or line.get_transform() != axes.transData:  # a reference line from edge to edge
             continue
         if (line.get_marker() != "None") != marked:
             continue
@@ -191,7 +211,7 @@ def _lines(axes: Axes, marked: bool) -> Iterator[Mark]:
 
 
 def _band(axes: Axes, line: Line2D) -> dict[float, Interval]:
-    """The interval at every x of a line: the band of its colour that encloses it."""
+    """Return the interval at every x of a line: the band in its colour."""
     for band in axes.collections:
         if not isinstance(band, FillBetweenPolyCollection):
             continue
@@ -230,5 +250,5 @@ def _meshes(axes: Axes) -> Iterator[Mark]:
 
 
 def _scale(coloured: Any) -> str:
-    """What the colours of something mean."""
+    """Return the label of the colour scale of an artist."""
     return "" if coloured.colorbar is None else str(coloured.colorbar.ax.get_ylabel())

@@ -1,4 +1,4 @@
-"""The tables of the report, rounded for people, and the summary for programs."""
+"""Build tables: rounded for people, and at full precision for programs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ from entropy_probe.evaluation import Outcome, Quality, metric_and_network
 from entropy_probe.laws import Kappa, Measured, ScalingLaw, factors
 from entropy_probe.models import format_size, short_name
 
+UNKNOWN = "–"
+"""Shown if a number needs more than one prompt, or more than one size."""
 
-def titled(metric: str) -> str:
-    """Return the label of a metric: its title, its direction and, with several networks, the network."""
+MAX_NEEDED = 100_000
+"""Numbers of images above this one are shown as `> 100,000`."""
+
+
+def metric_label(metric: str) -> str:
+    """Return the label of a metric: its title, its direction and, with several networks, the network.
+
+    Example:
+        >>> metric_label("kernel_distance:critic")
+        'kernel distance by critic (lower is better)'
+    """
     declared, network = metric_and_network(metric)
     return declared.label(network)
 
 
-UNKNOWN = "–"
-"""Stands where one prompt, or one size, is too little to tell."""
-
-
 def captured_table(captured: Captured) -> pd.DataFrame:
-    """Mean entropy of every layer, nats, with its standard error over the images."""
+    """Return the mean entropy of every layer (nats), with its standard error over the images."""
     table = captured.summary()
     rows = [
         {
@@ -41,7 +48,13 @@ def captured_table(captured: Captured) -> pd.DataFrame:
 
 
 def factor_table(law: ScalingLaw) -> pd.DataFrame:
-    """g of every layer that a law names, at some N/T."""
+    """Return g of every layer of a law, at several N/T.
+
+    Example:
+        >>> from entropy_probe.laws import Constant
+        >>> factor_table(Constant(1.5)).iloc[0, :2].tolist()
+        ['every layer', '1.500']
+    """
     wide = factors(law).pivot(index="layer", columns="ratio", values="scale_factor")
     wide = wide.reindex(dict.fromkeys(factors(law)["layer"]))
     wide.index = wide.index.map(lambda name: "every layer" if name == "*" else short_name(name))
@@ -49,7 +62,7 @@ def factor_table(law: ScalingLaw) -> pd.DataFrame:
 
 
 def fit_table(fit: Fit) -> pd.DataFrame:
-    """H = a + b ln N, a row per layer."""
+    """Return the fitted law H = a + b ln N, a row per layer."""
     rows = [
         {
             "layer": short_name(law.layer),
@@ -64,7 +77,7 @@ def fit_table(fit: Fit) -> pd.DataFrame:
 
 
 def rival_table(fit: Fit) -> pd.DataFrame:
-    """Error of every form, nats, a row per layer; best form named."""
+    """Return the error of every form of H(N) (nats), and the name of the best form, a row per layer."""
     rows = []
     for law in fit.layers:
         own = fit.rivals[fit.rivals["layer"] == law.layer].sort_values("error")
@@ -76,7 +89,7 @@ def rival_table(fit: Fit) -> pd.DataFrame:
 
 
 def entropy_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean entropy of the original model, nats, with its standard error; rows are layers, columns sizes."""
+    """Return the mean entropy of the original model (nats), with its standard error: rows are layers, columns sizes."""
     table = summary(visual(frame[frame["law"] == "original"]))
     table["entropy, nats"] = [with_error(h, se) for h, se in zip(table["entropy"], table["entropy_se"], strict=True)]
     table["pixels"] = [format_size((int(h), int(w))) for h, w in zip(table["height"], table["width"], strict=True)]
@@ -88,9 +101,10 @@ def entropy_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def error_by_rows(frame: pd.DataFrame) -> float:
-    """The largest standard error of a layer's mean over rows, heads and steps that comes from the choice of rows, nats.
+    """Compute the largest standard error (nats) of a layer's mean that is due to sampling only some query rows.
 
-    The steps of an image draw their rows apart; heads share them, so the mean of their errors is an upper bound.
+    The steps of an image sample their rows independently. The heads share their rows, so the mean of their errors is an
+    upper bound.
     """
     image = ["law", "height", "width", "prompt", "seed", "branch", "layer"]
     steps = frame.groupby([*image, "step"], sort=False)["entropy_se"].mean()
@@ -99,7 +113,10 @@ def error_by_rows(frame: pd.DataFrame) -> float:
 
 
 def kappa_of(law: Measured | Kappa, frame: pd.DataFrame) -> pd.DataFrame | None:
-    """kappa of the layers of a law as `Derivation.kappa` has it, the interval from its standard error."""
+    """Return kappa of the layers of a law, in the format of `Derivation.kappa`. None if no layer has a kappa.
+
+    The interval is 1.96 standard errors on either side.
+    """
     trained = visual(frame).groupby("layer", sort=False)["training_tokens"].first()
     errors = law.kappa_se if isinstance(law, Measured) else {}
     rows = []
@@ -114,7 +131,7 @@ def kappa_of(law: Measured | Kappa, frame: pd.DataFrame) -> pd.DataFrame | None:
 
 
 def kappa_table(kappa: pd.DataFrame, law: ScalingLaw | None = None) -> pd.DataFrame:
-    """kappa per layer and, for a measured law, g at every measured ln(N/T)."""
+    """Return kappa per layer and, for a measured law, g at every measured ln(N/T)."""
     rows = []
     for row in kappa.to_dict("records"):
         shown = {
@@ -131,13 +148,13 @@ def kappa_table(kappa: pd.DataFrame, law: ScalingLaw | None = None) -> pd.DataFr
 
 
 def rounds_table(derivation: Derivation) -> pd.DataFrame:
-    """Drift that remained after every sampling of the refinement; round 0 is the original model."""
+    """Return the drift that remained after each round of refinement. Round 0 is the original model."""
     rows = [{"round": r.number, "drift, nats": with_error(r.drift, r.drift_se)} for r in derivation.rounds]
     return pd.DataFrame(rows)
 
 
 def drift_table(outcome: Outcome) -> pd.DataFrame:
-    """Drift of every law and size, at the three levels."""
+    """Return the drift under every law at every size, at the three levels."""
     rows = [
         {
             "level": drift.level,
@@ -155,29 +172,26 @@ def drift_table(outcome: Outcome) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-MOST_PICTURES = 100_000
-"""Beyond that many, nobody draws them."""
-
-
-def _images(needed: float | None) -> str:
+def _images_needed(needed: float | None) -> str:
+    """Return the number of images that would detect a difference of the measured size."""
     if needed is None:
         return UNKNOWN
-    return f"{needed:,.0f}" if needed <= MOST_PICTURES else f"> {MOST_PICTURES:,}"
+    return f"{needed:,.0f}" if needed <= MAX_NEEDED else f"> {MAX_NEEDED:,}"
 
 
 def quality_table(quality: Quality) -> pd.DataFrame:
-    """Every law against the original by every metric, with the verdict."""
+    """Return the comparison of every law with the original by every metric, with the verdict."""
     rows = [
         {
             "law": c.law,
             "size, pixels": format_size(c.size),
-            "metric": titled(c.metric),
+            "metric": metric_label(c.metric),
             "value": f"{c.value:.4g}",
             "difference": f"{c.difference:+.3g} [{c.low:+.3g}, {c.high:+.3g}]",
             "p (Holm)": f"{c.p:.2g}",
             "verdict": c.verdict,
             "images": str(c.images),
-            "would show it": _images(c.needed),
+            "images needed": _images_needed(c.needed),
         }
         for c in quality.comparisons
     ]
@@ -185,7 +199,17 @@ def quality_table(quality: Quality) -> pd.DataFrame:
 
 
 def kappa_of_laws(laws: Sequence[ScalingLaw], frame: pd.DataFrame) -> pd.DataFrame:
-    """`law`, `size`, `kappa`: that of g^2 = 1 + kappa ln(N/T) to which a law amounts there, mean over the layers."""
+    """Compute the kappa in g^2 = 1 + kappa ln(N/T) of every law at every size, averaged over the layers.
+
+    Sizes with N = T are left out: there g = 1 for every kappa.
+
+    Args:
+        laws: the laws.
+        frame: the measurements, for the layers and their token counts.
+
+    Returns:
+        Columns `law`, `size`, `kappa`.
+    """
     known = visual(frame).dropna(subset=["training_tokens"])
     calls = known[["layer", "tokens", "training_tokens", "height", "width"]].drop_duplicates()
     rows = [
@@ -203,19 +227,33 @@ def kappa_of_laws(laws: Sequence[ScalingLaw], frame: pd.DataFrame) -> pd.DataFra
     return table.groupby(["law", "size"], sort=False, as_index=False)["kappa"].mean()
 
 
-def quality_against_kappa(quality: Quality, kappas: pd.DataFrame) -> pd.DataFrame:
-    """`law`, `size`, `metric`, `kappa`, `value`, and `low`, `high` of its difference from the original; by size."""
+def quality_values(quality: Quality) -> pd.DataFrame:
+    """Return the metrics of the images under every law, the original first.
+
+    Returns:
+        Columns `law`, `size`, `metric`, `value`, `low`, `high`. The interval is the value of the original plus the 95 %
+        interval of the difference from it. It is NaN for the original.
+    """
     compared = quality.table()
     for end in ("low", "high"):
         compared[end] += compared["value"] - compared["difference"]
     before = quality.original.assign(size=quality.original["size"].map(format_size), law="original")
     columns = ["law", "size", "metric", "value", "low", "high"]
-    table = pd.concat([before, compared]).reindex(columns=columns)
-    return table.merge(kappas, on=["law", "size"])  # without the training size, where kappa says nothing
+    return pd.concat([before, compared], ignore_index=True).reindex(columns=columns)
+
+
+def quality_against_kappa(quality: Quality, kappas: pd.DataFrame) -> pd.DataFrame:
+    """Return `quality_values` with the `kappa` of each law and size. The training size has no kappa and is left out.
+
+    Args:
+        quality: the metrics of the images.
+        kappas: see `kappa_of_laws`.
+    """
+    return quality_values(quality).merge(kappas, on=["law", "size"])
 
 
 def image_table(frame: pd.DataFrame, prompt: str, seed: int, quality: Quality | None) -> pd.DataFrame:
-    """The images of a prompt and seed: law and size, mean entropy of the layers (nats), and their metrics."""
+    """Return a row for each image of a prompt and seed: law, size, mean entropy over the layers (nats), metrics."""
     keys = ["law", "height", "width"]
     own = visual(frame[(frame["prompt"] == prompt) & (frame["seed"] == seed)])
     means = own.groupby([*keys, "layer"], sort=False)["entropy"].mean().groupby(keys, sort=False).mean()
@@ -226,7 +264,11 @@ def image_table(frame: pd.DataFrame, prompt: str, seed: int, quality: Quality | 
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row per law, size and layer: mean entropy (nats), its standard error over prompts, variance and distance."""
+    """Return a row for each law, size and layer.
+
+    The columns are the mean entropy (nats), its standard error over the prompts, the logit variance, and the attention
+    distance.
+    """
     keys = ["law", "height", "width", "layer", "kind", "query_tokens", "key_tokens"]
     values = ["entropy", "logit_variance", "attention_distance"]
     by_prompt = frame.groupby([*keys, "prompt"], sort=False)[values].mean().groupby(keys, sort=False)
@@ -236,21 +278,41 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def number(value: float) -> str:
-    """Three decimals."""
+    """Return a number with three decimals.
+
+    Example:
+        >>> number(0.12345), number(math.nan)
+        ('0.123', '–')
+    """
     return UNKNOWN if math.isnan(value) else f"{value:.3f}"
 
 
 def with_error(value: float, error: float) -> str:
-    """A value and its standard error."""
+    """Return a value and its standard error.
+
+    Example:
+        >>> with_error(0.5, 0.01), with_error(0.5, math.nan)
+        ('0.500 ± 0.010', '0.500')
+    """
     return number(value) if math.isnan(error) else f"{value:.3f} ± {error:.3f}"
 
 
 def span(values: pd.Series) -> str:
-    """From the least to the most, or the one there is."""
+    """Return the range of values, or the value if all are equal.
+
+    Example:
+        >>> span(pd.Series([0.18, 0.24])), span(pd.Series([0.18]))
+        ('0.18 to 0.24', '0.18')
+    """
     ends = list(dict.fromkeys(f"{value:.2f}" for value in (values.min(), values.max())))
     return " to ".join(ends)
 
 
 def between(low: float, high: float) -> str:
-    """An interval."""
+    """Return an interval.
+
+    Example:
+        >>> between(0.1, 0.2), between(math.nan, math.nan)
+        ('0.100 to 0.200', '–')
+    """
     return UNKNOWN if math.isnan(low) else f"{low:.3f} to {high:.3f}"

@@ -1,4 +1,4 @@
-"""Figures, tables, the HTML report and the notebook view."""
+"""Report results as HTML pages and in notebooks: one run, several runs side by side, and an explorer."""
 
 from entropy_probe.reports.comparison import RunComparison, compare
 from entropy_probe.reports.explorer import explore

@@ -1,4 +1,4 @@
-"""`compare`: several runs side by side, such as models, versions of one, or settings."""
+"""Compare several runs on one page: models, versions of a model, or settings."""
 
 from __future__ import annotations
 
@@ -13,57 +13,66 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from entropy_probe import plots
 from entropy_probe.attention import visual
 from entropy_probe.errors import InputError
 from entropy_probe.escape import for_terminal
 from entropy_probe.estimation import POOLED, Fit, LogLaw
+from entropy_probe.evaluation.differences import LEVEL, POWER
 from entropy_probe.models import format_size, short_name
-from entropy_probe.plots import comparison as compare_figures
-from entropy_probe.plots.tables import between, drift_table, number, quality_table, span, with_error
+from entropy_probe.plots.tables import (
+    MAX_NEEDED,
+    UNKNOWN,
+    between,
+    drift_table,
+    number,
+    quality_table,
+    span,
+    with_error,
+)
 from entropy_probe.reports import page
 from entropy_probe.reports.page import Shown
+from entropy_probe.reports.run_details import COMPARED_IMAGES
 from entropy_probe.reports.run_report import Report
+from entropy_probe.reports.sentences import rise_with_interval
 from entropy_probe.runs import Manifest, open_location, write_atomically
 from entropy_probe.strict_json import to_strict_json
 
 COMPARABLE = ("steps", "guidance_scale", "rows", "dtype", "training_size")
-"""Settings of the manifest whose differences a reader must know of."""
+"""Settings in the manifest that the page names if they differ."""
 
 
 @dataclass(frozen=True)
 class RunComparison:
-    """Several runs, by name; the first is what the others are compared with.
+    """Several runs by name. The others are compared with the first.
 
     Attributes:
-        runs: two or more, each of which has a fit.
-        command: the command line, if there was one.
+        runs: two or more reports with a fit.
+        command: the command line that made the comparison, if any.
     """
 
     runs: dict[str, Report]
     command: str | None = None
 
     def verdict(self) -> list[str]:
-        """What the runs have in common and in what they differ, in sentences with their numbers."""
+        """Return the common points and the differences of the runs as sentences with their numbers."""
         first, *others = self.runs
         pooled = {name: fit.pooled for name, fit in self._fits.items()}
-        sentences = [
-            f"Entropy grows by {_slope(pooled[first])} nats for every e-fold of tokens in {first}"
-            + "".join(f", {_slope(pooled[name])} in {name}" for name in others)
-            + "."
-        ]
+        rises = "; ".join(f"{name} {rise_with_interval(law)}" for name, law in pooled.items())
+        sentences = [f"Rise of the attention entropy when the token count doubles: {rises}."]
         sentences += [_difference(first, pooled[first], name, pooled[name]) for name in others]
         shared = set.intersection(*(set(own["layer"]) for _, own in self.slopes().groupby("run")))
         count = self.slopes()["layer"].nunique()
         sentences.append(
-            f"{len(shared)} of {count} layers bear the same name in all runs and are matched by it."
+            f"{len(shared)} of {count} layers have the same name in all runs, and are compared by name."
             if shared
-            else "No layer bears the same name in all runs: only their means are matched."
+            else "No layer has the same name in all runs, so only the means over the layers can be compared."
         )
         for name, run in self.runs.items():
             if run.kappa is not None:
                 sentences.append(
-                    f"Keeping the entropy of {name} asks for a median kappa of {run.kappa['kappa'].median():.2f} "
-                    f"({span(run.kappa['kappa'])}); the paper's is {span(run.kappa['paper'])}."
+                    f"Kappa in g² = 1 + kappa ln(N/T) of {name}: median {run.kappa['kappa'].median():.2f} "
+                    f"({span(run.kappa['kappa'])}); paper {span(run.kappa['paper'])}."
                 )
         sentences += [
             f"{name}: {line}" for name, run in self.runs.items() if run.outcome for line in run.outcome.verdict()
@@ -71,7 +80,7 @@ class RunComparison:
         return sentences
 
     def slopes(self) -> pd.DataFrame:
-        """`run`, `layer`, `value` (slope b of H = a + b ln N), `low`, `high`, `se`; the pooled slope comes last."""
+        """Return the slope b of H = a + b ln N of every layer: `run`, `layer`, `value`, `low`, `high`, `se`."""
         rows = [
             {"run": name, "layer": law.layer, "value": law.slope, "low": law.slope_low, "high": law.slope_high,
              "se": law.slope_se}
@@ -81,7 +90,10 @@ class RunComparison:
         return pd.DataFrame(rows)
 
     def kappas(self) -> pd.DataFrame:
-        """`run`, `layer`, `value` (kappa), `low`, `high`, `se`, of the runs that derived a law; empty without any."""
+        """Return kappa of every layer: `run`, `layer`, `value`, `low`, `high`, `se`.
+
+        Runs without a derived law are left out, so the table can be empty.
+        """
         parts = [
             run.kappa.assign(run=name).rename(columns={"kappa": "value", "kappa_se": "se"})
             for name, run in self.runs.items()
@@ -91,7 +103,10 @@ class RunComparison:
         return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
     def drifts(self) -> pd.DataFrame:
-        """`run`, `law`, `size`, `ratio` (pixels over those in training), `drift`, `low`, `high`: mean over layers."""
+        """Return the mean drift of the layers under every law: `run`, `law`, `size`, `ratio`, `drift`, `low`, `high`.
+
+        `ratio` is the number of pixels relative to the training size.
+        """
         rows = [
             {"run": name, "law": one.law, "size": format_size(one.size), "ratio": _ratio(one.size, run.sweep.manifest),
              "drift": one.drift, "low": one.low, "high": one.high}
@@ -102,7 +117,7 @@ class RunComparison:
         return pd.DataFrame(rows)
 
     def html(self) -> str:
-        """The page: self-contained, no outside request."""
+        """Return the page. It is self-contained and makes no requests."""
         return page.render(
             page.Content(
                 title="Attention entropy of " + ", ".join(self.runs),
@@ -128,7 +143,7 @@ class RunComparison:
         return target
 
     def to_json(self) -> str:
-        """Verdict and numbers, for programs; what is not known is null."""
+        """Return the verdict and all numbers as JSON text. Unknown values are null."""
         tables = {"slopes": self.slopes(), "kappas": self.kappas(), "drifts": self.drifts()}
         pooled = [{"run": name, **vars(fit.pooled)} for name, fit in self._fits.items()]
         numbers: dict[str, Any] = {name: table.to_dict("records") for name, table in tables.items()}
@@ -139,49 +154,48 @@ class RunComparison:
         fits = {}
         for name, run in self.runs.items():
             if run.fit is None:
-                raise InputError(f"{name} has one token count only: sample it at two sizes or more to compare it")
+                raise InputError(f"{name} has one token count, and a comparison needs two: sample it at another size")
             fits[name] = run.fit
         return fits
 
     def _shown(self) -> Iterator[Shown]:
         yield Shown(
-            "How entropy grows with the tokens",
-            "Left: the mean over layers, prompts and seeds of the original model, with 95 % intervals over prompts. "
-            "Right: the same from the size that each run's model was trained at.",
-            partial(compare_figures.growth, pd.concat([_growth(n, r) for n, r in self.runs.items()])),
+            "Entropy against the number of tokens",
+            "Left: mean over layers, prompts and seeds, without a law, with 95 % intervals over the prompts. Right: "
+            "its change from the training size of each run.",
+            partial(plots.growth_of_runs, pd.concat([_growth(n, r) for n, r in self.runs.items()])),
         )
         yield Shown(
-            "How entropy grows with the tokens",
-            "The slope b of H = a + b ln N of every layer, 95 % intervals; layers of one name stand on one line, the "
-            "dotted line is the slope of logits whose variance does not change with N.",
-            partial(compare_figures.by_layer, _short(self.slopes()), "b, nats for every e-fold of tokens", 1.0),
+            "Entropy against the number of tokens",
+            "Slope b of H = a + b ln N of every layer, with 95 % intervals. Layers with the same name share a line. "
+            "The dotted line is the slope for logits whose variance does not depend on N.",
+            partial(plots.layers_of_runs, _short(self.slopes()), "b, nats per unit of ln N", 1.0),
         )
         sampling = pd.concat([_sampling(n, r) for n, r in self.runs.items()])
         if len(sampling):
             yield Shown(
-                "Entropy over the sampling",
-                "Mean over the layers at the training size of each model, original law; bands are 95 % intervals over "
-                "prompts.",
-                partial(compare_figures.over_the_sampling, sampling),
+                "Entropy during sampling",
+                "Mean over the layers at the training size of each model, without a law. Bands are 95 % intervals over "
+                "the prompts.",
+                partial(plots.timesteps_of_runs, sampling),
             )
         if len(self.kappas()):
             yield Shown(
                 "The scaling factor",
-                "Kappa of every layer in g² = 1 + κ ln(N/T), the factor that keeps its entropy, 95 % intervals; at 0 "
-                "the layer is left alone.",
-                partial(compare_figures.by_layer, _short(self.kappas()), "κ in g² = 1 + κ ln(N/T)", 0.0),
+                "Kappa of every layer in g² = 1 + κ ln(N/T), with 95 % intervals. κ = 0 does not change the layer.",
+                partial(plots.layers_of_runs, _short(self.kappas()), "κ in g² = 1 + κ ln(N/T)", 0.0),
             )
         if len(self.drifts()):
             yield Shown(
                 "Drift",
-                "How far the mean entropy of a layer is from that at the training size under each law, with 95 % "
-                "intervals: the nearer to 0, the better.",
-                partial(compare_figures.drift, self.drifts()),
+                "Distance of the mean entropy of a layer from its value at the training size, under each law, with "
+                "95 % intervals; lower is better.",
+                partial(plots.drift_of_runs, self.drifts()),
             )
 
     def _tables(self) -> dict[str, pd.DataFrame]:
         tables = {
-            "The law H = a + b ln N of all layers together": pd.DataFrame(
+            "Fit H = a + b ln N of all layers together": pd.DataFrame(
                 [_pooled_row(name, fit) for name, fit in self._fits.items()]
             ),
             "Slope b of every layer": _wide(self.slopes()),
@@ -191,9 +205,9 @@ class RunComparison:
         outcomes = {name: run.outcome for name, run in self.runs.items() if run.outcome}
         if outcomes:
             tables["Drift, with 95 % intervals"] = _stacked({n: drift_table(one) for n, one in outcomes.items()})
-        judged = {name: quality_table(one.quality) for name, one in outcomes.items() if one.quality}
-        if judged:
-            tables["Images under each law against the original, in pairs, with 95 % intervals"] = _stacked(judged)
+        scored = {name: quality_table(one.quality) for name, one in outcomes.items() if one.quality}
+        if scored:
+            tables[COMPARED_IMAGES] = _stacked(scored)
         return tables
 
     def _facts(self) -> dict[str, str]:
@@ -205,7 +219,7 @@ class RunComparison:
         return facts
 
     def _remark(self) -> str:
-        """In what the runs differ besides the model."""
+        """Return a sentence on the settings that differ between the runs; empty if there are none."""
         differing = []
         for field in COMPARABLE:
             values = [getattr(run.sweep.manifest, field) for run in self.runs.values()]
@@ -216,27 +230,33 @@ class RunComparison:
             if any(grid != grids[0] for grid in grids):
                 differing.append(field)
         return (
-            f"The runs also differ in {', '.join(differing)}: what the page shows is due to these too."
+            f"The runs also differ in {', '.join(differing)}. These settings can cause the differences on this page."
             if differing
             else ""
         )
 
 
 def compare(runs: Sequence[str | Path], *, command: str | None = None) -> RunComparison:
-    """Put run directories side by side; nothing is sampled and no model is loaded.
+    """Compare run directories. Nothing is sampled and no model is loaded.
 
     Args:
-        runs: two or more run directories, folders or URLs; the first is what the others are compared with.
-        command: the command line to quote.
+        runs: two or more run directories, folders or URLs. The others are compared with the first.
+        command: the command line to show.
 
     Raises:
-        InputError: for fewer than two, one named twice, a folder that is no finished run, or a run of one token count.
+        InputError: if there are fewer than two runs, a run is given twice, a folder is not a finished run, or a run has
+            a single token count.
+
+    Example:
+        >>> compare(["run-a"])
+        Traceback (most recent call last):
+        entropy_probe.errors.InputError: a comparison needs at least two runs, got 1: add a run directory
     """
     if len(runs) < 2:
-        raise InputError("comparing takes two runs at least: name another run directory")
+        raise InputError(f"a comparison needs at least two runs, got {len(runs)}: add a run directory")
     paths = [open_location(run) for run in runs]
     if len({path.resolve() for path in paths}) < len(paths):
-        raise InputError("a run is named twice: compare different run directories")
+        raise InputError("a run is given twice: compare different run directories")
     named = [path.resolve().name for path in paths]
     names = named if len(set(named)) == len(named) else [str(path) for path in paths]
     made = RunComparison({for_terminal(n): Report.open(p) for n, p in zip(names, paths, strict=True)}, command)
@@ -244,22 +264,30 @@ def compare(runs: Sequence[str | Path], *, command: str | None = None) -> RunCom
     return made
 
 
-def _slope(law: LogLaw) -> str:
-    interval = between(law.slope_low, law.slope_high)
-    return f"{law.slope:.3f}" + ("" if math.isnan(law.slope_low) else f" ({interval})")
-
-
 def _difference(first: str, a: LogLaw, name: str, b: LogLaw) -> str:
-    """Of two slopes, as if their prompts had been drawn apart: Student's t with the fewer prompts."""
+    """Compare two slopes as if their prompts were independent: Student's t with the smaller number of prompts."""
     change = b.slope - a.slope
+    start = f"Slope b of {name} minus slope b of {first}: {change:+.3f}"
     if math.isnan(a.slope_se) or math.isnan(b.slope_se):
-        return f"The slope of {name} less that of {first} is {change:+.3f}; one prompt tells no interval."
-    reach = float(stats.t.ppf(0.975, min(a.prompts, b.prompts) - 1)) * math.hypot(a.slope_se, b.slope_se)
-    found = "they differ" if abs(change) > reach else "no difference is shown"
-    return (
-        f"The slope of {name} less that of {first} is {change:+.3f} (95 % interval {change - reach:+.3f} to "
-        f"{change + reach:+.3f}): {found}."
-    )
+        return f"{start}. A run with one prompt has no interval, so differences cannot be detected."
+    prompts, error = min(a.prompts, b.prompts), math.hypot(a.slope_se, b.slope_se)
+    reach = float(stats.t.ppf(0.975, prompts - 1)) * error
+    interval = f"{start} (95 % interval {change - reach:+.3f} to {change + reach:+.3f})"
+    if abs(change) > reach:
+        return f"{interval}. The slopes differ."
+    needed = _needed(prompts, error, change)
+    about = f" (about {needed:,} needed to detect a difference of this size)" if needed is not None else ""
+    return f"{interval}. No difference detected; {prompts} prompts may be too few{about}."
+
+
+def _needed(prompts: int, error: float, change: float) -> int | None:
+    """Estimate the number of prompts per run that would detect a difference with 80 % power; None above `MAX_NEEDED`.
+
+    The standard error of a difference falls with the square root of the number of prompts.
+    """
+    z = stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)
+    needed = prompts * (z * error / change) ** 2 if change else math.inf
+    return math.ceil(needed) if needed <= MAX_NEEDED else None
 
 
 def _ratio(size: tuple[int, int], manifest: Manifest) -> float:
@@ -268,7 +296,7 @@ def _ratio(size: tuple[int, int], manifest: Manifest) -> float:
 
 
 def _growth(name: str, run: Report) -> pd.DataFrame:
-    """Mean entropy of every size and its drift, with standard errors over the prompts."""
+    """Return the mean entropy of every size and its drift, with standard errors over the prompts."""
     assert run.fit is not None
     points = run.fit.points.assign(ln=np.log(run.fit.points["tokens"]))
     by_prompt = points.groupby(["height", "width", "prompt"])[["ln", "entropy"]].mean().reset_index()
@@ -278,11 +306,11 @@ def _growth(name: str, run: Report) -> pd.DataFrame:
     sizes = by_prompt.groupby(["height", "width"])[["ln", "entropy", "drift"]]
     table = sizes.mean().join(sizes.sem()[["entropy", "drift"]].add_suffix("_se")).reset_index()
     ratio = [_ratio(size, run.sweep.manifest) for size in zip(table["height"], table["width"], strict=True)]
-    return table.rename(columns={"ln": "tokens"}).assign(run=name, ratio=ratio)
+    return table.rename(columns={"ln": "ln_tokens"}).assign(run=name, ratio=ratio)
 
 
 def _sampling(name: str, run: Report) -> pd.DataFrame:
-    """Mean entropy over the layers at the training size by timestep; empty where that was not sampled."""
+    """Return the mean entropy over the layers at the training size by timestep; empty if it was not sampled."""
     height, width = run.sweep.manifest.training_size
     frame = run.frame[(run.frame["height"] == height) & (run.frame["width"] == width)]
     frame = visual(frame[frame["law"] == "original"])
@@ -297,19 +325,20 @@ def _short(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _wide(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per layer, a column per run."""
+    """Return values with their errors: a row per layer, a column per run."""
     texts = [with_error(value, error) for value, error in zip(table["value"], table["se"], strict=True)]
     wide = _short(table).assign(text=texts).pivot(index="layer", columns="run", values="text")
     order = dict.fromkeys(_short(table)["layer"])
     return (
         wide.reindex(index=order, columns=dict.fromkeys(table["run"]))
-        .fillna("–")
+        .fillna(UNKNOWN)
         .rename_axis(columns=None, index="layer")
         .reset_index()
     )
 
 
 def _stacked(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return the tables of all runs as one, with the run as the first column."""
     parts = []
     for name, table in tables.items():
         table.insert(0, "run", name)
@@ -318,9 +347,10 @@ def _stacked(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def _pooled_row(name: str, fit: Fit) -> dict[str, str]:
+    """Return a row of the table of pooled fits."""
     law = fit.pooled
     ranked = fit.rivals[fit.rivals["layer"] == POOLED].dropna().sort_values("error")
-    best = f"{ranked.iloc[0]['form']} ({number(ranked.iloc[0]['error'])} nats)" if len(ranked) > 1 else "–"
+    best = f"{ranked.iloc[0]['form']} ({number(ranked.iloc[0]['error'])} nats)" if len(ranked) > 1 else UNKNOWN
     return {
         "run": name,
         "slope b": with_error(law.slope, law.slope_se),

@@ -1,4 +1,4 @@
-"""`explore`: a sweep under the fingers, in a notebook. What a look needs beyond the sweep is sampled again."""
+"""Explore a sweep in a notebook. Images and entropy maps that the sweep did not store are sampled again."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -18,25 +20,29 @@ from entropy_probe.attention import AttentionCall, TokenGrid, attention_calls, c
 from entropy_probe.errors import InputError
 from entropy_probe.laws import check_unscaled
 from entropy_probe.models import Size, format_size, sample_images, short_name
-from entropy_probe.plots import figures
+from entropy_probe.plots import Plot, draw_map, inline_svg, page_theme
 from entropy_probe.runs import Sweep
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from ipywidgets import VBox
 
-KEPT = 16
-"""Looks that are kept, so that going back to one samples nothing."""
+CACHED_VIEWS = 16
+"""Number of views that are cached, so that returning to one samples nothing."""
 
 
 @dataclass(frozen=True)
-class Look:
+class LayerView:
     """One self-attention layer at one sampling step of one image.
 
     Attributes:
         image: the finished image.
-        grid: its tokens in that layer.
-        entropy: of every head and token, nats.
-        query, key, scale: what the attention was computed from; the logits are `scale` times their products.
+        grid: the grid of its tokens in the layer.
+        entropy: entropy of every head and token, nats.
+        query: the queries of the attention call.
+        key: its keys.
+        scale: its softmax scale; the logits are `scale` times the products of queries and keys.
     """
 
     image: Image.Image
@@ -47,7 +53,12 @@ class Look:
     scale: float
 
     def attention(self, row: int, column: int) -> Float[Tensor, "heads grid_height grid_width"]:
-        """What the token in that row and column of the grid attends to, for that token alone; sums to 1."""
+        """Compute the attention weights of one token over all tokens. They sum to 1 in each head.
+
+        Args:
+            row: row of the token in the grid, from 0.
+            column: its column.
+        """
         query = self.query[:, row * self.grid.width + column].double()
         logits = self.scale * torch.einsum("hw,htw->ht", query, self.key.double())
         return logits.softmax(-1).float().reshape(-1, self.grid.height, self.grid.width)
@@ -55,7 +66,17 @@ class Look:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the controls say; `across` and `down` are where the token lies, as fractions of the image."""
+    """The values of the controls.
+
+    Attributes:
+        prompt: the prompt.
+        size: (height, width) in pixels.
+        layer: name of the layer.
+        head: number of the head; None is the mean over the heads.
+        step: sampling step, from 0.
+        across: horizontal position of the token, as a fraction of the width.
+        down: vertical position of the token, as a fraction of the height.
+    """
 
     prompt: str
     size: Size
@@ -65,16 +86,20 @@ class Choice:
     across: float
     down: float
 
+    def token(self, grid: TokenGrid) -> tuple[int, int]:
+        """Return the row and the column of the token in a grid."""
+        return int(self.down * grid.height), int(self.across * grid.width)
 
-def look(sweep: Sweep, prompt: str, size: Size, layer: str, step: int) -> Look:
-    """Sample an image of the sweep's first seed again, under the original model, and keep one layer at one step.
+
+def layer_view(sweep: Sweep, prompt: str, size: Size, layer: str, step: int) -> LayerView:
+    """Sample an image of the first seed again with the original model, and keep one layer at one step.
 
     Raises:
-        InputError: if the sweep has no pipeline, or one with a law applied, or the layer shares keys, has a mask, or
-            made no call at that step.
+        InputError: if the sweep has no pipeline, a law is applied to the pipeline, or the layer has no call with
+            separate keys per head and without a mask at that step.
     """
     if sweep.pipeline is None:
-        raise InputError("exploring samples again: open the run with its pipeline, Sweep.open(path, pipeline)")
+        raise InputError("exploring samples images again: open the run with its pipeline, Sweep.open(path, pipeline)")
     check_unscaled(sweep.pipeline)
     calls: list[AttentionCall] = []
 
@@ -99,53 +124,75 @@ def look(sweep: Sweep, prompt: str, size: Size, layer: str, step: int) -> Look:
     if call is None or call.mask is not None or call.enable_gqa or call.grid is None:
         raise InputError(f"layer {layer!r} has no plain attention over the image at step {step}: choose another")
     entropy = captured.entropy_map(layer, step, branch="cond")[0]
-    return Look(image, call.grid, entropy, call.query[item].cpu(), call.key[item].cpu(), call.scale)
+    return LayerView(image, call.grid, entropy, call.query[item].cpu(), call.key[item].cpu(), call.scale)
 
 
-def draw_look(shown: Look, curves: pd.DataFrame, choice: Choice) -> Figure:
-    """Three panels: the entropy of every token, the layer's curve over the sampling, what one token attends to.
+def plot_layer_view(shown: LayerView, curves: pd.DataFrame, choice: Choice) -> Plot:
+    """Plot the entropy of every token, the entropy of the layer over the timesteps, and the attention of one token.
 
     Args:
-        shown: the look.
-        curves: rows of the sweep's frame, of one prompt, layer and (or all) heads.
-        choice: what was chosen.
+        shown: the layer.
+        curves: rows of the sweep's frame for one prompt and layer, and one head or all heads.
+        choice: the values of the controls.
+
+    Returns:
+        The figure, and a row for each token: `row`, `column`, `entropy` (nats) and `attention` (weight of the token in
+        the attention of the chosen token), both means over the heads.
     """
     heads = slice(None) if choice.head is None else slice(choice.head, choice.head + 1)
-    row, column = int(choice.down * shown.grid.height), int(choice.across * shown.grid.width)
+    entropy = shown.entropy[heads].mean(0).numpy()
+    attention = shown.attention(*choice.token(shown.grid))[heads].mean(0).numpy()
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    for axes, values, title in (
-        (left, shown.entropy[heads].mean(0), "entropy of every token, nats"),
-        (right, shown.attention(row, column)[heads].mean(0), "attention of the marked token"),
-    ):
-        bar = figures.draw_map(axes, shown.image, values.numpy(), choice.size)
-        figure.colorbar(bar, ax=axes, shrink=0.7)
-        height, width = choice.size
-        x, y = (column + 0.5) / shown.grid.width * width, (row + 0.5) / shown.grid.height * height
-        axes.plot(x, y, "s", markersize=7, markerfacecolor="none", markeredgecolor="red")
-        axes.set_title(title, fontsize=9)
+    _draw_tokens(figure, left, shown, choice, entropy)
+    left.set_title("entropy of every token, nats", fontsize=9)
+    _draw_tokens(figure, right, shown, choice, attention)
+    right.set_title("attention of the marked token", fontsize=9)
+    _draw_curves(middle, curves, choice)
+    rows, columns = np.indices(entropy.shape).reshape(2, -1)
+    values = {"entropy": entropy.reshape(-1), "attention": attention.reshape(-1)}
+    return figure, pd.DataFrame({"row": rows, "column": columns, **values})
+
+
+def _draw_tokens(figure: Figure, axes: Axes, shown: LayerView, choice: Choice, values: np.ndarray) -> None:
+    """Draw a value of every token over the image, and mark the chosen token."""
+    coloured = draw_map(axes, shown.image, values, choice.size)
+    figure.colorbar(coloured, ax=axes, shrink=0.7)
+    row, column = choice.token(shown.grid)
+    height, width = choice.size
+    x, y = (column + 0.5) / shown.grid.width * width, (row + 0.5) / shown.grid.height * height
+    axes.plot(x, y, "s", markersize=7, markerfacecolor="none", markeredgecolor="red")
+
+
+def _draw_curves(axes: Axes, curves: pd.DataFrame, choice: Choice) -> None:
+    """Draw the mean entropy against the timestep, a line per size, and mark the chosen step."""
     for size, own in curves.groupby(["height", "width"]):
         by_timestep = own.groupby("timestep")["entropy"].mean()
-        here = size == choice.size
-        middle.plot(by_timestep.index, by_timestep, color="C0" if here else "0.75", zorder=3 if here else 2)
-    middle.axvline(curves.loc[curves["step"] == choice.step, "timestep"].iloc[0], color="red", linewidth=0.8)
-    middle.invert_xaxis()
-    middle.set_xlabel("timestep (noise to image)")
-    middle.set_title("mean entropy, nats; blue: this size, grey: the others", fontsize=9)
-    return figure
+        chosen = size == choice.size
+        axes.plot(by_timestep.index, by_timestep, color="C0" if chosen else "0.75", zorder=3 if chosen else 2)
+    axes.axvline(curves.loc[curves["step"] == choice.step, "timestep"].iloc[0], color="red", linewidth=0.8)
+    axes.invert_xaxis()
+    axes.set_xlabel("timestep (noise to image)")
+    axes.set_title("mean entropy, nats; blue: this size, grey: other sizes", fontsize=9)
 
 
 def explore(sweep: Sweep) -> VBox:
-    """Look around in a sweep: entropy over the image, over the sampling, and what a chosen token attends to.
+    """Explore a sweep: the entropy over the image and over the timesteps, and the attention of any token.
 
-    The curve is the sweep's own; the maps are of the first seed, sampled again when a prompt, size, layer or step is
-    chosen that was not looked at before.
+    The entropy over the timesteps comes from the sweep. The maps are sampled again from the first seed, once for each
+    combination of prompt, size, layer and step.
 
     Args:
-        sweep: of the original model, with its pipeline at hand.
+        sweep: a sweep of the original model with its pipeline.
+
+    Returns:
+        An ipywidgets box to show in a notebook.
 
     Raises:
         InputError: if the sweep has no pipeline or no self-attention over an image, or ipywidgets is not installed.
+
+    Example:
+        >>> explore(ep.Sweep.open("my-run", pipeline))  # doctest: +SKIP
     """
     try:
         import ipywidgets
@@ -153,26 +200,15 @@ def explore(sweep: Sweep) -> VBox:
         remedy = "pip install '.[notebook]' in the clone of entropy-probe"
         raise InputError(f"exploring needs ipywidgets: {remedy}") from error
     if sweep.pipeline is None:
-        raise InputError("exploring samples again: open the run with its pipeline, Sweep.open(path, pipeline)")
+        raise InputError("exploring samples images again: open the run with its pipeline, Sweep.open(path, pipeline)")
     frame = sweep.frame()
     frame = frame[(frame["kind"] == "self") & (frame["axes"] == "spatial") & (frame["law"] == "original")]
     if frame.empty:
-        raise InputError("there is no self-attention over an image to explore in this sweep")
+        raise InputError("this sweep has no self-attention over an image, so it cannot be explored")
     heads = frame.groupby("layer", sort=False)["head"].nunique()
-    late: dict[str, Any] = {"continuous_update": False}
-    controls = {
-        "prompt": ipywidgets.Dropdown(options=sweep.grid.prompts),
-        "size": ipywidgets.Dropdown(options=[(format_size(size), size) for size in sweep.grid.sizes]),
-        "layer": ipywidgets.Dropdown(options=[(short_name(str(name)), name) for name in heads.index]),
-        "head": ipywidgets.Dropdown(),
-        "step": ipywidgets.IntSlider(sweep.manifest.steps // 2, 0, sweep.manifest.steps - 1, **late),
-        "across": ipywidgets.FloatSlider(0.5, min=0, max=0.99, step=0.01, **late),
-        "down": ipywidgets.FloatSlider(0.5, min=0, max=0.99, step=0.01, **late),
-    }
-    for name, control in controls.items():
-        control.description = name
+    controls = _controls(ipywidgets, sweep, list(heads.index))
     panel = ipywidgets.HTML()
-    looks = lru_cache(KEPT)(partial(look, sweep))
+    views = lru_cache(CACHED_VIEWS)(partial(layer_view, sweep))
 
     def offer_heads(_: Any = None) -> None:
         count = heads[controls["layer"].value]
@@ -180,15 +216,7 @@ def explore(sweep: Sweep) -> VBox:
 
     def redraw(_: Any = None) -> None:
         choice = Choice(**{name: control.value for name, control in controls.items()})
-        own = frame[(frame["layer"] == choice.layer) & (frame["prompt"] == choice.prompt)]
-        curves = own if choice.head is None else own[own["head"] == choice.head]
-        try:
-            shown = looks(choice.prompt, choice.size, choice.layer, choice.step)
-        except InputError as error:
-            panel.value = html.escape(str(error))
-            return
-        with figures.page_theme():
-            panel.value = figures.inline_svg(draw_look(shown, curves, choice), f"{panel.model_id}-", "what was chosen")
+        panel.value = _render(views, frame, choice, f"{panel.model_id}-")
 
     offer_heads()
     controls["layer"].observe(offer_heads, "value")
@@ -196,3 +224,34 @@ def explore(sweep: Sweep) -> VBox:
         control.observe(redraw, "value")
     redraw()
     return ipywidgets.VBox([ipywidgets.HBox([*controls.values()], layout={"flex_flow": "row wrap"}), panel])
+
+
+def _controls(ipywidgets: ModuleType, sweep: Sweep, layers: list[str]) -> dict[str, Any]:
+    """Create the controls, by the names of the fields of `Choice`."""
+    on_release: dict[str, Any] = {"continuous_update": False}
+    controls = {
+        "prompt": ipywidgets.Dropdown(options=sweep.grid.prompts),
+        "size": ipywidgets.Dropdown(options=[(format_size(size), size) for size in sweep.grid.sizes]),
+        "layer": ipywidgets.Dropdown(options=[(short_name(name), name) for name in layers]),
+        "head": ipywidgets.Dropdown(),
+        "step": ipywidgets.IntSlider(sweep.manifest.steps // 2, 0, sweep.manifest.steps - 1, **on_release),
+        "across": ipywidgets.FloatSlider(0.5, min=0, max=0.99, step=0.01, **on_release),
+        "down": ipywidgets.FloatSlider(0.5, min=0, max=0.99, step=0.01, **on_release),
+    }
+    for name, control in controls.items():
+        control.description = name
+    return controls
+
+
+def _render(views: Any, frame: pd.DataFrame, choice: Choice, prefix: str) -> str:
+    """Return the figure of a choice as SVG, or the reason why it cannot be drawn."""
+    curves = frame[(frame["layer"] == choice.layer) & (frame["prompt"] == choice.prompt)]
+    if choice.head is not None:
+        curves = curves[curves["head"] == choice.head]
+    try:
+        shown = views(choice.prompt, choice.size, choice.layer, choice.step)
+    except InputError as error:
+        return html.escape(str(error))
+    with page_theme():
+        figure, _ = plot_layer_view(shown, curves, choice)
+        return inline_svg(figure, prefix, "Entropy and attention of the chosen layer.")

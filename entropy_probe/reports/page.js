@@ -1,6 +1,6 @@
 "use strict";
 
-// Tables sort by the column whose heading is pressed: up, down, and back to the order of the network.
+// A click on a heading sorts the table by that column: ascending, descending, then in network order.
 const names = new Intl.Collator("en", { numeric: true });
 const number = (text) => parseFloat(text.replace("−", "-").replace(/(\d),(?=\d{3})/g, "$1"));
 const area = (text) => { const [height, width = height] = text.split("x"); return height * width; };
@@ -28,7 +28,7 @@ for (const table of document.querySelectorAll("table")) {
   });
 }
 
-// A figure is saved as it is, in black on nothing, without what lies under the pointer.
+// Save a figure without its tooltips, in black on a transparent background.
 for (const button of document.querySelectorAll("button[data-save]")) {
   button.hidden = false;
   button.setAttribute("aria-label", `Save the figure as SVG: ${button.dataset.save}`);
@@ -43,7 +43,7 @@ for (const button of document.querySelectorAll("button[data-save]")) {
   });
 }
 
-// What is folded away is printed too.
+// Print folded parts too.
 const folded = [];
 addEventListener("beforeprint", () => {
   folded.push(...document.querySelectorAll("details:not([open])"));

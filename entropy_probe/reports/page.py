@@ -1,4 +1,4 @@
-"""The page: figures, tables and settings as one HTML file that asks nothing of the outside."""
+"""Render figures, tables and settings as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import html
 import re
 from collections.abc import Callable, Sequence
 from csv import QUOTE_NONNUMERIC
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from functools import cache
 from importlib.resources import files
@@ -17,10 +17,9 @@ from urllib.parse import quote
 
 import jinja2
 import pandas as pd
-from matplotlib.figure import Figure
 
-from entropy_probe.escape import for_spreadsheet
-from entropy_probe.plots import figures, marks
+from entropy_probe.escape import for_spreadsheet, for_terminal
+from entropy_probe.plots import Plot, inline_svg, page_theme
 
 
 @dataclass(frozen=True)
@@ -28,33 +27,32 @@ class Shown:
     """A figure of a page.
 
     Attributes:
-        section: where it belongs.
-        caption: what to look for in it.
-        draw: draws it.
-        folded: behind a summary, as many panels are.
-        numbers: its CSV file, where that is not what can be read off the figure.
+        section: title of its section.
+        caption: text under the figure.
+        draw: returns the figure, and the data for its CSV file.
+        folded: whether the figure is hidden until the reader opens it.
     """
 
     section: str
     caption: str
-    draw: Callable[[], Figure]
+    draw: Callable[[], Plot]
     folded: bool = False
-    numbers: Callable[[], pd.DataFrame] | None = None
 
 
 @dataclass(frozen=True)
 class Content:
-    """What stands on a page.
+    """The content of a page.
 
     Attributes:
         title: the heading.
-        verdict: sentences; `nothing` stands in their place where there are none.
-        shown: the figures, those of a section one after the other.
-        tables: by title.
-        facts: how it was made.
-        config: settings that make it again, as YAML.
-        remark: what is not on the page.
-        beside: files that were saved with it.
+        verdict: the results as sentences.
+        shown: the figures; figures of one section follow each other.
+        tables: tables by title.
+        facts: settings by name.
+        config: a YAML file that repeats the run.
+        remark: text under the verdict.
+        files: text on the files next to the page.
+        nothing: text instead of an empty verdict.
     """
 
     title: str
@@ -64,15 +62,15 @@ class Content:
     facts: dict[str, str]
     config: str = ""
     remark: str = ""
-    beside: str = ""
-    nothing: str = field(default="There is nothing to compare yet.")
+    files: str = ""
+    nothing: str = "No results yet."
 
 
 class _Figure(NamedTuple):
     name: str
     caption: str
     svg: str
-    csv: str | None
+    csv: str
     folded: bool
 
 
@@ -85,9 +83,9 @@ class _Table(NamedTuple):
 
 
 def render(content: Content) -> str:
-    """The page as text."""
+    """Return the page as HTML text."""
     sections: dict[str, list[_Figure]] = {}
-    with figures.page_theme():
+    with page_theme():
         for number, shown in enumerate(content.shown, 1):
             sections.setdefault(shown.section, []).append(_figure(number, shown))
     script = _asset("page.js")
@@ -108,32 +106,44 @@ def render(content: Content) -> str:
 
 
 def frame(text: str) -> str:
-    """A page for a notebook, in a frame of its own."""
+    """Return a page in a frame, for a notebook."""
     return f'<iframe srcdoc="{html.escape(text)}" width="100%" height="900" style="border:0"></iframe>'
 
 
 def csv(table: pd.DataFrame) -> str:
-    """A table for spreadsheets, in which no text is a formula, nor the name of a column; nor a part of either.
+    r"""Return a table as CSV text. Text that a spreadsheet would read as a formula is prefixed with an apostrophe.
 
-    Texts are quoted, as a semicolon would begin another cell where these separate.
+    Text is quoted, because some spreadsheets split cells at semicolons.
+
+    Example:
+        >>> csv(pd.DataFrame({"prompt": ["=1+1"], "entropy": [2.5]}))
+        '"prompt","entropy"\n"\'=1+1",2.5\n'
     """
 
     def harmless(cell: object) -> object:
         return for_spreadsheet(cell) if isinstance(cell, str) else cell
 
     texts = table.select_dtypes(["str", "object"]).map(harmless)
-    told = table.assign(**{str(name): column for name, column in texts.items()}).rename(columns=harmless)
-    text: str = told.to_csv(index=False, quoting=QUOTE_NONNUMERIC)
+    safe = table.assign(**{str(name): column for name, column in texts.items()}).rename(columns=harmless)
+    text: str = safe.to_csv(index=False, quoting=QUOTE_NONNUMERIC)
     return text
 
 
+def isolated(text: str) -> str:
+    r"""Return untrusted text for use in a sentence. Text that runs from right to left does not affect the sentence.
+
+    Example:
+        >>> isolated("a cat")
+        '\u2068a cat\u2069'
+    """
+    return f"\u2068{for_terminal(text)}\u2069"
+
+
 def _figure(number: int, shown: Shown) -> _Figure:
-    figure = shown.draw()
-    found = marks.marks(figure)
-    svg = figures.inline_svg(figure, f"f{number}-", f"{shown.section}: {shown.caption}", found)
-    numbers = shown.numbers() if shown.numbers else marks.table(found)
+    figure, data = shown.draw()
+    svg = inline_svg(figure, f"f{number}-", f"{shown.section}: {shown.caption}")
     name = f"{number:02d}-{_file_name(shown.section)}"
-    return _Figure(name, shown.caption, svg, _data_url(numbers) if len(numbers) else None, shown.folded)
+    return _Figure(name, shown.caption, svg, _data_url(data), shown.folded)
 
 
 def _table(title: str, table: pd.DataFrame) -> _Table:

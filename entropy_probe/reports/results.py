@@ -1,0 +1,93 @@
+"""The results of a run: what a report shows, without the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import pandas as pd
+
+from entropy_probe.errors import InputError
+from entropy_probe.estimation import Derivation, Fit
+from entropy_probe.evaluation import Outcome, Quality
+from entropy_probe.laws import Kappa, Measured, ScalingLaw
+from entropy_probe.plots.tables import kappa_of
+from entropy_probe.runs import Sweep
+from entropy_probe.runs.entropy_maps import EntropyMap
+from entropy_probe.strict_json import from_strict_json
+
+LOSSES = {"g": "loss-g.json", "kappa": "loss-kappa.json"}
+"""Files of a run directory with the denoising loss as a function of these numbers."""
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """The results of a run.
+
+    Attributes:
+        sweep: the sampled grid of the original model.
+        fit: the fitted entropy law; None if the sweep has fewer than two token counts.
+        law: the derived scaling law, if any.
+        outcome: the effect of the laws, if they were sampled.
+        derivation: how the law was derived, if it is known.
+        entropy_maps: see `runs.entropy_maps.entropy_maps`.
+        losses: tables of `LossCurve`, by the name of the number: `g` or `kappa`.
+        command: the command line that made the report, if any.
+    """
+
+    sweep: Sweep
+    fit: Fit | None = None
+    law: ScalingLaw | None = None
+    outcome: Outcome | None = None
+    derivation: Derivation | None = None
+    entropy_maps: tuple[EntropyMap, ...] = ()
+    losses: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    command: str | None = None
+
+    @property
+    def sampled(self) -> Sweep:
+        """The sweep over all laws that were sampled."""
+        return self.outcome.sweep if self.outcome else self.sweep
+
+    @property
+    def quality(self) -> Quality | None:
+        """The image metrics, if the images were scored."""
+        return self.outcome.quality if self.outcome else None
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """The measurements under all laws that were sampled."""
+        return self.sampled.frame()
+
+    @cached_property
+    def kappa(self) -> pd.DataFrame | None:
+        """Kappa of every layer in the format of `Derivation.kappa`; None if no layer has one."""
+        if self.derivation:
+            return self.derivation.kappa if len(self.derivation.kappa) else None
+        return kappa_of(self.law, self.frame) if isinstance(self.law, Measured | Kappa) else None
+
+
+def read_losses(made: Sweep) -> dict[str, pd.DataFrame]:
+    """Read the tables of `LossCurve` from a run directory, by the name of the number.
+
+    Raises:
+        InputError: if a file is not a table of losses.
+    """
+    return {
+        name: _loss_table(made.run.read_text(file), name)
+        for name, file in LOSSES.items()
+        if (made.run.path / file).exists()
+    }
+
+
+def _loss_table(text: str, name: str) -> pd.DataFrame:
+    """Parse a table of `LossCurve` from JSON records."""
+    try:
+        table = pd.DataFrame(from_strict_json(list[dict[str, str | float | None]], text))
+        return table.astype(dict.fromkeys((name, "change", "low", "high"), float)).astype({"size": str})
+    except (InputError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{LOSSES[name]} is not a table of denoising losses: {error}; delete the file, and run entropy-probe loss "
+            "again"
+        ) from error
