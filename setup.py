@@ -1,4 +1,4 @@
-"""The one part of the package that setup.cfg cannot declare: its compiled kernel."""
+"""Build the compiled kernel: setup.cfg cannot declare it."""
 
 import platform
 
@@ -6,7 +6,7 @@ from setuptools import Extension, setup
 
 
 def kernel(module: str, *options: str) -> Extension:
-    """A build of the kernel; without GCC the package installs all the same, and measures by torch's own operations."""
+    """Return one build of the kernel. It is optional: without GCC the package measures with torch operations."""
     return Extension(
         f"entropy_probe.statistics.{module}",
         sources=["entropy_probe/statistics/cpu.c"],

@@ -55,7 +55,7 @@ def memory(name: str, sampling: Sampling) -> float:
 
 
 PROFILED = {
-    "opening": ("attention/capturing.py", "capture"),
+    "opening": ("attention/capturing.py", "_recording"),
     "measuring": ("attention/measuring.py", "measure"),
     "kernel": ("~", "<built-in method entropy_probe.statistics.{}.statistics>"),
 }

@@ -1,21 +1,21 @@
-"""The errors that name a cause and a remedy; the command line prints them in one line and exits with 2."""
+"""Errors of this package. Every message has a cause and a fix. The command line prints it and exits with code 2."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """What the caller gave cannot be used: a model, a size, a law, a file."""
+    """An input is invalid: a model, a size, a law, a file or an argument."""
 
 
 class CaptureError(RuntimeError):
-    """Attention could not be measured as asked."""
+    """Attention could not be measured."""
 
 
 class IncompleteError(RuntimeError):
-    """Some cells of a sweep could not be sampled; the others are on disk.
+    """Some cells of a sweep could not be sampled. All other cells are on disk.
 
     Attributes:
-        reason: why the first of them could not.
+        reason: why the first of these cells could not be sampled.
     """
 
     def __init__(self, message: str, reason: str) -> None:

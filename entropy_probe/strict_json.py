@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,14 +59,24 @@ def read_bounded(path: Path) -> str:
     raise InputError(f"{path} is longer than {MAX_BYTES >> 20} MiB")
 
 
-def from_strict_json(kind: type[T], text: str) -> T:
+def from_strict_json(kind: type[T], text: str, *, tagged: bool = False) -> T:
     """Parse JSON text into a dataclass or another type. Unknown fields and implicit conversions are errors.
 
+    Args:
+        kind: the type to return.
+        text: JSON text.
+        tagged: True if `kind` is a union with a discriminator. Errors then name the field without its union member.
+
     Raises:
-        InputError: if the text is too long, not JSON, or does not match the type. The message names the field.
+        InputError: if the text is too long, not JSON, or does not match the type. The message names the field and its
+            value.
 
     >>> from_strict_json(list[int], "[1, 2]")
     [1, 2]
+    >>> from_strict_json(dict[str, int], '{"steps": "8"}')
+    Traceback (most recent call last):
+        ...
+    entropy_probe.errors.InputError: 'steps' must be a valid integer, got '8'
     """
     if len(text) > MAX_BYTES:
         raise InputError(f"the text is longer than {MAX_BYTES >> 20} MiB")
@@ -73,13 +84,29 @@ def from_strict_json(kind: type[T], text: str) -> T:
         with delay_interrupt():  # pydantic would report a KeyboardInterrupt as a value of the wrong type
             return TypeAdapter(kind).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(map(str, first["loc"]))[:200]
-        if first["type"] == "missing":
-            raise InputError(f"the field {field!r} is missing") from error
-        if first["type"] == "json_invalid":
-            raise InputError(f"invalid JSON: {first['ctx']['error']}") from error
-        raise InputError(f"{first['msg']}{field and f' in {field!r}'}") from error
+        raise InputError(_reason(error, tagged)) from error
+
+
+def _reason(error: ValidationError, tagged: bool) -> str:
+    """Return the first problem in one line: the field, what it must be, and its value."""
+    first = error.errors(include_url=False)[0]
+    path = first["loc"][1:] if tagged else first["loc"]
+    field = repr(".".join(map(str, path))[:200]) if path else "the file"
+    value = repr(first["input"])[:100]
+    match first["type"]:
+        case "missing":
+            return f"the field {field} is missing"
+        case "json_invalid":
+            return f"invalid JSON: {first['ctx']['error']}"
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            return f"unknown field {field}: remove it"
+        case "union_tag_not_found":
+            return f"the field {first['ctx']['discriminator']} is missing"
+        case "union_tag_invalid":
+            tag = first["ctx"]["discriminator"]
+            got = repr(first["input"][tag.strip("'")])[:100]
+            return f"{tag} must be one of {first['ctx']['expected_tags']}, got {got}"
+    return f"{field} {re.sub(r'^[A-Z][a-z]+ should', 'must', first['msg'])}, got {value}"
 
 
 def nan_for_null(fields: dict[str, Any]) -> dict[str, Any]:

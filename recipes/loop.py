@@ -84,7 +84,7 @@ class Budget:
 
     def rate(self, step: int) -> float:
         """Fraction of the full learning rate at a step, now."""
-        if not self.finishing and step % 10 == 0 and self.flag.exists():
+        if not self.finishing and self.flag.exists():
             self.decay_seconds = 60 * float(self.flag.read_text())
             self.end, self.finishing = self.seconds + self.decay_seconds, True
         left = (self.end - self.seconds) / self.decay_seconds
@@ -115,10 +115,12 @@ class Curve:
             self.recent.clear()
 
 
-def fresh_scenes(seed: int, first: int, count: int, split: scenes.Split = "training") -> list[scenes.Scene]:
-    """Return `count` scenes at the training size; the same numbers always return the same scenes."""
+def fresh_scenes(
+    seed: int, first: int, count: int, split: scenes.Split = "training", size: int = scenes.SIZE
+) -> list[scenes.Scene]:
+    """Return `count` scenes of `size` x `size` pixels; the same numbers always return the same scenes."""
     start = seed * SCENES_PER_SEED + first
-    return [scenes.sample(start + i, split=split) for i in range(count)]
+    return [scenes.sample(start + i, size, size, split=split) for i in range(count)]
 
 
 def pixels_of(drawn: Sequence[scenes.Scene]) -> UInt8[Tensor, "count 3 height width"]:
@@ -242,6 +244,34 @@ def save_checkpoint(path: Path, **state: Any) -> None:
     os.replace(path.with_suffix(".part"), path)
 
 
+def load_start(model: nn.ModuleDict, folder: Path, part: str, settings: Settings) -> int:
+    """Load the weights of an exported pipeline into `model`; return the number of steps they were trained for.
+
+    Args:
+        model: text encoder under `text`, denoiser under `denoiser`.
+        folder: the exported pipeline, with its `training.json`.
+        part: the pipeline's name of the denoiser, `unet` or `transformer`.
+        settings: hyperparameters of the new run.
+
+    Raises:
+        ValueError: if the new run would repeat scenes of the earlier one: smaller batch, or another seed.
+    """
+    facts = json.loads((folder / "training.json").read_text())
+    before = facts["settings"]
+    if settings.batch < before["batch"] or settings.seed != before["seed"]:
+        raise ValueError(
+            f"a continued run needs seed {before['seed']} and a batch of at least {before['batch']}, "
+            f"got seed {settings.seed} and batch {settings.batch}"
+        )
+    denoiser = type(model["denoiser"]).from_pretrained(folder / part, use_safetensors=True)
+    model["denoiser"].load_state_dict(denoiser.float().state_dict())
+    weights = CLIPTextModel.from_pretrained(folder / "text_encoder").float().state_dict()
+    (name,) = (n for n in weights if n.endswith("position_embedding.weight"))
+    weights[name] = weights[name][:TEXT_LENGTH]
+    model["text"].load_state_dict(weights)
+    return int(facts["steps"])
+
+
 def train(
     work: Path,
     base: Path,
@@ -249,11 +279,12 @@ def train(
     denoise: Callable[[nn.ModuleDict, Tensor, Tensor, Tensor], Tensor],
     settings: Settings,
     minutes: float,
+    steps_before: int = 0,
 ) -> tuple[nn.ModuleDict, int]:
     """Train a text encoder and a denoiser on fresh scenes; return their averaged weights and the number of steps.
 
     Resumes from `work/checkpoint.pt`. Every step uses new scenes: step s of a run starts at scene s times the batch
-    size, counted from `settings.seed * SCENES_PER_SEED`.
+    size, counted from `settings.seed * SCENES_PER_SEED`. Steps are counted from the first run on.
 
     Args:
         work: folder for the checkpoint and the curve.
@@ -262,6 +293,7 @@ def train(
         denoise: `denoise(model, noisy, timesteps, tokens)` returns the predicted velocity.
         settings: hyperparameters.
         minutes: budget of training time; see `Budget`.
+        steps_before: steps of the run that produced the initial weights; see `load_start`.
     """
     work.mkdir(parents=True, exist_ok=True)
     autoencoder = AutoencoderTiny.from_pretrained(base / "vae", use_safetensors=True).eval()
@@ -271,7 +303,7 @@ def train(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.rate, weight_decay=settings.weight_decay, betas=settings.betas
     )
-    checkpoint, start, seconds_done = work / "checkpoint.pt", 0, 0.0
+    checkpoint, start, seconds_done = work / "checkpoint.pt", steps_before, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
@@ -281,7 +313,7 @@ def train(
     budget = Budget(work, minutes, settings.warmup, settings.decay, seconds_done)
     for group in optimizer.param_groups:
         group["initial_lr"] = settings.rate
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, budget.rate, last_epoch=start - 1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, budget.rate, last_epoch=start - steps_before - 1)
     curve, saved, step = Curve(work / "curve.csv"), time.monotonic(), start
     empty = tokenize(tokenizer, [""])
 

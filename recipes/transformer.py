@@ -27,6 +27,7 @@ from recipes.loop import (
     build_scheduler,
     build_text_encoder,
     build_tokenizer,
+    load_start,
     tidy_autoencoder,
     token_mask,
     train,
@@ -35,6 +36,7 @@ from recipes.loop import (
 WIDTH = 192
 LAYERS = 6
 PATCH = 2
+RATE = 1e-3
 PROMPT_LENGTH = 120
 """Tokens to which PixArt's pipeline pads a prompt. The padding is masked."""
 
@@ -101,18 +103,22 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of the initialisation, the scenes and the noise.")] = 0,
     batch: Annotated[int, typer.Option(help="Scenes per step.")] = 24,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    rate: Annotated[float, typer.Option(help="Largest learning rate.")] = RATE,
+    start: Annotated[Path | None, typer.Option(help="Exported pipeline from which to continue.")] = None,
     compiled: Annotated[bool, typer.Option(help="Use torch.compile.")] = False,
 ) -> None:
     """Train the transformer and export the pipeline to WORK/pipeline. Rerun the same command to resume."""
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    settings = Settings(seed=seed, batch=batch, rate=1e-3)
+    settings = Settings(seed=seed, batch=batch, rate=rate)
     text = build_text_encoder(settings, build_tokenizer(base / "tokenizer"))
     model = nn.ModuleDict({"text": text, "denoiser": build(settings)})
+    before = load_start(model, start, "transformer", settings) if start else 0
     step = torch.compile(denoise) if compiled else denoise
-    finished, steps = train(work, base, model, step, settings, minutes)
+    finished, steps = train(work, base, model, step, settings, minutes, before)
     facts = {"settings": asdict(settings), "width": WIDTH, "layers": LAYERS, "patch": PATCH}
-    export(work / "pipeline", base, finished, {**facts, "steps": steps, "minutes": minutes, "torch": torch.__version__})
+    facts |= {"steps": steps, "steps_before": before, "minutes": minutes, "torch": torch.__version__}
+    export(work / "pipeline", base, finished, facts)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,14 @@ from recipes.loop import (
     build_scheduler,
     build_text_encoder,
     build_tokenizer,
+    load_start,
     tidy_autoencoder,
     train,
 )
 
 CHANNELS = (48, 96)
 HEAD_WIDTH = 24
+RATE = 8e-4
 
 
 def build(settings: Settings) -> UNet2DConditionModel:
@@ -81,21 +83,25 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of the initialisation, the scenes and the noise.")] = 0,
     batch: Annotated[int, typer.Option(help="Scenes per step.")] = 16,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    rate: Annotated[float, typer.Option(help="Largest learning rate.")] = RATE,
+    start: Annotated[Path | None, typer.Option(help="Exported pipeline from which to continue.")] = None,
     compiled: Annotated[bool, typer.Option(help="Use torch.compile.")] = False,
 ) -> None:
     """Train the UNet and export the pipeline to WORK/pipeline. Rerun the same command to resume."""
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    settings = Settings(seed=seed, batch=batch)
+    settings = Settings(seed=seed, batch=batch, rate=rate)
     text = build_text_encoder(settings, build_tokenizer(base / "tokenizer"))
     model = nn.ModuleDict({"text": text, "denoiser": build(settings)})
+    before = load_start(model, start, "unet", settings) if start else 0
     step = torch.compile(denoise) if compiled else denoise
-    finished, steps = train(work, base, model, step, settings, minutes)
+    finished, steps = train(work, base, model, step, settings, minutes, before)
     facts = {
         "settings": asdict(settings),
         "channels": CHANNELS,
         "head_width": HEAD_WIDTH,
         "steps": steps,
+        "steps_before": before,
         "minutes": minutes,
     }
     export(work / "pipeline", base, finished, {**facts, "torch": torch.__version__})

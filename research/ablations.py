@@ -235,15 +235,16 @@ def main(
     docs: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("docs"),
     count: Annotated[int, typer.Option("--prompts", help="Number of prompts to sample.")] = 16,
     seeds: Annotated[int, typer.Option(help="Images of each prompt, law and size.")] = 2,
+    steps: Annotated[int, typer.Option(help="Sampling steps, the same as in the study.")] = 8,
 ) -> None:
     """Measure how the results of the study depend on its settings, and write the page of ablations."""
     quiet_libraries()
     scorer = load_scorer(JUDGES)  # fails at once if a network is not installed
     out.mkdir(parents=True, exist_ok=True)
     pipeline = load(model, device="auto")
-    settings: dict[str, Any] = {"steps": 8, "guidance_scale": 4.0, "model": model}
+    settings: dict[str, Any] = {"steps": steps, "guidance_scale": 4.0, "model": model}
     results = docs / "results" / model
-    check_settings(results, {"prompts": count, "seeds": seeds}, "ablations-settings.json")
+    check_settings(results, {"prompts": count, "seeds": seeds, "steps": steps}, "ablations-settings.json")
     measured = law_of_study(results, {**settings, "fingerprint": fingerprint(pipeline)})
     if measured is None:
         first = sweep(
@@ -257,7 +258,7 @@ def main(
     ablations = list(sample_and_judge(pipeline, original, measured, scorer, out))
     write_table(results / "ablations.json", long_table(ablations))
     charts = write_figures(ablations, model, docs)
-    command = f"python -m research.ablations --model {model} --prompts {count} --seeds {seeds}"
+    command = f"python -m research.ablations --model {model} --prompts {count} --seeds {seeds} --steps {steps}"
     path = docs / f"results-{model}-ablations.md"
     write_atomically(path, page(ablations, original, command=command, charts=charts).encode())
     log(f"written to {path}")

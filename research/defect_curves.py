@@ -16,7 +16,7 @@ import typer
 from matplotlib.figure import Figure
 from rich.progress import track
 
-from entropy_probe.evaluation import WHITE, defects
+from entropy_probe.evaluation import METRICS, WHITE, defects
 from entropy_probe.models import format_size
 from entropy_probe.reference import images as drawings_of_training
 from entropy_probe.reference.drawings import Drawings
@@ -30,11 +30,10 @@ TEXT = """# The two defects as numbers
 
 Written by `python -m research.defect_curves`; the formulas are in `entropy_probe/evaluation/defect_scores.py`.
 
-- **Incompleteness** is 1 − (1 − cut_off)(1 − lopsided). `cut_off` is the fraction of an object's outline that is on the
-  image border. `lopsided` is the distance of the centroid from the image centre; it is used only with a known
-  background, where objects are expected to be complete and centred.
-- **Repetition** is the highest peak of the autocorrelation of the image away from the origin, relative to the minimum
-  between the two.
+- **Incompleteness** is {incompleteness}. `cut_off` is the fraction of an object's outline that is on the image border.
+  `off_centre` is the distance of the centroid from the image centre; it is used only with a known background, where
+  objects are expected to be complete and centred.
+- **Repetition** is the {repetition}.
 
 Both scores use the image alone. Below, {count} drawings of the training styles and {unseen} of a style that no bundled
 model was trained on (Twemoji) are rendered at {side} pixels and damaged by a known amount. Bars are 95 % intervals of
@@ -48,8 +47,8 @@ the mean over the drawings.
 
 - Parts that are missing on opposite sides of the centre change neither the outline on the border nor the centroid.
 - Without a known background, an object that covers more than half of the image border is taken for the background.
-- An object that touches the border without being cut off, as many of Twemoji do, has part of its outline there. The
-  smaller the image, the larger that part. The training styles have a margin and show no trend with size.
+- An object that touches the border without being cut off has part of its outline there. Many drawings of Twemoji do.
+  The smaller the image, the larger this part. The training styles have a margin and show no trend with size.
 - Objects with repeated parts, such as grapes, have some repetition, which the rows of complete drawings show.
 - Texture without a period, and disorder, are neither of the two defects.
 """
@@ -152,7 +151,14 @@ def main(
     plot(frame).savefig(out / "defects.png", dpi=70)
     counts = {style: len(drawings.emoji) for style, drawings in styles.items()}
     tables = "\n\n".join(table(frame, kind) for kind in dict.fromkeys(frame["kind"]))
-    text = TEXT.format(count=counts["training styles"], unseen=counts["unseen style"], side=SIDE, tables=tables)
+    text = TEXT.format(
+        count=counts["training styles"],
+        unseen=counts["unseen style"],
+        side=SIDE,
+        tables=tables,
+        incompleteness=METRICS["incompleteness"].formula,
+        repetition=METRICS["repetition"].formula,
+    )
     (out / "defects.md").write_text(text)
     print(f"written to {out / 'defects.md'}; largest mean score of complete drawings: {_largest(frame)}")
 

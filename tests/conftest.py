@@ -5,6 +5,9 @@ import signal
 import sys
 from pathlib import Path
 
+# One thread per process: pytest-xdist runs one process per core, and threads that share a core wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -31,7 +34,11 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from entropy_probe.models import sample_images
 from recipes.emoji_networks import build_tokenizer
 
-torch.set_num_threads(min(2, torch.get_num_threads()))  # the tensors are small: more threads only wait for each other
+
+def pytest_collection_modifyitems(items):
+    """Start with the files that have slow tests, so that no process waits for the last of them."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

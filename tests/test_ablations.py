@@ -39,9 +39,10 @@ class Contrast(torch.nn.Module):
 def small_ablations():
     """Replace the conditions of the ablations by fewer and smaller ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ablations, "SHAPES", [(64, 64), (72, 96)])
+        patch.setattr(ablations, "ENDS", [(32, 32), (64, 64), (96, 96)])
+        patch.setattr(ablations, "SHAPES", [(64, 64), (48, 64)])
         patch.setattr(ablations, "SETTINGS", {"guidance 1": {"guidance_scale": 1.0}, "3 steps": {"steps": 3}})
-        patch.setattr(ablations, "KAPPAS", {(32, 32): (0.3, 0.65), (128, 128): (2.0,)})
+        patch.setattr(ablations, "KAPPAS", {(32, 32): (0.3, 0.65), (96, 96): (2.0,)})
         yield
 
 
@@ -81,12 +82,12 @@ def of_section(found, section):
 def test_every_section_samples_its_laws_and_sizes(found):
     assert list(dict.fromkeys(ablation.section for ablation in found)) == ["kappa", "groups", "shapes", "settings"]
     small, large = (ablation.outcome.sweep.grid for ablation in of_section(found, "kappa"))
-    assert [small.sizes, large.sizes] == [((32, 32), (64, 64)), ((128, 128), (64, 64))]
+    assert [small.sizes, large.sizes] == [((32, 32), (64, 64)), ((96, 96), (64, 64))]
     assert [law.kappa["*"] for law in small.laws[1:-1]] == [0.3, 0.65]
     assert [law.kappa["*"] for law in large.laws[1:-1]] == [2.0]
     assert [small.laws[-1].name, large.laws[-1].name] == ["measured", "measured"]
     (shapes,) = of_section(found, "shapes")
-    assert shapes.outcome.sweep.grid.sizes == ((64, 64), (72, 96))
+    assert shapes.outcome.sweep.grid.sizes == ((64, 64), (48, 64))
 
 
 def test_layer_groups_are_scaled_separately_and_cover_the_model(found, tiny_pipeline):
@@ -104,7 +105,7 @@ def test_layer_groups_are_scaled_separately_and_cover_the_model(found, tiny_pipe
 def test_scaling_a_layer_group_changes_the_images(found):
     for ablation in of_section(found, "groups"):
         sweep = ablation.outcome.sweep
-        before, after = (sweep.image("noto frog", (128, 128), 0, law.name) for law in sweep.grid.laws)
+        before, after = (sweep.image("noto frog", (96, 96), 0, law.name) for law in sweep.grid.laws)
         assert before.tobytes() != after.tobytes()
 
 
@@ -129,14 +130,14 @@ def test_page_table_shows_the_numbers_of_the_outcomes(found):
     assert len(table) == 2  # two laws other than the original, one size other than the training size
     outcome = of_section(found, "shapes")[0].outcome
     compared = outcome.quality.table().set_index(["law", "size", "metric"])
-    row = table[(table["law"] == "measured") & (table["size, px"] == "72x96")].iloc[0]
+    row = table[(table["law"] == "measured") & (table["size, px"] == "48x64")].iloc[0]
     for metric, title in [
         ("repetition", "repetition (lower is better)"),
         ("kernel_distance:contrast", "kernel distance by contrast (lower is better)"),
     ]:
-        expected = compared.loc[("measured", "72x96", metric)]
+        expected = compared.loc[("measured", "48x64", metric)]
         assert row[title].startswith(f"{expected.difference:+.3g} [{expected.low:+.3g}, {expected.high:+.3g}]")
-    drift = outcome.table("layer").set_index(["law", "size"]).loc[("measured", "72x96")]
+    drift = outcome.table("layer").set_index(["law", "size"]).loc[("measured", "48x64")]
     assert row["drift removed"].startswith(f"{100 * drift.removed:.0f} % [{100 * drift.removed_low:.0f}, ")
     assert list(ablations.page_table(of_section(found, "groups")).columns[:2]) == ["change", "law"]
 
@@ -157,7 +158,7 @@ def test_second_run_returns_the_stored_outcomes_and_the_same_page(run_ablations,
     assert "{" not in page
 
 
-def test_law_of_a_study_with_other_weights_is_refused(tmp_path):
+def test_rejects_law_of_study_with_other_weights(tmp_path):
     settings = {"steps": 8, "fingerprint": "abc"}
     assert ablations.law_of_study(tmp_path, settings) is None
     (tmp_path / "settings.json").write_text('{"steps": 8, "real_images": 48, "fingerprint": "abd"}')
@@ -174,7 +175,7 @@ def test_law_of_a_study_with_other_weights_is_refused(tmp_path):
         ({"critic": "worse", "efficientnet-lite0": "better"}, "opposed"),
     ],
 )
-def test_summary_of_two_verdicts(shown, words):
+def test_summary_says_whether_two_networks_agree(shown, words):
     assert summarize(shown) == words
 
 
@@ -214,7 +215,7 @@ def test_long_table_holds_the_numbers_of_the_outcomes(found):
     ]
 
 
-def test_results_of_other_settings_are_refused(tmp_path):
+def test_rejects_results_of_other_settings(tmp_path):
     check_settings(tmp_path / "new", {"seeds": (0, 1)}, "images.json")
     check_settings(tmp_path / "new", {"seeds": (0, 1)}, "images.json")
     with pytest.raises(SystemExit, match=r"other settings, \{'seeds': \[0, 1\]\}: delete them"):
@@ -241,6 +242,7 @@ def test_study_and_ablations_run_end_to_end(tiny_pipeline, tmp_path, monkeypatch
     monkeypatch.setattr(losses, "calibrate", partial(at_two_sizes, losses.calibrate))
     monkeypatch.setattr(image_quality, "DISTANCE_RESAMPLES", 5)
     monkeypatch.setattr(study, "LAW_PROMPTS", 2)
+    monkeypatch.setattr(study, "LAW_SEEDS", (0,))
     for module in (losses, study, study_page, ablations):
         monkeypatch.setattr(module, "SIZES", [(16, 16), (64, 64), (32, 32), (48, 48)])
     monkeypatch.setattr(ablations, "ENDS", [(32, 32), (64, 64), (48, 48)])
@@ -250,9 +252,9 @@ def test_study_and_ablations_run_end_to_end(tiny_pipeline, tmp_path, monkeypatch
     folders = {"out": tmp_path / "run", "docs": tmp_path}
     study.main(
         model="tiny", results=None, count=2, seeds=1, real_images=8, laws="original,paper,measured,gaussian,calibrated",
-        steps=8, scale_factors="0.7,1.0,1.4", fit_steps=1, fit_batch=2, **folders,
+        steps=2, scale_factors="0.7,1.0,1.4", fit_steps=1, fit_batch=2, **folders,
     )  # fmt: skip
-    ablations.main(model="tiny", count=2, seeds=1, **folders)
+    ablations.main(model="tiny", count=2, seeds=1, steps=2, **folders)
     pages = [(tmp_path / name).read_text() for name in ("results-tiny.md", "results-tiny-ablations.md")]
     assert "{" not in "".join(pages)
     assert "--model tiny --prompts 2 --seeds 1 --real-images 8" in pages[0]

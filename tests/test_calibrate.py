@@ -11,7 +11,7 @@ import torch
 from entropy_probe.errors import InputError
 from entropy_probe.estimation import Calibration, Derivation, calibrate, derive
 from entropy_probe.estimation.calibration import ALL_LAYERS, relative_change
-from entropy_probe.evaluation.loss_curves import LossCurve, _minimum, loss, loss_against_g, loss_against_kappa
+from entropy_probe.evaluation.loss_curves import LossCurve, loss, loss_against_g, loss_against_kappa
 from entropy_probe.laws import Constant, from_json, scaled, to_json
 from entropy_probe.models import objective
 from entropy_probe.runs import sweep
@@ -124,15 +124,6 @@ def test_loss_of_unmatched_layers_and_at_training_size_does_not_change(tiny_pipe
         loss(tiny_pipeline, RandomImages(8), [], progress=False)
 
 
-def test_minimum_is_interpolated_and_reported_as_edge_at_the_ends():
-    x = np.array([0.5, 0.8, 1.0, 1.5])
-    value, edge = _minimum(x, (x - 0.87) ** 2)
-    assert value == pytest.approx(0.87)
-    assert not edge
-    assert _minimum(x, x) == (0.5, "lower")
-    assert _minimum(x, -x) == (1.5, "upper")
-
-
 def curve_of(losses_at):
     """A loss curve at two sizes, with losses that do not vary over the images."""
     rows = [
@@ -142,6 +133,12 @@ def curve_of(losses_at):
         for image in range(3)
     ]
     return LossCurve("g", 1.0, pd.DataFrame(rows))
+
+
+def test_minimum_is_interpolated_between_scale_factors():
+    best = curve_of({(64, 64): {x: (x - 0.87) ** 2 + 1 for x in (0.5, 0.8, 1.0, 1.5)}}).best().iloc[0]
+    assert (best["g"], best["minimum"]) == pytest.approx((0.87, 0.87))
+    assert not best["edge"]
 
 
 def test_minimum_at_edge_of_scan_is_not_reported_as_optimum():

@@ -4,10 +4,8 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -45,7 +43,7 @@ def prompts(tmp_path_factory):
 
 
 BAD = {
-    "unknown model": (["--model", "/nowhere/at/all"], "there is no folder"),
+    "unknown model": (["--model", "/nowhere/at/all"], "unknown model '/nowhere/at/all'"),
     "size not divisible by the autoencoder": (["--sizes", "64,50"], "multiples of 8"),
     "size zero": (["--sizes", "0"], "must be positive"),
     "size negative": (["--sizes", "64x-32"], "must be positive"),
@@ -60,7 +58,7 @@ BAD = {
         "cannot read the prompts file 'nowhere.txt': No such file or directory; pass a text file",
     ),
     "invalid size without the training size": (["--sizes", "33"], "multiples of 8"),
-    "too many steps without the training size": (["--sizes", "32", "--steps", "1001"], "at most 1000, not 1001"),
+    "too many steps without the training size": (["--sizes", "32", "--steps", "1001"], "at most 1000, got 1001"),
     "too many prompts": (["--prompts", "100000"], "bundled prompts"),
     "unknown law": (
         ["--laws", "original,magic"],
@@ -75,9 +73,12 @@ BAD = {
     "folder name with NUL": (["--out", "a\0b"], "cannot write"),
     "folder name too long": (["--out", "x" * 300], "cannot write"),
     "rows zero": (["--rows", "0"], "rows must be 'all', 'auto' or a positive integer"),
-    "more steps than the schedule has": (["--steps", "1001"], "steps must be at least 1 and at most 1000, not 1001"),
-    "guidance not a number": (["--guidance-scale", "nan"], "the guidance scale must be 0 or more, not nan"),
-    "negative guidance": (["--guidance-scale", "-1"], "the guidance scale must be 0 or more, not -1"),
+    "more steps than the schedule has": (["--steps", "1001"], "steps must be at least 1 and at most 1000, got 1001"),
+    "guidance not a number": (
+        ["--guidance-scale", "nan"],
+        "the guidance scale must be a number of at least 0, got nan",
+    ),
+    "negative guidance": (["--guidance-scale", "-1"], "the guidance scale must be a number of at least 0, got -1"),
     "repeated law": (["--laws", "paper,paper"], "laws must not repeat a law, got 'paper' twice"),
     "only the training size": (["--sizes", "64"], "sizes must include a size other than the training size"),
     "unknown device": (["--device", "tpu"], "device 'tpu' is not available"),
@@ -87,7 +88,7 @@ BAD = {
     "none next to other metrics": (["--metrics", "critic,none"], "metrics must be none alone or a list of networks"),
     "missing folder of images": (
         ["--metrics", "critic", "--images", "/nowhere"],
-        "no folder of images '/nowhere'",
+        "'/nowhere' is not a folder: give a folder of images",
     ),
     "unknown option": (["--colour", "red"], "No such option"),
     "no config file": (["--config", "nowhere.yaml"], "cannot read the config file 'nowhere.yaml'"),
@@ -186,10 +187,9 @@ def test_dry_run_estimates_cost_and_saves_nothing(call, tiny_folder, tmp_path, p
     assert "minutes in one process" in text
 
 
-@pytest.fixture
-def images(tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
     drawings = ep.reference.images()[:8]
     for caption, image in zip(drawings.captions, drawings.at((64, 64)), strict=True):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{caption.replace(' ', '-')}.png")
@@ -239,18 +239,12 @@ def done(tiny_folder, tmp_path_factory, prompts):
     run = ["run", "--quick", "--model", tiny_folder, "--out", folder / "run", "--prompts", prompts, *GRID]
     save = ["baseline", "save", tiny_folder, "--out", folder / "baseline.json", "--sizes", "64", "--steps", "1"]
     for arguments in (run, [*save, "--seeds", "0,1,2,3,4", "--prompts", prompts, "--device", "cpu"]):
-        command = [sys.executable, "-m", "entropy_probe.cli", *arguments]
-        subprocess.run([str(part) for part in command], cwd=folder, check=True, capture_output=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["entropy-probe", *map(str, arguments), "--quiet"])
+            with pytest.raises(SystemExit) as stop:
+                cli.main()
+        assert stop.value.code == 0
     return folder
-
-
-def test_second_run_samples_nothing(call, done, tiny_folder, prompts):
-    out = done / "run"
-    times = {p: p.stat().st_mtime_ns for p in (out / "cells").iterdir()}
-    code, text, _ = call("run", "--quick", "--model", tiny_folder, "--out", out, "--prompts", prompts, *GRID, "--json")
-    assert code == 0
-    assert json.loads(text)["verdict"]
-    assert {p: p.stat().st_mtime_ns for p in (out / "cells").iterdir()} == times
 
 
 def records(out):
@@ -343,28 +337,6 @@ def test_interrupt_exits_with_code_130(call, monkeypatch):
     assert "interrupted" in err
 
 
-def test_interrupted_sweep_keeps_its_cells_and_resumes(tiny_folder, tmp_path):
-    out = tmp_path / "run"
-    options = ["--model", tiny_folder, "--out", out, "--sizes", "64", "--prompts", "8", "--steps", "3"]
-    command = [sys.executable, "-m", "entropy_probe.cli", "sweep", "--seeds", "0,1,2,3", *options, "--device", "cpu"]
-    command = [str(part) for part in command]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    try:
-        while process.poll() is None and not any((out / "cells").glob("*.parquet")):
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 130, err
-    assert "interrupted: finished samples are kept" in err
-    kept = {path: path.stat().st_mtime_ns for path in (out / "cells").glob("*.parquet")}
-    assert 0 < len(kept) < 32
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    assert len(list((out / "cells").glob("*.parquet"))) == 32
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-
-
 def commands(group=None, path=()):
     """Yield every command with the words that call it."""
     for name, command in (group or typer.main.get_command(cli.app)).commands.items():
@@ -413,37 +385,38 @@ def arguments(done, tiny_folder, tmp_path, prompts, images):
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_json_flag_prints_only_json(call, arguments, words):
-    code, text, err = call(*arguments(words), "--json")
+def test_json_flag_prints_only_json_and_no_finished_cell_is_sampled_again(call, arguments, tmp_path, words):
+    given = arguments(words)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "cells").iterdir()}
+    code, text, err = call(*given, "--json")
     assert (code, err) == (0, "")
     assert json.loads(text)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "cells").iterdir()} == before
+    if words == ("run",):
+        assert json.loads(text)["verdict"]
 
 
-@pytest.mark.parametrize("words", COMMANDS.keys() - {("info",)}, ids=" ".join)
+@pytest.mark.parametrize("words", [words for words in COMMANDS if words != ("info",)], ids=" ".join)
 def test_quiet_prints_nothing(call, arguments, words):
     assert call(*arguments(words), "--quiet") == (0, "", "")
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-@pytest.mark.parametrize(
-    ("line", "completed"),
-    [
-        ("entropy-probe val", "validate"),
-        ("entropy-probe baseline ch", "check"),
-        ("entropy-probe run --guid", "--guidance-scale"),
-        ("entropy-probe derive --method cal", "calibrated"),
-    ],
-)
-def test_bash_completes_commands_options_and_values(line, completed):
-    script = f"""
-        eval "$(entropy-probe --show-completion)"
-        COMP_WORDS=({line}) COMP_CWORD={len(line.split()) - 1}
-        _entropy_probe_completion entropy-probe
-        echo "${{COMPREPLY[@]}}"
-    """
+def test_bash_completes_commands_options_and_values():
+    completed = {
+        "entropy-probe val": "validate",
+        "entropy-probe baseline ch": "check",
+        "entropy-probe run --guid": "--guidance-scale",
+        "entropy-probe derive --method cal": "calibrated",
+    }
+    script = 'eval "$(entropy-probe --show-completion)"\n' + "".join(
+        f"COMP_WORDS=({line}) COMP_CWORD={len(line.split()) - 1}\n"
+        '_entropy_probe_completion entropy-probe\necho "${COMPREPLY[@]}"\n'
+        for line in completed
+    )
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     output = subprocess.check_output(["bash", "-c", script], env={**os.environ, "PATH": path}, text=True)
-    assert output.split() == [completed]
+    assert output.split() == list(completed.values())
 
 
 def test_help_lists_the_commands():

@@ -104,4 +104,4 @@ def test_readme_has_the_commands_that_ci_extracts():
     text = (ROOT / "README.md").read_text()
     commands = dict(re.findall(r"^<!-- (run|tests) -->\n```sh\n(.+?)\n```\n<!-- end -->$", text, re.MULTILINE))
     assert set(commands) == {"run", "tests"}
-    assert commands["tests"].endswith("pytest")
+    assert commands["tests"].endswith("pytest -n auto")

@@ -198,7 +198,22 @@ def test_rejects_sweep_without_measured_curves(tiny_pipeline):
         derive(without_curves, rounds=0)
 
 
-def test_derivation_is_accepted_wherever_a_law_is(sampled, tiny_pipeline):
+@pytest.mark.parametrize("method", ["measured", "gaussian"])
+def test_law_derived_from_single_prompt_is_saved_and_loaded(tiny_pipeline, tmp_path, method):
+    sampled = sweep(
+        tiny_pipeline, prompts=["a"], sizes=[(64, 64), (96, 96)], steps=1, guidance_scale=1.0, progress=False
+    )
+    derivation = derive(sampled, method, rounds=0)
+    ep.save_law(derivation.law, tmp_path / "law.json")
+    ep.save_law(derivation, tmp_path / "derivation.json")
+    layer = derivation.kappa["layer"][0]
+    for name in ("law", "derivation"):
+        law = laws.load_law(tmp_path / f"{name}.json")
+        assert law.scale_factor(layer, 144, 64) == derivation.law.scale_factor(layer, 144, 64)
+    assert Derivation.from_json(derivation.to_json()).to_json() == derivation.to_json()
+
+
+def test_functions_that_take_a_law_take_a_derivation(sampled, tiny_pipeline):
     derivation = derive(sampled, rounds=0, progress=False)
     assert laws.resolve(derivation) is derivation.law
     assert laws.from_json(laws.to_json(derivation)) == derivation.law

@@ -1,4 +1,4 @@
-"""Token grids."""
+"""Token grids: size, positions and invalid numbers of tokens."""
 
 import pytest
 from hypothesis import given
@@ -10,7 +10,7 @@ SIDES = st.integers(1, 300)
 
 
 @given(SIDES, SIDES, st.sampled_from([1, 2, 4, 8]))
-def test_a_grid_is_found_from_its_number_of_tokens(height, width, stride):
+def test_grid_follows_from_the_number_of_tokens(height, width, stride):
     grid = token_grid(-(-height // stride) * -(-width // stride), Latents(height, width))
     assert grid is not None
     assert grid.tokens == -(-height // stride) * -(-width // stride)
@@ -18,7 +18,7 @@ def test_a_grid_is_found_from_its_number_of_tokens(height, width, stride):
 
 
 @given(st.integers(2, 40), st.integers(2, 40))
-def test_positions_are_in_units_of_the_diagonal(height, width):
+def test_unit_of_positions_is_the_image_diagonal(height, width):
     places = token_grid(height * width, Latents(height, width)).positions()
     step = (height**2 + width**2) ** -0.5
     assert (places[1] - places[0]).norm().item() == pytest.approx(step, rel=1e-4)
@@ -26,12 +26,12 @@ def test_positions_are_in_units_of_the_diagonal(height, width):
     assert places.max() < 1
 
 
-def test_no_grid_has_a_number_of_tokens_that_does_not_fit():
+def test_unsuitable_number_of_tokens_gives_no_grid():
     assert token_grid(17, Latents(16, 16)) is None
 
 
 @given(SIDES, SIDES, st.sampled_from([1, 2, 4]))
-def test_positions_span_the_image_whatever_the_stride(height, width, stride):
+def test_positions_span_the_image_for_every_stride(height, width, stride):
     grid = token_grid(-(-height // stride) * -(-width // stride), Latents(height, width))
     places, diagonal = grid.positions(), (height**2 + width**2) ** 0.5
     assert places.shape == (grid.tokens, 2)

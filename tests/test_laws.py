@@ -1,7 +1,9 @@
-"""Scaling laws, and putting them on a model."""
+"""Scaling laws, their JSON format, and applying them to a model."""
 
+import json
 import math
 from inspect import unwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,31 +40,49 @@ TOKENS = st.integers(2, 100_000)
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
 class TestEveryLaw:
     @given(tokens=TOKENS)
-    def test_is_one_at_the_training_size(self, law, tokens):
+    def test_factor_is_one_at_training_size(self, law, tokens):
         assert law.scale_factor("a", tokens, tokens) == pytest.approx(1.0)
 
     @given(trained=st.integers(16, 10_000), tokens=st.lists(TOKENS, min_size=2, max_size=2))
-    def test_does_not_fall_with_the_tokens(self, law, trained, tokens):
+    def test_factor_does_not_decrease_with_tokens(self, law, trained, tokens):
         few, many = sorted(tokens)
         assert law.scale_factor("a", few, trained) <= law.scale_factor("a", many, trained) + 1e-12
 
-    def test_survives_json(self, law):
+    def test_json_round_trip_is_equal(self, law):
         assert from_json(to_json(law)) == law
 
 
-def test_laws_of_one_kappa_are_named_apart_and_what_lacks_a_number_is_refused():
+def test_names_of_kappa_laws_include_a_shared_kappa():
     names = [law.name for law in (Kappa({"*": 0.1}), Kappa({"*": 0.25}), Kappa({"a": 0.1}))]
     assert names == ["kappa=0.1", "kappa=0.25", "kappa"]
-    uncertain = Measured({"a": ((1.0, 2.0),)}, {"a": math.nan}, {"a": math.nan})
-    again = from_json(to_json(uncertain))
-    assert isinstance(again, Measured)
-    assert math.isnan(again.kappa["a"])
+
+
+def test_unknown_kappa_is_null_in_json_and_nan_after_reading():
+    text = to_json(Measured({"a": ((1.0, 2.0),)}, {"a": math.nan}, {"a": math.nan}))
+    assert json.loads(text)["kappa"] == {"a": None}
+    law = from_json(text)
+    assert isinstance(law, Measured)
+    assert math.isnan(law.kappa["a"])
+    assert math.isnan(law.kappa_se["a"])
+
+
+def test_optional_fields_can_be_omitted():
     assert from_json('{"law": "measured", "points": {"a": [[1.0, 2.0]]}}') == Measured({"a": ((1.0, 2.0),)})
-    with pytest.raises(InputError, match=r"valid number in 'kappa\.\*'"):
-        from_json('{"law": "kappa", "kappa": {"*": null}}')
+    assert from_json('{"law": "kappa", "kappa": {"*": 1}}') == Kappa({"*": 1.0})
 
 
-def test_closed_values():
+def test_derived_law_of_version_0_1_0_is_read():
+    text = (Path(__file__).parent / "fixtures" / "run-0.1.0" / "law.json").read_text()
+    fields = json.loads(text)
+    law = from_json(text)
+    assert isinstance(law, Measured)
+    assert {name: [list(point) for point in points] for name, points in law.points.items()} == fields["points"]
+    del fields["derivation"]
+    assert list(json.loads(to_json(law))) == list(fields)
+    assert json.loads(to_json(law)) == fields
+
+
+def test_factors_equal_the_formulas():
     assert Paper().scale_factor("", 4096, 1024) == pytest.approx(math.sqrt(12 / 10))
     assert Log().scale_factor("", 4096, 1024) == pytest.approx(1.2)
     assert Yarn().scale_factor("", 4096, 1024) == pytest.approx((1 + 0.1 * math.log(4)) ** 2)
@@ -71,7 +91,7 @@ def test_closed_values():
 
 
 @given(TOKENS, st.integers(16, 10_000), st.floats(0.01, 0.1))
-def test_paper_and_gaussian_are_members_of_the_kappa_family(tokens, trained, kappa):
+def test_paper_and_gaussian_have_the_kappa_form(tokens, trained, kappa):
     assert Paper().scale_factor("", tokens, trained) == pytest.approx(
         Kappa({"*": 1 / math.log(trained)}).scale_factor("", tokens, trained)
     )
@@ -80,32 +100,41 @@ def test_paper_and_gaussian_are_members_of_the_kappa_family(tokens, trained, kap
     )
 
 
-def test_measured_goes_through_its_points_and_on_beyond_them():
+def test_measured_interpolates_and_extrapolates_its_points():
     at = {x: MEASURED.scale_factor("a", round(1e6 * math.exp(x)), 10**6) for x in (-2.8, -1.4, 0, 0.7, 1.4, 2.8)}
     assert list(at.values()) == pytest.approx([0.25, 0.5, 1.0, 2**0.5, 2.0, 4.0], rel=1e-3)
 
 
-def test_a_law_of_another_model_is_refused():
-    with pytest.raises(InputError, match="knows no layer 'b'"):
+def test_rejects_layer_of_another_model():
+    with pytest.raises(InputError, match=r"no factor for layer 'b' \(its layers: a"):
         MEASURED.scale_factor("b", 2, 1)
 
 
-def test_laws_are_resolved_from_names_and_files(tmp_path):
+def test_resolves_laws_names_and_files(tmp_path):
     path = tmp_path / "law.json"
     path.write_text(to_json(MEASURED))
     assert resolve("paper") == Paper()
     assert resolve(path) == MEASURED
     assert resolve(str(path)) == MEASURED
     assert resolve(MEASURED) is MEASURED
+
+
+def test_resolve_rejects_other_types():
     with pytest.raises(InputError, match=r"a law must be a name, .* got 3"):
-        unwrap(resolve)(3)  # beyond what the tests check of types
+        unwrap(resolve)(3)  # without the type check of the tests
+
+
+def test_resolve_rejects_unknown_names_and_missing_files(tmp_path):
     with pytest.raises(InputError, match="unknown law 'nothing': give original, paper"):
         resolve("nothing")
     with pytest.raises(InputError, match="give original, paper, log, yarn, measured, or the JSON"):
-        resolve("papr", besides=["measured"])
+        resolve("papr", also=["measured"])
     for name in ("nothing.json", "no/thing", tmp_path / "nothing"):
         with pytest.raises(InputError, match="there is no file"):
             resolve(name)
+
+
+def test_resolve_rejects_names_of_laws_that_need_numbers():
     for name in ("measured", "gaussian", "calibrated"):
         with pytest.raises(InputError, match=f"derive it first .entropy-probe derive --method {name}"):
             resolve(name)
@@ -113,23 +142,39 @@ def test_laws_are_resolved_from_names_and_files(tmp_path):
         resolve("kappa")
 
 
-def test_saved_law_is_loaded_again(tmp_path):
+def test_load_law_returns_the_saved_law(tmp_path):
     save_law(MEASURED, tmp_path / "law.json")
     assert load_law(tmp_path / "law.json") == MEASURED
     with pytest.raises(InputError, match="cannot write"):
         save_law(MEASURED, tmp_path / "missing" / "law.json")
 
 
+class OldLaw:
+    """A user law for version 0.1.0."""
+
+    name = "old"
+
+    def multiplier(self, layer, tokens, training_tokens):
+        return tokens / training_tokens
+
+
 def test_law_with_the_old_method_name_works_with_a_warning():
-    class Old:
-        name = "old"
-
-        def multiplier(self, layer, tokens, training_tokens):
-            return tokens / training_tokens
-
-    with pytest.warns(DeprecationWarning, match=r"Old\.multiplier\(\) is deprecated: rename it to scale_factor"):
-        law = unwrap(resolve)(Old())  # the shape checks of the tests do not accept the old type
+    with pytest.warns(DeprecationWarning, match=r"OldLaw\.multiplier\(\) is deprecated: rename it to scale_factor"):
+        law = unwrap(resolve)(OldLaw())  # the type check of the tests rejects the old method name
     assert (law.name, law.scale_factor("a", 8, 4)) == ("old", 2.0)
+    with pytest.raises(InputError, match=r"only the laws original, .* can be written as JSON, got 'old' of class"):
+        to_json(law)
+
+
+def test_rejects_writing_a_law_of_another_class(tmp_path):
+    class Mine(Paper):
+        """Has a formula that no file contains."""
+
+        name = "mine"
+
+    with pytest.raises(InputError, match=r"got 'mine' of class Mine: apply it with apply\(\)"):
+        save_law(Mine(), tmp_path / "law.json")
+    assert not (tmp_path / "law.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -137,18 +182,24 @@ def test_law_with_the_old_method_name_works_with_a_warning():
     [
         ('{"law": "measured"}', "the field 'points' is missing"),
         ('{"points": {}}', "the field 'law' is missing"),
-        ('{"law": ["paper"]}', "there is no law"),
-        ('{"law": "measured", "points": {}, "kappa": 3}', "in 'kappa'"),
+        ("[]", r"the file must be an object, got \[\]"),
+        ('{"law": ["paper"]}', r"'law' must be one of 'original', 'paper', .*, got \['paper'\]"),
+        ('{"law": "papr"}', "'law' must be one of 'original', 'paper', .*, got 'papr'"),
+        ('{"law": "paper", "kappa": {}}', "unknown field 'kappa': remove it"),
+        ('{"law": "measured", "points": {}, "kappa": 3}', "'kappa' must be an object, got 3"),
+        ('{"law": "measured", "points": {"a": [[0, -1]]}}', r"'points\.a\.0\.1' must be greater than 0, got -1"),
+        ('{"law": "kappa", "kappa": {"*": null}}', r"'kappa\.\*' must be a valid number, got None"),
         ("paper", "invalid JSON: expected value at line 1 column 1"),
     ],
 )
-def test_a_file_that_holds_no_law_is_told_in_words(tmp_path, text, reason):
+def test_error_names_file_field_and_value(tmp_path, text, reason):
     (tmp_path / "law.json").write_text(text)
-    with pytest.raises(InputError, match=f"law.json: this is not a scaling law in entropy-probe's format: .*{reason}"):
+    with pytest.raises(InputError, match=f"law.json: this is not a valid scaling law: {reason}") as caught:
         resolve(tmp_path / "law.json")
+    assert "\n" not in str(caught.value)
 
 
-def test_a_law_leaves_no_trace(tiny_pipeline, sample):
+def test_model_is_unchanged_after_a_law_was_applied(tiny_pipeline, sample):
     before = sample()
     with scaled(tiny_pipeline, "paper") as law:
         assert applied(tiny_pipeline) == law == Paper()
@@ -158,21 +209,21 @@ def test_a_law_leaves_no_trace(tiny_pipeline, sample):
     assert not np.array_equal(changed[0], sample((96, 96))[0])
 
 
-def test_a_law_is_off_after_an_error(tiny_pipeline):
+def test_law_is_removed_after_an_error(tiny_pipeline):
     with pytest.raises(KeyError), scaled(tiny_pipeline, "paper"):
         raise KeyError
     assert applied(tiny_pipeline) is None
 
 
-def test_at_the_training_size_every_law_draws_the_same_image(tiny_pipeline, sample):
+def test_law_leaves_image_unchanged_at_training_size(tiny_pipeline, sample):
     with scaled(tiny_pipeline, "paper"):
         assert np.array_equal(sample()[0], sample()[0])
-        under = sample()
-    assert np.array_equal(under[0], sample()[0])
+        scaled_images = sample()
+    assert np.array_equal(scaled_images[0], sample()[0])
 
 
-def test_only_visual_attention_is_scaled_and_by_g(tiny_pipeline, sample):
-    """The same image as with processors that multiply the scale by hand."""
+def test_visual_attention_is_scaled_by_g(tiny_pipeline, sample):
+    """The image equals that of attention processors that multiply the softmax scale of self-attention by g."""
     with scaled(tiny_pipeline, "log"):
         expected = sample((96, 96), steps=1)
 
@@ -195,7 +246,7 @@ def test_only_visual_attention_is_scaled_and_by_g(tiny_pipeline, sample):
     assert np.abs(np.asarray(expected[0], int) - np.asarray(by_hand[0], int)).max() <= 1
 
 
-def test_two_laws_at_once_are_refused(tiny_pipeline):
+def test_rejects_second_law(tiny_pipeline):
     apply(tiny_pipeline, "paper")
     with pytest.raises(InputError, match="paper law is applied"):
         apply(tiny_pipeline, "log")
@@ -204,17 +255,17 @@ def test_two_laws_at_once_are_refused(tiny_pipeline):
     assert applied(tiny_pipeline) is None
 
 
-class Bare(nn.Module):
+class BareAttention(nn.Module):
     def forward(self, x):
         return nn.functional.scaled_dot_product_attention(x, x, x)
 
 
-def test_a_bare_module_is_told_its_training_tokens():
-    module, x = Bare(), torch.randn(1, 2, 16, 8)
+def test_module_without_configuration_needs_training_tokens():
+    module, x = BareAttention(), torch.randn(1, 2, 16, 8)
     with pytest.raises(InputError, match="training_tokens="), scaled(module, "log"):
         module(x)
     with pytest.raises(InputError, match="names 'zzz', which is not a layer of the model; layers: ''"):
         apply(module, "log", training_tokens={"zzz": 4})
     with scaled(module, "log", training_tokens={"": 4}):
-        under = module(x)
-    assert torch.allclose(under, nn.functional.scaled_dot_product_attention(x, x, x, scale=2 / 8**0.5))
+        found = module(x)
+    assert torch.allclose(found, nn.functional.scaled_dot_product_attention(x, x, x, scale=2 / 8**0.5))

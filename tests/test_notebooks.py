@@ -4,6 +4,9 @@
 `python -m tests.test_notebooks 1_what_the_probes_see`.
 """
 
+import ast
+import importlib
+import pkgutil
 import re
 import sys
 from collections.abc import Iterator
@@ -14,6 +17,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+
+import entropy_probe
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -49,6 +54,23 @@ def without_machine(notebook: NotebookNode) -> NotebookNode:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and bar not in o.get("data", {})]
     return notebook
+
+
+def imported_names(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield (module, name) for every name that a notebook imports from entropy_probe."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        code = re.sub(r"^[!%].*$", "", cell.source, flags=re.MULTILINE) if cell.cell_type == "code" else ""
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "entropy_probe":
+                yield from ((node.module, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_imports_only_public_names(path):
+    packages = {module.name for module in pkgutil.iter_modules(entropy_probe.__path__) if module.ispkg}
+    for module, name in imported_names(path):
+        public = importlib.import_module(module).__all__
+        assert name in public or (module == "entropy_probe" and name in packages), f"{module}.{name}"
 
 
 @pytest.mark.slow

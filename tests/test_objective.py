@@ -1,12 +1,12 @@
-"""The denoising loss against the formulas, written out for each prediction type and family."""
-
-import sys
+"""The denoising loss, compared with the formula of each prediction type, and folders of images."""
 
 import pytest
 import torch
+from diffusers import DDPMScheduler, EDMEulerScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
 from entropy_probe.errors import InputError
-from entropy_probe.models import ImageFolder, encode, objective
+from entropy_probe.models import ImageFolder, denoising_loss, encode, encode_with, objective
+from entropy_probe.models.denoising_loss import noisy_and_target
 
 CAPTIONS = ["noto red apple", "flat pizza", "noto red"]
 
@@ -17,7 +17,7 @@ def images(count=3, size=(64, 64)):
 
 @pytest.fixture
 def prediction(tiny_pipeline):
-    """Sets the prediction type of the shared pipeline and puts it back."""
+    """Return a function that sets the prediction type of the shared pipeline until the end of the test."""
     before = tiny_pipeline.scheduler.config.prediction_type
     yield lambda kind: tiny_pipeline.scheduler.register_to_config(prediction_type=kind)
     tiny_pipeline.scheduler.register_to_config(prediction_type=before)
@@ -25,12 +25,12 @@ def prediction(tiny_pipeline):
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_the_loss_is_the_objective_of_the_prediction_type(tiny_pipeline, prediction, kind):
+def test_loss_equals_formula_of_prediction_type(tiny_pipeline, prediction, kind):
     prediction(kind)
-    asked = objective(tiny_pipeline, images(size=(64, 96)), CAPTIONS)
+    loss = objective(tiny_pipeline, images(size=(64, 96)), CAPTIONS)
     index, timesteps = torch.tensor([2, 0]), torch.tensor([700, 20])
-    noise = torch.randn(2, *asked.latents.shape[1:], generator=torch.Generator().manual_seed(1))
-    latents = asked.latents[index]
+    noise = torch.randn(2, *loss.latents.shape[1:], generator=torch.Generator().manual_seed(1))
+    latents = loss.latents[index]
     alpha = tiny_pipeline.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     target = {
         "epsilon": noise,
@@ -44,20 +44,18 @@ def test_the_loss_is_the_objective_of_the_prediction_type(tiny_pipeline, predict
     noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
     predicted = tiny_pipeline.unet(noisy, timesteps, context).sample
     expected = (predicted - target).square().mean((1, 2, 3))
-    assert torch.allclose(asked.losses(index, timesteps, noise), expected, rtol=1e-5)
+    assert torch.allclose(loss.losses(index, timesteps, noise), expected, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_latents_are_what_the_autoencoder_gives_and_decode_to_the_images(tiny_pipeline):
+def test_latents_equal_scaled_output_of_autoencoder(tiny_pipeline):
     latents = encode(tiny_pipeline, images())
     expected = tiny_pipeline.vae.encode(images().float() / 127.5 - 1).latents
     assert torch.allclose(latents, expected * tiny_pipeline.vae.config.scaling_factor, atol=1e-5)
 
 
-def test_a_variational_autoencoder_gives_its_mode_scaled_and_shifted():
+def test_latents_of_variational_autoencoder_are_its_scaled_and_shifted_mode():
     from diffusers import AutoencoderKL
-
-    from entropy_probe.models import encode_with
 
     torch.manual_seed(0)
     vae = AutoencoderKL(
@@ -68,42 +66,73 @@ def test_a_variational_autoencoder_gives_its_mode_scaled_and_shifted():
         assert torch.equal(encode_with(vae, unit), (vae.encode(unit).latent_dist.mode() - 0.1) * 0.5)
 
 
-@torch.no_grad()
-def test_a_flow_predicts_noise_minus_latents(tiny_pipeline):
-    from diffusers import FlowMatchEulerDiscreteScheduler
+def latents_noise_and_timesteps():
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(2, 1000, 4, 2, 2, generator=generator)
+    return latents, noise, torch.arange(1000)
 
-    from entropy_probe.models.denoising_loss import _noised
 
-    scheduler = FlowMatchEulerDiscreteScheduler()
-    latents, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
-    noisy, target = _noised(scheduler, latents, noise, torch.tensor([999, 249]))
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("scheduler", [DDPMScheduler, EulerDiscreteScheduler])
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_noise_and_target_equal_formula_at_every_timestep(scheduler, kind, zero_snr):
+    sampler = scheduler(beta_schedule="scaled_linear", prediction_type=kind, rescale_betas_zero_snr=zero_snr)
+    sampler.set_timesteps(3)
+    levels = sampler.alphas_cumprod.clone()
+    latents, noise, timesteps = latents_noise_and_timesteps()
+    noisy, target = noisy_and_target(sampler, latents, noise, timesteps)
+    signal, sigma = (level.view(-1, 1, 1, 1) for level in (levels.sqrt(), (1 - levels).sqrt()))
+    expected = {"epsilon": noise, "v_prediction": signal * noise - sigma * latents, "sample": latents}[kind]
+    assert torch.allclose(noisy, signal * latents + sigma * noise, rtol=0, atol=1e-6)
+    assert torch.allclose(target, expected, rtol=0, atol=1e-6)
+    assert torch.equal(sampler.alphas_cumprod, levels)
+    assert len(sampler.timesteps) == 3
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_mixes_latents_and_noise_linearly_and_predicts_their_difference(shift):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(3)
+    latents, noise, timesteps = latents_noise_and_timesteps()
+    noisy, target = noisy_and_target(scheduler, latents, noise, timesteps)
+    sigma = ((timesteps + 1) / 1000).view(-1, 1, 1, 1)
+    assert torch.allclose(noisy, (1 - sigma) * latents + sigma * noise, rtol=0, atol=1e-6)
     assert torch.equal(target, noise - latents)
-    assert torch.allclose(noisy[0], noise[0])
-    assert torch.allclose(noisy[1], 0.75 * latents[1] + 0.25 * noise[1], atol=1e-6)
+
+
+def test_loss_rejects_scheduler_that_is_neither_diffusion_nor_flow():
+    latents = torch.zeros(1, 4, 2, 2)
+    with pytest.raises(InputError, match="supports diffusion and flow-matching schedulers, got EDMEulerScheduler"):
+        noisy_and_target(EDMEulerScheduler(), latents, latents, torch.tensor([0]))
 
 
 @torch.no_grad()
-def test_more_images_than_are_encoded_at_once_keep_their_own_captions(tiny_pipeline, monkeypatch):
+def test_images_keep_their_captions_when_encoded_in_batches(tiny_pipeline, monkeypatch):
     captions = [*CAPTIONS, "flat red"]
     whole = objective(tiny_pipeline, images(4), captions).losses_at(torch.arange(4), 500, seed=0)
-    monkeypatch.setattr(sys.modules["entropy_probe.models.denoising_loss"], "ENCODED_AT_ONCE", 3)
+    monkeypatch.setattr(denoising_loss, "ENCODED_AT_ONCE", 3)
     parts = objective(tiny_pipeline, images(4), captions)
     assert torch.allclose(parts.losses_at(torch.arange(4), 500, seed=0), whole, rtol=1e-4)
     single = torch.cat([parts.losses_at(torch.tensor([i]), 500, seed=0) for i in range(4)])
     assert torch.allclose(single, whole, rtol=1e-4)
 
 
-def test_what_cannot_be_judged_is_refused(tiny_pipeline, prediction):
-    with pytest.raises(InputError, match="3 images and 2 captions"):
+def test_loss_rejects_wrong_number_of_captions_size_and_prediction_type(tiny_pipeline, prediction):
+    with pytest.raises(InputError, match="each image needs one caption, got 3 images and 2 captions"):
         objective(tiny_pipeline, images(), CAPTIONS[:2])
     with pytest.raises(InputError, match="multiples of"):
         objective(tiny_pipeline, images(size=(60, 64)), CAPTIONS)
     prediction("nonsense")
     with pytest.raises((InputError, ValueError), match="nonsense"):
         objective(tiny_pipeline, images(), CAPTIONS).losses_at(torch.arange(3), 500, seed=0)
+    scheduler = DDPMScheduler()
+    scheduler.register_to_config(prediction_type="nonsense")
+    latents = torch.zeros(1, 4, 2, 2)
+    with pytest.raises(InputError, match=r"prediction_type must be 'epsilon', .* or a flow, got 'nonsense'"):
+        noisy_and_target(scheduler, latents, latents, torch.tensor([0]))
 
 
-def test_a_folder_of_images_is_cropped_to_every_shape(tmp_path):
+def test_image_folder_crops_to_every_shape(tmp_path):
     from PIL import Image
 
     image = Image.new("RGB", (120, 60), "white")
@@ -116,14 +145,14 @@ def test_a_folder_of_images_is_cropped_to_every_shape(tmp_path):
     square = found.at((30, 30))
     assert square.shape == (2, 3, 30, 30)
     assert square[0, :, 15, 15].tolist() == [255, 0, 0]
-    assert square[0, 1, 15, 1] > 200  # the middle 60 x 60 begins left of the bar
-    assert found.at((60, 20))[0, 1].max() < 60  # a third of its width is all bar
+    assert square[0, 1, 15, 1] > 200  # the central 60 x 60 starts left of the bar
+    assert found.at((60, 20))[0, 1].max() < 60  # the central third contains only the bar
 
 
-def test_a_folder_without_images_is_refused(tmp_path):
-    with pytest.raises(InputError, match="holds no images"):
+def test_image_folder_rejects_missing_folder_and_unreadable_image(tmp_path):
+    with pytest.raises(InputError, match="has no images"):
         ImageFolder.open(tmp_path)
-    with pytest.raises(InputError, match="no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         ImageFolder.open(tmp_path / "none")
     (tmp_path / "x.png").write_text("no image")
     with pytest.raises(InputError, match=r"x\.png cannot be read"):

@@ -1,4 +1,4 @@
-"""Loading, sizes and token grids."""
+"""Load pipelines, list their sizes and layers, and identify them by their fingerprints."""
 
 import inspect
 import shutil
@@ -45,15 +45,15 @@ from entropy_probe.models import (
 )
 
 
-def test_a_saved_folder_is_loaded(tiny_folder, tiny_pipeline):
+def test_saved_folder_is_loaded(tiny_folder, tiny_pipeline):
     again = load(tiny_folder, device="cpu", dtype="float32")
     assert type(again).__name__ == "StableDiffusionPipeline"
     assert fingerprint(again) == fingerprint(tiny_pipeline)
     assert load(tiny_folder, dtype="bfloat16", device="cpu").unet.dtype == torch.bfloat16
 
 
-def of_default_size(transformer, pipeline, autoencoder=None, **more):
-    """A pipeline whose transformer's settings do not say what it was trained at."""
+def without_sample_size(transformer, pipeline, autoencoder=None, **more):
+    """Return a pipeline whose transformer has no training size in its configuration."""
     absent = [name for name in inspect.signature(pipeline).parameters if name.startswith(("text_enc", "tokenizer"))]
     return pipeline(
         transformer=transformer,
@@ -76,14 +76,14 @@ def bria():
         in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=32, axes_dims_rope=[0, 8, 8],
     )  # fmt: skip
-    return of_default_size(transformer, BriaPipeline)
+    return without_sample_size(transformer, BriaPipeline)
 
 
 def prx():
     transformer = PRXTransformer2DModel(
         in_channels=4, patch_size=2, hidden_size=32, num_heads=2, depth=1, axes_dim=[8, 8], context_in_dim=32
     )
-    return of_default_size(transformer, PRXPipeline, default_sample_size=512)
+    return without_sample_size(transformer, PRXPipeline, default_sample_size=512)
 
 
 def qwen():
@@ -95,35 +95,35 @@ def qwen():
         patch_size=2, in_channels=16, out_channels=4, num_layers=1, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=32, axes_dims_rope=(4, 6, 6),
     )  # fmt: skip
-    return of_default_size(transformer, QwenImagePipeline, autoencoder)
+    return without_sample_size(transformer, QwenImagePipeline, autoencoder)
 
 
-# Autoencoders here reduce by 4, Qwen's by 2; the defaults are those of the classes: 128 latent pixels, 64 for Bria.
+# The autoencoders reduce the size by 4, Qwen's by 2. The default sizes come from the pipeline classes.
 @pytest.mark.parametrize(
     ("build", "pixels", "side", "patch"),
     [
-        (lambda: of_default_size(flux(16), FluxPipeline), 512, 64, 1),
-        (lambda: of_default_size(flux(16), FluxKontextPipeline), 512, 64, 1),
-        (lambda: of_default_size(flux(32), FluxControlPipeline), 512, 64, 1),
-        (lambda: of_default_size(flux(16 + 16 + 256), FluxFillPipeline), 512, 64, 1),
+        (lambda: without_sample_size(flux(16), FluxPipeline), 512, 64, 1),
+        (lambda: without_sample_size(flux(16), FluxKontextPipeline), 512, 64, 1),
+        (lambda: without_sample_size(flux(32), FluxControlPipeline), 512, 64, 1),
+        (lambda: without_sample_size(flux(16 + 16 + 256), FluxFillPipeline), 512, 64, 1),
         (bria, 512, 64, 1),
         (prx, 512, 128, 2),
         (qwen, 256, 64, 2),
     ],
 )
-def test_the_training_size_is_the_default_where_nothing_else_tells(build, pixels, side, patch):
+def test_training_size_falls_back_to_the_default_size(build, pixels, side, patch):
     pipeline = build()
     assert training_size(pipeline) == (pixels, pixels)
     assert training_latents(pipeline.transformer, pipeline) == Latents(side, side, patch)
 
 
-def test_another_autoencoder_tells_its_reduction_too(tiny_pipeline):
-    pipeline = of_default_size(flux(16), FluxPipeline, tiny_pipeline.vae)
+def test_training_size_uses_the_factor_of_the_autoencoder(tiny_pipeline):
+    pipeline = without_sample_size(flux(16), FluxPipeline, tiny_pipeline.vae)
     assert training_latents(pipeline.transformer, pipeline) == Latents(64, 64)
     assert training_latents(pipeline.transformer) is None
 
 
-def test_latents_without_an_autoencoder_are_counted_as_the_pipeline_counts_them():
+def test_latents_without_an_autoencoder_have_the_factor_of_the_pipeline():
     prior = StableCascadeUNet(
         in_channels=4, out_channels=4, timestep_ratio_embedding_dim=8, patch_size=1, conditioning_dim=8,
         block_out_channels=(8, 8), num_attention_heads=(2, 2), down_num_layers_per_block=(1, 1),
@@ -135,16 +135,16 @@ def test_latents_without_an_autoencoder_are_counted_as_the_pipeline_counts_them(
     assert default_size(pipeline) == (1024, 1024)
     latents = training_latents(prior, pipeline)
     assert latents is not None
-    assert (latents.height, latents.width) == (24, 24)  # one to 42.67 pixels, as only the pipeline knows
+    assert (latents.height, latents.width) == (24, 24)  # one latent pixel per 42.67 pixels, as the pipeline declares
 
 
-def test_other_weights_have_another_fingerprint(tiny_folder, tiny_pipeline):
+def test_fingerprint_changes_with_the_weights(tiny_folder, tiny_pipeline):
     other = load(tiny_folder, device="cpu")
     other.unet.conv_in.weight.data += 1
     assert fingerprint(other) != fingerprint(tiny_pipeline)
 
 
-def test_how_a_model_was_loaded_is_not_in_its_fingerprint(tiny_pipeline):
+def test_fingerprint_ignores_how_the_model_was_loaded(tiny_pipeline):
     before, config = fingerprint(tiny_pipeline), tiny_pipeline.text_encoder.config
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(config, "transformers_version", "9.9.9")
@@ -153,8 +153,8 @@ def test_how_a_model_was_loaded_is_not_in_its_fingerprint(tiny_pipeline):
         assert fingerprint(tiny_pipeline) != before
 
 
-def test_bad_models_are_refused_with_cause_and_remedy(tiny_folder, tmp_path):
-    with pytest.raises(InputError, match="there is no folder"):
+def test_load_rejects_invalid_arguments(tiny_folder, tmp_path):
+    with pytest.raises(InputError, match=r"unknown model .* not a folder and not a hub id"):
         load(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"no model_index\.json.*save_pretrained"):
         load(tmp_path)
@@ -179,7 +179,7 @@ def test_training_size_and_tokens(tiny_pipeline):
 
 
 @pytest.mark.parametrize("size", [(64, 64), (40, 72)])
-def test_layers_are_what_a_capture_sees(tiny_pipeline, sample, size):
+def test_layers_equal_the_layers_of_a_capture(tiny_pipeline, sample, size):
     with capture(tiny_pipeline) as captured:
         sample(size, steps=1)
     seen = captured.frame().drop_duplicates("layer")
@@ -189,33 +189,33 @@ def test_layers_are_what_a_capture_sees(tiny_pipeline, sample, size):
     assert [layer.grid is None for layer in found] == (seen["kind"] == "cross").tolist()
 
 
-def test_sizes_that_cannot_be_drawn_are_refused(tiny_pipeline):
+def test_check_size_rejects_sizes_that_cannot_be_sampled(tiny_pipeline):
     check_size(tiny_pipeline, (64, 96))
-    with pytest.raises(InputError, match="multiples of 8 pixels, such as 64x96"):
+    with pytest.raises(InputError, match="multiples of 8 pixels, such as 64x96, got size 64x100"):
         check_size(tiny_pipeline, (64, 100))
     with pytest.raises(InputError, match="must be positive"):
         check_size(tiny_pipeline, (0, 64))
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000))
-def test_sizes_are_read_as_they_are_written(height, width):
+def test_size_roundtrip(height, width):
     assert parse_size(format_size((height, width))) == (height, width)
 
 
 @pytest.mark.parametrize("text", ["", "64x", "axb", "1x2x3", "-8", "0", "64x-8", "1.5"])
-def test_bad_sizes_are_refused(text):
+def test_parse_size_rejects_invalid_text(text):
     with pytest.raises(InputError):
         parse_size(text)
 
 
-def test_an_image_depends_on_its_own_seed_and_prompt(tiny_pipeline):
+def test_image_depends_only_on_its_seed_and_prompt(tiny_pipeline):
     both = sample_images(tiny_pipeline, ["a", "b"], (64, 64), [0, 1], steps=2, guidance_scale=4.0)
     alone = sample_images(tiny_pipeline, ["b"], (64, 64), [1], steps=2, guidance_scale=4.0)
     assert np.abs(np.asarray(both[1], int) - np.asarray(alone[0], int)).max() <= 1
     assert not np.array_equal(both[0], both[1])
 
 
-def test_the_fingerprint_knows_how_strongly_an_adapter_acts_and_finds_weights_that_are_kept_elsewhere(tiny_folder):
+def test_fingerprint_includes_offloaded_weights(tiny_folder):
     pipeline = load(tiny_folder, device="cpu")
     before = fingerprint(pipeline)
     pipeline.unet = cpu_offload(pipeline.unet, torch.device("cpu"))
@@ -224,6 +224,9 @@ def test_the_fingerprint_knows_how_strongly_an_adapter_acts_and_finds_weights_th
     pipeline.unet.register_parameter("own", torch.nn.Parameter(torch.zeros(3, device="meta")))
     with pytest.raises(InputError, match="'own' of UNet2DConditionModel are not in memory"):
         fingerprint(pipeline)
+
+
+def test_fingerprint_changes_with_the_strength_of_an_adapter(tiny_folder):
     pipeline = load(tiny_folder, device="cpu")
     pipeline.unet.add_adapter(LoraConfig(target_modules=["to_q"], init_lora_weights=False), "mine")
     found = []

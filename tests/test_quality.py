@@ -1,6 +1,8 @@
 """Paired comparisons of images, with networks and differences of known values."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 import entropy_probe as ep
+from entropy_probe import evaluation
 from entropy_probe.errors import InputError
 from entropy_probe.evaluation import (
     METRICS,
@@ -17,11 +20,13 @@ from entropy_probe.evaluation import (
     Quality,
     Scorer,
     in_order,
+    metrics,
     quality,
     validate,
 )
 from entropy_probe.evaluation.differences import corrected, metric_difference
 from entropy_probe.evaluation.drift import bootstrap_weights
+from entropy_probe.evaluation.image_metrics import frechet_distance, kernel_distance, text_score
 from entropy_probe.evaluation.image_quality import resampled_indices
 from entropy_probe.laws import Constant
 from entropy_probe.models import to_tensor
@@ -194,7 +199,7 @@ def test_constant_difference_uses_sign_test():
     assert constant.needed is None
 
 
-def test_verdict_names_better_and_worse_metrics_or_how_many_pairs_are_needed():
+def test_verdict_names_better_and_worse_metrics_or_number_of_pairs_needed():
     def compared(verdict, needed):
         return MetricDifference("paper", (32, 32), "repetition", 0.5, 0.1, 0.0, 0.2, 0.5, verdict, 16, needed)
 
@@ -226,9 +231,23 @@ def test_metrics_are_declared_with_common_names():
     assert all(metric.name == name and metric.unit and metric.formula for name, metric in METRICS.items())
 
 
-def test_old_names_still_work_and_warn():
-    from entropy_probe import evaluation
+def test_direction_and_formula_of_metric_are_in_one_file():
+    files = {path.name: path.read_text() for path in Path(evaluation.__file__).parents[1].rglob("*.py")}
+    declared = re.compile(
+        "|".join(["(lower|higher) is better", *(re.escape(m.formula) for m in METRICS.values())]), re.I
+    )
+    assert {name for name, text in files.items() if declared.search(text)} == {"metrics.py"}
 
+
+@pytest.mark.parametrize(
+    ("name", "function"), [("FID", frechet_distance), ("KID", kernel_distance), ("CLIP score", text_score)]
+)
+def test_docstring_names_the_usual_metric(name, function):
+    assert name in function.__doc__
+    assert name in metrics.__doc__
+
+
+def test_old_names_still_work_and_warn():
     with pytest.warns(DeprecationWarning, match="evaluation.Judge is deprecated: use Scorer"):
         assert evaluation.Judge is Scorer
     with pytest.warns(DeprecationWarning, match="evaluation.Comparison is deprecated: use MetricDifference"):

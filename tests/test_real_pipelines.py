@@ -117,14 +117,14 @@ def test_info_requires_a_size_if_the_model_has_no_training_size(tmp_path):
 
 
 def test_pipeline_with_one_size_refuses_other_sizes():
-    with pytest.raises(InputError, match="draws 8 pixels only"):
+    with pytest.raises(InputError, match="samples only 8 pixels, got size 16"):
         layers(by_family("DiT"), (16, 16))
 
 
 def test_missing_inputs_are_named_and_a_user_call_can_be_captured():
     family = next(family for family in FAMILIES if family.name == "Stable Cascade decoder")
     pipeline = seeded(lambda: stable_cascade_decoder(family.build()))
-    with pytest.raises(InputError, match=r"without image_embeddings: capture a call of your own"):
+    with pytest.raises(InputError, match=r"without image_embeddings: call it yourself in a capture"):
         layers(pipeline, (64, 64))
     embeddings = torch.randn(1, pipeline.decoder.config.effnet_in_channels, 3, 3)
     with capture(pipeline) as captured:

@@ -1,4 +1,4 @@
-"""The bundled models and their drawings."""
+"""The bundled models, prompts and drawings."""
 
 import subprocess
 import sys
@@ -18,10 +18,10 @@ def pipelines():
     return {name: ep.reference.load(name, device="cpu") for name in REFERENCES}
 
 
-@pytest.mark.parametrize(("name", "most"), [("reference", 30e6), ("reference-dit", 20e6)])
-def test_the_checkpoints_are_small_and_hold_no_pickle(name, most):
+@pytest.mark.parametrize(("name", "max_bytes"), [("reference", 30e6), ("reference-dit", 20e6)])
+def test_bundled_models_are_small_and_have_no_pickle(name, max_bytes):
     found = [p for p in Path(str(files("entropy_probe.data") / name)).rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in found) < most
+    assert sum(p.stat().st_size for p in found) < max_bytes
     assert {p.suffix for p in found} <= {".json", ".safetensors", ".csv", ".md", ".png", ".gz"}
 
 
@@ -29,7 +29,7 @@ def test_the_checkpoints_are_small_and_hold_no_pickle(name, most):
     ("name", "kind", "tokens"),
     [("reference", "StableDiffusionPipeline", {256, 64}), ("reference-dit", "PixArtAlphaPipeline", {64})],
 )
-def test_they_are_pipelines_of_diffusers_trained_at_64_pixels(pipelines, name, kind, tokens):
+def test_bundled_models_are_diffusers_pipelines_trained_at_64_pixels(pipelines, name, kind, tokens):
     pipeline = pipelines[name]
     assert type(pipeline).__name__ == kind
     assert getattr(pipeline, "safety_checker", None) is None
@@ -38,7 +38,7 @@ def test_they_are_pipelines_of_diffusers_trained_at_64_pixels(pipelines, name, k
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_the_caption_decides_what_is_drawn(pipelines, name):
+def test_image_matches_its_caption(pipelines, name):
     captions = ["noto red apple", "flat eggplant", "noto carrot", "flat broccoli"]
     images = sample_images(pipelines[name], captions, (64, 64), [0] * 4, steps=12, guidance_scale=4.0)
     colours = []
@@ -58,7 +58,7 @@ def test_bundled_prompts_are_captions():
     assert all(prompt.split()[0] in ("noto", "flat") for prompt in prompts)
 
 
-def test_vectors_are_drawn_at_any_size_and_centred():
+def test_vector_image_is_centred_at_any_size():
     svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 2 2"><rect width="2" height="2" fill="#f00"/></svg>'
     wide = draw_svg(svg, 20, 40)
     assert wide.shape == (20, 40, 3)
@@ -67,10 +67,10 @@ def test_vectors_are_drawn_at_any_size_and_centred():
     assert (wide[:, 30:] == 255).all()
 
 
-def test_a_clone_finds_them_too_where_the_package_is_installed_elsewhere():
+def test_clone_finds_the_prompts_if_the_package_is_not_installed():
     code = "import entropy_probe as ep; print(ep.__file__); print(len(ep.reference.prompts()))"
     root = Path(__file__).parents[1]
-    said = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    file, count = said.stdout.split()
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    file, count = result.stdout.split()
     assert Path(file) == root / "entropy_probe" / "__init__.py"
     assert int(count) == 64

@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 from torch import nn
 
-from entropy_probe.baselines import Profile, Settings, compare, junit, markdown, profile, text
+from entropy_probe.baselines import Profile, ProfileComparison, Settings, compare, junit, markdown, profile, text
 from entropy_probe.baselines.comparison import RESOLUTION
 from entropy_probe.baselines.profiles import HEAD, MIN_IMAGES
 from entropy_probe.cli import main as cli
@@ -125,18 +125,18 @@ CORRUPT = {
 
 
 @pytest.mark.parametrize("case", CORRUPT)
-def test_corrupt_file_is_refused_by_name(tiny_profile, tmp_path, case):
+def test_rejects_corrupt_file_and_names_it(tiny_profile, tmp_path, case):
     corrupt, message = CORRUPT[case]
     content = corrupt(json.loads(tiny_profile.to_json()))
     path = tmp_path / "b.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    with pytest.raises(InputError, match=message) as refused:
+    with pytest.raises(InputError, match=message) as rejected:
         Profile.open(path)
-    assert "b.json" in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert "b.json" in str(rejected.value)
+    assert "\n" not in str(rejected.value)
 
 
-def test_too_few_images_are_refused_before_sampling(tiny):
+def test_rejects_too_few_images_before_sampling(tiny):
     with pytest.raises(InputError, match=f"at least {MIN_IMAGES}"):
         profile(tiny, **{**TINY, "seeds": (0, 1, 2)})
 
@@ -144,7 +144,7 @@ def test_too_few_images_are_refused_before_sampling(tiny):
 # The test
 
 
-def test_p_is_the_fraction_of_exchanges_with_as_large_a_maximum_z():
+def test_p_is_fraction_of_exchanges_with_at_least_the_observed_maximum_z():
     generator = np.random.default_rng(1)
     x = correlated(generator, 6, 8)
     y = x + 0.3 * correlated(generator, 6, 8) + np.array([[1.0], [0], [0], [0], [0], [0.2]])
@@ -235,7 +235,20 @@ def test_removed_or_added_heads_are_a_change():
     assert 'failures="1"' in junit(comparison)
 
 
-def test_incomparable_profiles_are_refused():
+def test_comparison_survives_json():
+    generator = np.random.default_rng(10)
+    x = profile_of(generator.normal(size=(4, 10)))
+    now = profile_of(x.entropy.to_numpy() + np.array([[1.0], [0], [0], [0]]))
+    comparison = compare(x, replace(now, entropy=now.entropy.drop(index=1, level="head")))
+    again = ProfileComparison.from_json(comparison.to_json(), comparison.baseline, comparison.now)
+    pd.testing.assert_frame_equal(again.heads, comparison.heads)
+    assert again.to_json() == comparison.to_json()
+    assert text(again) == text(comparison)
+    with pytest.raises(InputError, match="give the compared profiles"):
+        ProfileComparison.from_json(comparison.to_json(), x, now)
+
+
+def test_rejects_incomparable_profiles():
     x = np.random.default_rng(8).normal(size=(4, 10))
     one = profile_of(x)
     with pytest.raises(InputError, match="steps must be 8, as in the baseline, got 9"):
@@ -350,7 +363,7 @@ def call(monkeypatch, capsys):
 
 
 def test_command_line_saves_checks_and_diffs(call, tiny, tiny_folder, tmp_path, queries_scaled):
-    grid = ("--sizes", "64", "--prompts", "2", "--seeds", "0,1,2,3,4", "--steps", "2", "--device", "cpu")
+    grid = ("--sizes", "64", "--prompts", "2", "--seeds", "0,1,2,3,4", "--steps", "1", "--device", "cpu")
     old, new = tmp_path / "old.json", tmp_path / "new.json"
     code, out, err = call("save", tiny_folder, "--out", old, "--quiet", *grid)
     assert (code, out, err) == (0, "", "")
@@ -393,7 +406,7 @@ TEST = """
 import pytest
 from entropy_probe.models import load
 
-SETTINGS = dict(prompts=["noto red apple", "flat pizza"], sizes=[(64, 64)], seeds=range(5), steps=2)
+SETTINGS = dict(prompts=["noto red apple", "flat pizza"], sizes=[(32, 32)], seeds=range(5), steps=1)
 
 @pytest.mark.parametrize("factor", [{factor}], ids=["a model"])
 def test_profile(entropy_baseline, factor):

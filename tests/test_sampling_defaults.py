@@ -43,7 +43,7 @@ def test_pipelines_without_defaults_get_eight_steps_and_guidance_four():
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('{"steps": 0, "guidance_scale": 4.0}', "greater than or equal to 1 in 'steps'"),
+        ('{"steps": 0, "guidance_scale": 4.0}', "'steps' must be greater than or equal to 1, got 0"),
         ('{"steps": 8}', "'guidance_scale'"),
         ('{"steps": 8, "guidance_scale": 4.0, "cfg": 1}', "'cfg'"),
         ("8", "sampling.json"),

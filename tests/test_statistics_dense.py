@@ -1,4 +1,4 @@
-"""The definition against closed forms and scipy."""
+"""The dense definition, compared with closed forms and scipy."""
 
 import math
 
@@ -11,7 +11,7 @@ from entropy_probe.statistics import dense
 
 
 def rows(logits, **options):
-    """Statistics of given logits: the query is the identity, so that query @ key^T = logits."""
+    """Return the statistics of given logits: with the identity as query, query @ key^T = logits."""
     return dense(torch.eye(len(logits))[None, None], logits.T[None, None], scale=1.0, **options)
 
 
@@ -45,12 +45,12 @@ def test_entropy_and_variance_agree_with_scipy_and_torch():
     assert torch.allclose(result.logit_variance, logits.var(-1, correction=0))
 
 
-def test_attention_distance_of_known_attention():
-    places = TokenGrid(2, 2, 1, 1.0).positions()
-    one_hot = rows(torch.eye(4)[[3, 3, 3, 3]] * 1e4, positions=(places, places)).attention_distance.flatten()
-    assert one_hot.tolist() == pytest.approx([(places[i] - places[3]).norm().item() for i in range(4)], abs=1e-6)
-    uniform = rows(torch.zeros(4, 4), positions=(places, places)).attention_distance.flatten()
-    squares = (places[:, None] - places[None]).square().sum(-1).mean(-1)
+def test_attention_distance_of_one_hot_and_uniform_attention():
+    positions = TokenGrid(2, 2, 1, 1.0).positions()
+    one_hot = rows(torch.eye(4)[[3, 3, 3, 3]] * 1e4, positions=(positions, positions)).attention_distance.flatten()
+    assert one_hot.tolist() == pytest.approx([(positions[i] - positions[3]).norm().item() for i in range(4)], abs=1e-6)
+    uniform = rows(torch.zeros(4, 4), positions=(positions, positions)).attention_distance.flatten()
+    squares = (positions[:, None] - positions[None]).square().sum(-1).mean(-1)
     assert uniform.tolist() == pytest.approx(squares.sqrt().tolist(), abs=1e-6)
 
 
@@ -63,7 +63,7 @@ def test_fully_masked_rows_have_entropy_zero_and_are_not_counted():
     assert torch.equal(rows(torch.zeros(2, 3), mask=additive).counted, result.counted)
 
 
-def test_additive_masks_add_to_the_logits():
+def test_additive_mask_adds_to_logits():
     torch.manual_seed(3)
     logits, mask = torch.randn(4, 6), torch.randn(4, 6)
     added, plain = rows(logits, mask=mask), rows(logits + mask)
@@ -71,7 +71,7 @@ def test_additive_masks_add_to_the_logits():
     assert torch.allclose(added.logit_variance, plain.logit_variance, atol=1e-6)
 
 
-def test_causal_rows_see_what_came_before():
+def test_causal_rows_attend_to_previous_keys():
     assert rows(torch.zeros(4, 4), is_causal=True).entropy.flatten().exp().tolist() == pytest.approx([1, 2, 3, 4])
 
 
@@ -82,6 +82,6 @@ def test_grouped_queries_share_keys():
     assert torch.equal(shared[:, 2:], dense(query[:, 2:], key[:, 1:].expand(-1, 2, -1, -1)).entropy)
 
 
-def test_mask_and_causal_together_are_refused():
+def test_rejects_mask_with_is_causal():
     with pytest.raises(ValueError, match="cannot be combined, got both"):
         rows(torch.zeros(2, 2), mask=torch.ones(2, 2, dtype=torch.bool), is_causal=True)

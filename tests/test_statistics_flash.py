@@ -1,4 +1,4 @@
-"""The fast implementation against the definition, and its memory."""
+"""`flash` and `curve`, compared with the dense definition, and their memory."""
 
 import math
 import subprocess
@@ -14,16 +14,16 @@ from entropy_probe.statistics.torch_fused import fused
 
 LIMIT = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
 KINDS = ["none", "keys", "rows", "additive keys", "additive rows", "some rows empty", "all keys masked", "causal"]
-KINDS += ["bias on keys", "bias on rows", "lowered keys"]  # additive masks that bar no key
-KINDS += ["padding"]  # as diffusers writes it
+KINDS += ["bias on keys", "bias on rows", "lowered keys"]  # additive masks that mask no key
+KINDS += ["padding"]  # as diffusers writes it: -10,000
 
 
-needs_kernel = pytest.mark.skipif(not cpu.COMPILED, reason="the kernel is compiled where there is GCC")
+needs_kernel = pytest.mark.skipif(not cpu.COMPILED, reason="the kernel is not compiled: GCC is missing")
 
 
 @st.composite
 def calls(draw, kinds=KINDS):
-    """An attention call: any shape, any peakedness, any kind of mask."""
+    """Draw an attention call with any shape, sharpness and kind of mask."""
     batch, groups, kv_heads = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
     queries, keys, width = draw(st.integers(1, 40)), draw(st.integers(1, 70)), draw(st.integers(1, 130))
     peak = draw(st.sampled_from([0.1, 1.0, 3.0, 10.0, 50.0]))
@@ -53,19 +53,19 @@ def calls(draw, kinds=KINDS):
     return query, key, {"mask": mask, "is_causal": kind == "causal", "scale": scale, "enable_gqa": groups > 1}
 
 
-WAYS = [pytest.param(True, marks=needs_kernel, id="kernel"), pytest.param(False, id="blocks")]
+IMPLEMENTATIONS = [pytest.param(True, marks=needs_kernel, id="kernel"), pytest.param(False, id="blocks")]
 
 
-@pytest.mark.parametrize("compiled", WAYS)
+@pytest.mark.parametrize("compiled", IMPLEMENTATIONS)
 @settings(max_examples=150, deadline=None)
 @given(call=calls())
-def test_flash_is_the_definition(compiled, call):
+def test_flash_equals_definition(compiled, call):
     query, key, options = call
-    places = torch.rand(query.shape[2], 2), torch.rand(key.shape[2], 2)
-    exact = dense(query, key, positions=places, **options)
+    positions = torch.rand(query.shape[2], 2), torch.rand(key.shape[2], 2)
+    exact = dense(query, key, positions=positions, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "COMPILED", compiled)
-        fast = flash(query, key, positions=places, **options)
+        fast = flash(query, key, positions=positions, **options)
     assert torch.equal(exact.counted, fast.counted)
     assert (exact.entropy - fast.entropy).abs().max() <= LIMIT[query.dtype]
     assert torch.allclose(exact.logit_variance, fast.logit_variance.double(), rtol=1e-4, atol=1e-5)
@@ -77,10 +77,10 @@ def test_flash_is_the_definition(compiled, call):
     )
 
 
-@pytest.mark.parametrize("compiled", WAYS)
+@pytest.mark.parametrize("compiled", IMPLEMENTATIONS)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(call=calls(), scale_factors=st.lists(st.floats(0, 4), max_size=10))
-def test_a_curve_is_the_definition_at_each_of_its_scale_factors(compiled, call, scale_factors):
+def test_curve_equals_definition_at_every_scale_factor(compiled, call, scale_factors):
     query, key, options = call
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "COMPILED", compiled)
@@ -97,13 +97,13 @@ def test_a_curve_is_the_definition_at_each_of_its_scale_factors(compiled, call, 
 
 @settings(max_examples=60, deadline=None)
 @given(calls(["none", "keys", "additive keys", "all keys masked", "bias on keys", "lowered keys"]))
-def test_the_fused_call_is_the_definition(call):
+def test_fused_call_equals_definition(call):
     query, key, options = call
     query, key = query.double(), key.double().repeat_interleave(query.shape[1] // key.shape[1], 1)
     scale = query.shape[-1] ** -0.5 if options["scale"] is None else options["scale"]
-    places = torch.rand(query.shape[2], 2).double(), torch.rand(key.shape[2], 2).double()
-    exact = dense(query, key, options["mask"], scale=scale, positions=places)
-    result, _ = fused(query, key, options["mask"], scale, places)
+    positions = torch.rand(query.shape[2], 2).double(), torch.rand(key.shape[2], 2).double()
+    exact = dense(query, key, options["mask"], scale=scale, positions=positions)
+    result, _ = fused(query, key, options["mask"], scale, positions)
     assert torch.equal(exact.counted, result.counted)
     assert (exact.entropy - result.entropy).abs().max() <= 1e-8
     for name in ("logit_variance", "log_sum", "logit_mean"):
@@ -114,7 +114,7 @@ def test_the_fused_call_is_the_definition(call):
 
 @settings(max_examples=60, deadline=None)
 @given(calls())
-def test_entropy_lies_between_zero_and_the_logarithm_of_the_allowed_keys(call):
+def test_entropy_is_between_zero_and_ln_of_allowed_keys(call):
     query, key, options = call
     entropy = flash(query, key, **options).entropy
     allowed = torch.ones(*entropy.shape, key.shape[2], dtype=torch.bool)
@@ -129,7 +129,7 @@ def test_entropy_lies_between_zero_and_the_logarithm_of_the_allowed_keys(call):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.floats(0.3, 3.0))
-def test_entropy_does_not_change_with_the_order_or_the_place_of_the_keys(seed, scale_factor):
+def test_entropy_is_invariant_to_order_and_shift_of_keys(seed, scale_factor):
     torch.manual_seed(seed)
     query, key = torch.randn(1, 2, 20, 16), torch.randn(1, 2, 30, 16)
     entropy = flash(query, key).entropy
@@ -139,16 +139,16 @@ def test_entropy_does_not_change_with_the_order_or_the_place_of_the_keys(seed, s
     assert torch.allclose(flash(scale_factor * query, key).entropy, scaled, atol=1e-5)
 
 
-def test_inputs_need_not_be_contiguous():
+def test_inputs_can_be_non_contiguous():
     torch.manual_seed(0)
     query, key = torch.randn(2, 50, 4, 8).transpose(1, 2), torch.randn(2, 60, 4, 16)[..., ::2].transpose(1, 2)
     assert torch.allclose(flash(query, key).entropy.double(), dense(query, key).entropy, atol=1e-5)
 
 
-@pytest.mark.parametrize("compiled", WAYS)
+@pytest.mark.parametrize("compiled", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", list(LIMIT))
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 4096), (65, 1025), (700, 333)])
-def test_flash_is_the_definition_at_any_length(monkeypatch, compiled, dtype, queries, keys):
+def test_flash_equals_definition_at_any_length(monkeypatch, compiled, dtype, queries, keys):
     monkeypatch.setattr(cpu, "COMPILED", compiled)
     torch.manual_seed(0)
     query, key = torch.randn(1, 2, queries, 40).to(dtype), torch.randn(1, 2, keys, 40).to(dtype)
@@ -156,14 +156,14 @@ def test_flash_is_the_definition_at_any_length(monkeypatch, compiled, dtype, que
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_mask_of_the_lowest_number_bars_its_keys(dtype):
+def test_mask_with_minimum_of_dtype_masks_its_keys(dtype):
     torch.manual_seed(0)
     query, key, keep = torch.randn(2, 2, 20, 16), torch.randn(2, 2, 30, 16), torch.rand(2, 1, 1, 30) > 0.4
     lowest = torch.zeros(keep.shape).masked_fill(~keep, torch.finfo(dtype).min)
     assert (flash(query, key, lowest).entropy - dense(query, key, keep).entropy).abs().max() <= 1e-5
 
 
-def test_mask_and_causal_together_are_refused():
+def test_rejects_mask_with_is_causal():
     with pytest.raises(ValueError, match="cannot be combined, got both"):
         flash(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), torch.ones(2, 2, dtype=torch.bool), is_causal=True)
 
@@ -183,18 +183,18 @@ print(peak() - before)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("causal", "part"), [(False, 32), (True, 16)])
-def test_no_attention_map_is_ever_held(causal, part):
+@pytest.mark.parametrize(("causal", "fraction"), [(False, 1 / 32), (True, 1 / 16)])
+def test_memory_is_far_below_an_attention_map(causal, fraction):
     tokens = 16_384
     extra = int(subprocess.check_output([sys.executable, "-c", PEAK.format(n=tokens, causal=causal)], text=True))
-    assert extra < 8 * tokens * tokens * 4 / part
+    assert extra < 8 * tokens * tokens * 4 * fraction
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", list(LIMIT))
 @pytest.mark.parametrize("peak", [0.1, 3.0, 30.0])
-def test_flash_is_the_definition_on_cuda(dtype, peak):
+def test_flash_equals_definition_on_cuda(dtype, peak):
     torch.manual_seed(0)
     query = (peak * torch.randn(2, 4, 333, 64, device="cuda")).to(dtype)
     key = torch.randn(2, 4, 257, 64, device="cuda").to(dtype)
@@ -205,12 +205,12 @@ def test_flash_is_the_definition_on_cuda(dtype, peak):
 
 @pytest.fixture
 def as_on_cuda(monkeypatch):
-    """The way of a CUDA tensor, on a CPU: Triton's kernel in its interpreter, or torch's attention on the CPU."""
+    """Send CPU tensors through the code for CUDA: Triton's interpreter, or torch's attention."""
     pytest.importorskip("triton")
     from entropy_probe.statistics import dispatch, triton
 
     if torch.cuda.is_available():
-        pytest.skip("the interpreter is for machines without a GPU; here the tests of the kernel itself run on it")
+        pytest.skip("a GPU is available: test_statistics_triton.py runs the kernel on it")
     monkeypatch.setattr(dispatch, "_on_cuda", lambda query: True)
     monkeypatch.setattr(dispatch, "_WITHOUT_TRITON", set())
     return triton
@@ -218,21 +218,21 @@ def as_on_cuda(monkeypatch):
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(call=calls().filter(lambda call: call[0].dtype != torch.bfloat16))
-def test_on_cuda_it_is_the_definition_too(call, as_on_cuda):
+def test_code_for_cuda_equals_definition(call, as_on_cuda):
     query, key, arguments = call
     found, expected = flash(query, key, **arguments), dense(query, key, **arguments)
     assert (found.entropy - expected.entropy).abs().max() <= LIMIT[query.dtype]
     assert torch.equal(found.counted, expected.counted)
 
 
-def test_logits_too_large_for_float32_are_done_in_float64(as_on_cuda):
+def test_logits_too_large_for_float32_are_computed_in_float64(as_on_cuda):
     torch.manual_seed(0)
     query, key = 400 * torch.randn(1, 2, 30, 16), torch.randn(1, 2, 40, 16)
     assert (flash(query, key).entropy - dense(query, key).entropy).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize("mask", [None, torch.arange(40) < 30, (torch.rand(1, 1, 30, 40) > 0.4)])
-def test_without_a_compiler_torch_attends(as_on_cuda, monkeypatch, mask):
+def test_torch_is_used_if_triton_has_no_compiler(as_on_cuda, monkeypatch, mask):
     def broken(*_):
         tries.append(1)
         raise RuntimeError("Failed to find C compiler")
@@ -241,12 +241,12 @@ def test_without_a_compiler_torch_attends(as_on_cuda, monkeypatch, mask):
     monkeypatch.setattr(as_on_cuda, "by_triton", broken)
     torch.manual_seed(0)
     query, key = torch.randn(1, 2, 30, 16), torch.randn(1, 2, 40, 16)
-    places = torch.rand(30, 2), torch.rand(40, 2)
+    positions = torch.rand(30, 2), torch.rand(40, 2)
     with pytest.warns(UserWarning, match="Failed to find C compiler"):
-        found = flash(query, key, mask, positions=places)
-    again = flash(query, key, mask, positions=places)
+        found = flash(query, key, mask, positions=positions)
+    again = flash(query, key, mask, positions=positions)
     assert tries == [1]
-    expected = dense(query, key, mask, positions=places)
+    expected = dense(query, key, mask, positions=positions)
     for result in (found, again):
         assert (result.entropy - expected.entropy).abs().max() <= 1e-5
         assert torch.allclose(result.attention_distance.double(), expected.attention_distance, atol=2e-4)

@@ -1,4 +1,4 @@
-"""Attention taken apart, against the full map in float64."""
+"""Attention split into image and text keys, compared with the full map in float64."""
 
 import math
 
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from entropy_probe.statistics import dense, parts
 
 
-def taken_apart(query, key, image, mask, scale):
-    """Mass, and the entropy within each part, from the map itself."""
+def split_by_map(query, key, image, mask, scale):
+    """Return the image mass and the entropy within each part, computed from the attention map."""
     logits = scale * query.double() @ key.double().mT
     if mask is not None and mask.dtype == torch.bool:
         logits = logits.masked_fill(~mask, -torch.inf)
@@ -27,7 +27,7 @@ def taken_apart(query, key, image, mask, scale):
 
 @st.composite
 def joint_calls(draw):
-    """An attention over image and text keys, in any order and with any mask."""
+    """Draw an attention call over image and text keys, in any order and with any mask."""
     batch, heads, queries, width = (draw(st.integers(1, n)) for n in (2, 2, 30, 40))
     start, length, rest = draw(st.integers(0, 9)), draw(st.integers(1, 40)), draw(st.integers(0, 9))
     keys = start + length + rest + (start + rest == 0)
@@ -49,12 +49,12 @@ def joint_calls(draw):
 
 @settings(max_examples=200, deadline=None)
 @given(joint_calls())
-def test_it_is_what_the_map_says(call):
+def test_parts_equal_full_map(call):
     query, key, image, mask = call
     scale = query.shape[-1] ** -0.5
-    places = torch.rand(query.shape[2], 2), torch.rand(image.stop - image.start, 2)
-    found = parts(query, key, image, mask, scale, positions=places)
-    mass, own, other = taken_apart(query, key, image, mask, scale)
+    positions = torch.rand(query.shape[2], 2), torch.rand(image.stop - image.start, 2)
+    found = parts(query, key, image, mask, scale, positions=positions)
+    mass, own, other = split_by_map(query, key, image, mask, scale)
     assert (found.image_mass - mass).abs().max() <= 1e-4
     for part, expected, weight in ((found.image, own, mass), (found.text, other, 1 - mass)):
         assert (weight * (part.entropy - expected)).abs().max() <= 1e-5
@@ -66,7 +66,7 @@ def test_it_is_what_the_map_says(call):
         ours, expected = vars(found.whole)[name].double(), vars(whole)[name]
         assert torch.allclose(ours[counted], expected[counted], rtol=1e-4, atol=1e-4), name
     own_mask = None if mask is None else mask.expand(*mask.shape[:-1], key.shape[2])[..., image]
-    among = dense(query, key[:, :, image], own_mask, scale=scale, positions=places)
+    among = dense(query, key[:, :, image], own_mask, scale=scale, positions=positions)
     distances = found.whole.attention_distance.double()[among.counted]
     assert torch.allclose(distances, among.attention_distance[among.counted], atol=2e-4)
     assert torch.allclose(
@@ -84,7 +84,7 @@ def test_it_is_what_the_map_says(call):
 
 @settings(max_examples=50, deadline=None)
 @given(joint_calls())
-def test_the_chain_rule_holds_for_the_means(call):
+def test_chain_rule_holds_for_means(call):
     query, key, image, mask = call
     found = parts(query, key, image, mask)
     means, entropy = found.means(), found.whole.means().entropy
@@ -93,7 +93,7 @@ def test_the_chain_rule_holds_for_the_means(call):
     assert torch.allclose(means.mass_entropy + own + text, entropy, atol=1e-5, equal_nan=True)
 
 
-def test_keys_that_are_all_alike_share_by_their_number():
+def test_equal_keys_get_mass_by_their_number():
     found = parts(torch.randn(1, 1, 6, 8), torch.zeros(1, 1, 40, 8), slice(10, 40))
     means = found.means()
     assert means.image_mass.item() == pytest.approx(0.75)
@@ -102,19 +102,19 @@ def test_keys_that_are_all_alike_share_by_their_number():
 
 
 @pytest.mark.parametrize("shift", [0.0, 30.0, 100.0])
-def test_what_keys_have_in_common_takes_no_digits(shift):
+def test_shared_offset_of_keys_costs_no_precision(shift):
     torch.manual_seed(0)
     query, key = torch.randn(1, 2, 50, 16) + 1.0, torch.randn(1, 2, 60, 16) + shift
     found = parts(query, key, slice(10, 60))
     exact = dense(query, key)
     assert (exact.logit_mean.abs().max() > 500) == (shift == 100.0)
-    # The keys themselves are rounded where they are large: the definition is asked about the same ones.
+    # Large keys are rounded themselves, so the definition gets the rounded keys.
     assert (found.whole.entropy - exact.entropy).abs().max() <= 1e-5
     mass = (query.double() @ key.double().mT / 4).softmax(-1)[..., 10:].sum(-1)
     assert (found.image_mass - mass).abs().max() <= 1e-5
 
 
-def test_a_small_share_keeps_its_digits():
+def test_tiny_mass_is_precise():
     torch.manual_seed(0)
     query, key = torch.randn(1, 1, 20, 4), torch.randn(1, 1, 12, 4)
     query[..., 0], key[:, :, :4, 0], key[:, :, 4:, 0] = 4.0, -15.0, 15.0  # e^-60 of the mass is on the first four
@@ -127,6 +127,6 @@ def test_a_small_share_keeps_its_digits():
 
 
 @pytest.mark.parametrize("image", [slice(0, 12), slice(4, 4)])
-def test_there_must_be_two_parts(image):
+def test_rejects_calls_without_two_parts(image):
     with pytest.raises(ValueError, match="some of the 12 keys but not all"):
         parts(torch.randn(1, 1, 20, 4), torch.randn(1, 1, 12, 4), image)

@@ -1,4 +1,4 @@
-"""Choosing rows, and means over them."""
+"""Sampling rows, and means over them."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from entropy_probe.statistics import RowStatistics, standard_error, stratified_r
 
 
 @given(st.integers(2, 500), st.data())
-def test_two_rows_lie_in_every_stratum(total, data):
+def test_every_stratum_has_two_rows(total, data):
     strata = data.draw(st.integers(1, total // 2))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
     rows = stratified_rows(total, 2 * strata, generator).unflatten(0, (-1, 2))
@@ -21,8 +21,8 @@ def test_two_rows_lie_in_every_stratum(total, data):
 
 
 @given(st.integers(2, 60), st.data())
-def test_every_row_has_exactly_the_same_chance(total, data):
-    """All of the randomness, enumerated: `total` evenly spaced offsets draw each row as often as any other."""
+def test_every_row_has_equal_probability(total, data):
+    """Enumerate the random offsets: over `total` evenly spaced offsets, every row is sampled equally often."""
     chosen = 2 * data.draw(st.integers(1, total // 2))
     counts = torch.zeros(total, dtype=torch.long)
     with pytest.MonkeyPatch.context() as patch:
@@ -34,12 +34,12 @@ def test_every_row_has_exactly_the_same_chance(total, data):
 
 
 @pytest.mark.parametrize("chosen", [0, -2, 5, 12])
-def test_too_few_too_many_or_odd_rows_are_refused(chosen):
+def test_rejects_too_few_too_many_or_odd_rows(chosen):
     with pytest.raises(ValueError, match=rf"even number between 2 and 10 \(all rows\), got {chosen}"):
         stratified_rows(10, chosen)
 
 
-def drawn_from(entropy, rows):
+def sample_rows(entropy, rows):
     own = entropy[..., rows]
     return RowStatistics(own, own, own, own, None, torch.isfinite(own))
 
@@ -48,12 +48,12 @@ PATTERNS = {
     "a ramp down the image": lambda y, x: 5 * y,
     "an object in the middle": lambda y, x: 4 * torch.exp(-8 * ((y - 0.5) ** 2 + (x - 0.4) ** 2)),
     "stripes": lambda y, x: 2 * torch.sin(40 * x) + y,
-    "a few rows far off": lambda y, x: torch.where((y + x) % 0.2 < 0.03, 6.0, 1.0),
+    "a few outlying rows": lambda y, x: torch.where((y + x) % 0.2 < 0.03, 6.0, 1.0),
 }
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_the_mean_is_unbiased_and_its_interval_covers_it_19_times_in_20(pattern):
+def test_mean_is_unbiased_and_95_percent_interval_covers_it(pattern):
     side, draws = 64, 1000
     y, x = torch.meshgrid(*2 * [torch.linspace(0, 1, side, dtype=torch.float64)], indexing="ij")
     noise = torch.randn(side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -61,7 +61,7 @@ def test_the_mean_is_unbiased_and_its_interval_covers_it_19_times_in_20(pattern)
     truth = entropy.mean().item()
     means, errors = [], []
     for seed in range(draws):
-        rows = drawn_from(entropy, stratified_rows(side**2, 256, torch.Generator().manual_seed(seed)))
+        rows = sample_rows(entropy, stratified_rows(side**2, 256, torch.Generator().manual_seed(seed)))
         means.append(rows.means().entropy.item())
         errors.append(standard_error(rows).item())
     means, errors = torch.tensor(means), torch.tensor(errors)
@@ -71,7 +71,7 @@ def test_the_mean_is_unbiased_and_its_interval_covers_it_19_times_in_20(pattern)
     assert 0.93 <= covered <= 0.97
 
 
-def test_the_standard_error_by_hand():
+def test_standard_error_equals_hand_computation():
     values = torch.tensor([[[1.0, 3.0, 2.0, 2.5]]])
     every = torch.ones_like(values, dtype=torch.bool)
     by_hand = ((2.0**2 + 0.5**2) / 4 / 2**2) ** 0.5
@@ -79,8 +79,8 @@ def test_the_standard_error_by_hand():
     assert standard_error(statistics).item() == pytest.approx(by_hand)
 
 
-def test_rows_that_count_for_nothing_do_not_count_in_the_standard_error():
-    """One row in four attends to nothing: the spread of the means over many draws is what is told."""
+def test_standard_error_ignores_uncounted_rows():
+    """With every fourth row uncounted, the standard error equals the spread of the means over many samples."""
     generator = torch.Generator().manual_seed(0)
     entropy = torch.rand(1, 1, 400, generator=generator) + torch.linspace(0, 3, 400)
     counted = torch.rand(1, 1, 400, generator=generator) > 0.25
@@ -94,14 +94,14 @@ def test_rows_that_count_for_nothing_do_not_count_in_the_standard_error():
     assert torch.tensor(errors).mean() == pytest.approx(torch.tensor(means).std().item(), rel=0.1)
 
 
-def test_uncounted_rows_are_left_out_of_means():
+def test_means_exclude_uncounted_rows():
     values, counted = torch.tensor([[[1.0, 3.0, 100.0]]]), torch.tensor([[[True, True, False]]])
     means = RowStatistics(values, 2 * values, values, values, 3 * values, counted).means()
     assert (means.entropy.item(), means.entropy_std.item()) == (2.0, 1.0)
     assert (means.logit_variance.item(), means.attention_distance.item()) == (4.0, 6.0)
 
 
-def test_means_and_spread_are_torchs_and_without_a_counted_row_they_are_nan():
+def test_means_equal_torch_and_are_nan_without_counted_rows():
     torch.manual_seed(0)
     values = torch.randn(2, 3, 7)
     every = torch.ones_like(values, dtype=torch.bool)

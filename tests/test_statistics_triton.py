@@ -1,4 +1,4 @@
-"""The kernel for CUDA: against the definition, in Triton's interpreter where there is no GPU; and that it compiles."""
+"""The Triton kernel: compared with the definition, in the interpreter if no GPU is available, and compiled for GPUs."""
 
 import math
 import os
@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 from entropy_probe.statistics import dense
 from entropy_probe.statistics.triton import CONFIGS, by_triton, fitting
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # conftest.py has the interpreter take its place
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # conftest.py selects Triton's interpreter
 
 
 def check(query, key, mask=None, is_causal=False, positions=None, tolerance=1e-5):
@@ -35,13 +35,13 @@ def check(query, key, mask=None, is_causal=False, positions=None, tolerance=1e-5
 
 @pytest.mark.parametrize("width", [1, 32, 40, 128, 256])
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (7, 77), (64, 64), (65, 130)])
-def test_every_edge_of_its_blocks(width, queries, keys):
+def test_kernel_equals_definition_for_sizes_around_its_blocks(width, queries, keys):
     torch.manual_seed(0)
     positions = torch.rand(queries, 2).to(DEVICE), torch.rand(keys, 2).to(DEVICE)
     check(torch.randn(2, 2, queries, width), torch.randn(2, 2, keys, width), positions=positions)
 
 
-needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter multiplies the bits of bfloat16 as integers")
+needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="Triton's interpreter treats bfloat16 as integers")
 
 
 @pytest.mark.parametrize("dtype", [pytest.param(torch.bfloat16, marks=needs_gpu), torch.float16])
@@ -52,37 +52,37 @@ def test_half_precision_is_summed_in_float32(dtype):
 
 @pytest.mark.parametrize("shape", [(2, 4, 30, 150), (2, 1, 1, 150), (1, 1, 30, 150), (30, 150), (150,)])
 @pytest.mark.parametrize("additive", [False, True])
-def test_masks_of_every_shape(shape, additive):
+def test_kernel_equals_definition_for_masks_of_every_shape(shape, additive):
     torch.manual_seed(0)
     allowed = torch.rand(shape) > 0.4
     allowed[..., :100] = False  # whole blocks of keys
     if len(shape) > 1 and shape[-2] > 1:
-        allowed[..., 0, :] = False  # a row that may attend to nothing
+        allowed[..., 0, :] = False  # a row without allowed keys
     mask = torch.randn(shape).masked_fill(~allowed, -torch.inf) if additive else allowed
     check(torch.randn(2, 4, 30, 16), torch.randn(2, 4, 150, 16), mask)
 
 
-def test_a_mask_that_moves_the_mean():
+def test_mask_that_shifts_the_mean_costs_little_precision():
     torch.manual_seed(0)
     mask = torch.where(torch.rand(1, 1, 30, 150) > 0.4, 1_000.0, -torch.inf) + torch.rand(1, 1, 30, 150)
     check(torch.randn(2, 4, 30, 16), torch.randn(2, 4, 150, 16), mask, tolerance=2e-4)
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float16, torch.float32), (torch.float32, torch.float16)])
-def test_query_and_key_of_two_dtypes(dtypes):
+def test_query_and_key_can_have_different_dtypes(dtypes):
     torch.manual_seed(0)
     check(torch.randn(1, 2, 20, 16).to(dtypes[0]), torch.randn(1, 2, 30, 16).to(dtypes[1]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("depth", [16, 64, 128, 256])
-def test_what_is_too_large_for_a_gpu_is_not_compiled(dtype, depth):
+def test_configurations_that_exceed_shared_memory_are_skipped(dtype, depth):
     chosen = fitting(CONFIGS, {"query": torch.empty(0, dtype=dtype)}, DEPTH=depth)
     assert chosen
     assert (len(chosen) == len(CONFIGS)) == (depth * dtype.itemsize <= 256)
 
 
-def test_causal_grouped_and_strided():
+def test_causal_grouped_strided_call_equals_definition():
     torch.manual_seed(0)
     query = torch.randn(2, 33, 4, 24).transpose(1, 2)
     key = torch.randn(2, 33, 2, 24).transpose(1, 2)
@@ -90,14 +90,14 @@ def test_causal_grouped_and_strided():
 
 
 @pytest.mark.parametrize("sharpness", [5.0, 30.0])
-def test_peaked_rows_and_keys_with_much_in_common(sharpness):
+def test_sharp_rows_and_keys_with_shared_offset_equal_definition(sharpness):
     torch.manual_seed(0)
     query = sharpness * torch.randn(1, 2, 40, 16)
     found = check(query, 2.0 + torch.randn(1, 2, 90, 16), tolerance=1e-4)
     assert found.entropy.min() >= 0
 
 
-def test_closed_forms():
+def test_equal_logits_and_one_hot_attention_have_known_entropy():
     alike = check(torch.randn(1, 1, 5, 16), torch.zeros(1, 1, 100, 16))
     assert alike.entropy.flatten().tolist() == pytest.approx([math.log(100)] * 5, abs=1e-6)
     key = torch.zeros(1, 1, 100, 16)
@@ -111,11 +111,14 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from entropy_probe.statistics.triton import CONFIGS, _rows, fitting
+from entropy_probe.statistics.triton import CONFIGS, fitting, rows_kernel
 
-kernel = _rows.fn
-tensors = "query key middle mask here there entropy variance log_sum logit_mean distance counted".split()
-for dtype, depth, kind, causal, places in [
+kernel = rows_kernel.fn
+tensors = (
+    "query key mean_key mask query_positions key_positions "
+    "entropy variance log_sum logit_mean distance counted"
+).split()
+for dtype, depth, kind, causal, positions in [
     ("bf16", 64, 0, False, True), ("fp32", 64, 0, True, False),
     ("fp16", 128, 1, False, True), ("bf16", 256, 2, False, False),
 ]:
@@ -123,10 +126,10 @@ for dtype, depth, kind, causal, places in [
     types["mask"] = "*fp32" if kind == 2 else "*i8"
     query = torch.empty(0, dtype={"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype])
     config = max(fitting(CONFIGS, {"query": query}, DEPTH=depth), key=lambda c: c.num_stages * c.kwargs["KEYS"])
-    fixed = dict(WIDTH=depth, DEPTH=depth, CENTRED=dtype == "fp32", MASK=kind, CAUSAL=causal, PLACES=places)
+    fixed = dict(WIDTH=depth, DEPTH=depth, CENTRED=dtype == "fp32", MASK=kind, CAUSAL=causal, POSITIONS=positions)
     fixed |= config.kwargs
     signature = {
-        name: "constexpr" if name in fixed else types.get(name, "fp32" if name in ("scale", "barred") else "i32")
+        name: "constexpr" if name in fixed else types.get(name, "fp32" if name in ("scale", "masked_bias") else "i32")
         for name in kernel.arg_names
     }
     source = ASTSource(kernel, signature, fixed)
@@ -138,9 +141,9 @@ for dtype, depth, kind, causal, places in [
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton supports only Linux")
 @pytest.mark.parametrize("capability", [80, 90])
-def test_it_compiles_for_gpus_that_are_not_here(capability):
+def test_kernel_compiles_for_gpus_of_capability(capability):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, str(capability)], env=environment, capture_output=True, text=True
@@ -148,4 +151,4 @@ def test_it_compiles_for_gpus_that_are_not_here(capability):
     assert done.returncode == 0, done.stderr
     shared = [int(line.split()[-1]) for line in done.stdout.splitlines()]
     assert len(shared) == 4
-    assert max(shared) <= {80: 163, 90: 227}[capability] * 1024  # what a block may have there
+    assert max(shared) <= {80: 163, 90: 227}[capability] * 1024  # shared memory of a block

@@ -30,6 +30,7 @@ SETTINGS = dict(
     prompts=["noto red apple", "flat pizza"], sizes=[(64, 64), (32, 48)], seeds=[0, 1], steps=1, guidance_scale=4.0,
     scale_factors=(2.0,), progress=False,
 )  # fmt: skip
+GRID_OF_24 = {**SETTINGS, "seeds": range(6), "batch": 2, "model": "tiny"}
 
 
 @pytest.fixture(scope="module")
@@ -151,12 +152,12 @@ def test_reading_damaged_cell_names_its_file(run):
             r"reads format 4, got format 5: install the version that wrote it, '0\.9'",
         ),
         ({"anything": 0}, "damaged: .*'anything'"),
-        ({"steps": "3"}, "valid integer in 'steps'"),
-        ({"steps": 10**12}, "less than or equal to .* in 'steps'"),
+        ({"steps": "3"}, "'steps' must be a valid integer, got '3'"),
+        ({"steps": 10**12}, "'steps' must be less than or equal to .*, got 1000000000000"),
         ({"training_size": [64]}, "training_size"),
-        ({"guidance_scale": None}, "valid number in 'guidance_scale'"),
-        ({"model": "x" * 5000}, "at most 4096 characters in 'model'"),
-        ({"rows": "some"}, "in 'rows"),
+        ({"guidance_scale": None}, "'guidance_scale' must be a valid number, got None"),
+        ({"model": "x" * 5000}, "'model' must have at most 4096 characters, got 'xxx"),
+        ({"rows": "some"}, "'rows.* must be "),
     ],
 )
 def test_invalid_manifest_is_rejected(run, change, message):
@@ -294,7 +295,7 @@ sweep(
 
 
 def sweepers(model, store, shards):
-    """Run processes that sweep one grid of 24 cells at the same time. Return the cells that each sampled."""
+    """Run processes that sweep the grid at the same time. Return the cells that each sampled."""
     command = [sys.executable, "-c", SWEEPER, str(model), str(store)]
     threads = str(torch.get_num_threads())  # influences the last digits
     options = {"cwd": Path(store).parent, "stdout": subprocess.PIPE, "text": True}  # not the folder of the sources
@@ -307,17 +308,23 @@ def sweepers(model, store, shards):
 @pytest.fixture(scope="module")
 def one_process(tiny_pipeline, tmp_path_factory):
     """The same grid, sampled by one process."""
-    grid = {**SETTINGS, "seeds": range(6), "batch": 2, "model": "tiny"}
-    return sweep(tiny_pipeline, store=tmp_path_factory.mktemp("one") / "run", **grid).run.path
+    return sweep(tiny_pipeline, store=tmp_path_factory.mktemp("one") / "run", **GRID_OF_24).run.path
 
 
-@pytest.mark.parametrize("shards", [["1/1", "1/1"], ["1/2", "2/2"]])
-def test_two_processes_share_run_and_sample_every_cell_once(one_process, tiny_folder, tmp_path, shards):
-    one, other = sweepers(tiny_folder, tmp_path / "run", shards)
-    assert not set(one) & set(other)
-    assert len(one) + len(other) == 24
+def test_two_processes_share_run_and_sample_every_cell_once(one_process, tiny_folder, tmp_path):
+    sampled = sweepers(tiny_folder, tmp_path / "run", ["1/1", "2/2"])
+    assert len(set().union(*sampled)) == sum(map(len, sampled)) == 24
     assert contents(tmp_path / "run") == contents(one_process)
     assert Sweep.open(tmp_path / "run").frame().equals(Sweep.open(one_process).frame())
+
+
+def test_shards_together_equal_the_run_of_one_process(one_process, tiny_pipeline, tmp_path):
+    counts = []
+    for shard in ((1, 2), (2, 2)):
+        sweep(tiny_pipeline, store=tmp_path / "run", shard=shard, **GRID_OF_24)
+        counts.append(len(list((tmp_path / "run" / "cells").iterdir())))
+    assert 0 < counts[0] < counts[1] == 24
+    assert contents(tmp_path / "run") == contents(one_process)
 
 
 @pytest.mark.parametrize("name", ["images", "failed"])

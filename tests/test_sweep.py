@@ -280,7 +280,7 @@ def test_sweep_rejects_pipeline_with_applied_law_and_writes_nothing(tiny_pipelin
     sweep(tiny_pipeline, store=tmp_path / "other", **SETTINGS | {"laws": laws})
 
 
-def test_steps_and_guidance_scale_default_to_those_of_the_model(tiny_pipeline, monkeypatch):
+def test_steps_and_guidance_scale_default_to_the_settings_of_the_model(tiny_pipeline, monkeypatch):
     monkeypatch.setattr(sweeping, "sampling_defaults", lambda pipeline: SamplingDefaults(3, 2.5))
     settings = {"prompts": ["noto red apple"], "sizes": [(32, 32)], "scale_factors": (), "progress": False}
     manifest = sweep(tiny_pipeline, **settings).manifest
@@ -291,7 +291,7 @@ def test_steps_and_guidance_scale_default_to_those_of_the_model(tiny_pipeline, m
 
 def test_old_name_of_scale_factors_works_with_a_warning(tiny_pipeline):
     settings = {"prompts": ["noto red apple"], "sizes": [(32, 32)], "steps": 1, "progress": False}
-    with pytest.warns(DeprecationWarning, match="multipliers was renamed: use scale_factors"):
+    with pytest.warns(DeprecationWarning, match=r"sweep\(multipliers=...\) is deprecated: use scale_factors=..."):
         made = sweep(tiny_pipeline, **settings, multipliers=(2.0,))
     assert made.manifest.scale_factors == (2.0,)
     with warnings.catch_warnings():

@@ -1,12 +1,15 @@
-"""Entropy drift of tables with known values, and validation."""
+"""Entropy drift of tables with known values, validation, and the JSON of every result."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import entropy_probe as ep
+from entropy_probe import baselines, estimation, evaluation
+from entropy_probe.baselines import Profile, ProfileComparison
 from entropy_probe.errors import InputError
-from entropy_probe.evaluation import Outcome, entropy_drift, validate, validate_sweep
+from entropy_probe.estimation import Calibration, Derivation, Fit
+from entropy_probe.evaluation import LossCurve, Outcome, Quality, entropy_drift, validate, validate_sweep
 
 SIZES = [(32, 32), (64, 64), (128, 128)]
 
@@ -110,6 +113,32 @@ def test_validate_accepts_sweep_and_derivation(sampled):
     with pytest.warns(DeprecationWarning, match="use validate"):
         old = validate_sweep(sampled, ["paper"], progress=False)
     assert old.drifts == validate(sampled, ["paper"], progress=False).drifts
+
+
+RESULTS = {
+    Calibration: "calibration",
+    Derivation: "law",
+    Fit: "fit",
+    LossCurve: "loss curve",
+    Outcome: "outcome",
+    Profile: "baseline",
+    ProfileComparison: "comparison",
+    Quality: "image quality",
+}
+
+
+def test_every_result_type_has_to_json_and_from_json():
+    public = [getattr(package, name) for package in (estimation, evaluation, baselines) for name in package.__all__]
+    assert {kind for kind in public if hasattr(kind, "to_json")} == RESULTS.keys()
+    assert all(hasattr(kind, "from_json") for kind in RESULTS)
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "null", '{"law": "paper"}', '{"drifts": [1], "grid": 2}'])
+def test_from_json_rejects_text_of_another_type(sampled, kind, text):
+    files = {Outcome: [sampled], ProfileComparison: [None, None]}.get(kind, [])
+    with pytest.raises(InputError, match=RESULTS[kind]):
+        kind.from_json(text, *files)
 
 
 def test_validate_rejects_arguments_that_sweep_sets(sampled, tiny_pipeline):

@@ -4,9 +4,10 @@ from entropy_probe.attention.call import AttentionCall, Forward
 from entropy_probe.attention.capturing import capture, select_layers
 from entropy_probe.attention.denoiser import attention_layers, find_denoiser
 from entropy_probe.attention.grid import TokenGrid, token_grid
-from entropy_probe.attention.interception import Observer, attention_calls, interception_of, observe, stop_observing
 from entropy_probe.attention.latents import Latents, configured_size, default_size
 from entropy_probe.attention.measuring import CallStatistics
+from entropy_probe.attention.observer import Observer
+from entropy_probe.attention.observing import attention_calls, interception_of, observe, stop_observing
 from entropy_probe.attention.rows import Rows
 from entropy_probe.attention.table import Captured, visual
 

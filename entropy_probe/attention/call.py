@@ -1,4 +1,4 @@
-"""One call of `scaled_dot_product_attention`: who makes it, on which tokens, and its tensors in four dimensions."""
+"""One call of `scaled_dot_product_attention`: its layer, its tokens, and its tensors in four dimensions."""
 
 from __future__ import annotations
 
@@ -108,7 +108,11 @@ class AttentionCall:
 
 
 def frames(axes: Axes, latents: Latents | None) -> int:
-    """Return the number of frames that one attention spans."""
+    """Return the number of frames that one attention spans.
+
+    >>> frames("spatio-temporal", Latents(8, 8, frames=3)), frames("spatial", Latents(8, 8, frames=3))
+    (3, 1)
+    """
     return latents.frames if latents and axes == "spatio-temporal" else 1
 
 

@@ -6,8 +6,8 @@ import fnmatch
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,6 @@ from torch import nn
 
 from entropy_probe.attention.call import AttentionCall
 from entropy_probe.attention.denoiser import find_denoiser
-from entropy_probe.attention.interception import Observer, attention_calls
 from entropy_probe.attention.labels import guidance_of, schedule_of, step_count
 from entropy_probe.attention.measuring import (
     CallStatistics,
@@ -25,8 +24,11 @@ from entropy_probe.attention.measuring import (
     measure_curve,
     unmeasurable,
 )
+from entropy_probe.attention.observer import Observer
+from entropy_probe.attention.observing import attention_calls
 from entropy_probe.attention.rows import RowBudget, Rows, choose_rows, row_count
 from entropy_probe.attention.table import Captured
+from entropy_probe.deprecation import renamed_arguments
 from entropy_probe.errors import CaptureError, InputError
 
 
@@ -50,7 +52,7 @@ def select_layers(names: Sequence[str], layers: str | Iterable[str] | None) -> s
     return chosen
 
 
-@contextmanager
+@renamed_arguments(multipliers="scale_factors", multiplier_rows="curve_rows")
 def capture(
     model: Any,
     *,
@@ -63,58 +65,43 @@ def capture(
     curve_rows: int = 256,
     missing: Literal["error", "warn"] = "error",
     seed: int = 0,
-    multipliers: Sequence[float] | None = None,
-    multiplier_rows: int | None = None,
-) -> Iterator[Captured]:
+) -> AbstractContextManager[Captured]:
     """Measure every attention call of a pipeline's denoiser, or of any torch module, until the context closes.
 
-    The output of the model stays bit-identical, and the model is left as it was, also after an error or Ctrl-C.
+    The output stays bit-identical. The model is left as it was, also after an error or Ctrl-C.
 
     Args:
         model: a diffusers pipeline or a `torch.nn.Module`.
         layers: names or globs of the attention layers to measure; all by default.
-        rows: attention rows to measure per call. "all"; or a number, sampled in pairs, stratified over the image, and
-            again for every call and image; or "auto": all up to 1,024 tokens, beyond that as few as keep the standard
-            error of a layer's mean over rows, heads and steps below 0.01 nats.
+        rows: attention rows to measure per call: "all", "auto", or a number. "auto" measures all rows up to 1,024
+            tokens. Beyond that it samples enough rows for a standard error of a layer's mean entropy below 0.01 nats.
+            Every call and image gets its own sample, in pairs that are stratified over the image.
         distance: also measure the attention distance, if the tokens have positions on an image.
         keep: names or globs of visual attention layers whose rows are kept, for `Captured.entropy_map`.
         keep_steps: sampling steps at which `keep` applies; all by default.
         scale_factors: values of g at which visual attention is also measured, from the same queries and keys: the
-            curve H(g). The column `scale_factor` distinguishes them; it is 1 for the call as the model makes it.
+            curve H(g). The column `scale_factor` is g; it is 1 for the call as the model makes it.
         curve_rows: rows sampled for each of those values.
         missing: for attention layers that ran without a visible call: "error" or "warn".
-        seed: of the choice of rows.
-        multipliers: deprecated name of `scale_factors`.
-        multiplier_rows: deprecated name of `curve_rows`.
+        seed: seed of the sampled rows.
 
     Raises:
         InputError: for a model without a denoiser, a glob that matches no layer, or rows below 1.
-        CaptureError: for layers whose attention could not be seen (see `missing`), for infinities or NaN in queries or
-            keys, for a compiled model, and for two threads that run the model at the same time.
+        CaptureError: for layers whose calls are not visible (see `missing`), queries or keys with NaN or infinities, a
+            compiled model, and two threads that run the model at the same time.
 
-    >>> import torch
     >>> class Attention(torch.nn.Module):
     ...     def forward(self, x):
     ...         return torch.nn.functional.scaled_dot_product_attention(x, x, x)
     >>> model, x = Attention(), torch.zeros(1, 2, 9, 4)  # equal keys: uniform attention
     >>> with capture(model) as captured:
     ...     output = model(x)
-    >>> captured["entropy"].round(4).tolist()  # ln 9
+    >>> [round(entropy, 4) for entropy in captured["entropy"]]  # ln 9
     [2.1972, 2.1972]
     """
-    if multipliers is not None or multiplier_rows is not None:
-        warnings.warn(
-            "multipliers and multiplier_rows are deprecated: use scale_factors and curve_rows",
-            DeprecationWarning,
-            stacklevel=3,
-        )
-        scale_factors, curve_rows = multipliers or scale_factors, multiplier_rows or curve_rows
-    for name, value in {"rows": rows, "curve_rows": curve_rows}.items():
-        if value not in ("all", "auto") and (type(value) is not int or value < 1):
-            raise InputError(f"{name} must be 'all', 'auto' or a positive integer, got {value!r}")
+    _check_rows(rows=rows, curve_rows=curve_rows)
     recorder = _Recorder(
         model=model,
-        captured=Captured(),
         budget=RowBudget(rows),
         generator=torch.Generator().manual_seed(seed),
         distance=distance,
@@ -122,13 +109,30 @@ def capture(
         scale_factors=tuple(float(g) for g in scale_factors if g != 1.0),
         curve_rows=curve_rows,
     )
-    with attention_calls(model, recorder.record, after_scaling=True, one_thread=True) as observer:
+    return _recording(recorder, layers, keep, missing)
+
+
+def _check_rows(**given: object) -> None:
+    for name, value in given.items():
+        if value not in ("all", "auto") and (type(value) is not int or value < 1):
+            raise InputError(f"{name} must be 'all', 'auto' or a positive integer, got {value!r}")
+
+
+@contextmanager
+def _recording(
+    recorder: _Recorder,
+    layers: str | Iterable[str] | None,
+    keep: str | Iterable[str],
+    missing: Literal["error", "warn"],
+) -> Iterator[Captured]:
+    """Record the attention calls until the context closes, then report calls that were not measured."""
+    with attention_calls(recorder.model, recorder.record, after_scaling=True, one_thread=True) as observer:
         recorder.measured = select_layers(observer.layers, layers)
         recorder.kept = (select_layers(observer.layers, keep) or set()) if keep else set()
         yield recorder.captured
     recorder.captured.settle()
     recorder.captured.unmeasured.update(observer.unread)
-    _report(model, recorder, observer, missing)
+    _report(recorder, observer, missing)
 
 
 @dataclass
@@ -136,13 +140,13 @@ class _Recorder:
     """Measures the calls of one capture."""
 
     model: Any
-    captured: Captured
     budget: RowBudget
     generator: torch.Generator
     distance: bool
     keep_steps: set[int] | None
     scale_factors: tuple[float, ...]
     curve_rows: int
+    captured: Captured = field(default_factory=Captured)
     measured: set[str] | None = None
     kept: set[str] | frozenset[str] = frozenset()
 
@@ -187,33 +191,34 @@ class _Recorder:
         self.budget.note(layer, statistics.entropy_se, statistics.rows, tokens, step_count(self.model))
 
 
-def _report(model: Any, recorder: _Recorder, observer: Observer, missing: Literal["error", "warn"]) -> None:
-    """Warn of, or raise for, calls that were not measured as asked."""
+def _report(recorder: _Recorder, observer: Observer, missing: Literal["error", "warn"]) -> None:
+    """Warn of, or raise for, calls that were not measured although they were requested."""
+    model = recorder.model
 
-    def asked(layer: str) -> bool:
+    def requested(layer: str) -> bool:
         return recorder.measured is None or layer in recorder.measured
 
-    unlocated = [name for name in observer.layers if name in observer.unlocated and asked(name)]
+    unlocated = [name for name in observer.layers if name in observer.unlocated and requested(name)]
     if unlocated:
         warnings.warn(
-            f"could not locate the image tokens in the joint attention of {_listed(unlocated)} at every size: its rows "
-            "there are those of all tokens, and image_mass is empty. One cause is a prompt with as many tokens as the "
-            "image; another max_sequence_length, or size, separates them",
-            stacklevel=5,
+            f"could not locate the image tokens in the joint attention of {_listed(unlocated)} at every size: there, "
+            "all tokens are measured, and image_mass is empty. One cause is a prompt with the same number of tokens as "
+            "the image: choose another max_sequence_length or another size",
+            stacklevel=4,
         )
     _warn_of_unmeasured(recorder.captured.unmeasured)
     if not isinstance(model, nn.Module) and observer.seen and recorder.captured.untimed:
         name = type(find_denoiser(model)).__name__
         warnings.warn(
-            f"no timestep among the arguments of {name}.forward: step counts are unknown, and every forward counts as "
-            "step 0. If a wrapper hides the arguments, pass the module inside it",
-            stacklevel=5,
+            f"no timestep among the arguments of {name}.forward: every forward counts as step 0. If a wrapper hides the "
+            "arguments, pass the module inside it",
+            stacklevel=4,
         )
-    unseen = [n for n in observer.layers if n in observer.ran and n not in observer.seen and asked(n)]
+    unseen = [n for n in observer.layers if n in observer.ran and n not in observer.seen and requested(n)]
     if unseen:
         _report_unseen(find_denoiser(model), unseen, missing)
     elif not observer.seen:
-        warnings.warn(_nothing_seen(find_denoiser(model), ran=bool(observer.ran)), stacklevel=5)
+        warnings.warn(_nothing_seen(find_denoiser(model), ran=bool(observer.ran)), stacklevel=4)
 
 
 def _warn_of_unmeasured(unmeasured: Counter[tuple[str, str]]) -> None:
@@ -221,7 +226,7 @@ def _warn_of_unmeasured(unmeasured: Counter[tuple[str, str]]) -> None:
     for reason in reasons:
         layers = [layer for layer, own in unmeasured if own == reason]
         count = sum(number for (_, own), number in unmeasured.items() if own == reason)
-        warnings.warn(f"{count} attention calls of {_listed(layers)} were not measured: {reason}", stacklevel=6)
+        warnings.warn(f"{count} attention calls of {_listed(layers)} were not measured: {reason}", stacklevel=5)
 
 
 def _listed(layers: Sequence[str]) -> str:
@@ -232,10 +237,10 @@ def _listed(layers: Sequence[str]) -> str:
 def _nothing_seen(denoiser: nn.Module, ran: bool) -> str:
     name = type(denoiser).__name__
     if not ran:
-        return f"no attention call was seen: {name} did not run before the context closed; run it inside"
+        return f"no attention call was seen: {name} did not run before the context closed; run it inside the context"
     return (
         f"no attention call was seen: {name} ran, but did not call torch's scaled_dot_product_attention; compute its "
-        "attention by torch.nn.functional.scaled_dot_product_attention(query, key, value)"
+        "attention with torch.nn.functional.scaled_dot_product_attention(query, key, value)"
     )
 
 
@@ -243,20 +248,20 @@ def _report_unseen(denoiser: nn.Module, unseen: list[str], missing: Literal["err
     named = [name or type(denoiser).__name__ for name in unseen]
     if all(isinstance(denoiser.get_submodule(name), nn.MultiheadAttention) for name in unseen):
         remedy = (
-            "torch's own nn.MultiheadAttention hides its call, for any value of need_weights: project queries, keys "
-            "and values in a module of yours and pass them to torch.nn.functional.scaled_dot_product_attention. To "
-            "leave the layer out"
+            "torch's own nn.MultiheadAttention hides its call, for any value of need_weights. Project queries, keys "
+            "and values in your own module, and pass them to torch.nn.functional.scaled_dot_product_attention. To "
+            "measure only the other layers"
         )
     else:
         remedy = (
             "Choose the native attention backend (`pipe.unet.set_attn_processor(AttnProcessor2_0())`, or "
-            "`set_attention_backend('native')` on a transformer). Linear attention has no softmax and no entropy: to "
-            "leave it out"
+            "`set_attention_backend('native')` on a transformer). Linear attention has no softmax and no entropy. To "
+            "measure only the other layers"
         )
     message = (
         f"these attention layers ran, but did not call torch's scaled_dot_product_attention: {_listed(named)}. "
-        f"{remedy}, name the others with layers=[...], or pass missing='warn'."
+        f"{remedy}, name them with layers=[...], or pass missing='warn'."
     )
     if missing == "error":
         raise CaptureError(message)
-    warnings.warn(message, stacklevel=6)
+    warnings.warn(message, stacklevel=5)

@@ -20,7 +20,7 @@ _WRAPPED = ("module", "base_model", "model")
 def find_denoiser(model: Any) -> nn.Module:
     """Return the module that runs once per sampling step: a pipeline's `unet` or `transformer`, or the module itself.
 
-    A wrapper that passes its arguments on, such as DDP or PEFT make, is unwrapped: the module inside names the
+    Wrappers that pass their arguments on, such as those of DDP and PEFT, are unwrapped. The module inside names the
     arguments of its `forward`, and its layer names have no prefix.
 
     Raises:
@@ -83,7 +83,7 @@ def attention_layers(denoiser: nn.Module) -> list[str]:
 
 
 def attention_among(modules: Mapping[str, nn.Module]) -> list[str]:
-    """Return the names of those modules that are attention layers."""
+    """Return the names of the modules that are attention layers."""
     return [
         name
         for name, module in modules.items()
@@ -93,7 +93,7 @@ def attention_among(modules: Mapping[str, nn.Module]) -> list[str]:
 
 
 def refuse_compiled(modules: Mapping[str, nn.Module]) -> None:
-    """Refuse a model that was compiled before: its graph makes no attention call that Python sees.
+    """Refuse a compiled model: Python does not see the attention calls of a compiled graph.
 
     Raises:
         CaptureError: naming the compiled module and the fix.
@@ -108,7 +108,6 @@ def refuse_compiled(modules: Mapping[str, nn.Module]) -> None:
             kind = type(getattr(module, "_orig_mod", module)).__name__
             place = f" (layer {name!r})" if name else ""
             raise CaptureError(
-                f"{kind}{place} is compiled by torch.compile, and a compiled graph makes no attention calls that can "
-                "be seen or scaled: load the pipeline again without compiling it, or apply the law first and compile "
-                "afterwards"
+                f"{kind}{place} is compiled by torch.compile, and the attention calls of a compiled graph cannot be "
+                "measured or scaled: load the pipeline again without compiling it, or apply the law before you compile"
             )

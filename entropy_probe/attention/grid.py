@@ -1,4 +1,4 @@
-"""How the tokens of a visual attention lie on the image."""
+"""The layout of the tokens of a visual attention on the image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from entropy_probe.attention.latents import Latents
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """`height` x `width` tokens in raster order, `stride` latent pixels apart; `aspect` is the image's height/width."""
+    """Tokens in raster order on an image.
+
+    Attributes:
+        height: number of rows.
+        width: number of tokens in a row.
+        stride: distance of two tokens, in latent pixels.
+        aspect: height of the image divided by its width.
+    """
 
     height: int
     width: int
@@ -25,26 +32,30 @@ class TokenGrid:
 
     @property
     def tokens(self) -> int:
-        """How many there are."""
+        """Number of tokens."""
         return self.height * self.width
 
     def at(self, latents: Latents) -> TokenGrid:
-        """The grid of the same layer at another size."""
+        """Return the grid of the same layer at another size."""
         return _grid(self.stride, latents)
 
     def positions(self, device: torch.device | None = None) -> Float[Tensor, "tokens 2"]:
-        """Token centres, (x, y), in units of the image diagonal."""
+        """Return the centres (x, y) of the tokens, in units of the image diagonal."""
         return _centres(self.height, self.width, self.aspect, device)
 
 
-@functools.lru_cache(maxsize=256)  # every call of every layer asks for one of few
+@functools.lru_cache(maxsize=256)  # few grids, and every call of every layer needs one
 def token_grid(tokens: int, latents: Latents) -> TokenGrid | None:
-    """The grid with that many tokens; None where there is none."""
+    """Return the grid with this number of tokens; None if there is no such grid.
+
+    >>> token_grid(16, Latents(height=8, width=8, patch=1))
+    TokenGrid(height=4, width=4, stride=2, aspect=1.0)
+    """
     return next((grid for grid in grids(latents) if grid.tokens == tokens), None)
 
 
 def grids(latents: Latents) -> Iterator[TokenGrid]:
-    """The grids that a denoiser may have on those latents, the finest first: its patches, halved again and again."""
+    """Yield the grids that a denoiser may have, finest first. Each has half the height and width of the one before."""
     stride = latents.patch
     while stride < 2 * max(latents.height, latents.width):
         yield _grid(stride, latents)

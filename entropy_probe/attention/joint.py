@@ -74,12 +74,11 @@ def note_join(joins: dict[int, Join], source: ImageSource, args: Sequence[Any], 
 def image_start(lengths: Sequence[int], tokens: int, others: int = 0, image: int | None = None) -> int | None:
     """Return the index of the first image token among the keys of a joint attention.
 
-    The image is the part whose length is that of its tokens, with or without the reference images after them.
-    Otherwise it is the only part that is long enough, and starts at its beginning, because images are padded at
-    their end.
+    The image is the part with the length of its tokens, with or without the reference images that follow. Otherwise
+    it is the only part that is long enough. It starts where that part starts, because images are padded at their end.
 
     Args:
-        lengths: of the parts whose concatenation the keys are.
+        lengths: lengths of the tensors that were concatenated into the keys.
         tokens: number of image tokens.
         others: number of tokens of reference images that follow them.
         image: index of the image part, if it is known.
@@ -106,7 +105,7 @@ def image_start(lengths: Sequence[int], tokens: int, others: int = 0, image: int
 
 
 def context_tokens(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
-    """Return the number of text tokens that an attention layer receives in addition to its own; None without."""
+    """Return the number of text tokens that an attention layer receives in addition to its own; None if it has no text."""
     own = own_input(args, kwargs)
     context = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
     if not isinstance(context, Tensor) or context.ndim != 3 or context is own:  # Lumina passes its own input twice

@@ -34,7 +34,7 @@ class Guidance:
         batched: whether the prompt and the empty prompt share a batch; None if only the batch itself can show it.
         prompt_first: the prompt comes first in that batch.
         perturbed: the batch ends with the prompt once more, for perturbed-attention guidance.
-        driven: a pipeline runs the denoiser. Without one, branches are not distinguished.
+        driven: a pipeline runs the denoiser. Branches are not distinguished otherwise.
     """
 
     batched: bool | None
@@ -45,16 +45,16 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Position:
-    """Where in the samplings a forward is, and what its labels follow from.
+    """The place of a forward in the samplings, and the data for its labels.
 
     Attributes:
         sampling: number of the run of the pipeline.
         step: number of the sampling step.
         turn: number of the forward within its step; guidance may take two.
-        timestep: as the denoiser received it; 0 without.
+        timestep: as the denoiser received it; 0 if it received none.
         guidance: of the pipeline.
         copies: for 2 and 3, whether the latents are that number of identical copies, as in batched guidance.
-        text: identifies the text of this forward; None without.
+        text: identifies the text of this forward; None if it has no text.
         batch: items of the forward; None if unknown.
         timed: the denoiser received a timestep.
     """
@@ -71,7 +71,7 @@ class Position:
 
 
 def guidance_of(model: Any) -> Guidance:
-    """Return the guidance that a running pipeline reports; many keep it in a variable, and only the batch shows it."""
+    """Return the guidance that a running pipeline reports. Many pipelines do not, and only the batch shows it."""
     if isinstance(model, nn.Module):
         return Guidance(batched=False, prompt_first=False, perturbed=False, driven=False)
     reported = getattr(model, "do_classifier_free_guidance", None)
@@ -118,8 +118,8 @@ class Positions:
     def add(self, forward: Forward, guidance: Guidance, schedule: object) -> None:
         """Add a forward of the denoiser.
 
-        A new schedule starts a new sampling, and so does a return to the first timestep of the same schedule. Without
-        a schedule, a timestep that rises does.
+        A new sampling starts with a new schedule, or with a return to the first timestep of the same schedule. Without
+        a schedule, it starts with a timestep that rises.
         """
         timestep = _to_float(forward.timestep)
         last = self.last
@@ -179,6 +179,9 @@ def item_labels(
         items_per_sample: see `AttentionCall`.
         batch: items of the call.
         parts: number of parts of the guidance in the forward.
+
+    >>> item_labels(images=4, first_item=0, items_per_sample=1, batch=4, parts=2)
+    (array([0, 0, 1, 1]), array([0, 1, 0, 1]))
     """
     item = (first_item + np.arange(batch)) // items_per_sample
     size = max(1, (images or batch) // parts)

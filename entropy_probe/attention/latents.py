@@ -1,4 +1,4 @@
-"""The latents that a denoiser is given, whatever form its family passes them in."""
+"""The size of the latents that a denoiser receives, in the form in which its family passes them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 from torch import Tensor, nn
 
 COLOURS = 3
-"""Channels of a model that works on pixels: the prior of Stable Cascade has no autoencoder either, but latents."""
+"""Channels of a model that works on pixels. Others without an autoencoder, as Stable Cascade's prior, have latents."""
 
 
 @dataclass(frozen=True)
 class Latents:
-    """Size of what a denoiser runs on.
+    """Size of the input of a denoiser.
 
     Attributes:
-        height: latent pixels; tokens, where the latents come packed into tokens.
+        height: in latent pixels, or in tokens if the latents are packed into tokens.
         width: as `height`.
-        patch: latent pixels that one token of the finest grid stands for, along each side.
-        frames: frames of tokens; 1 for images.
-        others: tokens of other images that follow those of this one, as the references of an edit do.
+        patch: side of a token of the finest grid, in latent pixels.
+        frames: number of frames of tokens; 1 for images.
+        others: number of tokens of other images that follow, such as the reference images of an edit.
     """
 
     height: int
@@ -34,10 +34,15 @@ class Latents:
 
 
 def find_latents(denoiser: nn.Module, arguments: Mapping[str, Any]) -> Latents | None:
-    """What the arguments of a forward say; None where they hold no latents, as those of a language model.
+    """Return the size of the latents among the arguments of a forward; None if there are none, as in language models.
 
-    Seen: images (batch, channels, height, width); videos with one axis more, before or after the channels; lists of
-    such; tokens with `height`, `width` and `num_frames`, with `img_shapes`, or with rows and columns in `img_ids`.
+    Recognised are images (batch, channels, height, width), videos with one more axis before or after the channels, and
+    lists of both. Packed tokens are recognised if the arguments also have `height`, `width` and `num_frames`, or
+    `img_shapes`, or rows and columns in `img_ids`.
+
+    >>> import torch
+    >>> find_latents(nn.Identity(), {"sample": torch.zeros(2, 4, 32, 48)})
+    Latents(height=32, width=48, patch=1, frames=1, others=0)
     """
     config = getattr(denoiser, "config", None)
     patch, patch_frames = _patch(config)
@@ -45,11 +50,11 @@ def find_latents(denoiser: nn.Module, arguments: Mapping[str, Any]) -> Latents |
         shape = None if "mask" in name else _first_shape(value)
         if shape is not None and len(shape) == 4 and isinstance(value, Tensor):
             return Latents(shape[-2], shape[-1], patch)
-        if shape is not None and len(shape) in (4, 5):  # a list holds videos without their batch
+        if shape is not None and len(shape) in (4, 5):  # a list contains videos without a batch axis
             before = shape[-4:-2]
             frames = before[0] if len(shape) == 5 and before[1] == getattr(config, "in_channels", None) else before[1]
             return Latents(shape[-2], shape[-1], patch, frames // patch_frames or 1)
-    if "img_shapes" in arguments:  # one triple an item, or a list of them: the image, then its references
+    if "img_shapes" in arguments:  # one triple per item, or a list: the image, then its references
         first = arguments["img_shapes"][0]
         shapes = first if isinstance(first[0], Sequence) else [first]
         frames, height, width = shapes[0]
@@ -63,14 +68,14 @@ def find_latents(denoiser: nn.Module, arguments: Mapping[str, Any]) -> Latents |
 
 
 def training_latents(denoiser: nn.Module, pipeline: Any = None) -> Latents | None:
-    """The size that a denoiser was trained at, where its configuration tells, or else its pipeline by its default."""
+    """Return the training size, from the denoiser's configuration, or else from the default size of its pipeline."""
     config = getattr(denoiser, "config", None)
     size = configured_size(denoiser) or _default_latents(config, pipeline)
     return None if size is None else Latents(*size, _patch(config)[0])
 
 
 def configured_size(denoiser: nn.Module) -> tuple[int, int] | None:
-    """Height and width, in latent pixels, that a denoiser's configuration says it was trained at."""
+    """Return the training height and width of a denoiser's configuration, in latent pixels; None if it has none."""
     config = getattr(denoiser, "config", None)
     size = getattr(config, "sample_size", None) or (
         getattr(config, "sample_height", None),
@@ -81,7 +86,7 @@ def configured_size(denoiser: nn.Module) -> tuple[int, int] | None:
 
 
 def default_size(pipeline: Any) -> tuple[int, int] | None:
-    """Height and width, in pixels, that a pipeline draws when no size is asked of it; None where it does not tell."""
+    """Return the default height and width of a pipeline, in pixels; None if it has no default."""
     asked = inspect.signature(type(pipeline).__call__).parameters
     sides = [
         getattr(asked.get(name), "default", None) or getattr(pipeline, f"default_{name}", None)
@@ -89,7 +94,7 @@ def default_size(pipeline: Any) -> tuple[int, int] | None:
     ]
     if isinstance(sides[0], int) and isinstance(sides[1], int):
         return sides[0], sides[1]
-    in_pixels = getattr(getattr(pipeline, "config", None), "default_sample_size", None)  # PRX, among its settings
+    in_pixels = getattr(getattr(pipeline, "config", None), "default_sample_size", None)  # PRX
     if isinstance(in_pixels, int):
         return in_pixels, in_pixels
     default = getattr(pipeline, "default_sample_size", None)
@@ -100,7 +105,7 @@ def default_size(pipeline: Any) -> tuple[int, int] | None:
 
 
 def _of_ids(ids: Tensor) -> Latents:
-    """From the places of packed tokens, (image or frame, row, column, ...): references have another first number."""
+    """Return the size from ids of packed tokens, (image or frame, row, column). References differ in the first number."""
     places = ids if ids.ndim == 2 else ids[0]
     own = places[places[:, 0] == places[0, 0]]
     rows, columns = (own.amax(0) - own.amin(0) + 1).tolist()[1:3]
@@ -108,15 +113,15 @@ def _of_ids(ids: Tensor) -> Latents:
 
 
 def _default_latents(config: Any, pipeline: Any) -> tuple[int, int] | None:
-    """Tokens, or latent pixels, along the sides of what a pipeline draws by default; None where untold."""
+    """Return a pipeline's default height and width, in tokens or latent pixels; None if they are unknown."""
     pixels = default_size(pipeline)
     multiple = getattr(getattr(pipeline, "config", None), "resolution_multiple", None)
-    if pixels is not None and multiple:  # the prior of Stable Cascade, whose latents no autoencoder of its own reads
+    if pixels is not None and multiple:  # the prior of Stable Cascade, which has no autoencoder
         return math.ceil(pixels[0] / multiple), math.ceil(pixels[1] / multiple)
     if pixels is None or not hasattr(pipeline, "vae"):
         return pixels if getattr(config, "in_channels", None) == COLOURS else None
     levels = getattr(getattr(pipeline.vae, "config", None), "block_out_channels", None)
-    # What pipelines call their scale factor may count the packing too.
+    # The scale factor of a pipeline is not used: it may include the packing.
     reduction = getattr(pipeline.vae, "spatial_compression_ratio", None) or (levels and 2 ** (len(levels) - 1))
     if not reduction:
         return None
@@ -125,14 +130,14 @@ def _default_latents(config: Any, pipeline: Any) -> tuple[int, int] | None:
 
 
 def _packing(config: Any, autoencoder: Any) -> int:
-    """Latent pixels along a side of the token that a pipeline makes of them, as Flux does: their channels tell."""
+    """Return the side, in latent pixels, of the tokens that pipelines such as Flux pack; known from their channels."""
     packed = getattr(config, "in_channels", None)
     channels = getattr(autoencoder, "latent_channels", None) or getattr(autoencoder, "z_dim", None)
     return 2 if packed and channels and packed >= 4 * channels else 1
 
 
 def _patch(config: Any) -> tuple[int, int]:
-    """Latent pixels and latent frames to a token, from the names that families give them."""
+    """Return the latent pixels and latent frames per token, from the names that families give them."""
     size = getattr(config, "patch_size", None) or next(iter(getattr(config, "all_patch_size", None) or ()), 1)
     frames = getattr(config, "patch_size_t", None)
     if isinstance(size, Sequence):

@@ -31,7 +31,7 @@ class CallStatistics:
         layer: name of the attention layer.
         kind: which tokens attend to which.
         axes: what one attention spans.
-        grid: layout of the image tokens among the queries; None without.
+        grid: layout of the image tokens among the queries; None if there are none, or if it is unknown.
         tokens: N.
         training_tokens: T; None if it is unknown.
         query_tokens: number of queries.

@@ -27,15 +27,16 @@ _OF_TIME = re.compile(r"temporal|temp_attention|motion|transformer_in")
 def role(
     layer: str, queries: int, keys: int, context: int | None, latents: Latents | None
 ) -> tuple[Kind, Axes, TokenGrid | None]:
-    """Return the kind and the axes of a call, and the grid of the image tokens among its queries, None without.
+    """Return the kind and the axes of a call, and the grid of the image tokens among its queries, or None.
 
-    Shapes decide. If shapes are equal (as many words as image tokens, as many frames), the name of the layer does.
+    Shapes decide. If they leave it open, because words or frames have the same number as image tokens, the name of
+    the layer decides.
 
     Args:
         layer: name of the attention layer.
         queries: number of queries.
         keys: number of keys.
-        context: number of text tokens that the layer receives in addition to its own; None without.
+        context: number of text tokens that the layer receives in addition to its own; None if there are none.
         latents: size of the denoiser's input; None for a model without an image.
 
     >>> from entropy_probe.attention.latents import Latents

@@ -36,6 +36,9 @@ def row_count(rows: Rows, tokens: int, needed: int) -> int:
     """Return the number of rows to measure: an even number, or all.
 
     `auto` measures all rows if more than half of them are needed, because some would be sampled twice.
+
+    >>> row_count(63, 4096, needed=0), row_count("auto", 1024, needed=256), row_count("auto", 4096, needed=256)
+    (64, 1024, 256)
     """
     if rows == "all" or (rows == "auto" and tokens <= EXACT_ROWS):
         return tokens
@@ -66,7 +69,7 @@ class _Sampled(NamedTuple):
 
 
 class RowBudget:
-    """How many rows each layer needs, learned from the standard errors of the rows sampled before.
+    """The number of rows that each layer needs, learned from the standard errors of the rows sampled before.
 
     Args:
         rows: see `Rows`.
@@ -93,7 +96,7 @@ class RowBudget:
             self._sampled.append(_Sampled(layer, error, rows, steps))
 
     def learn(self) -> None:
-        """Update the budget of every layer noted since the last time. The host waits for each device once.
+        """Update the budget of every layer noted since the last time. This synchronises once per device.
 
         Heads share their rows, so a call's errors are averaged over heads; the item with the largest error counts.
         """

@@ -1,13 +1,13 @@
 """Test whether the entropy profile of a model has changed, with one false-alarm rate for all heads together.
 
 The test is a permutation test. If the model is unchanged, it does not matter which of the two runs an image came from.
-So the test exchanges images between the runs, in all possible ways or in `RESAMPLES` random ones. It counts how often
-the *largest* |z| over all heads and sizes is as large as the observed one (Westfall and Young 1993; Nichols and Holmes
+So the test exchanges images between the runs, in all possible ways or in `RESAMPLES` random ways. It counts how often
+the *largest* |z| over all heads and sizes is at least the observed |z| (Westfall and Young 1993; Nichols and Holmes
 2002 apply it to voxels instead of heads). This bounds the probability of any false alarm among hundreds of heads. All
 entropies of an image are exchanged together, so the measured dependence between heads and layers is used, and no
 distribution is assumed. Holm's correction would have to assume the worst dependence.
 
-What is exchanged depends on the source of the noise:
+The source of the noise determines which units are exchanged:
 
 - *Same seeds*: both runs sample the same images, and the comparison is paired. On the same machine an unchanged model
   is bit-identical, with differences of exactly 0. On another machine or with another library, rounding differs. The
@@ -25,6 +25,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +34,7 @@ from scipy import stats
 
 from entropy_probe.baselines.profiles import HEAD, Profile
 from entropy_probe.errors import InputError
-from entropy_probe.strict_json import to_strict_json
+from entropy_probe.strict_json import from_strict_json, to_strict_json
 
 LEVEL = 0.01
 """Probability of any false alarm in one comparison."""
@@ -46,6 +47,10 @@ RESAMPLES = 1999
 
 _BATCH = 20_000_000
 """Maximum number of values in memory at once."""
+
+NUMBERS = ["baseline", "now", "difference", "se", "z", "p"]
+COLUMNS = [*HEAD, *NUMBERS, "moved"]
+"""Columns of `ProfileComparison.heads`."""
 
 Images = Float[np.ndarray, "*heads images"]
 
@@ -100,10 +105,35 @@ class ProfileComparison:
         return self.other_differences()
 
     def to_json(self) -> str:
-        """Return the verdict, the other differences and all heads as JSON."""
+        """Return the verdict, the other differences and all heads as JSON text."""
         verdict = {"same": self.same, "paired": self.paired, "level": self.level}
         differences = {"circumstances": self.other_differences(), "vanished": self.vanished, "appeared": self.appeared}
         return to_strict_json({**verdict, **differences, "heads": self.heads.to_dict("records")})
+
+    @classmethod
+    def from_json(cls, text: str, baseline: Profile, now: Profile) -> ProfileComparison:
+        """Parse the text of `to_json`.
+
+        Args:
+            text: the text.
+            baseline: the saved profile; the text does not contain it.
+            now: the current profile; the text does not contain it.
+
+        Raises:
+            InputError: if the text is not a comparison, or compares other heads than the heads of these profiles.
+        """
+        try:
+            fields = from_strict_json(dict[str, Any], text)
+            heads = pd.DataFrame(fields["heads"], columns=COLUMNS).astype(dict.fromkeys(NUMBERS, float))
+            vanished, appeared = tuple(fields["vanished"]), tuple(fields["appeared"])
+            result = cls(baseline, now, bool(fields["paired"]), float(fields["level"]), heads, vanished, appeared)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"not a valid comparison of profiles: {error!r}") from error
+        compared = pd.MultiIndex.from_frame(heads[HEAD])
+        common = baseline.entropy.index.intersection(now.entropy.index)
+        if len(compared) != len(common) or not compared.isin(common).all():
+            raise InputError("the comparison has other heads than the two profiles: give the compared profiles")
+        return result
 
 
 def compare(baseline: Profile, now: Profile, level: float = LEVEL) -> ProfileComparison:
@@ -115,8 +145,22 @@ def compare(baseline: Profile, now: Profile, level: float = LEVEL) -> ProfileCom
         level: maximum probability of any false alarm, over all heads and sizes together.
 
     Raises:
-        InputError: if the settings differ, only some seeds are shared, no head is in both profiles, or there are too
-            few images for this level.
+        InputError: if the settings differ, only some seeds are shared, no head is in both profiles, or the images are
+            too few for this level.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from entropy_probe.baselines import Settings
+        >>> settings = Settings(("cat", "dog"), ((64, 64),), (0, 1, 2, 3), steps=8, guidance_scale=4.0)
+        >>> heads = pd.MultiIndex.from_tuples([("mid", "self", 0, 64, 64), ("mid", "self", 1, 64, 64)], names=HEAD)
+        >>> images = pd.MultiIndex.from_product([settings.prompts, settings.seeds], names=["prompt", "seed"])
+        >>> entropy = pd.DataFrame(3.0, heads, images)
+        >>> before = Profile("m", "abc", "Pipeline", "float32", "cpu", {}, settings, entropy)
+        >>> after = replace(before, entropy=entropy.add([0.5, 0.0], axis=0))
+        >>> compare(before, before).same
+        True
+        >>> compare(before, after).moved[["layer", "head", "difference"]].to_numpy().tolist()
+        [['mid', 0, 0.5]]
     """
     _check_settings(baseline, now)
     paired = set(baseline.settings.seeds) == set(now.settings.seeds)

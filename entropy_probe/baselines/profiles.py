@@ -145,7 +145,7 @@ class Profile:
 
     @classmethod
     def from_json(cls, text: str) -> Profile:
-        """Read the output of `to_json`.
+        """Parse the text of `to_json`.
 
         Raises:
             InputError: if the text is not a profile, is incomplete, or has another format version.

@@ -67,7 +67,7 @@ def _training_size(pipeline: Any, *, required: bool) -> Size | None:
         return training_size(pipeline)
     except InputError as error:
         if required:
-            raise InputError(f"{error}: pass sizes at which to show the layers, such as --sizes 1024") from error
+            raise InputError(f"{error}, or pass sizes at which to show the layers, such as --sizes 1024") from error
         return None
 
 

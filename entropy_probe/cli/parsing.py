@@ -156,7 +156,7 @@ def check_laws(text: str) -> None:
         raise InputError(f"laws must not repeat a law, got {repeated!r} twice")
     for name in names:
         if name not in DERIVED:
-            resolve(name, besides=DERIVED)
+            resolve(name, also=DERIVED)
 
 
 def _bundled_prompts(count: int) -> list[str]:

@@ -103,7 +103,7 @@ class Calibration:
             points = pd.DataFrame(fields["points"], columns=POINT_COLUMNS)
             points["size"] = points["size"].map(tuple)
             changes = tuple(LossChange(**{**nan_for_null(c), "size": tuple(c["size"])}) for c in fields["changes"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"not a valid calibration: {error!r}") from error
         if not isinstance(law, Calibrated):
             raise InputError(f"not a valid calibration: its law is {law.name!r}, not 'calibrated'")
@@ -205,7 +205,7 @@ def _warn_if_not_converged(fitted: list[dict[str, Float[Tensor, ""]]], size: Siz
         warnings.warn(
             f"at {format_size(size)}, {which} had not converged after {steps} steps, which reach g = "
             f"{math.exp(reach):.2g} at most: increase steps or rate",
-            stacklevel=3,
+            stacklevel=4,  # the caller of `calibrate`, which is decorated
         )
 
 

@@ -18,7 +18,7 @@ from entropy_probe.estimation.regression import layer_means
 from entropy_probe.laws import DERIVED, Gaussian, Measured, ScalingLaw, from_json, to_json
 from entropy_probe.models import CaptionedImages, Size
 from entropy_probe.runs import Sweep
-from entropy_probe.strict_json import nan_for_null, to_strict_json
+from entropy_probe.strict_json import from_strict_json, nan_for_null, to_strict_json
 from entropy_probe.views import Viewed
 
 KAPPA_COLUMNS = ["layer", "kappa", "kappa_se", "low", "high", "paper"]
@@ -34,7 +34,7 @@ def _empty(columns: list[str]) -> Callable[[], pd.DataFrame]:
 class Derivation(Viewed):
     """A derived scaling law, and how it was derived.
 
-    A derivation can be used wherever a law can: `apply`, `scaled`, `sweep(laws=[...])` and `validate` take its `law`.
+    `apply`, `scaled`, `sweep(laws=[...])` and `validate` accept a derivation and use its `law`.
 
     Attributes:
         law: the law to apply.
@@ -83,20 +83,23 @@ class Derivation(Viewed):
             InputError: if the text is not a law, or is a law without the record of its derivation.
         """
         law = from_json(text)
-        record = json.loads(text).get("derivation")
+        record = from_strict_json(dict[str, Any], text).get("derivation")
         if record is None:
             raise InputError(f"the {law.name} law has no 'derivation' record: read it with laws.from_json")
-        kappa = pd.DataFrame(record["kappa"], columns=KAPPA_COLUMNS)
-        entropies = pd.DataFrame(record.get("entropies", []), columns=ENTROPY_COLUMNS)
-        calibration = record.get("calibration")
-        return cls(
-            law,
-            kappa.astype(dict.fromkeys(KAPPA_COLUMNS[1:5], float)),
-            tuple(Round(**nan_for_null(r)) for r in record["rounds"]),
-            pd.DataFrame(record["unreachable"], columns=BOUND_COLUMNS),
-            entropies.astype(dict.fromkeys(ENTROPY_COLUMNS[3:], float)),
-            Calibration.from_json(json.dumps(calibration)) if calibration else None,
-        )
+        try:
+            kappa = pd.DataFrame(record["kappa"], columns=KAPPA_COLUMNS)
+            entropies = pd.DataFrame(record.get("entropies", []), columns=ENTROPY_COLUMNS)
+            calibration = record.get("calibration")
+            return cls(
+                law,
+                kappa.astype(dict.fromkeys(KAPPA_COLUMNS[1:], float)),
+                tuple(Round(**nan_for_null(r)) for r in record["rounds"]),
+                pd.DataFrame(record["unreachable"], columns=BOUND_COLUMNS),
+                entropies.astype(dict.fromkeys(ENTROPY_COLUMNS[3:], float)),
+                Calibration.from_json(json.dumps(calibration)) if calibration else None,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"not a valid derivation: {error!r}") from error
 
 
 @renamed_arguments(pictures="images")
@@ -158,13 +161,7 @@ def derive(
     means = layer_means(sweep.frame())
     if method == "gaussian":
         return _derive_gaussian(means)
-    if images is None:
-        raise InputError("method 'calibrated' needs captioned real images: pass images=...")
-    if sweep.pipeline is None:
-        raise InputError("method 'calibrated' needs the pipeline: open the run with Sweep.open(path, pipeline)")
-    calibration = calibrate(sweep.pipeline, images, sweep.grid.sizes, progress=progress)
-    kappa = _kappa_table(calibration.law.kappa, means)
-    return Derivation(calibration.law, kappa, entropies=_entropies(means), calibration=calibration)
+    return _derive_calibrated(sweep, means, images, progress)
 
 
 def _derive_measured(
@@ -185,6 +182,17 @@ def _derive_gaussian(means: pd.DataFrame) -> Derivation:
     law = Gaussian({str(layer): float(variance) for layer, variance in variances.items()})
     kappas = {layer: 2 / variance for layer, variance in law.logit_variance.items()}
     return Derivation(law, _kappa_table(kappas, means), entropies=_entropies(means))
+
+
+def _derive_calibrated(sweep: Sweep, means: pd.DataFrame, images: CaptionedImages | None, progress: bool) -> Derivation:
+    """Derive the calibrated law; see `calibration`."""
+    if images is None:
+        raise InputError("method 'calibrated' needs captioned real images: pass images=...")
+    if sweep.pipeline is None:
+        raise InputError("method 'calibrated' needs the pipeline: open the run with Sweep.open(path, pipeline)")
+    calibration = calibrate(sweep.pipeline, images, sweep.grid.sizes, progress=progress)
+    kappa = _kappa_table(calibration.law.kappa, means)
+    return Derivation(calibration.law, kappa, entropies=_entropies(means), calibration=calibration)
 
 
 def _kappa_table(kappas: Mapping[str, float], means: pd.DataFrame) -> pd.DataFrame:

@@ -213,7 +213,15 @@ def find_root(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"], 
 
 
 def knots(g: pd.Series) -> dict[str, tuple[tuple[float, float], ...]]:
-    """Return the pairs (ln(N/T), g) of each layer in ascending order, as `laws.Measured` stores them."""
+    """Return the pairs (ln(N/T), g) of each layer in ascending order, as `laws.Measured` stores them.
+
+    Args:
+        g: scale factors by (layer, tokens, training_tokens).
+
+    Example:
+        >>> knots(pd.Series({("mid", 256, 64): 1.5, ("mid", 64, 64): 1.0}))["mid"][0]
+        (0.0, 1.0)
+    """
     pairs: dict[str, list[tuple[float, float]]] = {}
     for (layer, tokens, trained), value in g.items():
         pairs.setdefault(str(layer), []).append((float(np.log(tokens / trained)), float(value)))

@@ -108,7 +108,7 @@ class Fit(Viewed):
             layers = tuple(LogLaw(**{**nan_for_null(law), "tokens": tuple(law["tokens"])}) for law in fields["layers"])
             rivals = pd.DataFrame(fields["rivals"], columns=["layer", "form", "error"]).astype({"error": float})
             return cls(layers, rivals, pd.DataFrame(fields.get("points", {})))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"not a valid fit: {error!r}") from error
 
     def __str__(self) -> str:
@@ -171,6 +171,15 @@ def layer_means(frame: pd.DataFrame, law: str = "original") -> pd.DataFrame:
 
     Raises:
         InputError: if the table has no self-attention under `law`.
+
+    Example:
+        >>> rows = [{"layer": "mid", "head": head, "entropy": h} for head, h in ((0, 2.0), (1, 3.0))]
+        >>> table = pd.DataFrame(rows).assign(
+        ...     law="original", kind="self", axes="spatial", tokens=64, training_tokens=64, height=8, width=8,
+        ...     prompt="cat", seed=0, logit_variance=1.0,
+        ... )
+        >>> layer_means(table)["entropy"].tolist()
+        [2.5]
     """
     rows = visual(frame[frame["law"] == law])
     if rows.empty:

@@ -1,6 +1,7 @@
 """Measure the effect of scaling laws: entropy drift, denoising loss, image metrics and two defects, with error bars.
 
-The image metrics include the Fréchet distance (FID), the kernel distance (KID) and the text score (CLIPScore).
+The image metrics include the Fréchet distance (FID), the kernel distance (KID) and the text score (CLIPScore, also
+written CLIP score). `metrics` declares each metric once and describes how it differs from the usual one.
 """
 
 from entropy_probe.deprecation import renamed_names

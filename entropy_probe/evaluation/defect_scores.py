@@ -41,7 +41,7 @@ class Defects:
     Attributes:
         cut_off: see `cut_off`.
         off_centre: see `off_centre`; 0 if the background is unknown.
-        incompleteness: 1 - (1 - cut_off) (1 - off_centre).
+        incompleteness: both scores combined; see `metrics.METRICS`.
         repetition: see `repetition`.
     """
 

@@ -74,6 +74,12 @@ def metric_difference(
         resampled: the difference in each bootstrap resample.
         images: see `MetricDifference`.
         prompts: number of prompts.
+
+    Example:
+        >>> resampled = np.linspace(-0.1, 0.3, 1001)
+        >>> found = metric_difference("paper", (64, 64), "repetition", 0.5, 0.1, resampled, images=16, prompts=8)
+        >>> print(f"[{found.low:.2f}, {found.high:.2f}], p = {found.p:.2f}")
+        [-0.09, 0.29], p = 0.42
     """
     low, high = np.percentile(resampled, [2.5, 97.5])
     error = resampled.std(ddof=1)
@@ -90,7 +96,14 @@ def metric_difference(
 
 
 def corrected(differences: list[MetricDifference]) -> tuple[MetricDifference, ...]:
-    """Apply Holm's correction to the p values, and set the verdicts."""
+    """Apply Holm's correction to the p values, and set the verdicts.
+
+    Example:
+        >>> resampled = np.linspace(0.19, 0.21, 1001)
+        >>> found = metric_difference("paper", (64, 64), "repetition", 0.5, 0.2, resampled, images=16, prompts=8)
+        >>> corrected([found])[0].verdict
+        'worse'
+    """
     if not differences:
         return ()
     _, p_values, _, _ = multipletests([d.p for d in differences], alpha=LEVEL, method="holm")

@@ -1,7 +1,7 @@
-"""Fréchet distance (FID), kernel distance (KID), text score (CLIPScore) and caption retrieval, from embeddings.
+"""Fréchet distance (FID), kernel distance (KID), text score (CLIPScore, CLIP score) and caption retrieval.
 
 torchmetrics computes the distances. The embeddings come from the bundled critic, Inception, CLIP, or any module that
-returns one embedding per image.
+returns one embedding per image. `METRICS` declares the direction, the unit and the formula of each metric.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def features(
         images: bytes, all of one size.
 
     Raises:
-        InputError: if there are no images, or their sizes differ.
+        InputError: if `images` is empty, or the sizes differ.
 
     Example:
         >>> features(lambda images: images.float().mean((2, 3)), torch.zeros(4, 3, 8, 8, dtype=torch.uint8)).shape
@@ -71,16 +71,17 @@ def features(
 
 
 def frechet_distance(real: Float[Tensor, "count features"], sampled: Float[Tensor, "count features"]) -> float:
-    """Compute the Fréchet distance between the embeddings of real and sampled images. With Inception, this is FID.
+    """Compute the Fréchet distance between the embeddings of real and sampled images.
 
-    Heusel et al. 2017 (arXiv 1706.08500): |mu1 - mu2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)). Lower is better.
+    Heusel et al. 2017 (arXiv 1706.08500). FID is this distance with the embeddings of Inception, usually of 10,000 to
+    50,000 images. The expected distance decreases with the number of images, so compare it only for equal numbers.
 
     Args:
         real: embeddings of real images.
         sampled: embeddings of sampled images.
 
     Raises:
-        InputError: if a set has no more images than features: its covariance would be singular.
+        InputError: if a set does not have more images than features: its covariance would be singular.
 
     Example:
         >>> real = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
@@ -102,10 +103,11 @@ def frechet_distance(real: Float[Tensor, "count features"], sampled: Float[Tenso
 
 
 def kernel_distance(real: Float[Tensor, "count features"], sampled: Float[Tensor, "count features"]) -> float:
-    """Compute the kernel distance between the embeddings of real and sampled images. With Inception, this is KID.
+    """Compute the kernel distance between the embeddings of real and sampled images.
 
-    Binkowski et al. 2018 (arXiv 1801.01401): squared maximum mean discrepancy with a cubic polynomial kernel. The
-    estimate is unbiased for any number of images, and can be negative. Lower is better.
+    Binkowski et al. 2018 (arXiv 1801.01401). KID is this distance with the embeddings of Inception. Some papers
+    multiply KID by 100 or 1000; this function does not. The estimate is unbiased for any number of images, and can be
+    negative.
 
     The result is a mean over random subsets, each as large as the smaller set. There are at most `MAX_SUBSETS` subsets,
     or fewer if every image of the larger set is then used `MEAN_USES` times on average.
@@ -142,9 +144,11 @@ def kernel_distance(real: Float[Tensor, "count features"], sampled: Float[Tensor
 def text_score(
     images: Float[Tensor, "count features"], captions: Float[Tensor, "count features"]
 ) -> Float[Tensor, " count"]:
-    """Compute 100 max(cos, 0) of each image and its caption. With CLIP, this is CLIPScore.
+    """Compute the text score of each image and its caption from their cosine similarity.
 
-    Hessel et al. 2021 (arXiv 2104.08718). Higher is better.
+    With the embeddings of CLIP, this is the CLIP score of torchmetrics (`CLIPScore`) of a single image. torchmetrics
+    sets a negative mean to 0; here, each negative value is 0. CLIPScore of Hessel et al. 2021 (arXiv 2104.08718) has
+    a factor of 2.5 instead of 100, and adds the prompt "A photo depicts".
 
     Example:
         >>> text_score(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[2.0, 0.0], [0.0, 1.0]])).tolist()

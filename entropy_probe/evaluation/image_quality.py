@@ -1,4 +1,4 @@
-"""Compare the images under every law with those of the original model, by every metric, in pairs.
+"""Compare the images under every law with the images of the original model, by every metric, in pairs.
 
 A pair is the same prompt, seed and size, under a law and under `original`.
 """

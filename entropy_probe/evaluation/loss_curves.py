@@ -1,7 +1,7 @@
 """The denoising loss on real images as a function of g: the training objective of the model, at any size.
 
-The images, the noise and the timesteps are the same for every g. So the comparison is paired, and takes minutes where a
-Fréchet distance takes hours.
+The images, the noise and the timesteps are the same for every g. So the comparison is paired, and takes minutes. A
+comparison by Fréchet distance takes hours.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class LossCurve:
             by_timestep: one row per size, timestep and value instead of one per size and value.
 
         Returns:
-            Columns `size`, `timestep` (if asked), the name of the number, `change`, `low`, `high`.
+            Columns `size`, `timestep` (with `by_timestep`), the name of the number, `change`, `low`, `high`.
         """
         rows = []
         for keys, group in self.losses.groupby(["size", "timestep"] if by_timestep else ["size"], sort=False):
@@ -107,7 +107,7 @@ class LossCurve:
             losses = pd.DataFrame(fields["losses"])
             losses["size"] = losses["size"].map(tuple)
             return cls(str(fields["name"]), float(fields["neutral"]), losses)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"not a valid loss curve: {error!r}") from error
 
 
@@ -137,7 +137,7 @@ def loss(
         The losses. `table()` returns the relative change at each g, `best()` the minimum at each size.
 
     Raises:
-        InputError: if `sizes` is empty, there is no scale factor other than 1, the pipeline has a law applied, or
+        InputError: if `sizes` is empty, every scale factor is 1, a law is applied to the pipeline, or
             `models.objective` does not support the pipeline.
 
     Example:

@@ -1,7 +1,17 @@
 """Declaration of every image metric: name, title, direction, unit and formula.
 
-Tables, plots, reports and the command line read this declaration. The functions that compute the metrics are in
-`image_metrics` and `defect_scores`.
+Tables, plots, reports and the command line read this declaration, and no other file repeats it. The functions that
+compute the metrics are in `image_metrics` and `defect_scores`.
+
+Our names and the usual names:
+
+- `frechet_distance` is FID (Fréchet inception distance) if the network is `inception`.
+- `kernel_distance` is KID (kernel inception distance) if the network is `inception`.
+- `text_score` is CLIPScore (CLIP score, torchmetrics' `CLIPScore`) if the network is a CLIP model.
+- `caption_found` is R-precision (top-1 retrieval accuracy) among the captions of the sampled and the real images.
+
+With another network, such as the bundled critic, the formula is the same, but the values are on another scale. Compare
+them only with values from the same network and the same real images.
 """
 
 from __future__ import annotations
@@ -53,10 +63,15 @@ METRICS: dict[str, Metric] = {
             "fraction of the images",
             "1 if no other caption is closer to the image than its own, else 0",
         ),
+        Metric("incompleteness", "incompleteness", "", False, "0 to 1", "1 - (1 - cut_off) (1 - off_centre)"),
         Metric(
-            "incompleteness", "incompleteness", "", False, "0 to 1", "1 - (1 - cut_off) (1 - off_centre); see defects"
+            "repetition",
+            "repetition",
+            "",
+            False,
+            "0 to 1",
+            "highest peak of the autocorrelation away from the origin, minus the minimum between peak and origin",
         ),
-        Metric("repetition", "repetition", "", False, "0 to 1", "height of the second peak of the autocorrelation"),
         Metric(
             "kernel_distance",
             "kernel distance",

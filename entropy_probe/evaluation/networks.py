@@ -25,7 +25,7 @@ from entropy_probe.errors import InputError
 from entropy_probe.evaluation.critic import load_critic
 from entropy_probe.evaluation.defect_scores import WHITE, Colour
 from entropy_probe.evaluation.image_metrics import ImageEncoder
-from entropy_probe.models import CaptionedImages, ImageFolder
+from entropy_probe.models import CaptionedImages, ImageFolder, check_safetensors_only
 from entropy_probe.reference import images as bundled_images
 
 CRITIC = "critic"
@@ -90,7 +90,7 @@ def load_scorer(networks: str | Sequence[str], images: str | Path | CaptionedIma
         warnings.warn(
             f"got only {len(real.captions)} real images: distances depend on this small sample, and their intervals do "
             f"not include this uncertainty; give {MIN_REAL_IMAGES} or more",
-            stacklevel=2,
+            stacklevel=3,  # this function is decorated
         )
     short = [name if name in NAMED else Path(name).resolve().name for name in names]
     if len(set(short)) < len(names):
@@ -123,7 +123,9 @@ _SAFE: dict[str, Any] = {"trust_remote_code": False}
 
 @contextmanager
 def _input_errors(model: str | Path) -> Iterator[None]:
-    """Turn errors of transformers on loading a network into an InputError of one line."""
+    """Turn errors of transformers on loading a network into an InputError of one line. Refuse pickled weights."""
+    if Path(model).is_dir():
+        check_safetensors_only(Path(model))
     try:
         yield
     except (ImportError, OSError, ValueError, KeyError) as error:  # processors of some models need torchvision

@@ -53,7 +53,7 @@ class Quality:
             original = pd.DataFrame(fields["original"])
             original["size"] = original["size"].map(tuple)
             return cls(pd.DataFrame(fields["images"]), original, tuple(map(_difference, fields["comparisons"])))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"not a valid image quality: {error!r}") from error
 
     def table(self) -> pd.DataFrame:

@@ -72,7 +72,7 @@ class Outcome(Viewed):
             drifts = tuple(Drift(**{**nan_for_null(d), "size": tuple(d["size"])}) for d in fields["drifts"])
             scored = Quality.from_json(json.dumps(fields["quality"])) if fields.get("quality") else None
             grid = Grid.from_json(json.dumps(fields["grid"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"not a valid outcome: {error!r}") from error
         missing = sum(sweep.run.state(cell).fault is not None for cell in grid.cells())
         if missing:

@@ -17,7 +17,8 @@ from entropy_probe.laws.formulas import (
     Yarn,
     factors,
 )
-from entropy_probe.laws.json_format import from_json, load_law, resolve, save_law, to_json
+from entropy_probe.laws.json_format import from_json, load_law, save_law, to_json
+from entropy_probe.laws.resolving import resolve
 
 __all__ = [
     "DERIVED",

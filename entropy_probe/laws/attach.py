@@ -25,7 +25,7 @@ from entropy_probe.attention import (
 )
 from entropy_probe.errors import InputError
 from entropy_probe.laws.formulas import Original, ScalingLaw
-from entropy_probe.laws.json_format import resolve
+from entropy_probe.laws.resolving import resolve
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class _Scaling:
         trained = self.training_tokens.get(call.layer, call.training_tokens)
         if trained is None:
             raise InputError(
-                f"the tokens of layer {call.layer!r} at the training size are not known: "
+                f"the number of tokens of layer {call.layer!r} at the training size is unknown: "
                 "pass training_tokens={layer: T}"
             )
         scale_factor = self.law.scale_factor(call.layer, call.tokens, trained)
@@ -49,10 +49,11 @@ class _Scaling:
 
 
 def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[str, int] | None = None) -> None:
-    """Scale the visual attention (self and joint, not cross, not temporal) of a model by a law, until `remove`.
+    """Multiply the logits of a model's visual attention by the g of a law, until `remove` is called.
 
-    N and T count image tokens, in joint attention too: the text does not grow with the image. A deep copy of the
-    model is not scaled. A model that is compiled afterwards stays scaled: its graph breaks at each attention layer.
+    Self-attention and joint attention are scaled; cross-attention and temporal attention are not. N and T count image
+    tokens only, also in joint attention. A deep copy of the model is not scaled. A model that is compiled afterwards
+    stays scaled: its graph breaks at each attention layer.
 
     Args:
         model: a diffusers pipeline or a torch module.
@@ -60,8 +61,8 @@ def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[
         training_tokens: T per layer, if the model's configuration does not have it.
 
     Raises:
-        InputError: for an unknown law, a layer that the model does not have, or a model that has a law already.
-        CaptureError: for a model that was compiled before.
+        InputError: if the law or a layer is unknown, or the model already has a law.
+        CaptureError: if the model was compiled before.
 
     >>> import torch
     >>> class Attention(torch.nn.Module):
@@ -80,7 +81,7 @@ def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[
 
 
 def remove(model: Any) -> None:
-    """Remove the law of a model. A model without a law stays as it is."""
+    """Remove the law of a model. A model without a law is not changed."""
     for observer in _scaling(model):
         stop_observing(model, observer)
         for layer, reason in observer.unread:
@@ -88,21 +89,21 @@ def remove(model: Any) -> None:
 
 
 def applied(model: Any) -> ScalingLaw | None:
-    """Return the law that is applied to a model; None without."""
+    """Return the law that is applied to a model, or None."""
     return next((observer.on_call.law for observer in _scaling(model)), None)  # type: ignore[attr-defined]
 
 
 def check_unscaled(model: Any) -> None:
-    """Refuse a model that has a law: for functions that apply laws themselves, or measure without any.
+    """Reject a model that has a law. For functions that apply laws themselves, or that measure without one.
 
     Raises:
-        InputError: for a model that has a law.
+        InputError: if the model has a law.
     """
     present = applied(model)
     if present is not None:
         raise InputError(
-            f"the {present.name} law is applied to this model already: remove it first, with remove(). Functions that "
-            "sample under laws, such as sweep(laws=[...]), apply and remove them themselves"
+            f"the {present.name} law is applied to this model: remove it first, with remove(). Functions such "
+            "as sweep(laws=[...]) apply and remove laws themselves"
         )
 
 
@@ -110,11 +111,21 @@ def check_unscaled(model: Any) -> None:
 def scaled(
     model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[str, int] | None = None
 ) -> Iterator[ScalingLaw]:
-    """Apply a law while the context is open, as `apply` does, then leave the model as it was.
+    """Apply a law inside a `with` block, then remove it. The arguments are those of `apply`.
 
     Raises:
         InputError: see `apply`.
         CaptureError: see `apply`.
+
+    >>> import torch
+    >>> class Attention(torch.nn.Module):
+    ...     def forward(self, query, key):
+    ...         return torch.nn.functional.scaled_dot_product_attention(query, key, key)
+    >>> model, query = Attention(), torch.ones(1, 1, 16, 4)
+    >>> with scaled(model, "paper", training_tokens={"": 64}) as law:
+    ...     print(law, model(query, query).shape)
+    Paper() torch.Size([1, 1, 16, 4])
+    >>> applied(model)  # None: the law is removed
     """
     check_unscaled(model)
     try:

@@ -1,6 +1,7 @@
-"""Scaling laws: by what factor g the logits of a layer with N tokens are multiplied, when it was trained with T.
+"""Scaling laws: formulas for the factor g that multiplies the logits of a layer.
 
-All give g = 1 at N = T. Most are members of g^2 = 1 + kappa ln(N/T).
+N is the number of image tokens of the layer now, T the number at the training size. All laws except `constant` have
+g = 1 at N = T. Many have the form g^2 = 1 + kappa ln(N/T).
 """
 
 from __future__ import annotations
@@ -14,30 +15,51 @@ from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from entropy_probe.errors import InputError
 from entropy_probe.views import Viewed
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_NullIsNaN = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""A number that JSON stores as null if it is NaN."""
 
 
 @runtime_checkable
 class ScalingLaw(Protocol):
-    """What a scaling law must know; any object with these two members serves."""
+    """A scaling law: any object with these two members.
+
+    >>> class Root:
+    ...     name = "root"
+    ...
+    ...     def scale_factor(self, layer: str, tokens: int, training_tokens: int) -> float:
+    ...         return (tokens / training_tokens) ** 0.1
+    >>> isinstance(Root(), ScalingLaw)
+    True
+    """
 
     @property
     def name(self) -> str: ...
 
     def scale_factor(self, layer: str, tokens: int, training_tokens: int) -> float:
-        """g of a layer: what its logits are multiplied by at `tokens` when `training_tokens` were trained."""
+        """Return g, the factor that multiplies the logits of a layer.
+
+        Args:
+            layer: full name of the attention layer.
+            tokens: number of image tokens now, N.
+            training_tokens: number of image tokens at the training size, T.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Original(Viewed):
-    """g = 1: the model as it was trained."""
+    """g = 1: the model without scaling.
+
+    >>> Original().scale_factor("mid", tokens=4096, training_tokens=1024)
+    1.0
+    """
 
     name: ClassVar[str] = "original"
 
@@ -47,7 +69,11 @@ class Original(Viewed):
 
 @dataclass(frozen=True)
 class Paper(Viewed):
-    """g = sqrt(ln N / ln T), that is kappa = 1 / ln T. Jin et al. 2023 (arXiv 2306.08645)."""
+    """g = sqrt(ln N / ln T), which is the form above with kappa = 1 / ln T. Jin et al. 2023 (arXiv 2306.08645).
+
+    >>> print(f"{Paper().scale_factor('mid', tokens=4096, training_tokens=1024):.4f}")
+    1.0954
+    """
 
     name: ClassVar[str] = "paper"
 
@@ -57,7 +83,11 @@ class Paper(Viewed):
 
 @dataclass(frozen=True)
 class Log(Viewed):
-    """g = ln N / ln T. Su 2021; Chiang and Cholak 2022 (arXiv 2202.12172)."""
+    """g = ln N / ln T. Su 2021; Chiang and Cholak 2022 (arXiv 2202.12172).
+
+    >>> print(f"{Log().scale_factor('mid', tokens=4096, training_tokens=1024):.4f}")
+    1.2000
+    """
 
     name: ClassVar[str] = "log"
 
@@ -67,7 +97,11 @@ class Log(Viewed):
 
 @dataclass(frozen=True)
 class Yarn(Viewed):
-    """g = (0.1 ln(N/T) + 1)^2 for N > T, else 1: YaRN's attention temperature, Peng et al. 2023 (arXiv 2309.00071)."""
+    """g = (0.1 ln(N/T) + 1)^2 for N > T, else 1. From YaRN, Peng et al. 2023 (arXiv 2309.00071).
+
+    >>> print(f"{Yarn().scale_factor('mid', tokens=4096, training_tokens=1024):.4f}")
+    1.2965
+    """
 
     name: ClassVar[str] = "yarn"
 
@@ -81,7 +115,11 @@ class Gaussian(Viewed):
 
     Attributes:
         logit_variance: sigma2_T of every layer, nats^2, measured at the training size.
-        floor: least g; a small image may ask for less than no attention at all.
+        floor: minimum g. Without it, g^2 would be negative for small images.
+
+    >>> law = Gaussian({"mid": 4.0})
+    >>> print(f"{law.scale_factor('mid', tokens=4096, training_tokens=1024):.4f}")
+    1.3012
     """
 
     logit_variance: dict[str, _Positive]
@@ -95,20 +133,25 @@ class Gaussian(Viewed):
 
 @dataclass(frozen=True)
 class Measured(Viewed):
-    """g at which a layer's measured entropy at N tokens equals the one at T, for the sizes that were measured.
+    """The g of each layer at which its measured entropy at N tokens equals its entropy at T.
 
-    Between the measured sizes ln g is interpolated linearly in ln(N/T), through g = 1 at N = T; beyond them the last
-    stretch goes on. `kappa` says it in one number per layer, g^2 = 1 + kappa ln(N/T), to compare with other laws.
+    Between the measured sizes, ln g is interpolated linearly in ln(N/T), with g = 1 at N = T. Beyond them, the nearest
+    line segment is extended. `kappa` summarises the points in one number per layer, g^2 = 1 + kappa ln(N/T), to compare
+    with other laws; it is not used to compute g.
 
     Attributes:
         points: per layer, pairs (ln(N/T), g) in ascending order.
         kappa: per layer, the fitted kappa.
         kappa_se: its standard error.
+
+    >>> law = Measured({"mid": ((math.log(4), 2.0),)})
+    >>> print(f"{law.scale_factor('mid', tokens=2048, training_tokens=1024):.4f}")
+    1.4142
     """
 
     points: dict[str, tuple[tuple[_Finite, _Positive], ...]]
-    kappa: dict[str, float] = field(default_factory=dict)
-    kappa_se: dict[str, float] = field(default_factory=dict)
+    kappa: dict[str, _NullIsNaN] = field(default_factory=dict)
+    kappa_se: dict[str, _NullIsNaN] = field(default_factory=dict)
     name: ClassVar[str] = "measured"
 
     def scale_factor(self, layer: str, tokens: int, training_tokens: int) -> float:
@@ -127,12 +170,16 @@ class Measured(Viewed):
 
 @dataclass(frozen=True)
 class Calibrated(Measured):
-    """g at which the denoising loss on real images is lowest, interpolated as `Measured` does.
+    """The g at which the denoising loss on real images is lowest, interpolated as in `Measured`.
 
     Attributes:
         points: per layer, or for all layers under the key `*`, pairs (ln(N/T), g) in ascending order.
         kappa: per layer or under `*`, the fitted kappa.
         kappa_se: its standard error.
+
+    >>> law = Calibrated({"*": ((math.log(4), 1.5),)})
+    >>> print(f"{law.scale_factor('any layer', tokens=4096, training_tokens=1024):.4f}")
+    1.5000
     """
 
     name: ClassVar[str] = "calibrated"
@@ -140,11 +187,17 @@ class Calibrated(Measured):
 
 @dataclass(frozen=True)
 class Constant(Viewed):
-    """One g whatever the size, for curves of something against g: an instrument, no law (g is not 1 at N = T).
+    """The same g at every size, to measure curves against g. Unlike the other laws, g is not 1 at N = T.
 
     Attributes:
-        value: g of the layers that a glob matches.
-        layers: globs of layer names; the others keep g = 1.
+        value: g of the layers that match a pattern.
+        layers: patterns of layer names, with the wildcards of `fnmatch`. All other layers have g = 1.
+
+    >>> law = Constant(1.5, layers=("up_blocks.*",))
+    >>> law.scale_factor("up_blocks.0", tokens=64, training_tokens=64)
+    1.5
+    >>> law.scale_factor("mid", tokens=64, training_tokens=64)
+    1.0
     """
 
     value: _Finite
@@ -161,7 +214,11 @@ class Kappa(Viewed):
 
     Attributes:
         kappa: per layer.
-        floor: least g.
+        floor: minimum g.
+
+    >>> law = Kappa({"*": 0.5})
+    >>> print(law.name, f"{law.scale_factor('mid', tokens=4096, training_tokens=1024):.4f}")
+    kappa=0.5 1.3012
     """
 
     kappa: dict[str, _Finite]
@@ -169,7 +226,7 @@ class Kappa(Viewed):
 
     @property
     def name(self) -> str:
-        """`kappa`, or with its value where one serves all layers: a grid may hold several."""
+        """Return `kappa`, followed by the value if all layers share one: a grid may contain several such laws."""
         return f"kappa={self.kappa['*']:g}" if "*" in self.kappa else "kappa"
 
     def scale_factor(self, layer: str, tokens: int, training_tokens: int) -> float:
@@ -178,24 +235,29 @@ class Kappa(Viewed):
 
 _NAMED = (Original, Paper, Log, Yarn, Gaussian, Measured, Calibrated, Constant)
 LAWS: dict[str, type[Any]] = {**{law.name: law for law in _NAMED}, "kappa": Kappa}
-"""Every law by its name."""
+"""The class of every law by its name."""
 
 NEEDS_NOTHING = tuple(name for name, law in LAWS.items() if not dataclasses.fields(law))
-"""The laws that can be had by name alone; the others carry numbers."""
+"""The laws that need only a name. All others contain numbers."""
 
 DERIVED = (Measured.name, Gaussian.name, Calibrated.name)
-"""The laws whose numbers are derived from a sweep."""
+"""The laws with numbers that `derive` computes from a sweep."""
 
 
 def factors(
     law: ScalingLaw, ratios: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0), *, training_tokens: int = 1024
 ) -> pd.DataFrame:
-    """What a law does: `layer`, `ratio` (N/T) and `scale_factor` (g), a row per layer that it names and ratio.
+    """Return the factors of a law as a table with the columns `layer`, `ratio` (N/T) and `scale_factor` (g).
 
     Args:
-        law: a scaling law; one that treats all layers alike is given under the layer `*`.
+        law: a scaling law. If it treats all layers alike, the table has one layer, `*`.
         ratios: values of N/T.
-        training_tokens: T, on which `paper` and `log` depend besides.
+        training_tokens: T. The factors of `paper` and `log` depend on it.
+
+    >>> factors(Kappa({"*": 0.5}), [1.0, 4.0]).round(4)
+      layer  ratio  scale_factor
+    0     *    1.0        1.0000
+    1     *    4.0        1.3012
     """
     numbers = [value for value in vars(law).values() if isinstance(value, dict) and value]
     names: Iterable[str] = law.layers if isinstance(law, Constant) else numbers[0] if numbers else ("*",)
@@ -219,4 +281,8 @@ def _of_layer(values: dict[str, Any], layer: str, law: str) -> Any:
     try:
         return values[layer]
     except KeyError:
-        raise InputError(f"the {law} law knows no layer {layer!r}: it was derived on another model") from None
+        known = ", ".join(list(values)[:3]) or "none"
+        raise InputError(
+            f"the {law} law has no factor for layer {layer!r} (its layers: {known}, ...): it was derived on another "
+            "model; derive it on this one"
+        ) from None

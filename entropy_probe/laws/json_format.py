@@ -1,29 +1,63 @@
-"""Scaling laws as JSON text and files, and as names."""
+"""Read and write scaling laws as JSON.
+
+A file contains the name of the law under `law`, and the fields of its class. A derived law may also contain the record
+of its derivation, which only `estimation.Derivation.from_json` reads.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Union, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from entropy_probe.errors import InputError
-from entropy_probe.laws.formulas import DERIVED, LAWS, NEEDS_NOTHING, ScalingLaw
-from entropy_probe.strict_json import from_strict_json, nan_for_null, read_bounded, to_strict_json
+from entropy_probe.laws.formulas import LAWS, ScalingLaw
+from entropy_probe.strict_json import from_strict_json, read_bounded, to_strict_json
+
+
+def _file_model(name: str, law: type[Any]) -> type[BaseModel]:
+    """Return the pydantic model of a law file: `law`, the fields of the class, and the record of a derivation."""
+    types = get_type_hints(law, include_extras=True)
+    fields: dict[str, Any] = {field.name: (types[field.name], _default(field)) for field in dataclasses.fields(law)}
+    fields |= {"law": (Literal[name], ...), "derivation": (Any, None)}
+    return create_model(f"{law.__name__}File", __config__=ConfigDict(extra="forbid", strict=True), **fields)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """Return the default of a dataclass field for pydantic."""
+    if field.default_factory is not dataclasses.MISSING:
+        return Field(default_factory=field.default_factory)
+    return ... if field.default is dataclasses.MISSING else field.default
+
+
+_FILES = {name: _file_model(name, law) for name, law in LAWS.items()}
+_LawFile: Any = Annotated[Union[tuple(_FILES.values())], Field(discriminator="law")]  # noqa: UP007
+"""The model of every law file: the field `law` selects the member."""
 
 
 def to_json(law: ScalingLaw) -> str:
     """Return a law as JSON text. `from_json` reads it back to an equal law.
 
+    Args:
+        law: a law of this package, or a derivation, whose law is written.
+
+    Raises:
+        InputError: for a law of another class. Its formula cannot be written to a file.
+
     >>> from entropy_probe.laws import Paper
     >>> to_json(Paper()).split()
     ['{', '"law":', '"paper"', '}']
     """
-    law = getattr(law, "law", law)  # a Derivation holds its law
-    name = next((name for name, kind in LAWS.items() if kind is type(law)), law.name)
-    return to_strict_json({"law": name, **dataclasses.asdict(law)})  # type: ignore[arg-type]
+    law = own_law(law)
+    name = next((name for name, kind in LAWS.items() if kind is type(law)), None)
+    if name is None:
+        raise InputError(
+            f"only the laws {', '.join(LAWS)} can be written as JSON, got {law.name!r} of class "
+            f"{type(law).__name__}: apply it with apply() or scaled(), or write its factors as points of a Measured law"
+        )
+    return to_strict_json({"law": name, **dataclasses.asdict(law)})  # type: ignore[call-overload]
 
 
 def from_json(text: str) -> ScalingLaw:
@@ -34,21 +68,17 @@ def from_json(text: str) -> ScalingLaw:
 
     >>> from_json('{"law": "paper"}')
     Paper()
+    >>> from_json('{"law": "kappa", "kappa": {"*": "0.1"}}')
+    Traceback (most recent call last):
+        ...
+    entropy_probe.errors.InputError: this is not a valid scaling law: 'kappa.*' must be a valid number, got '0.1'
     """
     try:
-        fields = from_strict_json(dict[str, Any], text)
-        fields.pop("derivation", None)  # a derived law may be stored with the record of its derivation
-        if "law" not in fields:
-            raise InputError("the field 'law' is missing")
-        name = str(fields.pop("law"))
-        if name not in LAWS:
-            raise InputError(f"there is no law {name[:100]!r}: 'law' must be one of {', '.join(LAWS)}")
-        for table in ("kappa", "kappa_se"):
-            if "points" in fields and isinstance(values := fields.get(table, {}), dict):
-                fields[table] = nan_for_null(values)
-        law: ScalingLaw = from_strict_json(LAWS[name], json.dumps(fields))
+        file = from_strict_json(_LawFile, text, tagged=True)
     except InputError as error:
-        raise InputError(f"this is not a scaling law in entropy-probe's format: {error}") from error
+        raise InputError(f"this is not a valid scaling law: {error}") from error
+    kind = LAWS[file.law]
+    law: ScalingLaw = kind(**{field.name: getattr(file, field.name) for field in dataclasses.fields(kind)})
     return law
 
 
@@ -56,10 +86,18 @@ def save_law(law: ScalingLaw, path: str | Path) -> None:
     """Write a law to a JSON file. An existing file is overwritten.
 
     Raises:
-        InputError: if the file cannot be written.
+        InputError: if the law has no JSON format, or the file cannot be written.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from entropy_probe.laws import Kappa
+    >>> with TemporaryDirectory() as folder:
+    ...     save_law(Kappa({"*": 0.2}), f"{folder}/law.json")
+    ...     load_law(f"{folder}/law.json")
+    Kappa(kappa={'*': 0.2}, floor=0.1)
     """
+    text = to_json(law)
     try:
-        Path(path).write_text(to_json(law), encoding="utf-8")
+        Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -77,58 +115,7 @@ def load_law(path: str | Path) -> ScalingLaw:
         raise InputError(f"{path}: {error}") from error
 
 
-class _RenamedMethod:
-    """A user law that still has the method `multiplier` of version 0.1.0."""
-
-    def __init__(self, law: Any) -> None:
-        self._law = law
-        self.name: str = law.name
-
-    def scale_factor(self, layer: str, tokens: int, training_tokens: int) -> float:
-        """Return the g of the user's law."""
-        return float(self._law.multiplier(layer, tokens, training_tokens))
-
-
-def resolve(law: ScalingLaw | str | Path, *, besides: Sequence[str] = ()) -> ScalingLaw:
-    """Return a law, given the law itself, its name, or its JSON file.
-
-    Args:
-        law: the law.
-        besides: further names that the caller accepts, to be listed in error messages.
-
-    Raises:
-        InputError: for an unknown name, a law that must be derived first, a file that does not exist or does not
-            contain a law, or any other type.
-
-    >>> resolve("paper")
-    Paper()
-    """
-    if isinstance(law, ScalingLaw):
-        return getattr(law, "law", law)  # a Derivation holds its law
-    if not isinstance(law, str | Path) and hasattr(law, "multiplier") and hasattr(law, "name"):
-        warnings.warn(
-            f"{type(law).__name__}.multiplier() is deprecated: rename it to scale_factor()",
-            DeprecationWarning,
-            stacklevel=2,
-        )
-        return _RenamedMethod(law)
-    if not isinstance(law, str | Path):
-        raise InputError(
-            f"a law must be a name, a JSON file or an object with name and scale_factor(), got {law!r:.100}"
-        )
-    if str(law) in NEEDS_NOTHING:
-        named: ScalingLaw = LAWS[str(law)]()
-        return named
-    if str(law) in DERIVED:
-        raise InputError(
-            f"law {str(law)!r} is measured on a model: derive it first (entropy-probe derive --method {law}) and pass "
-            "its JSON file"
-        )
-    if str(law) in LAWS:
-        raise InputError(f"law {str(law)!r} needs numbers: pass the JSON file that contains them")
-    path = Path(law)
-    if not path.is_file():
-        is_path = isinstance(law, Path) or path.suffix or len(path.parts) > 1
-        cause = f"there is no file {str(law)!r}" if is_path else f"unknown law {str(law)!r}"
-        raise InputError(f"{cause}: give {', '.join([*NEEDS_NOTHING, *besides])}, or the JSON file of a derived law")
-    return load_law(path)
+def own_law(law: ScalingLaw) -> ScalingLaw:
+    """Return the law of a derivation, or the law itself."""
+    inner = getattr(law, "law", None)
+    return inner if isinstance(inner, ScalingLaw) else law

@@ -1,4 +1,4 @@
-"""Loading a diffusers pipeline, its sizes and token grids, sampling it, and its denoising loss."""
+"""Load a diffusers pipeline, list its sizes and token grids, sample it, and compute its denoising loss."""
 
 from entropy_probe.models.defaults import SamplingDefaults, sampling_defaults
 from entropy_probe.models.denoising_loss import Objective, encode, encode_with, objective
@@ -19,6 +19,7 @@ from entropy_probe.models.sizes import (
     training_size,
     training_tokens,
 )
+from entropy_probe.models.weight_files import check_safetensors_only
 
 __all__ = [
     "REFERENCE",
@@ -30,6 +31,7 @@ __all__ = [
     "SamplingDefaults",
     "Size",
     "check_guidance",
+    "check_safetensors_only",
     "check_size",
     "check_steps",
     "encode",

@@ -1,4 +1,4 @@
-"""Loading a diffusers pipeline: safetensors only, on the best device there is."""
+"""Load a diffusers pipeline from safetensors, select device and dtype, and identify a model by its weights."""
 
 from __future__ import annotations
 
@@ -21,132 +21,161 @@ from transformers.utils import logging as transformers_logging
 from entropy_probe.attention import find_denoiser
 from entropy_probe.bundled import bundled
 from entropy_probe.errors import InputError
+from entropy_probe.models.weight_files import check_safetensors_only
 
 REFERENCE = "reference"
-"""The name of the bundled UNet wherever a model is asked for."""
+"""Name of the bundled UNet. Accepted wherever a model name is accepted."""
 
 REFERENCES = (REFERENCE, "reference-dit")
-"""The names of both bundled models: a UNet, and a transformer."""
+"""Names of both bundled models: a UNet and a transformer."""
 
-_NOT_THE_MODEL = ("dtype", "transformers_version")
-"""What a configuration says of how it was loaded or saved."""
+_LOADING_SETTINGS = ("dtype", "transformers_version")
+"""Settings of a configuration that depend on how a model was loaded or saved. They are not part of its fingerprint."""
 
-_ADAPTERS = ("active_adapters", "scaling", "disable_adapters")
-"""What peft's layers say of which adapter acts, and how strongly."""
-
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_ADAPTER_SETTINGS = ("active_adapters", "scaling", "disable_adapters")
+"""Attributes of PEFT layers: which adapters are active, and how strongly."""
 
 
 def load(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> DiffusionPipeline:
-    """Load a pipeline by hub id or local folder, or a bundled one, ready to sample.
+    """Load a pipeline from safetensors weights. No code of the model is run.
 
     Args:
         model: hub id, folder saved by `save_pretrained`, `reference` or `reference-dit`.
-        device: `auto` takes cuda, else mps, else cpu.
-        dtype: `float32`, `float16`, `bfloat16`; `auto` is float32 on the CPU and float16 elsewhere.
+        device: "auto" selects cuda, else mps, else cpu.
+        dtype: "float32", "float16" or "bfloat16". "auto" selects float32 on the CPU and float16 elsewhere.
 
     Raises:
-        InputError: for an unknown model, a folder that is no pipeline, pickled weights, a device that is not there.
+        InputError: if the model is unknown, a folder is not a pipeline, weights are pickled, or the device or dtype
+            is not available.
     """
-    where = resolve_device(device)
-    precision = resolve_dtype(dtype, where)
-    folder = bundled(str(model)) if model in REFERENCES else Path(model)
-    if folder.exists():
-        _check_folder(folder)
-    elif str(model).count("/") != 1 or str(model).startswith((".", "/", "~")):
-        raise InputError(
-            f"there is no folder {str(model)!r}, and it is no hub id (owner/name); "
-            f"{' and '.join(map(repr, REFERENCES))} are bundled"
-        )
+    device_name = resolve_device(device)
+    torch_dtype = resolve_dtype(dtype, device_name)
+    is_bundled = model in REFERENCES
     try:
-        with _quiet() if model in REFERENCES else nullcontext():
+        with _quiet() if is_bundled else nullcontext():
+            folder = bundled(str(model)) if is_bundled else _local_folder(model)
+            check_safetensors_only(folder)
             pipeline = DiffusionPipeline.from_pretrained(
-                str(folder.resolve()) if folder.exists() else str(model),
-                dtype=precision,
-                use_safetensors=True,
-                trust_remote_code=False,
+                str(folder.resolve()), dtype=torch_dtype, use_safetensors=True, trust_remote_code=False
             )
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split()).split(". ")[0][:300]
         raise InputError(f"cannot load {str(model)!r} as a diffusers pipeline: {reason}") from error
+    if not is_bundled and not Path(model).exists():
+        pipeline.register_to_config(_name_or_path=str(model))
     find_denoiser(pipeline)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(where)
+    return pipeline.to(device_name)
+
+
+def _local_folder(model: str | Path) -> Path:
+    """Return the folder of a pipeline. A pipeline on the hub is downloaded, without its pickle files.
+
+    Raises:
+        InputError: if the folder does not exist, or is not a pipeline.
+    """
+    folder = Path(model)
+    if folder.exists():
+        if not (folder / "model_index.json").is_file():
+            raise InputError(
+                f"{folder} is not a diffusers pipeline, it has no model_index.json: save one with save_pretrained"
+            )
+        return folder
+    if str(model).count("/") != 1 or str(model).startswith((".", "/", "~")):
+        raise InputError(
+            f"unknown model {str(model)!r}: it is not a folder and not a hub id (owner/name). Bundled models are "
+            f"{' and '.join(map(repr, REFERENCES))}"
+        )
+    return Path(DiffusionPipeline.download(str(model), use_safetensors=True, trust_remote_code=False))
 
 
 def resolve_device(device: str) -> str:
-    """`auto` to cuda, mps or cpu.
+    """Return the name of a device. "auto" becomes cuda, mps or cpu.
 
     Raises:
-        InputError: for a device that torch does not know or this machine does not have.
+        InputError: if torch does not know the device, or this machine does not have it.
+
+    >>> resolve_device("cpu")
+    'cpu'
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device.split(":")[0], False):
-        raise InputError(
-            f"device {device!r} is not available here; use auto or {' or '.join(d for d in there if there[d])}"
-        )
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(device.split(":")[0], False):
+        names = " or ".join(name for name in available if available[name])
+        raise InputError(f"device {device!r} is not available on this machine: use auto or {names}")
     return device
 
 
 def resolve_dtype(dtype: str, device: str) -> torch.dtype:
-    """The name of a floating dtype to the dtype; `auto` by device.
+    """Return a floating-point dtype by its name. "auto" becomes float32 on the CPU and float16 elsewhere.
 
     Raises:
-        InputError: for any other name.
+        InputError: if the name is unknown.
+
+    >>> resolve_dtype("auto", "cpu")
+    torch.float32
     """
     if dtype == "auto":
         return torch.float32 if device == "cpu" else torch.float16
     known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     if dtype not in known:
-        raise InputError(f"dtype must be auto, {', '.join(known)}, not {dtype!r}")
+        raise InputError(f"dtype must be auto, {', '.join(known)}, got {dtype!r}")
     return known[dtype]
 
 
 def fingerprint(pipeline: Any) -> str:
-    """A hash of the configuration, weights and buffers of every part: which model a run directory belongs to.
+    """Return a hash of the configuration, weights and buffers of all components. It identifies the model of a run.
 
-    Every bit counts; a gigabyte of weights takes about a second.
+    All bits are included. One gigabyte of weights takes about a second.
 
     Raises:
-        InputError: for weights that are kept where they cannot be read.
+        InputError: if weights are offloaded to a place where they cannot be read.
     """
     digest = hashlib.blake2b(digest_size=8)
-    parts = getattr(pipeline, "components", None) or {"denoiser": find_denoiser(pipeline)}
-    for name, part in sorted(parts.items()):
-        config: Any = getattr(part, "config", None)
+    components = getattr(pipeline, "components", None) or {"denoiser": find_denoiser(pipeline)}
+    for name, component in sorted(components.items()):
+        config: Any = getattr(component, "config", None)
         settings: dict[str, Any] = config.to_dict() if hasattr(config, "to_dict") else dict(config or {})
-        told = {k: v for k, v in settings.items() if not k.startswith("_") and k not in _NOT_THE_MODEL}
-        digest.update(f"{name} {type(part).__name__}".encode())
-        digest.update(json.dumps(told, sort_keys=True, default=str).encode())
-        for own, values in _weights(part).items() if isinstance(part, nn.Module) else ():
-            if type(values).__module__.startswith("torchao."):  # its tensors have no bytes of their own
-                values = values.dequantize()
-            digest.update(f"{own} {tuple(values.shape)} {values.dtype}".encode())
-            digest.update(values.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy().data)
-        for own, module in part.named_modules() if isinstance(part, nn.Module) else ():
-            if type(module).__module__.startswith("peft."):
-                digest.update(f"{own} {[getattr(module, name, None) for name in _ADAPTERS]}".encode())
+        own = {key: v for key, v in settings.items() if not key.startswith("_") and key not in _LOADING_SETTINGS}
+        digest.update(f"{name} {type(component).__name__}".encode())
+        digest.update(json.dumps(own, sort_keys=True, default=str).encode())
+        if isinstance(component, nn.Module):
+            _hash_weights(digest, component)
     return digest.hexdigest()
 
 
-def _weights(part: nn.Module) -> Mapping[str, Tensor]:
-    """The weights and buffers, also where accelerate keeps them elsewhere between two calls."""
-    weights = {name: values for name, values in part.state_dict().items() if isinstance(values, Tensor)}
+def _hash_weights(digest: hashlib.blake2b, component: nn.Module) -> None:
+    """Add the weights, the buffers and the state of PEFT adapters to a hash."""
+    for name, values in _weights(component).items():
+        if type(values).__module__.startswith("torchao."):  # these tensors have no bytes that can be viewed
+            values = values.dequantize()
+        digest.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())
+        digest.update(values.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy().data)
+    for name, module in component.named_modules():
+        if type(module).__module__.startswith("peft."):
+            digest.update(f"{name} {[getattr(module, setting, None) for setting in _ADAPTER_SETTINGS]}".encode())
+
+
+def _weights(component: nn.Module) -> Mapping[str, Tensor]:
+    """Return the weights and buffers. Those that accelerate has offloaded are fetched."""
+    weights = {name: values for name, values in component.state_dict().items() if isinstance(values, Tensor)}
     if any(values.is_meta for values in weights.values()):
-        fetched: Mapping[str, Tensor] = get_state_dict_offloaded_model(part)
+        fetched: Mapping[str, Tensor] = get_state_dict_offloaded_model(component)
         weights = {name: fetched.get(name, values) for name, values in weights.items()}
-    if lacking := [name for name, values in weights.items() if values.is_meta]:
+    if missing := [name for name, values in weights.items() if values.is_meta]:
         raise InputError(
-            f"the weights {lacking[0]!r} of {type(part).__name__} are not in memory: begin before they are offloaded"
+            f"the weights {missing[0]!r} of {type(component).__name__} are not in memory: load the model without "
+            "offloading them"
         )
     return weights
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What diffusers has to say of the reference is known: its autoencoder is the tiny one, and it has no filter."""
+    """Hide the messages of diffusers about the tiny autoencoder and the missing filter of a bundled model."""
     level = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
@@ -160,26 +189,9 @@ def _quiet() -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """Silence the loading bars and notices of diffusers and transformers, for the command line."""
+    """Hide progress bars and notices of diffusers, transformers and the hub. The command line calls it."""
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "model_index.json").is_file():
-        raise InputError(
-            f"{folder} is no diffusers pipeline: it has no model_index.json (save one with save_pretrained)"
-        )
-    parts = sorted(p.parent for p in folder.glob("*/config.json"))
-    for part in parts:
-        if any(part.glob("*.safetensors")):
-            continue
-        pickles = sorted(p.name for p in part.iterdir() if p.suffix in _PICKLES)
-        if pickles:
-            raise InputError(
-                f"{part} holds only pickled weights ({pickles[0]}), which can run code when loaded and are refused: "
-                "load them where you trust them and save with save_pretrained(..., safe_serialization=True)"
-            )

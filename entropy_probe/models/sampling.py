@@ -1,4 +1,4 @@
-"""Sampling a pipeline, one seed an image."""
+"""Sample a pipeline, with one seed per image."""
 
 from __future__ import annotations
 
@@ -20,9 +20,17 @@ def sample_images(
     steps: int,
     guidance_scale: float,
 ) -> list[Image]:
-    """Draw one image for each prompt and its seed, in one batch.
+    """Sample one image per prompt and seed, in one batch.
 
-    The noise of an image depends on its seed and size alone: it is drawn on the CPU, whatever the device.
+    The initial noise of an image depends only on its seed and size. It is sampled on the CPU for all devices.
+
+    Args:
+        pipeline: a diffusers text-to-image pipeline.
+        prompts: texts.
+        size: (height, width) in pixels.
+        seeds: one seed per prompt.
+        steps: number of sampling steps.
+        guidance_scale: scale of classifier-free guidance; 1 disables it.
     """
     images: list[Image] = pipeline(
         prompt=list(prompts),

@@ -1,4 +1,4 @@
-"""Image sizes of a pipeline: what it was trained at, what it can draw, and the tokens of each layer at any of them."""
+"""Image sizes of a pipeline: the training size, the sizes it can sample, and the tokens of each layer at a size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,16 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Layer:
-    """An attention layer: its heads and head width, and, for visual attention, its token grid."""
+    """An attention layer of a model at one image size.
+
+    Attributes:
+        name: name of the attention module in the denoiser.
+        kind: `self`, `cross` or `joint`.
+        heads: number of heads.
+        head_width: dimension of one head.
+        key_tokens: number of keys.
+        grid: grid of the image tokens; None for cross-attention.
+    """
 
     name: str
     kind: str
@@ -38,7 +47,7 @@ class Layer:
 
     @property
     def training_tokens(self) -> int | None:
-        """T of the scaling laws, in one frame; None for cross-attention."""
+        """Number of image tokens in one frame: T of the scaling laws. None for cross-attention."""
         return None if self.grid is None else self.grid.tokens
 
 
@@ -48,82 +57,92 @@ _REDUCTIONS = (
     "vae_spatial_compression_ratio",
     "vae_spatial_scale_factor",
 )
-"""What pipelines call it."""
+"""Attributes that give the pixels per latent pixel, in different pipelines."""
 
 SHORT = 4
-"""Steps of a sampling that is stopped in the first: with fewer, a schedule such as Mochi's cannot be made."""
+"""Steps of a sampling that `layers` stops in its first step. Schedules such as Mochi's need at least four."""
 
 FRAMES = 9
-"""Frames of a video that is sampled only to see the calls: one more than a multiple of four and eight, as most want."""
+"""Frames of a video that `layers` samples: one more than a multiple of four and eight, as most pipelines need."""
 
 
 def pixels_per_latent(pipeline: Any) -> int:
-    """The autoencoder's reduction of height and width; 1 for a pipeline that works on pixels."""
+    """Return the factor by which the autoencoder reduces height and width: 1 for a pipeline that works on pixels."""
     return int(next((getattr(pipeline, name) for name in _REDUCTIONS if hasattr(pipeline, name)), 1))
 
 
 def training_size(pipeline: Any) -> Size:
-    """Height and width, in pixels, that the model was trained at: the denoiser's `sample_size`, or the default size.
+    """Return (height, width) in pixels at training: the denoiser's `sample_size`, or the pipeline's default size.
 
     Raises:
-        InputError: if the configuration does not say.
+        InputError: if the configuration has neither.
     """
     if latents := configured_size(find_denoiser(pipeline)):
         return latents[0] * pixels_per_latent(pipeline), latents[1] * pixels_per_latent(pipeline)
     if default := default_size(pipeline):
         return default
-    raise InputError(f"the configuration of {type(pipeline).__name__} does not tell its training size (sample_size)")
+    raise InputError(
+        f"the configuration of {type(pipeline).__name__} does not contain its training size: set sample_size in the "
+        "configuration of the denoiser"
+    )
 
 
 def check_size(pipeline: Any, size: Size) -> None:
-    """Refuse a size that the pipeline cannot draw.
+    """Check that a pipeline can sample a size.
 
     Raises:
-        InputError: naming the size and its nearest neighbours that can be drawn.
+        InputError: if it cannot. The message contains a similar size that it can sample.
     """
     step = max(8, pixels_per_latent(pipeline))
     height, width = size
     if height <= 0 or width <= 0:
-        raise InputError(f"size {format_size(size)}: height and width must be positive")
+        raise InputError(f"height and width must be positive, got size {format_size(size)}")
     if height % step or width % step:
         near = (max(step, round(height / step) * step), max(step, round(width / step) * step))
-        near_text = format_size(near)
         raise InputError(
-            f"size {format_size(size)}: the pipeline draws multiples of {step} pixels, such as {near_text}"
+            f"height and width must be multiples of {step} pixels, such as {format_size(near)}, got size "
+            f"{format_size(size)}"
         )
 
 
 def check_steps(pipeline: Any, steps: int) -> None:
-    """Refuse a number of sampling steps that the schedule does not have.
+    """Check that the schedule of a pipeline has a number of sampling steps.
 
     Raises:
-        InputError: naming the most there are.
+        InputError: if the number is below 1 or above the number of training timesteps.
     """
-    most = getattr(getattr(getattr(pipeline, "scheduler", None), "config", None), "num_train_timesteps", None)
-    if steps < 1 or (most is not None and steps > most):
-        raise InputError(f"steps must be at least 1{'' if most is None else f' and at most {most}'}, not {steps}")
+    maximum = getattr(getattr(getattr(pipeline, "scheduler", None), "config", None), "num_train_timesteps", None)
+    if steps < 1 or (maximum is not None and steps > maximum):
+        raise InputError(f"steps must be at least 1{f' and at most {maximum}' if maximum else ''}, got {steps}")
 
 
 def check_guidance(scale: float) -> None:
-    """Refuse a guidance scale that is negative or no number.
+    """Check a guidance scale.
 
     Raises:
-        InputError: naming it.
+        InputError: if it is negative, infinite or NaN.
     """
     if not 0 <= scale < math.inf:
-        raise InputError(f"the guidance scale must be 0 or more, not {scale}")
+        raise InputError(f"the guidance scale must be a number of at least 0, got {scale}")
 
 
 def at_exact_size(pipeline: Any) -> dict[str, Any]:
-    """What a call must say so that the asked size is the one that is sampled: PixArt's would sample the nearest bin."""
+    """Return arguments that make a pipeline sample the exact size. Without them, PixArt samples the nearest bin."""
     known = inspect.signature(type(pipeline).__call__).parameters
     return {"use_resolution_binning": False} if "use_resolution_binning" in known else {}
 
 
 def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
-    """The attention layers in the order in which they run, with their token grids at a size (default: as trained).
+    """Return the attention layers in the order in which they run, with their token grids at a size.
 
-    Samples at that size, without guidance, until the denoiser has run once, to see the calls themselves.
+    The model samples without guidance until the denoiser has run once.
+
+    Args:
+        pipeline: a diffusers pipeline.
+        size: (height, width) in pixels. By default, the training size.
+
+    Raises:
+        InputError: if the pipeline cannot sample this size, or needs arguments that have no default.
     """
     height, width = size or training_size(pipeline)
     found: dict[str, Layer] = {}
@@ -134,16 +153,16 @@ def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
         found.setdefault(call.layer, Layer(call.layer, call.kind, heads, head_width, call.key.shape[2], grid))
 
     def stop(*_: object) -> None:
-        raise _SeenError
+        raise _FirstCallError
 
     denoiser = find_denoiser(pipeline)
-    # Perturbed-attention guidance exchanges processors while it samples, and would exchange them back at its end.
+    # Perturbed-attention guidance replaces processors and restores them at its end, which is not reached here.
     processors = [(module, module.processor) for module in denoiser.modules() if hasattr(module, "processor")]
     with attention_calls(pipeline, note), torch.no_grad():
         hook = denoiser.register_forward_hook(stop)
         try:
             pipeline(**_short(pipeline, (height, width)))
-        except _SeenError:
+        except _FirstCallError:
             pipeline.maybe_free_model_hooks()
         finally:
             hook.remove()
@@ -153,19 +172,19 @@ def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
     return list(found.values())
 
 
-class _SeenError(Exception):
-    """The denoiser has run once: the steps after it, and decoding, would show nothing more."""
+class _FirstCallError(Exception):
+    """Stops a sampling after the first call of the denoiser: later steps and decoding have the same layers."""
 
 
 def _short(pipeline: Any, size: Size) -> dict[str, Any]:
-    """Arguments of a short sampling: those that the pipeline has, and what it cannot do without.
+    """Return the arguments of a short sampling: the ones that the pipeline accepts and the ones that it needs.
 
     Raises:
-        InputError: for a size other than that of a pipeline that draws only one, and for a pipeline that needs what
-            cannot be made up.
+        InputError: if the pipeline has one fixed size and `size` is another, or if it needs an argument that has no
+            placeholder.
     """
     known = inspect.signature(pipeline.__call__).parameters
-    asked = {
+    usual = {
         "prompt": "",
         "height": size[0],
         "width": size[1],
@@ -174,45 +193,55 @@ def _short(pipeline: Any, size: Size) -> dict[str, Any]:
         "guidance_scale": 1.0,
         "output_type": "latent",
     }
-    made_up = {"class_labels": [0], "image": Image.new("RGB", (size[1], size[0]))}
+    placeholders = {"class_labels": [0], "image": Image.new("RGB", (size[1], size[0]))}
     needed = {
         name
         for name, parameter in known.items()
         if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
     }
-    if lacking := needed - asked.keys() - made_up.keys():
+    if missing := needed - usual.keys() - placeholders.keys():
         raise InputError(
-            f"{type(pipeline).__name__} cannot be tried without {', '.join(sorted(lacking))}: "
-            "capture a call of your own, `with entropy_probe.attention(pipe): pipe(...)`"
+            f"cannot sample {type(pipeline).__name__} without {', '.join(sorted(missing))}: call it yourself in a "
+            "capture, `with entropy_probe.capture(pipe) as captured: pipe(...)`"
         )
     if "height" not in known and size != training_size(pipeline):
-        raise InputError(f"{type(pipeline).__name__} draws {format_size(training_size(pipeline))} pixels only")
+        raise InputError(
+            f"{type(pipeline).__name__} samples only {format_size(training_size(pipeline))} pixels, got size "
+            f"{format_size(size)}"
+        )
     return {
-        **{name: value for name, value in asked.items() if name in known},
-        **{name: value for name, value in made_up.items() if name in needed},
+        **{name: value for name, value in usual.items() if name in known},
+        **{name: value for name, value in placeholders.items() if name in needed},
         **at_exact_size(pipeline),
     }
 
 
 def training_tokens(pipeline: Any) -> dict[str, int]:
-    """T of every visual attention layer: its tokens at the training size, in one frame of a video.
+    """Return T of every visual attention layer: its tokens at the training size, in one frame of a video.
 
-    For images this is the `training_tokens` of `laws.scaled`. A video's T has as many frames as its N: leave that
-    argument out, and it is taken from each call.
+    Use it as the argument `training_tokens` of `laws.scaled` for images. Omit that argument for videos: T then counts
+    the frames of each call.
     """
     return {layer.name: layer.training_tokens for layer in layers(pipeline) if layer.training_tokens is not None}
 
 
 def short_name(layer: str) -> str:
-    """`down_blocks.0.attentions.1.transformer_blocks.0.attn1` to `down.0.1.0.attn1`, for tables and figures."""
+    """Shorten the name of a layer for tables and figures.
+
+    >>> short_name("down_blocks.0.attentions.1.transformer_blocks.0.attn1")
+    'down.0.1.0.attn1'
+    """
     return re.sub(r"_blocks?(?=\.)", "", layer).replace("attentions.", "").replace("transformer.", "")
 
 
 def parse_size(text: str) -> Size:
-    """`96` to (96, 96), `96x128` to (96, 128): HEIGHTxWIDTH.
+    """Read a size in pixels: one number for a square, or HEIGHTxWIDTH.
 
     Raises:
-        InputError: for anything else, or a size that is not positive.
+        InputError: if the text has another form, or a number is not positive.
+
+    >>> parse_size("96"), parse_size("96x128")
+    ((96, 96), (96, 128))
     """
     parts = text.lower().strip().split("x")
     try:
@@ -220,12 +249,16 @@ def parse_size(text: str) -> Size:
     except ValueError:
         numbers = []
     if len(numbers) not in (1, 2):
-        raise InputError(f"size {text!r}: give pixels, either one number (square) or HEIGHTxWIDTH, such as 96x128")
+        raise InputError(f"a size must be one number of pixels or HEIGHTxWIDTH, such as 96 or 96x128, got {text!r}")
     if min(numbers) <= 0:
-        raise InputError(f"size {text!r}: height and width must be positive")
+        raise InputError(f"height and width must be positive, got size {text!r}")
     return numbers[0], numbers[-1]
 
 
 def format_size(size: Size) -> str:
-    """(64, 64) to `64`, (96, 128) to `96x128`."""
+    """Write a size as `parse_size` reads it.
+
+    >>> format_size((64, 64)), format_size((96, 128))
+    ('64', '96x128')
+    """
     return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"

@@ -1,35 +1,50 @@
-"""The bundled reference pipelines and the drawings that they learnt, and the recipes that trained them."""
+"""The bundled models, their training images and their prompts."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from entropy_probe.bundled import bundled
+from entropy_probe.deprecation import renamed_names
 from entropy_probe.models import REFERENCE
 from entropy_probe.models import load as load_pipeline
 from entropy_probe.reference.drawings import Drawings
 
 
 def load(name: str = REFERENCE, *, device: str = "auto", dtype: str = "auto") -> Any:
-    """A bundled pipeline, trained at 64 x 64 pixels on captioned emoji.
+    """Load a bundled pipeline. It was trained at 64 x 64 pixels on captioned emoji.
 
-    `reference-dit` is one of PixArt's: called by itself, it draws sizes as they are asked only with
-    `use_resolution_binning=False`, as all PixArt pipelines of diffusers do.
+    `reference-dit` is a PixArt pipeline. If you call it directly, set `use_resolution_binning=False`, or diffusers
+    samples the nearest size of a fixed list.
 
     Args:
-        name: `reference`, with a UNet, or `reference-dit`, with a transformer.
-        device: see `pipelines.load`.
-        dtype: see `pipelines.load`.
+        name: `reference` with a UNet, or `reference-dit` with a transformer.
+        device: see `models.load`.
+        dtype: see `models.load`.
+
+    >>> type(load("reference", device="cpu")).__name__
+    'StableDiffusionPipeline'
     """
     return load_pipeline(name, device=device, dtype=dtype)
 
 
 def images() -> Drawings:
-    """The drawings that the bundled pipelines learnt at 64 x 64 pixels, to be drawn at any size."""
+    """Return the training images of the bundled pipelines. They are vector images and can be drawn at any size.
+
+    >>> images()[:2].at((64, 64)).shape
+    torch.Size([2, 3, 64, 64])
+    """
     return Drawings.open(bundled(REFERENCE) / "drawings.json.gz")
 
 
 def prompts() -> list[str]:
-    """The bundled prompts, recognisable ones first."""
+    """Return the bundled prompts. The prompts at the start give the most recognisable images.
+
+    >>> prompts()[0]
+    'noto red apple'
+    """
     text = bundled("prompts.txt").read_text()
     return [line for line in text.splitlines() if line]
+
+
+__getattr__ = renamed_names(__name__, pictures=images)

@@ -1,4 +1,4 @@
-"""Captioned emoji drawn from vector files, at any size: the training data of the reference pipeline."""
+"""Captioned emoji as vector images, drawn at any size: the training images of the bundled models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ from entropy_probe.models import Size
 
 @dataclass(frozen=True)
 class Emoji:
-    """One vector image and its caption, for example `noto red apple`."""
+    """One vector image.
+
+    Attributes:
+        style: emoji set, such as `noto`.
+        name: name of the emoji, such as `red-apple`.
+        category: category in the emoji set.
+        svg: SVG document.
+    """
 
     style: str
     name: str
@@ -28,46 +35,51 @@ class Emoji:
 
     @property
     def caption(self) -> str:
-        """Style and name, in words."""
+        """Style and name, such as `noto red apple`."""
         return f"{self.style} {self.name.replace('-', ' ')}"
 
     def draw(self, height: int, width: int | None = None) -> UInt8[np.ndarray, "height width 3"]:
-        """Draw on white. The image fills the shorter side and is centred on the longer one."""
+        """Draw on white. The image fills the shorter side and is centred on the longer side.
+
+        Args:
+            height: height in pixels.
+            width: width in pixels. By default, the height.
+        """
         width = height if width is None else width
         return draw(self.svg, height, width)
 
 
 @dataclass(frozen=True)
 class Drawings:
-    """Captioned vectors, which can be had at any size: see `pipelines.CaptionedImages`."""
+    """Captioned vector images. Implements `models.CaptionedImages`."""
 
     emoji: tuple[Emoji, ...]
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """Style and name of each."""
+        """One caption per image."""
         return tuple(e.caption for e in self.emoji)
 
     def at(self, size: Size) -> UInt8[Tensor, "count 3 height width"]:
-        """All of them, drawn at (height, width)."""
+        """Draw all images at (height, width)."""
         return torch.from_numpy(np.stack([e.draw(*size) for e in self.emoji])).permute(0, 3, 1, 2).contiguous()
 
     def __getitem__(self, chosen: slice) -> Drawings:
         return Drawings(self.emoji[chosen])
 
     def save(self, path: Path) -> None:
-        """Write them as compressed JSON, the same bytes every time."""
+        """Write compressed JSON. The same images give the same bytes."""
         text = json.dumps([asdict(e) for e in self.emoji], indent=0)
         path.write_bytes(gzip.compress(text.encode(), mtime=0))
 
     @classmethod
     def open(cls, path: Path) -> Drawings:
-        """What `save` wrote."""
+        """Read a file that `save` wrote."""
         return cls(tuple(Emoji(**fields) for fields in json.loads(gzip.decompress(path.read_bytes()))))
 
 
 def draw(svg: str, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
-    """Rasterise an SVG document, centred on a white canvas of `height` x `width` pixels."""
+    """Draw an SVG document, centred on a white canvas of `height` x `width` pixels."""
     import resvg_py
 
     side = min(height, width)

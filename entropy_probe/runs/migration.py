@@ -21,7 +21,7 @@ _OLD_KEY = b'"picture": "'
 
 
 def upgrade_manifest(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a manifest of format 3 as those of format 4.
+    """Return the fields of a manifest of format 3 converted to format 4.
 
     >>> upgrade_manifest({"multipliers": [2.0], "format": 3})
     {'scale_factors': [2.0], 'format': 4}

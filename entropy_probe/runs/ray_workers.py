@@ -194,7 +194,7 @@ def worker_count(nodes: list[dict[str, Any]], requirements: dict[str, int]) -> i
 def check_nodes(nodes: list[dict[str, Any]], requirements: dict[str, int], lost_at: float | None) -> float | None:
     """Return the time (monotonic clock) since which no node can run a worker, or None if one can.
 
-    Ray starts the waiting workers by itself when a new node joins.
+    Ray starts the waiting workers when a new node joins.
 
     Raises:
         InputError: if `NODE_TIMEOUT` seconds have passed.

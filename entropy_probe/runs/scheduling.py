@@ -78,7 +78,7 @@ def sample_missing(
 
 
 def _incomplete_batches(states: dict[Cell, CellState]) -> list[list[Cell]]:
-    """Return the batches of which some cells are on disk and others are not.
+    """Return the batches that have some of their cells on disk and lack others.
 
     The batch influences the last digits of the records and the choice of query rows. A lost cell is therefore sampled
     again in its original batch.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import tempfile
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from entropy_probe.attention import Rows, find_denoiser
+from entropy_probe.deprecation import renamed_arguments
 from entropy_probe.errors import InputError
 from entropy_probe.laws import ScalingLaw, check_unscaled
 from entropy_probe.models import (
@@ -118,13 +118,13 @@ class Sweep(Viewed):
             return image.convert("RGB")
 
 
+@renamed_arguments(multipliers="scale_factors")
 def sweep(
     pipeline: Any, *, prompts: Sequence[str], sizes: Sequence[Size], seeds: Sequence[int] = (0,),
     laws: Sequence[ScalingLaw | str | Path] = ("original",), steps: int | None = None,
     guidance_scale: float | None = None, store: str | Path | None = None, model: str | None = None,
     rows: Rows = "auto", scale_factors: Sequence[float] = CURVE_SCALE_FACTORS, batch: int = 8,
     shard: tuple[int, int] = (1, 1), engine: Engine | Literal["local", "ray"] = "local", progress: bool = True,
-    multipliers: Sequence[float] | None = None,
 ) -> Sweep:  # fmt: skip
     """Sample prompts x sizes x seeds x laws, with every attention layer measured.
 
@@ -146,7 +146,6 @@ def sweep(
         shard: (i, n) samples the i-th of n parts of the grid, counted from 1.
         engine: "local" samples in this process, "ray" on a Ray cluster; see `RayEngine`.
         progress: show a progress bar with the time left.
-        multipliers: deprecated name of `scale_factors`.
 
     Raises:
         InputError: if an argument is invalid, a law is applied to the pipeline, or the store holds another run.
@@ -154,12 +153,9 @@ def sweep(
 
     >>> import entropy_probe as ep
     >>> swept = sweep(ep.reference.load(), prompts=["noto dog"], sizes=[(32, 32)], steps=1, progress=False)
-    >>> swept.frame()["entropy"].mean() > 0
+    >>> bool(swept.frame()["entropy"].mean() > 0)
     True
     """
-    if multipliers is not None:
-        warnings.warn("multipliers was renamed: use scale_factors", DeprecationWarning, stacklevel=2)
-        scale_factors = multipliers
     grid = Grid.build(prompts, sizes, seeds, laws)
     sampler = _resolve_engine(engine)
     manifest = _manifest(pipeline, grid, steps, guidance_scale, model, rows, scale_factors)
@@ -185,8 +181,8 @@ def extend(
     Args:
         base: a sweep with its pipeline.
         laws: scaling laws to sample under: names, JSON files or laws.
-        sizes: (height, width) in pixels. By default, those of the sweep.
-        seeds: seeds of the initial noise. By default, those of the sweep.
+        sizes: (height, width) in pixels. By default, the sizes of the sweep.
+        seeds: seeds of the initial noise. By default, the seeds of the sweep.
         batch: see `sweep`.
         progress: see `sweep`.
 

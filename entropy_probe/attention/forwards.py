@@ -1,0 +1,68 @@
+"""Describe a forward of the denoiser from the arguments that it receives."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from entropy_probe.attention.call import Forward
+from entropy_probe.attention.latents import Latents, find_latents
+
+TIMESTEPS = ("timestep", "timesteps", "timestep_ratio", "t")
+"""Names that model families give the timestep."""
+
+
+class ForwardReader:
+    """Describes and numbers the forwards of one denoiser.
+
+    Args:
+        denoiser: the denoiser.
+    """
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self._denoiser = denoiser
+        self._signature = inspect.signature(types.MethodType(type(denoiser).forward, denoiser))
+        self._count = 0
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any], trained: Latents | None) -> Forward:
+        """Return the description of the forward that starts.
+
+        Args:
+            args: positional arguments of the denoiser.
+            kwargs: its keyword arguments.
+            trained: size of the latents in training; None if it is unknown.
+        """
+        arguments = self._named(args, kwargs)
+        timesteps = (arguments[name] for name in TIMESTEPS if name in arguments)
+        latents = find_latents(self._denoiser, arguments)
+        forward = Forward(self._count, next(timesteps, None), latents, trained, _batch(arguments), arguments)
+        self._count += 1
+        return forward
+
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of the denoiser by name. The names in `**kwargs` stay as the caller passed them."""
+        arguments = dict(self._signature.bind_partial(*args, **kwargs).arguments)
+        for parameter in self._signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                arguments.update(arguments.pop(parameter.name, {}))
+            elif parameter.kind is parameter.VAR_POSITIONAL:
+                rest = arguments.pop(parameter.name, ())
+                arguments.update({f"{parameter.name}[{number}]": value for number, value in enumerate(rest)})
+        return arguments
+
+
+def _batch(arguments: Mapping[str, Any]) -> int | None:
+    """Return the number of items of the latents, which are a tensor, or a list in some families."""
+    return next(
+        (
+            len(value)
+            for value in arguments.values()
+            if (isinstance(value, Tensor) and value.ndim > 2)
+            or (isinstance(value, list) and value and isinstance(value[0], Tensor))
+        ),
+        None,
+    )

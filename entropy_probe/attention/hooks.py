@@ -1,0 +1,84 @@
+"""The hook that takes the place of `forward` on one module."""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Callable, Sized
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+
+@runtime_checkable
+class Interceptor(Protocol):
+    """Runs the forwards of hooked modules."""
+
+    @property
+    def observers(self) -> Sized:
+        """Whatever observes these forwards."""
+
+    def run(self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the forward of a hooked module."""
+
+    def warn_of_copy(self) -> None:
+        """Warn if a deep copy of the model loses its scaling."""
+
+
+class ForwardHook:
+    """Takes the place of `forward` on one module, as an attribute of the instance.
+
+    Args:
+        module: the module.
+        name: its name in the denoiser.
+        interceptor: runs the forward.
+    """
+
+    def __init__(self, module: nn.Module, name: str, interceptor: Interceptor) -> None:
+        self.module, self.name, self.interceptor = module, name, interceptor
+        self.active = False
+        self.replaced = module.__dict__.get("forward")
+        self.inner: Callable[..., Any] = module.forward
+        self.__wrapped__ = self.inner  # for inspect.signature
+
+    def install(self) -> None:
+        """Replace `forward` of the module by this hook."""
+        self.active = True
+        self.module.__dict__["forward"] = self
+
+    def remove(self) -> None:
+        """Restore `forward`. If another library has wrapped the hook, it stays in place and passes calls on."""
+        self.active = False
+        if self.module.__dict__.get("forward") is self:
+            if self.replaced is None:
+                del self.module.__dict__["forward"]
+            else:
+                self.module.__dict__["forward"] = self.replaced
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the forward of the module, observed if it has observers."""
+        if not self.active or not self.interceptor.observers:
+            return self.inner(*args, **kwargs)
+        return self.interceptor.run(self, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the forward, such as `__code__`, which torch.export reads."""
+        if name == "inner":  # not set yet
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    # torch.compile leaves the graph here, so that a law acts on a model that is compiled after the law was applied.
+    __call__._torchdynamo_disable = True  # type: ignore[attr-defined]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Return the plain forward of the copied module: a copy is neither measured nor scaled."""
+        self.interceptor.warn_of_copy()
+        if self.replaced is not None:
+            return copy.deepcopy(self.replaced, memo)
+        return types.MethodType(type(self.module).forward, memo.get(id(self.module), self.module))
+
+    def __reduce__(self) -> Any:
+        """Return the plain forward of the module, for pickle and shallow copies."""
+        if self.replaced is not None:
+            return copy.copy, (self.replaced,)
+        return types.MethodType, (type(self.module).forward, self.module)

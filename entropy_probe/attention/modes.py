@@ -1,0 +1,83 @@
+"""The function mode that sees torch's attention calls, and the stack of modes that a forward must restore."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from contextlib import _GeneratorContextManager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from entropy_probe.attention.joint import CONCATENATIONS
+from entropy_probe.attention.thread_state import Running, ThreadState
+
+
+class CallMode(TorchFunctionMode):
+    """Replaces torch's attention while a hooked module runs in this thread.
+
+    Args:
+        state: the modules that each thread runs.
+        attend: is called instead of `scaled_dot_product_attention`, with the same arguments.
+        note: receives the function, arguments and result of every concatenation and linear projection.
+    """
+
+    def __init__(self, state: ThreadState, attend: Callable[..., Tensor], note: Callable[..., None]) -> None:
+        super().__init__()
+        self._state, self._attend, self._note = state, attend, note
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self._state.running:
+            return func(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return self._attend(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if func in CONCATENATIONS or func is F.linear:
+            self._note(func, args, kwargs, result)
+        return result
+
+
+def mode_depth() -> int:
+    """Return the number of function modes that are active in this thread.
+
+    >>> mode_depth()
+    0
+    """
+    return int(torch._C._len_torch_function_stack())
+
+
+def push_mode(mode: TorchFunctionMode) -> None:
+    """Activate a mode in this thread, until `restore` removes it."""
+    torch._C._push_on_torch_function_stack(mode)
+
+
+def restore(running: list[Running], height: int, depth: int) -> None:
+    """Remove the modules and the call modes above these levels; the modes of other libraries stay active."""
+    del running[height:]
+    others = []
+    while mode_depth() > depth:
+        mode = torch._C._pop_torch_function_stack()
+        if not isinstance(mode, CallMode):
+            others.append(mode)
+    for mode in reversed(others):
+        push_mode(mode)
+
+
+def finish_suspended_contexts(interrupted: types.TracebackType | None) -> None:
+    """Run the exits that an interruption prevented. Call this before the modes are restored.
+
+    torch's Python functions remove a mode from the stack while they handle it, in a context made from a generator. An
+    interruption between that generator and its `with` statement leaves the generator suspended. Python would then put
+    the mode back when it deletes the traceback, long after this forward.
+    """
+    while interrupted is not None:
+        frame, interrupted = interrupted.tb_frame, interrupted.tb_next
+        if frame.f_code in _CONTEXT_CODE:
+            frame.clear()
+
+
+_CONTEXT_CODE = (_GeneratorContextManager.__enter__.__code__, _GeneratorContextManager.__exit__.__code__)

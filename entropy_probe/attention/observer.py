@@ -1,0 +1,41 @@
+"""One listener to the attention calls of a denoiser."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from jaxtyping import Float
+from torch import Tensor
+
+from entropy_probe.attention.call import AttentionCall
+
+ScaleFactor = float | Float[Tensor, " heads"] | None
+OnCall = Callable[[AttentionCall], ScaleFactor]
+"""Receive a call and return its scale factor: a number, one number per head, or None to leave the logits unchanged."""
+
+
+@dataclass(eq=False)
+class Observer:
+    """One listener to the attention calls of a denoiser: a scaling law or a measurement.
+
+    Attributes:
+        on_call: see `OnCall`.
+        after_scaling: receive the calls after all scaling.
+        one_thread: refuse a forward while another thread runs one.
+        layers: names of the attention layers, see `attention_layers`.
+        ran: names of the layers that have run.
+        seen: names of the modules that have made an attention call.
+        unlocated: names of the joint attentions whose image tokens could not be located.
+        unread: number of calls that could not be read, by layer and reason.
+    """
+
+    on_call: OnCall
+    after_scaling: bool
+    one_thread: bool
+    layers: list[str]
+    ran: set[str] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)
+    unlocated: set[str] = field(default_factory=set)
+    unread: Counter[tuple[str, str]] = field(default_factory=Counter)
