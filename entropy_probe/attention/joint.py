@@ -105,7 +105,7 @@ def image_start(lengths: Sequence[int], tokens: int, others: int = 0, image: int
 
 
 def context_tokens(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
-    """Return the number of text tokens that an attention layer receives in addition to its own; None if it has no text."""
+    """Return the number of text tokens that an attention layer receives in addition to its own; None if it has none."""
     own = own_input(args, kwargs)
     context = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
     if not isinstance(context, Tensor) or context.ndim != 3 or context is own:  # Lumina passes its own input twice
