@@ -28,7 +28,7 @@ class ImageSource:
 
     def __init__(self, image: Tensor | None) -> None:
         self.image = image
-        self._projections: list[Tensor] = []  # kept alive, so that no other tensor reuses their storage
+        self._projections: list[Tensor] = []  # kept alive: another tensor must not reuse their storage
 
     def projected(self, given: Any, result: Tensor) -> None:
         """Note the result of a linear projection."""
@@ -125,7 +125,7 @@ def input_with_context(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor
 
 
 def _own_tokens(own: Any, context: Tensor) -> int:
-    """Return how many of the layer's own tokens its context starts with. Stable Cascade puts them before the text."""
+    """Return the number of the layer's own tokens at the start of its context. Stable Cascade puts them there."""
     if not isinstance(own, Tensor) or own.ndim not in (3, 4):
         return 0
     tokens = own.flatten(2).mT if own.ndim == 4 else own
