@@ -146,13 +146,13 @@ SHAPE_CHECKS = tuple(str(Path(library.__file__).parent) for library in (jaxtypin
 
 
 class Interrupt:
-    """Raise KeyboardInterrupt at the n-th call outside the shape checks. Python handles signals around calls."""
+    """Raise KeyboardInterrupt at the n-th place where Python handles signals: as a function starts, after a call."""
 
     def __init__(self, at):
         self.left = at
 
     def __call__(self, frame, event, argument):
-        if event == "return" or frame.f_code.co_filename.startswith(SHAPE_CHECKS):
+        if event not in ("call", "c_return") or frame.f_code.co_filename.startswith(SHAPE_CHECKS):
             return
         self.left -= 1
         if self.left == 0:
