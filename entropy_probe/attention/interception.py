@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from entropy_probe.attention.call import AttentionCall
+from entropy_probe.attention.compiling import Compiler, set_compiler
 from entropy_probe.attention.denoiser import attention_among
 from entropy_probe.attention.forwards import ForwardReader
 from entropy_probe.attention.hooks import ForwardHook
@@ -106,20 +107,29 @@ class Interception:
                 hook.remove()
             hooks.clear()
 
-    def run(self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the forward of a hooked module."""
-        if hook.name == "" and self._state.forward is None:
-            return self._run_denoiser(hook, args, kwargs)
-        return self._run_layer(hook, args, kwargs)
+    def run(self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any], compiler: Compiler) -> Any:
+        """Run the forward of a hooked module.
 
-    def _run_denoiser(self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        Args:
+            hook: the hook.
+            args: positional arguments of the forward.
+            kwargs: its keyword arguments.
+            compiler: compiles the forward if the function mode is not active in it. The caller has switched it off.
+        """
+        if hook.name == "" and self._state.forward is None:
+            return self._run_denoiser(hook, args, kwargs, compiler)
+        return self._run_layer(hook, args, kwargs, compiler)
+
+    def _run_denoiser(
+        self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any], compiler: Compiler
+    ) -> Any:
         state, depth = self._state, mode_depth()
         try:
             self._begin(state, args, kwargs)
             if state.discovering:
                 self._watch_every_module()
                 push_mode(self._mode)
-            output = self._run_layer(hook, args, kwargs)
+            output = self._run_layer(hook, args, kwargs, compiler)
             self._known_sizes.add(state.size)  # not after a failed forward, which may not have made all of its calls
             return output
         except KeyboardInterrupt as interruption:
@@ -131,7 +141,7 @@ class Interception:
             finally:  # a KeyboardInterrupt may interrupt the first attempt
                 self._end(state, depth)
 
-    def _run_layer(self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run_layer(self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any], compiler: Compiler) -> Any:
         state, depth = self._state, mode_depth()
         height = len(state.running)
         try:
@@ -145,12 +155,15 @@ class Interception:
                     observer.ran.add(hook.name)
             if outermost and not state.discovering:
                 push_mode(self._mode)
+            if not is_attention and not state.discovering:
+                set_compiler(compiler)
             return hook.inner(*args, **kwargs)
         except KeyboardInterrupt as interruption:
             finish_suspended_contexts(interruption.__traceback__)
             raise
         finally:
             try:
+                set_compiler(None)
                 restore(state.running, height, depth)
             finally:  # a KeyboardInterrupt may interrupt the first attempt
                 restore(state.running, height, depth)
