@@ -29,7 +29,7 @@ from entropy_probe.attention.forwards import ForwardReader
 from entropy_probe.attention.hooks import ForwardHook
 from entropy_probe.attention.joint import CONCATENATIONS, ImageSource, input_with_context, note_join
 from entropy_probe.attention.latents import Latents, training_latents
-from entropy_probe.attention.modes import CallMode, finish_suspended_contexts, mode_depth, push_mode, restore
+from entropy_probe.attention.modes import CallMode, finish_contexts, mode_depth, push_mode, restore
 from entropy_probe.attention.observer import Observer
 from entropy_probe.attention.reading import CallReader, default_scale
 from entropy_probe.attention.thread_state import Running, ThreadState
@@ -123,7 +123,7 @@ class Interception:
     def _run_denoiser(
         self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any], compiler: Compiler
     ) -> Any:
-        state, depth = self._state, mode_depth()
+        state, depth, gradients = self._state, mode_depth(), torch.is_grad_enabled()
         try:
             self._begin(state, args, kwargs)
             if state.discovering:
@@ -133,7 +133,7 @@ class Interception:
             self._known_sizes.add(state.size)  # not after a failed forward, which may not have made all of its calls
             return output
         except KeyboardInterrupt as interruption:
-            finish_suspended_contexts(interruption.__traceback__)
+            finish_contexts(interruption.__traceback__, gradients)
             raise
         finally:
             try:
@@ -142,7 +142,7 @@ class Interception:
                 self._end(state, depth)
 
     def _run_layer(self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any], compiler: Compiler) -> Any:
-        state, depth = self._state, mode_depth()
+        state, depth, gradients = self._state, mode_depth(), torch.is_grad_enabled()
         height = len(state.running)
         try:
             is_attention = hook.name in self._attention
@@ -159,7 +159,7 @@ class Interception:
                 set_compiler(compiler)
             return hook.inner(*args, **kwargs)
         except KeyboardInterrupt as interruption:
-            finish_suspended_contexts(interruption.__traceback__)
+            finish_contexts(interruption.__traceback__, gradients)
             raise
         finally:
             try:
