@@ -20,6 +20,7 @@ from entropy_probe.estimation import Derivation, fit
 from entropy_probe.estimation.derivation import Round
 from entropy_probe.evaluation import MetricDifference, Quality, outcome_of
 from entropy_probe.laws import Kappa, Measured, Paper, resolve
+from entropy_probe.models import short_name
 from entropy_probe.plots.marks import marks
 from entropy_probe.plots.tables import error_by_rows, kappa_of_laws, quality_against_kappa
 from entropy_probe.reports import Report, report
@@ -220,12 +221,12 @@ def test_page_is_well_formed_and_makes_no_requests(page):
 def test_csv_of_every_figure_holds_the_data_of_its_plot(full, page):
     with plots.page_theme():
         data = [shown.draw()[1] for shown in run_figures(full)]
-    saved = [pd.read_csv(io.StringIO(text)) for text in Page(page).files]
+    saved = [pd.read_csv(io.StringIO(text), float_precision="round_trip") for text in Page(page).files]
     assert len(saved) == len(data) == 9
     for table, expected in zip(saved, data, strict=True):
         assert [*table] == [str(name) for name in expected]
         for name, column in expected.select_dtypes("number").items():
-            np.testing.assert_allclose(table[str(name)], column.astype(float), rtol=1e-12)
+            np.testing.assert_array_equal(table[str(name)].astype(column.dtype), column)
 
 
 def test_every_number_in_a_tooltip_is_in_the_data_of_its_plot(drawn):
@@ -245,6 +246,14 @@ def test_every_number_in_a_tooltip_is_in_the_data_of_its_plot(drawn):
                 assert np.isclose(nearest, number, rtol=1e-6, atol=1e-9).any(), (section, mark)
                 checked += 1
     assert checked > 500
+
+
+def test_tooltips_name_layers_and_sizes(drawn, full):
+    layers = {short_name(law.layer) for law in full.fit.layers[:-1]}
+    by_section = {section: marks(figure) for section, figure, _ in drawn}
+    assert {mark.y for mark in by_section["The scaling factor"]} == {mark.y for mark in by_section["Layers and heads"]}
+    assert {mark.y for mark in by_section["The scaling factor"]} == layers
+    assert {mark.x for mark in by_section["Drift"]} == {"32x48", "128"}
 
 
 def test_plots_return_data_by_layer_size_and_law(drawn, full):

@@ -16,7 +16,7 @@ class Interceptor(Protocol):
 
     @property
     def observers(self) -> Sized:
-        """Whatever observes these forwards."""
+        """Observers of these forwards."""
 
     def run(self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the forward of a hooked module."""
@@ -67,7 +67,7 @@ class ForwardHook:
             raise AttributeError(name)
         return getattr(self.inner, name)
 
-    # torch.compile leaves the graph here, so that a law acts on a model that is compiled after the law was applied.
+    # torch.compile leaves the graph here. Then a law also scales a model that is compiled after the law was applied.
     __call__._torchdynamo_disable = True  # type: ignore[attr-defined]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

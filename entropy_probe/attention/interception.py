@@ -1,4 +1,4 @@
-"""Run the forwards of a denoiser so that observers see, and scale, its attention calls.
+"""Run the forwards of a denoiser, and let observers see and scale its attention calls.
 
 A forward hook takes the place of `forward` on the denoiser and on each attention layer. It notes which layer runs and
 what the layer received. Then it activates a function mode, which receives query and key of every
