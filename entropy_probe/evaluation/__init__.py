@@ -4,6 +4,7 @@ The image metrics include the Fréchet distance (FID), the kernel distance (KID)
 """
 
 from entropy_probe.deprecation import renamed_names
+from entropy_probe.evaluation.counting import ObjectCounts, count_objects
 from entropy_probe.evaluation.critic import Critic, load_critic
 from entropy_probe.evaluation.defect_scores import WHITE, Defects, defects
 from entropy_probe.evaluation.differences import MetricDifference
@@ -28,9 +29,11 @@ __all__ = [
     "LossCurve",
     "Metric",
     "MetricDifference",
+    "ObjectCounts",
     "Outcome",
     "Quality",
     "Scorer",
+    "count_objects",
     "defects",
     "entropy_drift",
     "in_order",
