@@ -1,6 +1,7 @@
 """The recipes that train on scenes: fresh data, learning rate, continued runs. No hours of training."""
 
 import dataclasses
+import itertools
 import json
 
 import pytest
@@ -33,7 +34,7 @@ def test_fresh_scenes_are_reproducible_and_do_not_repeat():
 
 def test_blocks_of_scenes_are_disjoint():
     starts = sorted(seed * loop.SCENES_PER_SEED for seed in SEEDS)
-    assert min(b - a for a, b in zip(starts, starts[1:], strict=False)) == loop.SCENES_PER_SEED
+    assert min(b - a for a, b in itertools.pairwise(starts)) == loop.SCENES_PER_SEED
     assert decoder.FIRST_SCENE < loop.SCENES_PER_SEED
 
 

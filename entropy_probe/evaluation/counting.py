@@ -1,6 +1,6 @@
 """Count the objects in images of scenes: how many are drawn, cut off by the frame, or merged into one another.
 
-The background of a scene is known exactly. A pixel belongs to the foreground if it differs from the background. Connected
+The background of a scene is known exactly. A pixel is foreground if it differs from the background. Connected
 foreground pixels form a fragment, and fragments that almost touch form one object: the objects of real scenes keep a
 distance of `reference.scenes.GAP`. No network is involved. `docs/scenes.md` shows how often the count is right.
 """
