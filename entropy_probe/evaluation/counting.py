@@ -159,9 +159,9 @@ def is_merged(mask: Mask, unit: int) -> bool:
         mask: True on the object.
         unit: length in pixels that `CORE` is a fraction of.
     """
-    radius: Float[np.ndarray, "height width"] = ndimage.distance_transform_edt(
-        np.pad(ndimage.binary_fill_holes(mask), 1)
-    )
+    rows, columns = (slice(places.min(), places.max() + 1) for places in mask.nonzero())
+    filled = np.pad(ndimage.binary_fill_holes(mask[rows, columns]), 1)
+    radius: Float[np.ndarray, "height width"] = ndimage.distance_transform_edt(filled)
     for level in np.linspace(0, radius.max(), LEVELS, endpoint=False):
         parts, count = ndimage.label(radius > level, EIGHT_NEIGHBOURS)
         widest = ndimage.maximum(radius, parts, range(1, count + 1))
