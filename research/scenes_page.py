@@ -1,7 +1,7 @@
 """Draw the sheet of scenes and measure the counter of objects: `python -m research.scenes_page`.
 
-Writes docs/scenes.md and docs/scenes.png. The scenes come from a block that neither training nor the choice of thresholds
-used. Both splits are drawn.
+Writes docs/scenes.md and docs/scenes.png. The scenes come from a block that neither training nor the choice of thresholds used.
+Both splits are drawn.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ Written by `python -m research.scenes_page`. `entropy_probe.reference.scenes` ge
 *{examples} scenes of consecutive seeds, each at 32, 64 and 128 px.*
 
 A scene has one to three objects of one or two of {classes} classes (Noto emoji) on one of {backgrounds} backgrounds.
-The caption follows a small grammar, such as `two lemons and one fox on white`. Scenes exist at any height and width, and
-the same arguments always return the same scene:
+The caption follows a small grammar, such as `two lemons and one fox on white`. The same arguments
+always return the same scene, at any height and width:
 
 ```python
 from entropy_probe.reference import scenes
@@ -59,7 +59,7 @@ scene.boxes  # ground truth: class and place of each object, in pixels
 - The supply of scenes is endless, so a model cannot memorise it. Training uses each scene once.
 - The longer side of an object is {low} to {high} of the short side of the frame, log-uniform. Boxes do not overlap.
 - One combination of class, count and background in {every} is held out: `split="training"` never draws it, and
-  `split="held-out"` draws only prompts that contain one. Each class is trained with every count and on every background.
+  `split="held-out"` draws only prompts that contain one. Each class is trained with every count and every background.
 
 ## Two definitions of a larger image
 
@@ -68,7 +68,8 @@ scene.boxes  # ground truth: class and place of each object, in pixels
 | `zoom` (default) | the same scene with more pixels | sampled images: the content of the prompt is the same |
 | `canvas` | objects of their size in training, in pixels | secondary analyses: local structure is familiar |
 
-`canvas` needs a frame of at least {size} px. The plan of the study, `research/plan.md`, names the definition of each result.
+`canvas` needs a frame of at least {size} px. The plan of the study, `research/plan.md`, names the definition that
+each result uses.
 
 ## How often the counter is right
 
@@ -76,8 +77,8 @@ scene.boxes  # ground truth: class and place of each object, in pixels
 objects that the frame cuts off and the objects that look merged. It uses connected components, not a network.
 
 The table shows the fraction of images with the right count, with a 95 % Wilson interval. *Real* are scenes as drawn.
-*Decoded* are the same scenes after the autoencoder of `scenes-unet`: sampled images are as blurred as these. The target is
-97 % of the real scenes at each size.
+*Decoded* are the same scenes after the autoencoder of `scenes-unet`: sampled images are as blurred as these. The
+target is 97 % of the real scenes at each size.
 
 {curve}
 
@@ -88,8 +89,8 @@ False alarms and detection of known faults, {faults} images of each kind:
 {alarms}
 
 A *cut* image shows one object without its left third. A *merged* image shows two objects of different classes whose
-boxes overlap by 15 %. The counter misses most merged objects: without a narrow place between them, two objects look like
-one. A fraction of merged images is therefore a lower bound.
+boxes overlap by 15 %. The counter misses most merged objects: without a narrow place between them, two objects
+look like one. A fraction of merged images is therefore a lower bound.
 """
 
 
