@@ -63,14 +63,15 @@ class Budget:
     """A warmup-stable-decay learning rate over a budget of training time.
 
     The rate rises over `warmup` steps, stays constant, and falls linearly to zero over the last `decay` fraction of
-    `minutes`. Write a number of minutes into the file `finish` in the work folder to start the final decay now.
+    `minutes`. Write a number of minutes into the file `finish` in the work folder to start the final decay now, from the
+    present rate.
     """
 
     def __init__(self, work: Path, minutes: float, warmup: int, decay: float, seconds_done: float = 0.0) -> None:
         self.flag, self.warmup = work / "finish", warmup
         self.end, self.decay_seconds = 60 * minutes, 60 * minutes * decay
         self.began = time.monotonic() - seconds_done
-        self.finishing = False
+        self.finishing, self.highest = False, 1.0
 
     @property
     def seconds(self) -> float:
@@ -85,10 +86,11 @@ class Budget:
     def rate(self, step: int) -> float:
         """Fraction of the full learning rate at a step, now."""
         if not self.finishing and self.flag.exists():
+            self.highest = min(1.0, (self.end - self.seconds) / self.decay_seconds)
             self.decay_seconds = 60 * float(self.flag.read_text())
             self.end, self.finishing = self.seconds + self.decay_seconds, True
         left = (self.end - self.seconds) / self.decay_seconds
-        return max(0.0, min(1.0, (step + 1) / self.warmup, left))
+        return max(0.0, min(self.highest, (step + 1) / self.warmup, self.highest * left))
 
 
 class Curve:

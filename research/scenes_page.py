@@ -1,6 +1,6 @@
 """Draw the sheet of scenes and measure the counter of objects: `python -m research.scenes_page`.
 
-Writes docs/scenes.md and docs/scenes.png. The scenes come from a block that neither training nor the choice of thresholds used.
+Writes docs/scenes.md and docs/scenes.png. Neither training nor the choice of thresholds used these scenes.
 Both splits are drawn.
 """
 

@@ -81,6 +81,17 @@ def test_finish_file_starts_the_final_decay(tmp_path, monkeypatch):
     assert budget.done
 
 
+def test_finish_file_does_not_raise_a_falling_rate(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    budget = loop.Budget(tmp_path, minutes=10, warmup=1, decay=0.5)
+    now[0] = 450
+    (tmp_path / "finish").write_text("2")
+    assert budget.rate(100) == pytest.approx(0.5)
+    now[0] = 510
+    assert budget.rate(101) == pytest.approx(0.25)
+
+
 def test_noisy_latents_and_velocity_agree():
     scheduler, latents = loop.build_scheduler(), torch.randn(6, 4, 4, 4)
     noisy, velocity, timesteps = loop.add_noise(latents, scheduler, torch.Generator().manual_seed(0))
