@@ -63,8 +63,7 @@ class Budget:
     """A warmup-stable-decay learning rate over a budget of training time.
 
     The rate rises over `warmup` steps, stays constant, and falls linearly to zero over the last `decay` fraction of
-    `minutes`. Write a number of minutes into the file `finish` in the work folder to start the final decay now, from the
-    present rate.
+    `minutes`. Write a number of minutes into the file `finish` in the work folder to start the final decay now.
     """
 
     def __init__(self, work: Path, minutes: float, warmup: int, decay: float, seconds_done: float = 0.0) -> None:

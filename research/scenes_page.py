@@ -113,7 +113,7 @@ def draw_sheet(path: Path) -> None:
             sheet.paste(Image.fromarray(scene.image), (left, top))
             left += size + pad
         pen.text((left - width, top + max(SHEET_SIZES)), scene.caption, fill=(40, 40, 40))
-    sheet.quantize(255).save(path, optimize=True)
+    sheet.save(path, optimize=True)
 
 
 @torch.inference_mode()
