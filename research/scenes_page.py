@@ -208,8 +208,8 @@ def canvas(count: int) -> str:
 
 
 def main(
-    count: Annotated[int, typer.Option(help="Real scenes per size.")] = 1000,
-    count_decoded: Annotated[int, typer.Option(help="Scenes per size that go through the autoencoder.")] = 200,
+    count: Annotated[int, typer.Option(help="Real scenes per size.")] = 400,
+    count_decoded: Annotated[int, typer.Option(help="Scenes per size that go through the autoencoder.")] = 150,
     out: Annotated[Path, typer.Option(help="Folder of the page and the sheet.")] = DOCS,
 ) -> None:
     """Write scenes.md and scenes.png."""
