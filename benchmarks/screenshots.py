@@ -48,7 +48,7 @@ SHOTS = (
     Shot("report-desktop-dark", "report", "#section-1", 1280, 1000, scheme="dark"),
     Shot("report-phone", "report", "header", 390, 844, scale=1.5),
     Shot("report-phone-dark", "report", "#section-1", 390, 844, scale=1.5, scheme="dark"),
-    Shot("report-images", "report", "section:has(> h2:text('Where attention is wide'))", 1280, 900),
+    Shot("report-images", "report", "section:has(> h2:text('Entropy over the image'))", 1280, 900),
     Shot("compare-desktop", "comparison", "header", 1280, 1000),
     Shot("notebook", "notebook", "main", 1100, 1200),
     Shot("terminal", "terminal", "pre", 1080, 1000),

@@ -1,4 +1,4 @@
-"""Shape checks at run time, and the small genuine pipeline that most tests sample."""
+"""Shape checks at run time, and the small pipeline that most tests sample."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-# For `benchmarks`, `recipes` and `research`. It is last on the path, so that an installed entropy_probe comes first.
+# For `benchmarks`, `recipes` and `research`. Last on the path: an installed entropy_probe comes first.
 sys.path.append(str(Path(__file__).parents[1]))
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell; its children inherit it

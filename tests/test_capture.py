@@ -1,4 +1,4 @@
-"""Capture against an eager attention written for these tests alone, and what it leaves behind."""
+"""Capture: its numbers equal an eager attention, its labels are correct, and the model stays unchanged."""
 
 import gc
 import math
@@ -22,7 +22,7 @@ SIZES = [(64, 64), (32, 32), (96, 64), (40, 72)]
 
 
 def hooks(module):
-    """Every attribute that a module has, and all that hangs on its hooks, of each of its modules."""
+    """Return the attributes and the hooks of every module."""
     return [
         (sorted(vars(m)), {name: dict(value) for name, value in vars(m).items() if "hook" in name and value})
         for m in module.modules()
@@ -30,7 +30,7 @@ def hooks(module):
 
 
 class Eager:
-    """Attention written out in float64, noting the entropy of every call; a diffusers processor for the tests."""
+    """A diffusers processor that computes attention in float64 and notes the entropy of every call."""
 
     def __init__(self, notes):
         self.notes = notes
@@ -48,7 +48,7 @@ class Eager:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_image_is_the_same_to_the_bit_and_nothing_is_left_on_the_model(tiny_pipeline, sample, size):
+def test_capture_leaves_image_bit_identical_and_model_unchanged(tiny_pipeline, sample, size):
     before = hooks(tiny_pipeline.unet)
     plain = sample(size)
     with capture(tiny_pipeline):
@@ -66,7 +66,7 @@ def test_no_option_changes_the_image_or_the_global_random_state(tiny_pipeline, s
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_nothing_is_left_when_sampling_fails(tiny_pipeline, sample):
+def test_failed_sampling_leaves_model_unchanged(tiny_pipeline, sample):
     before = hooks(tiny_pipeline.unet)
 
     def fail(*_):
@@ -81,7 +81,7 @@ def test_nothing_is_left_when_sampling_fails(tiny_pipeline, sample):
     sample()
 
 
-def test_nothing_is_left_when_sampling_is_interrupted(tiny_pipeline, sample):
+def test_interrupted_sampling_leaves_model_unchanged(tiny_pipeline, sample):
     before, left = hooks(tiny_pipeline.unet), []
 
     def interrupt(*_):
@@ -100,7 +100,7 @@ def test_nothing_is_left_when_sampling_is_interrupted(tiny_pipeline, sample):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_entropy_is_that_of_an_eager_attention(tiny_pipeline, sample, size):
+def test_entropy_equals_an_eager_attention(tiny_pipeline, sample, size):
     with capture(tiny_pipeline) as captured:
         sample(size)
     originals, notes = tiny_pipeline.unet.attn_processors, []
@@ -109,11 +109,11 @@ def test_entropy_is_that_of_an_eager_attention(tiny_pipeline, sample, size):
     tiny_pipeline.unet.set_attn_processor(dict(originals))
     assert len(notes) == len(captured.calls)
     for note, record in zip(notes, captured.calls, strict=True):
-        assert (note - record.entropy).abs().max() < 1e-3, record.layer  # the eager image drifts in its last digits
+        assert (note - record.entropy).abs().max() < 1e-3, record.layer  # rounding differs in the eager image
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_layers_kinds_and_tokens(tiny_pipeline, sample, size):
+def test_layers_kinds_and_tokens_are_correct(tiny_pipeline, sample, size):
     with capture(tiny_pipeline) as captured:
         sample(size)
     frame = captured.frame()
@@ -129,7 +129,7 @@ def test_layers_kinds_and_tokens(tiny_pipeline, sample, size):
     assert own["attention_distance"].between(0, 1).all()
 
 
-def test_steps_and_timesteps_are_the_schedulers(tiny_pipeline, sample):
+def test_steps_and_timesteps_equal_the_schedule(tiny_pipeline, sample):
     with capture(tiny_pipeline) as captured:
         sample()
         sample(prompts=("flat pizza",), steps=2)
@@ -140,14 +140,14 @@ def test_steps_and_timesteps_are_the_schedulers(tiny_pipeline, sample):
     assert frame.groupby("sampling")["sample"].nunique().tolist() == [2, 1]
 
 
-def test_samplings_of_one_step_are_told_apart(tiny_pipeline, sample):
+def test_samplings_of_one_step_are_numbered(tiny_pipeline, sample):
     with capture(tiny_pipeline) as captured:
         sample(steps=1)
         sample(steps=1)
     assert captured.frame()["sampling"].nunique() == 2
 
 
-def test_loops_by_hand_over_one_schedule_are_told_apart(tiny_pipeline):
+def test_manual_loops_over_one_schedule_are_numbered(tiny_pipeline):
     tiny_pipeline.scheduler.set_timesteps(3)
     latents, text = torch.randn(1, 4, 16, 16), torch.randn(1, 16, 32)
     with torch.no_grad(), capture(tiny_pipeline, distance=False) as captured:
@@ -158,7 +158,7 @@ def test_loops_by_hand_over_one_schedule_are_told_apart(tiny_pipeline):
     }
 
 
-def test_branches_of_guidance_are_told_apart(tiny_pipeline, sample):
+def test_guidance_branches_are_labelled(tiny_pipeline, sample):
     def entropies(branch, **options):
         with capture(tiny_pipeline, layers="*attn2") as captured:
             sample(steps=1, **options)
@@ -173,7 +173,7 @@ def test_branches_of_guidance_are_told_apart(tiny_pipeline, sample):
     assert len(entropies("uncond", **plain)) == 0
 
 
-def test_the_uncond_branch_is_that_of_the_negative_prompt(tiny_pipeline):
+def test_uncond_branch_equals_sampling_the_negative_prompt(tiny_pipeline):
     def first_step(**options):
         with capture(tiny_pipeline, layers="*attn2") as captured:
             generator = torch.Generator().manual_seed(0)
@@ -200,7 +200,7 @@ def test_sampled_rows_estimate_all_rows(tiny_pipeline, sample):
 
 
 class Patterned(nn.Module):
-    """One self-attention over an image, peaked on one side of it: entropy depends strongly on where a token is."""
+    """One self-attention over an image, peaked on one side: entropy depends strongly on the position of a token."""
 
     def forward(self, sample):
         tokens = sample.flatten(2).mT
@@ -227,27 +227,27 @@ def test_auto_measures_all_rows_of_a_small_image(image):
     assert (frame["entropy_se"] == 0).all()
 
 
-def test_auto_draws_as_many_rows_of_a_large_image_as_the_tolerance_needs(image):
+def test_auto_samples_the_rows_of_a_large_image_that_the_tolerance_requires(image):
     every = measured(Patterned(), image, rows="all")
-    drawn = measured(Patterned(), image)
+    sampled = measured(Patterned(), image)
     assert (every["entropy_se"] == 0).all()
-    first, second = drawn.iloc[:4], drawn.iloc[4:]
+    first, second = sampled.iloc[:4], sampled.iloc[4:]
     by_hand = first["rows"].iloc[0] * first.groupby("sample")["entropy_se"].mean().max() ** 2 / 0.005**2
     assert set(second["rows"]) == {2 * math.ceil(math.ceil(by_hand) / 2)}
-    assert 256 < by_hand < 48 * 48 / 2  # neither the pilot, nor the fewest, nor all
-    assert 0.5 < second["rows"].iloc[0] / first["rows"].iloc[0] < 2  # the pilot told about as much
-    assert drawn.groupby(["sampling", "sample"])["entropy_se"].mean().max() <= 0.0075
-    off = (drawn["entropy"] - every["entropy"]) / drawn["entropy_se"]
+    assert 256 < by_hand < 48 * 48 / 2  # neither the first rows, nor the fewest, nor all
+    assert 0.5 < second["rows"].iloc[0] / first["rows"].iloc[0] < 2  # the first rows gave a similar estimate
+    assert sampled.groupby(["sampling", "sample"])["entropy_se"].mean().max() <= 0.0075
+    off = (sampled["entropy"] - every["entropy"]) / sampled["entropy_se"]
     assert 0.1 < off.abs().max() < 4
 
 
-def test_auto_measures_all_rows_where_more_than_half_would_be_needed_and_few_where_all_are_alike(image):
+def test_auto_measures_all_rows_if_they_vary_much_and_few_if_they_are_equal(image):
     wild = measured(Patterned(), 2 * image)
     assert set(wild["rows"]) == {48 * 48}
     assert set(measured(Patterned(), 0 * image)["rows"]) == {128}
 
 
-def test_rows_are_drawn_anew_for_every_call_and_image_and_the_seed_decides(image):
+def test_every_call_and_image_has_its_own_rows_and_the_seed_determines_them(image):
     twice = image[:1].repeat(2, 1, 1, 1)
     frame = measured(Patterned(), twice, rows=64)
     assert frame.loc[frame["head"] == 0, "entropy"].nunique() == 4
@@ -256,14 +256,14 @@ def test_rows_are_drawn_anew_for_every_call_and_image_and_the_seed_decides(image
 
 
 @pytest.mark.parametrize("rows", [0, -3, True])
-def test_rows_that_are_no_number_of_rows_are_refused(rows):
+def test_rejects_rows_below_one(rows):
     for name in ("rows", "curve_rows"):
         with pytest.raises(InputError, match=f"{name} must be"), capture(Patterned(), **{name: rows}):
             pass
 
 
 class Guided(nn.Module):
-    """The attention of `Patterned`, twice to a step: sharp where the text is long, flat where it is short."""
+    """The attention of `Patterned`, twice per step: sharp for a long text, flat for a short one."""
 
     def __init__(self):
         super().__init__()
@@ -273,7 +273,7 @@ class Guided(nn.Module):
         return self.attention(encoder_hidden_states.shape[1] * sample)
 
 
-def test_the_forwards_of_a_guided_step_learn_their_rows_apart(image):
+def test_forwards_of_a_guided_step_have_separate_row_budgets(image):
     module = Guided()
     with capture(module) as captured:
         for timestep in (9.0, 5.0, 1.0):
@@ -285,7 +285,7 @@ def test_the_forwards_of_a_guided_step_learn_their_rows_apart(image):
 
 
 class Deep(nn.Module):
-    """Several of the attentions of `Patterned` in a row."""
+    """Several attentions of `Patterned` in sequence."""
 
     def __init__(self, layers):
         super().__init__()
@@ -297,9 +297,9 @@ class Deep(nn.Module):
 
 
 class Waits(TorchDispatchMode):
-    """Counts the numbers that the host reads from a tensor: on a GPU it waits for each.
+    """Count the numbers that the host reads from a tensor. On a GPU, each read synchronises.
 
-    Of the path by the compiled kernel; on CUDA there is one more a call, for a flag.
+    This counts the path of the compiled kernel. On CUDA, each call reads one more number, a flag.
     """
 
     def __init__(self):
@@ -320,19 +320,19 @@ def waits(layers, image, **options):
 
 
 @pytest.mark.parametrize("options", [{"rows": "all"}, {"rows": 64}, {"rows": 64, "scale_factors": (0.5, 2.0)}])
-def test_the_host_waits_for_a_forward_not_for_each_of_its_calls(image, options):
+def test_host_synchronises_once_per_forward(image, options):
     few = waits(1, image[..., :16, :16], **options)
     assert 0 < few <= 2 * 3
     assert waits(6, image[..., :16, :16], **options) == few
 
 
-def test_auto_waits_once_for_each_layer_to_learn_its_rows_and_then_for_a_forward(image):
+def test_auto_synchronises_once_per_layer_to_learn_its_rows(image):
     with Waits() as one:
         torch.ones(1).tolist()
     assert waits(3, image) - waits(1, image) == 2 * one.count
 
 
-def test_a_forward_is_copied_to_the_host_once(image, monkeypatch):
+def test_forward_is_copied_to_the_host_once(image, monkeypatch):
     copies = []
     original = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self: copies.append(self.shape) or original(self))
@@ -343,8 +343,8 @@ def test_a_forward_is_copied_to_the_host_once(image, monkeypatch):
     assert len(copies) == 3
 
 
-def test_calls_on_several_devices_come_to_the_host():
-    with FakeTensorMode():  # no such devices here: shapes and devices without numbers
+def test_calls_on_several_devices_are_copied_to_the_host():
+    with FakeTensorMode():  # shapes and devices without values
         calls = [
             CallStatistics(
                 forward=0, layer="attn", kind="self", axes="spatial", grid=None, tokens=4, training_tokens=None,
@@ -358,7 +358,7 @@ def test_calls_on_several_devices_come_to_the_host():
     assert (values.shape, values.device.type) == ((len(STATISTICS) + 1, 8), "cpu")
 
 
-def test_what_a_capture_keeps_of_a_forward_is_one_tensor_however_many_calls_it_has(image):
+def test_capture_keeps_one_tensor_per_forward_for_any_number_of_calls(image):
     def held(layers):
         module = Deep(layers)
         with capture(module) as captured:
@@ -372,7 +372,7 @@ def test_what_a_capture_keeps_of_a_forward_is_one_tensor_however_many_calls_it_h
     assert held(1) == held(6)
 
 
-def test_an_item_that_may_attend_to_nothing_is_not_taken_for_a_model_that_has_diverged():
+def test_fully_masked_item_is_not_reported_as_divergence():
     class Masked(nn.Module):
         def forward(self, query, mask):
             return nn.functional.scaled_dot_product_attention(query, query, query, mask)
@@ -387,11 +387,11 @@ def test_an_item_that_may_attend_to_nothing_is_not_taken_for_a_model_that_has_di
     assert entropy[2:].isna().all()
 
 
-def test_an_odd_number_of_rows_is_rounded_up(image):
+def test_odd_number_of_rows_is_rounded_up(image):
     assert set(measured(Patterned(), image, rows=63)["rows"]) == {64}
 
 
-def test_kept_rows_are_the_entropy_on_the_image(tiny_pipeline, sample):
+def test_kept_rows_form_the_entropy_map(tiny_pipeline, sample):
     layer = attention_layers(tiny_pipeline.unet)[0]
     with capture(tiny_pipeline, keep=layer, keep_steps=[1]) as captured:
         sample((64, 96))
@@ -403,7 +403,7 @@ def test_kept_rows_are_the_entropy_on_the_image(tiny_pipeline, sample):
         captured.entropy_map(layer, 0)
 
 
-def test_layers_are_chosen_by_glob(tiny_pipeline, sample):
+def test_layers_are_selected_by_glob(tiny_pipeline, sample):
     with capture(tiny_pipeline, layers=["mid*attn1", "down_blocks.0*"]) as captured:
         sample(steps=1)
     assert all(n.startswith(("mid", "down_blocks.0")) for n in captured.frame()["layer"])
@@ -414,7 +414,7 @@ def test_layers_are_chosen_by_glob(tiny_pipeline, sample):
         pass
 
 
-def test_a_layer_without_visible_call_is_named(tiny_pipeline, sample):
+def test_layer_without_visible_call_is_named(tiny_pipeline, sample):
     layer = "mid_block.attentions.0.transformer_blocks.0.attn1"
     attention = tiny_pipeline.unet.get_submodule(layer)
     original = attention.processor
@@ -429,14 +429,14 @@ def test_a_layer_without_visible_call_is_named(tiny_pipeline, sample):
     assert layer not in set(captured.frame()["layer"])
 
 
-def test_the_eager_attention_of_diffusers_is_named(tiny_pipeline, sample):
+def test_eager_attention_of_diffusers_is_named(tiny_pipeline, sample):
     layer = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
     attention = tiny_pipeline.unet.get_submodule(layer)
     original, attention.processor = attention.processor, AttnProcessor()
     try:
         with pytest.raises(CaptureError, match=layer), capture(tiny_pipeline):
             sample(steps=1)
-        with capture(tiny_pipeline, layers="*attn1"):  # nobody asked for the layer
+        with capture(tiny_pipeline, layers="*attn1"):  # the layer is not requested
             sample(steps=1)
     finally:
         attention.processor = original
@@ -456,7 +456,7 @@ def test_nan_in_the_queries_names_the_layer(tiny_pipeline, sample):
     assert hooks(tiny_pipeline.unet) == before
 
 
-def test_infinities_in_the_keys_name_the_layer_and_what_was_measured_remains(tiny_pipeline, sample):
+def test_infinities_in_the_keys_name_the_layer_and_keep_the_measurements(tiny_pipeline, sample):
     layer = "mid_block.attentions.0.transformer_blocks.0.attn1"
     weight = tiny_pipeline.unet.get_submodule(layer).to_k.weight
     kept = weight.detach().clone()
@@ -470,7 +470,7 @@ def test_infinities_in_the_keys_name_the_layer_and_what_was_measured_remains(tin
 
 
 class Bare(nn.Module):
-    """A module of no library that runs attention."""
+    """A plain torch module that runs attention."""
 
     def __init__(self):
         super().__init__()
@@ -481,7 +481,7 @@ class Bare(nn.Module):
         return nn.functional.scaled_dot_product_attention(query=query, key=x, value=x, scale=0.5)
 
 
-def test_any_module_that_runs_attention_is_measured():
+def test_any_module_with_attention_is_measured():
     torch.manual_seed(0)
     module, x = Bare(), torch.randn(2, 3, 5, 8)
     with capture(module) as captured:
@@ -491,7 +491,7 @@ def test_any_module_that_runs_attention_is_measured():
 
 
 class Mixed(nn.Module):
-    """A module of no library around an attention layer of diffusers: both run attention."""
+    """A plain torch module around an attention layer of diffusers: both run attention."""
 
     def __init__(self):
         super().__init__()
@@ -501,7 +501,7 @@ class Mixed(nn.Module):
         return self.bare(self.attention(x)[:, None])
 
 
-def test_a_call_outside_the_attention_layers_is_seen_in_every_forward():
+def test_calls_outside_attention_layers_are_measured_in_every_forward():
     torch.manual_seed(0)
     module, sizes = Mixed(), [5, 5, 5, 7, 5]
     with capture(module) as captured:
@@ -513,14 +513,14 @@ def test_a_call_outside_the_attention_layers_is_seen_in_every_forward():
 
 
 class Shared(nn.Module):
-    """Keys of one item serve the queries of all, as `scaled_dot_product_attention` allows."""
+    """The keys of one item are broadcast to all queries."""
 
     def forward(self, x):
         key = x[:1, None]
         return nn.functional.scaled_dot_product_attention(x[:, None], key, key)
 
 
-def test_keys_of_one_item_serve_all():
+def test_keys_of_one_item_are_broadcast():
     torch.manual_seed(0)
     module, x = Shared(), torch.randn(3, 5, 8)
     with capture(module) as captured:
@@ -529,7 +529,7 @@ def test_keys_of_one_item_serve_all():
     assert captured.frame()["entropy"].tolist() == pytest.approx(expected.tolist())
 
 
-def test_a_failed_forward_settles_nothing():
+def test_calls_are_found_again_after_a_failed_forward():
     torch.manual_seed(0)
     module = Mixed()
     failure = module.bare.register_forward_pre_hook(lambda *_: 1 / 0)
@@ -543,7 +543,7 @@ def test_a_failed_forward_settles_nothing():
 
 
 class Nested(Attention):
-    """An attention layer of diffusers with another inside, which sees and scales a call once."""
+    """An attention layer of diffusers that contains another."""
 
     def __init__(self):
         super().__init__(8, heads=2, dim_head=4)
@@ -553,7 +553,7 @@ class Nested(Attention):
         return self.inner(x)
 
 
-def test_an_attention_layer_inside_another_is_scaled_once():
+def test_nested_attention_layers_are_scaled_once():
     torch.manual_seed(0)
     module, scales = Nested(), []
     with attention_calls(module, lambda c: scales.append(c.scale) or 2.0):
@@ -564,7 +564,7 @@ def test_an_attention_layer_inside_another_is_scaled_once():
     assert scales == pytest.approx([0.5, 1.0])
 
 
-def test_a_layer_called_outside_a_forward_is_scaled_but_not_measured():
+def test_layer_called_outside_a_forward_is_scaled_but_not_measured():
     module, measured, scaled = Mixed(), [], []
     with (
         attention_calls(module, lambda c: measured.append(c.layer), after_scaling=True),
@@ -577,13 +577,13 @@ def test_a_layer_called_outside_a_forward_is_scaled_but_not_measured():
 
 
 @pytest.mark.parametrize("capture_first", [True, False])
-def test_scaling_is_seen_in_the_forwards_that_follow_the_first(tiny_pipeline, sample, capture_first):
+def test_scaling_is_measured_in_the_forwards_after_the_first(tiny_pipeline, sample, capture_first):
     with capture(tiny_pipeline, distance=False) as plain:
         sample(steps=1)
     with ExitStack() as stack:
         if capture_first:
             captured = stack.enter_context(capture(tiny_pipeline, distance=False))
-            sample(steps=1)  # from here on the capture knows where the calls are, and the scaling does not
+            sample(steps=1)  # now the capture has found the calls, and the scaling has not
         stack.enter_context(attention_calls(tiny_pipeline.unet, lambda c: 0.0))
         if not capture_first:
             sample(steps=1)
@@ -595,7 +595,7 @@ def test_scaling_is_seen_in_the_forwards_that_follow_the_first(tiny_pipeline, sa
     assert scaled["entropy"].to_numpy() == pytest.approx(np.log(scaled["key_tokens"].to_numpy()), abs=1e-5)
 
 
-def test_a_bare_denoiser_is_measured_at_an_odd_latent_size(tiny_pipeline):
+def test_bare_denoiser_is_measured_at_an_odd_latent_size(tiny_pipeline):
     torch.manual_seed(0)
     latents, text = torch.randn(2, 4, 17, 13), torch.randn(2, 16, 32)
     with torch.no_grad(), capture(tiny_pipeline.unet) as captured:
@@ -608,7 +608,7 @@ def test_a_bare_denoiser_is_measured_at_an_odd_latent_size(tiny_pipeline):
     assert own["attention_distance"].between(0, 1).all()
 
 
-def test_curves_are_measured_beside_the_call(tiny_pipeline, sample):
+def test_curves_are_measured_with_the_call(tiny_pipeline, sample):
     layer = "mid_block.attentions.0.transformer_blocks.0.attn1"
     seen = []
     with attention_calls(tiny_pipeline.unet, lambda c: seen.append(c) if c.layer == layer else None):
@@ -627,7 +627,7 @@ def test_curves_are_measured_beside_the_call(tiny_pipeline, sample):
 
 @pytest.mark.parametrize("scale_factor", [0.5, torch.tensor([0.5, 0.5])])
 @pytest.mark.parametrize("capture_first", [True, False])
-def test_scaling_is_seen_whichever_context_opens_first(tiny_pipeline, sample, scale_factor, capture_first):
+def test_scaling_is_measured_in_either_order_of_contexts(tiny_pipeline, sample, scale_factor, capture_first):
     layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
     scaling = attention_calls(tiny_pipeline.unet, lambda c: scale_factor if c.layer == layer else None)
     probe = capture(tiny_pipeline, layers=layer, scale_factors=(0.5,))
@@ -644,7 +644,7 @@ def test_scaling_is_seen_whichever_context_opens_first(tiny_pipeline, sample, sc
     assert captured.frame()["entropy"].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
 
 
-def test_a_scale_factor_per_head_reaches_its_own_head(tiny_pipeline, sample):
+def test_scale_factor_per_head_scales_its_head(tiny_pipeline, sample):
     layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
     with capture(tiny_pipeline, layers=layer, scale_factors=(0.5, 2.0)) as curve:
         sample(steps=1)
@@ -658,12 +658,12 @@ def test_a_scale_factor_per_head_reaches_its_own_head(tiny_pipeline, sample):
         assert frame[frame["head"] == head]["entropy"].tolist() == pytest.approx(own["entropy"].tolist(), abs=1e-5)
 
 
-def test_a_model_without_denoiser_is_refused():
+def test_model_without_denoiser_is_refused():
     with pytest.raises(InputError, match="no unet or transformer"), capture(object()):
         pass
 
 
-def test_a_capture_that_saw_no_attention_call_says_why(tiny_pipeline, sample):
+def test_capture_without_attention_calls_warns_with_the_reason(tiny_pipeline, sample):
     early = pytest.warns(UserWarning, match="UNet2DConditionModel did not run before the context closed")
     with early, capture(tiny_pipeline) as nothing:
         pass
@@ -678,15 +678,15 @@ def test_a_capture_that_saw_no_attention_call_says_why(tiny_pipeline, sample):
 
 
 @pytest.mark.parametrize("need_weights", [True, False])
-def test_torchs_own_multihead_attention_is_named_and_told_how_to_do_without(need_weights):
+def test_multihead_attention_of_torch_is_named_with_a_remedy(need_weights):
     module, x = nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(1, 4, 8)
-    told = r"MultiheadAttention\. torch's own nn\.MultiheadAttention hides its call"
-    with pytest.raises(CaptureError, match=told), capture(module):
+    message = r"MultiheadAttention\. torch's own nn\.MultiheadAttention hides its call"
+    with pytest.raises(CaptureError, match=message), capture(module):
         module(x, x, x, need_weights=need_weights)
 
 
-class OfItsBatch(nn.Module):
-    """Self-attention of images' pixels, as layers lay them out that have not the batch in front."""
+class LaidOut(nn.Module):
+    """Self-attention over pixels, in layouts whose first axis is not always the batch."""
 
     def __init__(self, layout):
         super().__init__()
@@ -704,13 +704,13 @@ class OfItsBatch(nn.Module):
 
 
 @pytest.mark.parametrize("layout", ["batch first", "tokens first", "heads in the batch", "one by one"])
-def test_every_image_of_a_batch_is_a_sample_however_it_is_laid_out(layout):
+def test_every_image_of_a_batch_is_a_sample_in_every_layout(layout):
     images = torch.randn(4, 9, 8, generator=torch.Generator().manual_seed(0))
     given = {
         "tokens first": images.transpose(0, 1),
         "heads in the batch": images.unflatten(-1, (2, -1)).transpose(1, 2).flatten(0, 1),
     }.get(layout, images)
-    module = OfItsBatch(layout)
+    module = LaidOut(layout)
     with capture(module) as captured:
         module(given)
     query = images.double().unflatten(-1, (2, -1)).transpose(1, 2)
@@ -720,9 +720,9 @@ def test_every_image_of_a_batch_is_a_sample_however_it_is_laid_out(layout):
     assert np.allclose(frame["entropy"], truth.flatten(), atol=1e-5)
 
 
-def test_a_map_is_of_the_whole_batch_where_a_layer_attends_for_one_image_at_a_time():
-    class SplitAttention(OfItsBatch):
-        processor = None  # and its name: an attention layer by make
+def test_entropy_map_covers_the_batch_if_a_layer_attends_image_by_image():
+    class SplitAttention(LaidOut):
+        processor = None  # with this and its name, it counts as an attention layer
 
     class Net(nn.Module):
         def __init__(self):
@@ -740,8 +740,8 @@ def test_a_map_is_of_the_whole_batch_where_a_layer_attends_for_one_image_at_a_ti
     assert np.allclose(whole.mean((2, 3)).flatten(), captured.frame()["entropy"], atol=1e-5)
 
 
-def test_a_diverged_model_can_be_shown():
-    module = OfItsBatch("batch first")
+def test_capture_of_a_diverged_model_has_a_repr():
+    module = LaidOut("batch first")
     with capture(module) as captured:
         module(torch.full((1, 4, 8), torch.nan))
         assert repr(captured) == "Captured(1 measurements of 1 layers)"

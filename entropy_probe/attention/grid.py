@@ -46,7 +46,7 @@ class TokenGrid:
 
 @functools.lru_cache(maxsize=256)  # few grids, and every call of every layer needs one
 def token_grid(tokens: int, latents: Latents) -> TokenGrid | None:
-    """Return the grid with this number of tokens; None if there is no such grid.
+    """Return the grid with this number of tokens; None if none has it.
 
     >>> token_grid(16, Latents(height=8, width=8, patch=1))
     TokenGrid(height=4, width=4, stride=2, aspect=1.0)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import types
 from collections.abc import Callable, Sized
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, no_type_check, runtime_checkable
 
 from torch import nn
+
+from entropy_probe.attention.compiling import Compiler, never_compile, set_compiler
 
 
 @runtime_checkable
@@ -16,9 +18,9 @@ class Interceptor(Protocol):
 
     @property
     def observers(self) -> Sized:
-        """Whatever observes these forwards."""
+        """Observers of these forwards."""
 
-    def run(self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any], compiler: Compiler) -> Any:
         """Run the forward of a hooked module."""
 
     def warn_of_copy(self) -> None:
@@ -33,6 +35,9 @@ class ForwardHook:
         name: its name in the denoiser.
         interceptor: runs the forward.
     """
+
+    # torch.compile leaves its graph at hooks. Then a law also scales a model that is compiled after it was applied.
+    _torchdynamo_disable = True
 
     def __init__(self, module: nn.Module, name: str, interceptor: Interceptor) -> None:
         self.module, self.name, self.interceptor = module, name, interceptor
@@ -55,20 +60,22 @@ class ForwardHook:
             else:
                 self.module.__dict__["forward"] = self.replaced
 
+    @no_type_check  # shape checks would wrap this in code that torch.compile does not skip
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward of the module, observed if it has observers."""
         if not self.active or not self.interceptor.observers:
             return self.inner(*args, **kwargs)
-        return self.interceptor.run(self, args, kwargs)
+        compiler = set_compiler(None)
+        try:
+            return self.interceptor.run(self, args, kwargs, compiler)
+        finally:
+            set_compiler(compiler)
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the forward, such as `__code__`, which torch.export reads."""
         if name == "inner":  # not set yet
             raise AttributeError(name)
         return getattr(self.inner, name)
-
-    # torch.compile leaves the graph here, so that a law acts on a model that is compiled after the law was applied.
-    __call__._torchdynamo_disable = True  # type: ignore[attr-defined]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Return the plain forward of the copied module: a copy is neither measured nor scaled."""
@@ -82,3 +89,7 @@ class ForwardHook:
         if self.replaced is not None:
             return copy.copy, (self.replaced,)
         return types.MethodType, (type(self.module).forward, self.module)
+
+
+ForwardHook.__call__._torchdynamo_disable = True
+never_compile(ForwardHook.__call__)

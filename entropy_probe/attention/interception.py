@@ -1,4 +1,4 @@
-"""Run the forwards of a denoiser so that observers see, and scale, its attention calls.
+"""Run the forwards of a denoiser, and let observers see and scale its attention calls.
 
 A forward hook takes the place of `forward` on the denoiser and on each attention layer. It notes which layer runs and
 what the layer received. Then it activates a function mode, which receives query and key of every
@@ -23,12 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from entropy_probe.attention.call import AttentionCall
+from entropy_probe.attention.compiling import Compiler, set_compiler
 from entropy_probe.attention.denoiser import attention_among
 from entropy_probe.attention.forwards import ForwardReader
 from entropy_probe.attention.hooks import ForwardHook
 from entropy_probe.attention.joint import CONCATENATIONS, ImageSource, input_with_context, note_join
 from entropy_probe.attention.latents import Latents, training_latents
-from entropy_probe.attention.modes import CallMode, finish_suspended_contexts, mode_depth, push_mode, restore
+from entropy_probe.attention.modes import CallMode, finish_contexts, mode_depth, push_mode, restore
 from entropy_probe.attention.observer import Observer
 from entropy_probe.attention.reading import CallReader, default_scale
 from entropy_probe.attention.thread_state import Running, ThreadState
@@ -106,24 +107,33 @@ class Interception:
                 hook.remove()
             hooks.clear()
 
-    def run(self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the forward of a hooked module."""
-        if hook.name == "" and self._state.forward is None:
-            return self._run_denoiser(hook, args, kwargs)
-        return self._run_layer(hook, args, kwargs)
+    def run(self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any], compiler: Compiler) -> Any:
+        """Run the forward of a hooked module.
 
-    def _run_denoiser(self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        state, depth = self._state, mode_depth()
+        Args:
+            hook: the hook.
+            args: positional arguments of the forward.
+            kwargs: its keyword arguments.
+            compiler: compiles the forward if the function mode is not active in it. The caller has switched it off.
+        """
+        if hook.name == "" and self._state.forward is None:
+            return self._run_denoiser(hook, args, kwargs, compiler)
+        return self._run_layer(hook, args, kwargs, compiler)
+
+    def _run_denoiser(
+        self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any], compiler: Compiler
+    ) -> Any:
+        state, depth, gradients = self._state, mode_depth(), torch.is_grad_enabled()
         try:
             self._begin(state, args, kwargs)
             if state.discovering:
                 self._watch_every_module()
                 push_mode(self._mode)
-            output = self._run_layer(hook, args, kwargs)
+            output = self._run_layer(hook, args, kwargs, compiler)
             self._known_sizes.add(state.size)  # not after a failed forward, which may not have made all of its calls
             return output
         except KeyboardInterrupt as interruption:
-            finish_suspended_contexts(interruption.__traceback__)
+            finish_contexts(interruption.__traceback__, gradients)
             raise
         finally:
             try:
@@ -131,8 +141,8 @@ class Interception:
             finally:  # a KeyboardInterrupt may interrupt the first attempt
                 self._end(state, depth)
 
-    def _run_layer(self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        state, depth = self._state, mode_depth()
+    def _run_layer(self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any], compiler: Compiler) -> Any:
+        state, depth, gradients = self._state, mode_depth(), torch.is_grad_enabled()
         height = len(state.running)
         try:
             is_attention = hook.name in self._attention
@@ -145,12 +155,15 @@ class Interception:
                     observer.ran.add(hook.name)
             if outermost and not state.discovering:
                 push_mode(self._mode)
+            if not is_attention and not state.discovering:
+                set_compiler(compiler)
             return hook.inner(*args, **kwargs)
         except KeyboardInterrupt as interruption:
-            finish_suspended_contexts(interruption.__traceback__)
+            finish_contexts(interruption.__traceback__, gradients)
             raise
         finally:
             try:
+                set_compiler(None)
                 restore(state.running, height, depth)
             finally:  # a KeyboardInterrupt may interrupt the first attempt
                 restore(state.running, height, depth)

@@ -28,7 +28,7 @@ class ImageSource:
 
     def __init__(self, image: Tensor | None) -> None:
         self.image = image
-        self._projections: list[Tensor] = []  # kept alive, so that no other tensor reuses their storage
+        self._projections: list[Tensor] = []  # kept alive: another tensor must not reuse their storage
 
     def projected(self, given: Any, result: Tensor) -> None:
         """Note the result of a linear projection."""
@@ -105,7 +105,7 @@ def image_start(lengths: Sequence[int], tokens: int, others: int = 0, image: int
 
 
 def context_tokens(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
-    """Return the number of text tokens that an attention layer receives in addition to its own; None if it has no text."""
+    """Return the number of text tokens that an attention layer receives in addition to its own; None if it has none."""
     own = own_input(args, kwargs)
     context = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
     if not isinstance(context, Tensor) or context.ndim != 3 or context is own:  # Lumina passes its own input twice
@@ -125,7 +125,7 @@ def input_with_context(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor
 
 
 def _own_tokens(own: Any, context: Tensor) -> int:
-    """Return how many of the layer's own tokens its context starts with. Stable Cascade puts them before the text."""
+    """Return the number of the layer's own tokens at the start of its context. Stable Cascade puts them there."""
     if not isinstance(own, Tensor) or own.ndim not in (3, 4):
         return 0
     tokens = own.flatten(2).mT if own.ndim == 4 else own

@@ -105,7 +105,7 @@ def default_size(pipeline: Any) -> tuple[int, int] | None:
 
 
 def _of_ids(ids: Tensor) -> Latents:
-    """Return the size from ids of packed tokens, (image or frame, row, column). References differ in the first number."""
+    """Return the size from ids of packed tokens, (image, row, column). References differ in the first number."""
     places = ids if ids.ndim == 2 else ids[0]
     own = places[places[:, 0] == places[0, 0]]
     rows, columns = (own.amax(0) - own.amin(0) + 1).tolist()[1:3]

@@ -19,7 +19,7 @@ from entropy_probe.statistics import PartMeans, RowStatistics, curve, flash, par
 
 PARTS = tuple(part.name for part in fields(PartMeans))
 STATISTICS = ("entropy", "entropy_std", "entropy_se", "logit_variance", "attention_distance", *PARTS)
-"""What is measured for each batch item and head of a call."""
+"""Quantities measured for each batch item and head of a call."""
 
 
 @dataclass(frozen=True)

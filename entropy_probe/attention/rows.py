@@ -23,7 +23,7 @@ EXACT_ROWS = 1024
 """`auto` measures all rows up to this number of tokens; this costs little compared with the rest of a model."""
 
 FIRST_ROWS = 256
-"""Rows that `auto` samples at a layer's first call, to learn how many it needs. The call is measured on other rows."""
+"""Rows that `auto` samples at a layer's first call, to estimate its budget. The call is measured on other rows."""
 
 FEWEST_ROWS = 128
 """Fewer rows would not estimate their own standard error well."""

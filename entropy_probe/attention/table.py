@@ -142,13 +142,16 @@ class Captured(Viewed):
     def frame(self) -> pd.DataFrame:
         """Return the table: one row per call, batch item and head; entropies in nats, distances in image diagonals.
 
-        `branch` is `cond` for the prompt, `uncond` for the empty or negative prompt, and `perturbed` for what
-        perturbed-attention guidance adds. `sample` numbers the images or videos of a batch; the frames or positions
-        of a video that attend separately share it. `sampling` numbers the runs of the pipeline. `scale_factor` is the
-        g under which the call was measured. `entropy_se` is the standard error of `entropy` due to the choice of
-        rows, 0 if all rows were measured. The rows of a joint attention are those of its image tokens, if they can be
-        located; `image_mass`, `mass_entropy`, `image_entropy` and `text_entropy` then split it (see
-        `statistics.PartMeans`), and are NaN elsewhere.
+        Columns:
+            sampling: number of the run of the pipeline.
+            sample: number of the image or video in the batch. If the frames or positions of a video attend
+                separately, they have the same number.
+            branch: `cond` for the prompt, `uncond` for the empty or negative prompt, `perturbed` for the part that
+                perturbed-attention guidance adds.
+            scale_factor: g under which the call was measured.
+            entropy_se: standard error of `entropy` due to the choice of rows; 0 if all rows were measured.
+            image_mass, mass_entropy, image_entropy, text_entropy: parts of a joint attention whose image tokens are
+                located, see `statistics.PartMeans`; NaN otherwise. All its statistics are over the rows of the image.
         """
         calls = self._settled()
         if self._table is None:

@@ -28,15 +28,20 @@ def profile_changes(comparison: ProfileComparison) -> Plot:
     layers = [name for name in comparison.baseline.entropy.index.unique("layer") if name in set(heads["layer"])]
     sizes = sizes_in(heads)
     with theme():
-        figure = Figure(figsize=(2 + 4 * len(sizes), min(40.0, 1.6 + 0.22 * len(layers))), layout="constrained")
-        panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
+        made = Figure(figsize=(2 + 4 * len(sizes), min(40.0, 1.6 + 0.22 * len(layers))), layout="constrained")
+        panels = made.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
         for axes, size in zip(panels, sizes, strict=True):
             here = of_size(heads, size)
             _draw_heads(axes, here, layers)
             axes.set_title(f"at {format_size(size)} px: {here['moved'].sum()} of {len(here)} moved")
         panels[0].set_yticks(np.arange(len(layers)), [short_name(name) for name in layers], fontsize=7)
         panels[0].invert_yaxis()
-    return figure, heads
+    return made, heads
+
+
+def figure(comparison: ProfileComparison) -> Figure:
+    """Return only the figure of `profile_changes`, as `entropy_probe.regression.figure` did in 0.1.0."""
+    return profile_changes(comparison)[0]
 
 
 def _draw_heads(axes: Axes, heads: pd.DataFrame, layers: list[str]) -> None:

@@ -18,7 +18,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter
 from matplotlib.transforms import Bbox
 
 Number = float | np.floating[Any]
@@ -74,7 +74,7 @@ def marks(figure: Figure) -> list[Mark]:
 
     Artists without a name and without a colour scale are decoration, and are ignored.
 
-    Example:
+    Examples:
         >>> figure = Figure()
         >>> _ = figure.subplots().plot([1, 2], [3, 4], label="a")
         >>> [(mark.series, mark.x, mark.y) for mark in marks(figure)]
@@ -96,7 +96,7 @@ def marks(figure: Figure) -> list[Mark]:
 def description(shown: Sequence[Mark]) -> str:
     """Describe a figure in words: its panels and axes, and the range of each line.
 
-    Example:
+    Examples:
         >>> figure = Figure()
         >>> axes = figure.subplots()
         >>> axes.set(title="layers", xlabel="ln N", ylabel="nats")
@@ -157,12 +157,15 @@ def _label(axes: Axes, which: str) -> str:
 
 def _place(axis: Axis, value: float) -> float | str:
     """Return a value on an axis. On an axis of names, return the nearest name, because bars surround their tick."""
-    if not isinstance(axis.get_major_formatter(), FixedFormatter):
+    formatter = axis.get_major_formatter()
+    # `set_ticks(positions, names)` stores the names in a function.
+    named = isinstance(axis.get_major_locator(), FixedLocator) and isinstance(formatter, FixedFormatter | FuncFormatter)
+    if not named:
         return float(value)
     ticks = np.asarray(axis.get_majorticklocs())
     nearest = int(np.argmin(np.abs(ticks - value))) if len(ticks) else 0
     if len(ticks) and abs(ticks[nearest] - value) < 0.5:
-        return axis.get_ticklabels()[nearest].get_text()
+        return str(formatter(ticks[nearest], nearest))
     return str(int(value))  # a crowded axis does not name every tick
 
 
