@@ -44,6 +44,7 @@ class Interception:
         modules: its modules by name, as `named_modules` returns them.
 
     Attributes:
+        denoiser: the denoiser.
         layers: names of the attention layers.
         observers: all observers, those that scale before those that measure.
     """
@@ -51,7 +52,7 @@ class Interception:
     def __init__(self, denoiser: nn.Module, modules: Mapping[str, nn.Module]) -> None:
         self.layers = attention_among(modules)
         self.observers: tuple[Observer, ...] = ()
-        self._denoiser = denoiser
+        self.denoiser = denoiser
         self._modules = modules
         self._attention = set(self.layers)
         self._hooks: list[ForwardHook] = []
@@ -65,7 +66,7 @@ class Interception:
 
     def learn_training_size(self, model: Any) -> None:
         """Read the training size from the denoiser's configuration, or else from its pipeline."""
-        self._calls.trained = self._calls.trained or training_latents(self._denoiser, model)
+        self._calls.trained = self._calls.trained or training_latents(self.denoiser, model)
 
     def add(self, observer: Observer) -> None:
         """Add an observer. The first one installs the hooks."""
@@ -199,9 +200,10 @@ class Interception:
                 hook.remove()
             self._discovery_hooks.clear()
             state.discovering = False
-        hooked = {hook.name for hook in self._hooks}
-        for name in self._attention - hooked:
-            self._hook(name, self._hooks)
+        if self.observers:  # another thread may have removed the last one
+            hooked = {hook.name for hook in self._hooks}
+            for name in self._attention - hooked:
+                self._hook(name, self._hooks)
         self._threads.pop(threading.get_ident(), None)
         restore(state.running, 0, depth)
 
@@ -241,7 +243,7 @@ class Interception:
             factors = [] if call is None else self._scale_factors(call)
         for factor in factors:
             if isinstance(factor, Tensor):
-                query = query * factor.to(query).view(-1, 1, 1)
+                query = query * factor.to(query).view(-1, *(1,) * min(2, query.ndim - 1))  # 2-D: a single head
             else:
                 scale = (default_scale(query) if scale is None else scale) * factor
         return F.scaled_dot_product_attention(
