@@ -267,8 +267,8 @@ def test_every_number_in_a_tooltip_is_in_the_data_of_its_plot(drawn):
 def test_tooltips_name_layers_and_sizes(drawn, full):
     layers = {short_name(law.layer) for law in full.fit.layers[:-1]}
     by_section = {section: tooltips for section, tooltips, _ in drawn}
-    assert {mark.y for mark in by_section["The scaling factor"]} == {mark.y for mark in by_section["Layers and heads"]}
-    assert {mark.y for mark in by_section["The scaling factor"]} == layers
+    assert {mark.y for mark in by_section["The scale factor"]} == {mark.y for mark in by_section["Layers and heads"]}
+    assert {mark.y for mark in by_section["The scale factor"]} == layers
     assert {mark.x for mark in by_section["Drift"]} == {"32x48", "128"}
 
 
@@ -283,7 +283,7 @@ def test_plots_return_data_by_layer_size_and_law(drawn, full):
     maps = data["Entropy over the image"][0]
     first = maps[maps["law"] == "original"].iloc[:, 5:21].to_numpy()
     np.testing.assert_allclose(first, full.entropy_maps[0].values, atol=5e-4)
-    assert set(data["The scaling factor"][0]["series"]) == {"all sizes", "one size", "paper"}
+    assert set(data["The scale factor"][0]["series"]) == {"all sizes", "one size", "paper"}
     assert data["The denoising loss"][0]["change_percent"].min() == pytest.approx(100 * (0.05**2 - 0.04))
     metrics, defects, by_kappa = data[METRICS]
     assert (set(metrics["metric"]), set(defects["metric"])) == ({"text_score"}, {"repetition"})
@@ -418,7 +418,7 @@ def test_verdict_states_the_numbers(full):
     rise = full.fit.pooled.slope * np.log(2)
     assert f"When the token count doubles, attention entropy rises by {rise:.2f} nats (95 % interval" in text
     assert "Its 95 % interval excludes 1" in text
-    assert "kappa gives a scaling factor g of 1.64 in the median layer; the paper's law gives 1.12" in text
+    assert "kappa gives a scale factor g of 1.64 in the median layer; the paper's law gives 1.12" in text
     assert "1.10 (down.0.0.0.attn1) to 1.32 (down.2.0.0.attn1), median 1.21; paper 0.18." in text
     assert "outside the 95 % interval in 3 of 3 layers" in text
     assert "Drift of the original model: 0.900 nats. After 1 round of refinement: 0.050 ± 0.020 nats." in text
@@ -467,11 +467,11 @@ def test_report_names_the_missing_results(base):
 def test_law_without_derivation_has_a_kappa(base):
     shown = report(base, law=derived(base).law)
     assert "a derived scaling law" not in missing_parts(shown)
-    assert "The scaling factor" in sections(shown)
+    assert "The scale factor" in sections(shown)
     assert any("1.10 (down.0.0.0.attn1) to" in sentence for sentence in shown.verdict())
     everywhere = report(base, law=Kappa({"*": 0.5}))
     assert "interval" not in everywhere.verdict()[-1]
-    assert set(run_tables(everywhere)["Scaling factor of every layer"]["κ"]) == {"0.500"}
+    assert set(run_tables(everywhere)["Scale factor of every layer"]["κ"]) == {"0.500"}
 
 
 @pytest.mark.parametrize("sizes", [[(64, 64)], [(32, 32)]])

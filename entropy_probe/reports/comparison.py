@@ -181,7 +181,7 @@ class RunComparison:
             )
         if len(self.kappas()):
             yield Shown(
-                "The scaling factor",
+                "The scale factor",
                 "Kappa of every layer in g² = 1 + κ ln(N/T), with 95 % intervals. κ = 0 does not change the layer.",
                 partial(plots.layers_of_runs, _short(self.kappas()), "κ in g² = 1 + κ ln(N/T)", 0.0),
             )
