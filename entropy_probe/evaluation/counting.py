@@ -86,7 +86,7 @@ def count_objects(
         ValueError: if the number of backgrounds differs from the number of images, a background is unknown, or `larger`
             is.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from entropy_probe.reference import scenes
         >>> scene = scenes.sample(3, 64, 64)

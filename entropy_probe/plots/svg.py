@@ -44,7 +44,7 @@ def inline_svg(
         shown: the numbers of the figure, if they are known; by default, `marks(figure)`.
         style: CSS of the element.
 
-    Example:
+    Examples:
         >>> figure = Figure(figsize=(2, 1))
         >>> _ = figure.subplots().plot([1, 2], [3, 4], label="a")
         >>> svg = inline_svg(figure, "f1-", "A line.")

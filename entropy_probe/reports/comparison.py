@@ -247,7 +247,7 @@ def compare(runs: Sequence[str | Path], *, command: str | None = None) -> RunCom
         InputError: if there are fewer than two runs, a run is given twice, a folder is not a finished run, or a run has
             a single token count.
 
-    Example:
+    Examples:
         >>> compare(["run-a"])
         Traceback (most recent call last):
         entropy_probe.errors.InputError: a comparison needs at least two runs, got 1: add a run directory

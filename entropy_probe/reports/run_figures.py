@@ -17,7 +17,7 @@ SHOWN_PROMPTS = 4
 """Prompts whose images are shown: the laws differ most in half of them, and least in the other half."""
 
 DEFECTS = ("incompleteness", "repetition")
-"""Metrics with a figure of their own."""
+"""Metrics that are shown in a separate figure."""
 
 OPEN_PANELS = 20
 """Maximum number of layers whose panels are visible at once. The panels of larger models are folded."""

@@ -33,7 +33,7 @@ def run_verdict(fit: Fit | None, kappa: pd.DataFrame | None, derivation: Derivat
 def rise(slope: float) -> str:
     """Return the rise of the entropy when the token count doubles.
 
-    Example:
+    Examples:
         >>> rise(0.899)
         '0.62'
     """
