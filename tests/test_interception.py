@@ -597,7 +597,7 @@ def test_layer_that_a_law_cannot_scale_is_warned_of():
     model = nn.MultiheadAttention(8, 2)
     tokens = torch.randn(5, 1, 8)
     with (
-        pytest.warns(UserWarning, match="1 attention layers were not scaled"),
+        pytest.warns(UserWarning, match="no law was applied in 1 of 1 attention layers"),
         ep.scaled(model, "paper", training_tokens={"": 4}),
     ):
         model(tokens, tokens, tokens)

@@ -151,14 +151,15 @@ class Interception:
             unlocated = outermost and self._calls.is_unlocated(hook.name)
             source = ImageSource(input_with_context(args, kwargs) if unlocated else None)
             state.running.append(Running(hook.name, is_attention, args, kwargs, source))
-            if state.forward is not None:
-                for observer in self.observers:
-                    observer.ran.add(hook.name)
             if outermost and not state.discovering:
                 push_mode(self._mode)
             if not is_attention and not state.discovering:
                 set_compiler(compiler)
-            return hook.inner(*args, **kwargs)
+            output = hook.inner(*args, **kwargs)
+            if state.forward is not None:  # not after a failed forward, which may not have made its calls
+                for observer in self.observers:
+                    observer.ran.add(hook.name)
+            return output
         except KeyboardInterrupt as interruption:
             finish_contexts(interruption.__traceback__, gradients)
             raise

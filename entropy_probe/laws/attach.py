@@ -90,9 +90,9 @@ def remove(model: Any) -> None:
         unscaled = [name for name in observer.layers if name in observer.ran and name not in observer.seen]
         if unscaled:
             warnings.warn(
-                f"{len(unscaled)} attention layers were not scaled, the first is {unscaled[0]!r}: they do not call "
-                "torch's scaled_dot_product_attention. Choose the native attention backend; layers with linear "
-                "attention, and torch's nn.MultiheadAttention, cannot be scaled",
+                f"no law was applied in {len(unscaled)} of {len(observer.layers)} attention layers, such as "
+                f"{unscaled[0]!r}: they do not call torch's scaled_dot_product_attention. Choose the native attention "
+                "backend; linear attention and torch's nn.MultiheadAttention cannot be scaled",
                 stacklevel=3,
             )
         for layer, reason in observer.unread:
