@@ -117,6 +117,7 @@ def test_interruption_at_any_time_leaves_no_mode_active_and_other_models_unchang
                 interrupted += 1
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
+                torch.set_grad_enabled(True)  # the test's own torch.no_grad may have been interrupted
             assert modes() == 0
             ep.remove(unet)
     finally:
@@ -185,6 +186,7 @@ def test_interruption_at_every_call_leaves_no_mode_active(no_shape_checks):
         finally:
             sys.setprofile(None)
         assert modes() == 0, f"after an interruption at event {at}"
+        assert torch.is_grad_enabled(), f"after an interruption at event {at}"
         assert attributes(model) == before
         if interrupt.left > 0:
             break

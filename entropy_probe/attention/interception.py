@@ -143,7 +143,7 @@ class Interception:
 
     def _run_layer(self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any], compiler: Compiler) -> Any:
         state, depth = self._state, mode_depth()
-        height = len(state.running)
+        height, gradients = len(state.running), torch.is_grad_enabled()
         try:
             is_attention = hook.name in self._attention
             outermost = is_attention and not any(running.is_attention for running in state.running)
@@ -160,6 +160,7 @@ class Interception:
             return hook.inner(*args, **kwargs)
         except KeyboardInterrupt as interruption:
             finish_suspended_contexts(interruption.__traceback__)
+            torch.set_grad_enabled(gradients)  # torch.no_grad, which the measurement uses, may not have ended
             raise
         finally:
             try:
