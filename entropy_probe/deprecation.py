@@ -17,7 +17,7 @@ def renamed_arguments(**renamed: str) -> Callable[[Callable[P, R]], Callable[P, 
     Args:
         renamed: the new name of each old keyword argument.
 
-    Example:
+    Examples:
         >>> @renamed_arguments(pictures="images")
         ... def count(images):
         ...     return len(images)
@@ -50,7 +50,7 @@ def renamed_names(module: str, **renamed: Any) -> Callable[[str], Any]:
         module: `__name__` of the module.
         renamed: the object that each old name refers to.
 
-    Example:
+    Examples:
         >>> lookup = renamed_names("shop", judge_for=len)
         >>> import warnings
         >>> with warnings.catch_warnings(record=True) as caught:

@@ -38,7 +38,7 @@ def forward(old: str, *homes: ModuleType) -> Callable[[str], Any]:
         old: `__name__` of the old package.
         homes: modules that the new objects are in.
 
-    Example:
+    Examples:
         >>> from entropy_probe import models
         >>> lookup = forward("entropy_probe.pipelines", models)
         >>> import warnings

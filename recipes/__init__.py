@@ -3,6 +3,8 @@
     python -m recipes.autoencoder --work WORK
     python -m recipes.unet --work WORK-UNET --base WORK --minutes 80 --seed 0
     python -m recipes.transformer --work WORK-DIT --base WORK --minutes 80 --seed 0
+    python -m recipes.decoder --work WORK-DECODER --start WORK/vae
+    python -m recipes.gates --model WORK-UNET/pipeline
 
-Each command resumes from its checkpoint when it is run again.
+Each training command resumes from its checkpoint when it is run again.
 """

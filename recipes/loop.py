@@ -70,7 +70,7 @@ class Budget:
         self.flag, self.warmup = work / "finish", warmup
         self.end, self.decay_seconds = 60 * minutes, 60 * minutes * decay
         self.began = time.monotonic() - seconds_done
-        self.finishing = False
+        self.finishing, self.highest = False, 1.0
 
     @property
     def seconds(self) -> float:
@@ -85,10 +85,11 @@ class Budget:
     def rate(self, step: int) -> float:
         """Fraction of the full learning rate at a step, now."""
         if not self.finishing and self.flag.exists():
+            self.highest = min(1.0, (self.end - self.seconds) / self.decay_seconds)
             self.decay_seconds = 60 * float(self.flag.read_text())
             self.end, self.finishing = self.seconds + self.decay_seconds, True
         left = (self.end - self.seconds) / self.decay_seconds
-        return max(0.0, min(1.0, (step + 1) / self.warmup, left))
+        return max(0.0, min(self.highest, (step + 1) / self.warmup, self.highest * left))
 
 
 class Curve:

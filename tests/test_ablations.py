@@ -237,8 +237,10 @@ def test_study_and_ablations_run_end_to_end(tiny_pipeline, tmp_path, monkeypatch
     for module in (study, ablations):
         monkeypatch.setattr(module, "load", lambda model, device: tiny_pipeline)
         monkeypatch.setattr(module, "load_scorer", lambda names: scorer)
-    for name in ("loss", "loss_against_kappa"):  # the loss of two images instead of nine
-        monkeypatch.setattr(losses, name, partial(with_two_images, getattr(losses, name)))
+    two_kappas = partial(losses.loss_against_kappa, kappas=(0.5, 1.0))
+    monkeypatch.setattr(losses, "loss", partial(with_two_images, losses.loss))
+    monkeypatch.setattr(losses, "loss_against_kappa", partial(with_two_images, two_kappas))
+    monkeypatch.setattr(study, "derive", partial(study.derive, rounds=1))
     monkeypatch.setattr(losses, "calibrate", partial(at_two_sizes, losses.calibrate))
     monkeypatch.setattr(image_quality, "DISTANCE_RESAMPLES", 5)
     monkeypatch.setattr(study, "LAW_PROMPTS", 2)

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import torch
 
 from entropy_probe.errors import InputError
 from entropy_probe.estimation import Calibration, Derivation, calibrate, derive
+from entropy_probe.estimation import derivation as derivation_module
 from entropy_probe.estimation.calibration import ALL_LAYERS, relative_change
 from entropy_probe.evaluation.loss_curves import LossCurve, loss, loss_against_g, loss_against_kappa
 from entropy_probe.laws import Constant, from_json, scaled, to_json
@@ -167,7 +169,8 @@ def test_calibration_and_loss_curve_survive_json(tiny_pipeline):
     pd.testing.assert_frame_equal(same.losses, curve.losses)
 
 
-def test_derive_calibrated_returns_derivation(tiny_pipeline, tmp_path):
+def test_derive_calibrated_returns_derivation(tiny_pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(derivation_module, "calibrate", partial(calibrate, steps=2, batch=4))
     sampled = sweep(
         tiny_pipeline, prompts=["a"], sizes=[(32, 32), (64, 64)], steps=1, store=tmp_path / "run", progress=False
     )

@@ -168,7 +168,7 @@ def test_stages_write_a_report(call, tiny_folder, tmp_path, prompts):
     assert [one["run"] for one in json.loads(text)["pooled"]] == ["run", "again"]
     assert "command</dt><dd><code>entropy-probe compare" in page.read_text()
     code, _, err = call("compare", out)
-    assert (code, err) == (2, "error: comparing takes two runs at least: name another run directory\n")
+    assert (code, err) == (2, "error: a comparison needs at least two runs, got 1: add a run directory\n")
 
 
 def test_dry_run_estimates_cost_and_saves_nothing(call, tiny_folder, tmp_path, prompts):

@@ -37,6 +37,11 @@ def compared(runs):
     return compare(runs, command="entropy-probe compare base other")
 
 
+@pytest.fixture(scope="module")
+def page(compared):
+    return compared.html()
+
+
 def test_slopes_equal_the_fits_of_the_separate_runs(runs, compared):
     table = compared.slopes().set_index(["run", "layer"])
     for path in runs:
@@ -80,8 +85,7 @@ def test_verdict_on_a_small_difference_states_the_number_of_prompts_needed(runs,
     assert made.verdict()[1].endswith(f"No difference detected; 3 prompts may be too few {about}.")
 
 
-def test_page_shows_both_runs_and_matches_layers_by_name(compared):
-    page = compared.html()
+def test_page_shows_both_runs_and_matches_layers_by_name(compared, page):
     seen = Page(page)
     assert seen.tags.count("svg") == 5
     assert "<title>Attention entropy of base, other</title>" in page
@@ -105,9 +109,9 @@ def test_layers_with_other_names_are_not_matched(runs, compared):
     assert "blocks.3" in set(made.slopes()["layer"])
 
 
-def test_saved_files_agree(compared, tmp_path):
+def test_saved_files_agree(compared, page, tmp_path):
     path = compared.save(tmp_path / "compare.html")
-    assert path.read_text() == compared.html()
+    assert path.read_text() == page
     facts = json.loads(compared.to_json(), parse_constant=pytest.fail)
     assert facts["verdict"] == compared.verdict()
     assert [one["run"] for one in facts["pooled"]] == ["base", "other"]

@@ -533,6 +533,84 @@ def test_law_scales_a_model_that_is_compiled_afterwards(dit, how, fresh_compiler
         assert torch.allclose(compiled(*given).sample, plain, atol=1e-5)
 
 
+def test_law_of_a_pipeline_is_removed_after_its_denoiser_was_compiled(tiny_pipeline, unet, fresh_compiler):
+    pipeline = copy.copy(tiny_pipeline)
+    pipeline.unet = unet
+    ep.apply(pipeline, "paper")
+    pipeline.unet = torch.compile(unet, backend="eager")
+    assert isinstance(ep.laws.applied(pipeline), ep.laws.Paper)
+    ep.remove(pipeline)
+    assert ep.laws.applied(pipeline) is None
+    assert not any("forward" in part.__dict__ for part in unet.modules())
+
+
+@pytest.mark.parametrize("use", ["scaled", "capture"])
+def test_context_restores_a_denoiser_that_was_replaced_in_its_pipeline(tiny_pipeline, unet, use):
+    pipeline = copy.copy(tiny_pipeline)
+    pipeline.unet = unet
+    before = attributes(unet)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no attention call was seen
+        with ep.scaled(pipeline, "paper") if use == "scaled" else ep.capture(pipeline, missing="warn"):
+            pipeline.unet = copy.deepcopy(tiny_pipeline.unet)
+    assert attributes(unet) == before
+
+
+@pytest.mark.parametrize("first", ["whole", "part"])
+def test_model_and_one_of_its_layers_are_observed_separately(unet, first):
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1"
+    part = unet.get_submodule(name)
+    tokens = torch.randn(1, 64, 32, generator=torch.Generator().manual_seed(0))
+    before, plain = attributes(unet), part(tokens)
+    ep.apply(unet, "paper", training_tokens={name: 64})
+    with ep.capture(part) as captured:
+        part(tokens)
+    assert len(captured) > 0
+    assert isinstance(ep.laws.applied(unet), ep.laws.Paper)
+    assert ep.laws.applied(part) is None
+    ep.remove(part)
+    assert isinstance(ep.laws.applied(unet), ep.laws.Paper)
+    ep.apply(part, ep.laws.Constant(1.5), training_tokens={"": 64})
+    for model in (unet, part) if first == "whole" else (part, unet):
+        ep.remove(model)
+    assert attributes(unet) == before
+    assert torch.equal(part(tokens), plain)
+
+
+def test_law_removed_by_another_thread_leaves_no_hooks(unet):
+    before = attributes(unet)
+    ep.apply(unet, "paper")
+
+    def remove_in_a_thread(*_):
+        thread = threading.Thread(target=ep.remove, args=[unet])
+        thread.start()
+        thread.join()
+
+    handle = unet.mid_block.register_forward_hook(remove_in_a_thread)
+    with torch.no_grad():
+        unet(*inputs(32))
+    handle.remove()
+    assert attributes(unet) == before
+
+
+def test_layer_that_a_law_cannot_scale_is_warned_of():
+    model = nn.MultiheadAttention(8, 2)
+    tokens = torch.randn(5, 1, 8)
+    with (
+        pytest.warns(UserWarning, match="1 attention layers were not scaled"),
+        ep.scaled(model, "paper", training_tokens={"": 4}),
+    ):
+        model(tokens, tokens, tokens)
+
+
+def test_forward_of_an_instance_may_have_other_parameters(unet):
+    original = unet.forward
+    unet.forward = lambda sample, timestep, states, extra=None: original(sample, timestep, states)
+    with ep.capture(unet) as captured, torch.no_grad():
+        unet(*inputs(16), extra=1)
+    assert len(captured) > 0
+
+
 @pytest.mark.parametrize("how", ["function", "in place", "forward", "block"])
 @pytest.mark.parametrize("use", ["apply", "capture"])
 def test_model_compiled_before_is_refused(unet, how, use, fresh_compiler):

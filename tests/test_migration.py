@@ -76,8 +76,10 @@ def test_fit_law_and_outcome_of_old_run_are_read(old_run):
 
 @pytest.mark.parametrize("laws", [["original"], ["original", "paper"]])
 def test_old_run_is_resumed_in_the_current_format(tiny_pipeline, old_run, same_model, laws):
+    manifest = json.loads((old_run / "manifest.json").read_text())
+    (old_run / "manifest.json").write_text(json.dumps({**manifest, "hardware": "another CPU"}))
     before, images = Sweep.open(old_run).frame(curves=True), contents(old_run / "images")
-    with pytest.warns(UserWarning, match=r"was started with .*hardware"):
+    with pytest.warns(UserWarning, match=r"was started with .*another CPU"):
         made = sweep(tiny_pipeline, store=old_run, **SETTINGS, laws=laws)
     assert Sweep.open(old_run).manifest.format == 4
     assert json.loads((old_run / "manifest.json").read_text())["format"] == 4

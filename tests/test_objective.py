@@ -155,5 +155,5 @@ def test_image_folder_rejects_missing_folder_and_unreadable_image(tmp_path):
     with pytest.raises(InputError, match="is not a folder"):
         ImageFolder.open(tmp_path / "none")
     (tmp_path / "x.png").write_text("no image")
-    with pytest.raises(InputError, match=r"x\.png cannot be read"):
+    with pytest.raises(InputError, match=r"cannot read .*x\.png as an image"):
         ImageFolder.open(tmp_path).at((8, 8))

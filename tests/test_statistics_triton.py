@@ -119,7 +119,7 @@ tensors = (
     "entropy variance log_sum logit_mean distance counted"
 ).split()
 for dtype, depth, kind, causal, positions in [
-    ("bf16", 64, 0, False, True), ("fp32", 64, 0, True, False),
+    ("bf16", 64, 0, False, True), ("fp32", 16, 0, True, False),
     ("fp16", 128, 1, False, True), ("bf16", 256, 2, False, False),
 ]:
     types = {name: "*fp32" for name in tensors} | {"query": f"*{dtype}", "key": f"*{dtype}", "counted": "*i8"}

@@ -138,7 +138,7 @@ def out_of_memory(trial: Trial, folder: Path, times: int) -> Fault:
         folder: an empty folder.
         times: maximum number of limits to try, the tightest first.
     """
-    grid = {**GRID, "sizes": ((32, 32), (128, 128), (256, 256)), "seeds": (0, 1), "scale_factors": (), "batch": 64}
+    grid = {**GRID, "sizes": ((32, 32), (128, 128), (192, 192)), "seeds": (0, 1), "scale_factors": (), "batch": 64}
     count, kept, failed, lost = 12, 0, 0, 0
 
     def limited(store: Path, extra: int) -> None:

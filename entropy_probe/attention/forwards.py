@@ -45,7 +45,10 @@ class ForwardReader:
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of the denoiser by name. The names in `**kwargs` stay as the caller passed them."""
-        arguments = dict(self._signature.bind_partial(*args, **kwargs).arguments)
+        try:
+            arguments = dict(self._signature.bind_partial(*args, **kwargs).arguments)
+        except TypeError:  # the instance has a forward of its own, with other parameters
+            return {f"arguments[{number}]": value for number, value in enumerate(args)} | kwargs
         for parameter in self._signature.parameters.values():
             if parameter.kind is parameter.VAR_KEYWORD:
                 arguments.update(arguments.pop(parameter.name, {}))

@@ -55,10 +55,13 @@ class ForwardHook:
         """Restore `forward`. If another library has wrapped the hook, it stays in place and passes calls on."""
         self.active = False
         if self.module.__dict__.get("forward") is self:
-            if self.replaced is None:
+            before = self.replaced
+            while isinstance(before, ForwardHook) and not before.active:  # removed while this hook was in its place
+                before = before.replaced
+            if before is None:
                 del self.module.__dict__["forward"]
             else:
-                self.module.__dict__["forward"] = self.replaced
+                self.module.__dict__["forward"] = before
 
     @no_type_check  # shape checks would wrap this in code that torch.compile does not skip
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -29,7 +29,7 @@ from entropy_probe.attention.forwards import ForwardReader
 from entropy_probe.attention.hooks import ForwardHook
 from entropy_probe.attention.joint import CONCATENATIONS, ImageSource, input_with_context, note_join
 from entropy_probe.attention.latents import Latents, training_latents
-from entropy_probe.attention.modes import CallMode, finish_suspended_contexts, mode_depth, push_mode, restore
+from entropy_probe.attention.modes import CallMode, finish_contexts, mode_depth, push_mode, restore
 from entropy_probe.attention.observer import Observer
 from entropy_probe.attention.reading import CallReader, default_scale
 from entropy_probe.attention.thread_state import Running, ThreadState
@@ -44,6 +44,7 @@ class Interception:
         modules: its modules by name, as `named_modules` returns them.
 
     Attributes:
+        denoiser: the denoiser.
         layers: names of the attention layers.
         observers: all observers, those that scale before those that measure.
     """
@@ -51,7 +52,7 @@ class Interception:
     def __init__(self, denoiser: nn.Module, modules: Mapping[str, nn.Module]) -> None:
         self.layers = attention_among(modules)
         self.observers: tuple[Observer, ...] = ()
-        self._denoiser = denoiser
+        self.denoiser = denoiser
         self._modules = modules
         self._attention = set(self.layers)
         self._hooks: list[ForwardHook] = []
@@ -65,7 +66,7 @@ class Interception:
 
     def learn_training_size(self, model: Any) -> None:
         """Read the training size from the denoiser's configuration, or else from its pipeline."""
-        self._calls.trained = self._calls.trained or training_latents(self._denoiser, model)
+        self._calls.trained = self._calls.trained or training_latents(self.denoiser, model)
 
     def add(self, observer: Observer) -> None:
         """Add an observer. The first one installs the hooks."""
@@ -123,7 +124,7 @@ class Interception:
     def _run_denoiser(
         self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any], compiler: Compiler
     ) -> Any:
-        state, depth = self._state, mode_depth()
+        state, depth, gradients = self._state, mode_depth(), torch.is_grad_enabled()
         try:
             self._begin(state, args, kwargs)
             if state.discovering:
@@ -133,7 +134,7 @@ class Interception:
             self._known_sizes.add(state.size)  # not after a failed forward, which may not have made all of its calls
             return output
         except KeyboardInterrupt as interruption:
-            finish_suspended_contexts(interruption.__traceback__)
+            finish_contexts(interruption.__traceback__, gradients)
             raise
         finally:
             try:
@@ -142,8 +143,8 @@ class Interception:
                 self._end(state, depth)
 
     def _run_layer(self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any], compiler: Compiler) -> Any:
-        state, depth = self._state, mode_depth()
-        height, gradients = len(state.running), torch.is_grad_enabled()
+        state, depth, gradients = self._state, mode_depth(), torch.is_grad_enabled()
+        height = len(state.running)
         try:
             is_attention = hook.name in self._attention
             outermost = is_attention and not any(running.is_attention for running in state.running)
@@ -159,8 +160,7 @@ class Interception:
                 set_compiler(compiler)
             return hook.inner(*args, **kwargs)
         except KeyboardInterrupt as interruption:
-            finish_suspended_contexts(interruption.__traceback__)
-            torch.set_grad_enabled(gradients)  # torch.no_grad, which the measurement uses, may not have ended
+            finish_contexts(interruption.__traceback__, gradients)
             raise
         finally:
             try:
@@ -200,9 +200,10 @@ class Interception:
                 hook.remove()
             self._discovery_hooks.clear()
             state.discovering = False
-        hooked = {hook.name for hook in self._hooks}
-        for name in self._attention - hooked:
-            self._hook(name, self._hooks)
+        if self.observers:  # another thread may have removed the last one
+            hooked = {hook.name for hook in self._hooks}
+            for name in self._attention - hooked:
+                self._hook(name, self._hooks)
         self._threads.pop(threading.get_ident(), None)
         restore(state.running, 0, depth)
 
@@ -242,7 +243,7 @@ class Interception:
             factors = [] if call is None else self._scale_factors(call)
         for factor in factors:
             if isinstance(factor, Tensor):
-                query = query * factor.to(query).view(-1, 1, 1)
+                query = query * factor.to(query).view(-1, *(1,) * min(2, query.ndim - 1))  # 2-D: a single head
             else:
                 scale = (default_scale(query) if scale is None else scale) * factor
         return F.scaled_dot_product_attention(

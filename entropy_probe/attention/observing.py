@@ -38,13 +38,13 @@ def attention_calls(
     ...     output = model(torch.zeros(1, 2, 9, 4))
     self (1, 2, 9, 4) 0.5
     """
-    observer = None
+    denoiser, observer = find_denoiser(model), None  # the pipeline may contain another one when the context closes
     try:
         observer = observe(model, on_call, after_scaling=after_scaling, one_thread=one_thread)
         yield observer
     finally:
         if observer is not None:
-            stop_observing(model, observer)
+            stop_observing(denoiser, observer)
 
 
 def observe(model: Any, on_call: OnCall, *, after_scaling: bool = False, one_thread: bool = False) -> Observer:
@@ -77,10 +77,14 @@ def stop_observing(model: Any, observer: Observer) -> None:
 
 
 def interception_of(denoiser: nn.Module) -> Interception | None:
-    """Return the interception of a denoiser; None if it has none."""
+    """Return the interception of a denoiser, also of one that was compiled afterwards; None if it has none."""
+    compiled = denoiser._modules.get("_orig_mod")
+    if compiled is not None:
+        return interception_of(compiled)
     forward = denoiser.__dict__.get("forward")
-    while forward is not None and not isinstance(forward, ForwardHook):  # accelerate may have wrapped the hook
-        forward = getattr(forward, "__wrapped__", None)
-    if forward is None or not forward.active or not isinstance(forward.interceptor, Interception):
-        return None
-    return forward.interceptor
+    while forward is not None:
+        own = forward.interceptor if isinstance(forward, ForwardHook) and forward.active else None
+        if isinstance(own, Interception) and own.denoiser is denoiser:  # not that of a model that contains this one
+            return own
+        forward = getattr(forward, "__wrapped__", None)  # accelerate or another hook may have wrapped it
+    return None

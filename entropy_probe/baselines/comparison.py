@@ -148,7 +148,7 @@ def compare(baseline: Profile, now: Profile, level: float = LEVEL) -> ProfileCom
         InputError: if the settings differ, only some seeds are shared, no head is in both profiles, or the images are
             too few for this level.
 
-    Example:
+    Examples:
         >>> from dataclasses import replace
         >>> from entropy_probe.baselines import Settings
         >>> settings = Settings(("cat", "dog"), ((64, 64),), (0, 1, 2, 3), steps=8, guidance_scale=4.0)

@@ -170,7 +170,7 @@ def validate(
 ) -> None:
     """Sample the grid under other scaling laws, and measure how much drift each removes and how the images change.
 
-    Name every law that the report should show: the result replaces an earlier outcome. Images are kept.
+    This replaces an earlier validation result: list every law that the report should show. Existing images are reused.
     """
     check_laws(laws)
     messages = Messages(quiet or as_json)

@@ -141,7 +141,7 @@ def calibrate(
         InputError: if there are too few images, the pipeline has a law applied, or `models.objective` does not support
             the pipeline.
 
-    Example:
+    Examples:
         >>> calibrate(pipeline, real_images, [(96, 96), (128, 128)]).law  # doctest: +SKIP
     """
     check_unscaled(pipeline)
@@ -249,7 +249,7 @@ def relative_change(
     Returns:
         The change (0.1 is an increase by 10 %), and the lower and upper end of the interval.
 
-    Example:
+    Examples:
         >>> relative_change(np.array([1.0, 2.0]), np.array([0.5, 1.0]))
         (-0.5, -0.5, -0.5)
     """

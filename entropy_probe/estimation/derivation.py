@@ -131,7 +131,7 @@ def derive(
         InputError: if the method is unknown, the sweep lacks a size or the measured curves H(g), the pipeline is needed
             but missing, or `calibrated` has no images.
 
-    Example:
+    Examples:
         >>> from types import SimpleNamespace
         >>> rows = [{"layer": "mid", "tokens": n, "entropy": 3.0, "logit_variance": 4.0} for n in (64, 256)]
         >>> table = pd.DataFrame(rows).assign(

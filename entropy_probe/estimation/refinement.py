@@ -199,7 +199,7 @@ def find_root(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"], 
 
     Outside the curve, extrapolate with the slope at its end, by at most one interval.
 
-    Example:
+    Examples:
         >>> find_root(np.array([0.0, 1.0]), np.array([3.0, 1.0]), 2.0)
         0.5
     """
@@ -218,7 +218,7 @@ def knots(g: pd.Series) -> dict[str, tuple[tuple[float, float], ...]]:
     Args:
         g: scale factors by (layer, tokens, training_tokens).
 
-    Example:
+    Examples:
         >>> knots(pd.Series({("mid", 256, 64): 1.5, ("mid", 64, 64): 1.0}))["mid"][0]
         (0.0, 1.0)
     """

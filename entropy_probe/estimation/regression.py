@@ -136,7 +136,7 @@ def fit(sweep: Sweep, law: str = "original") -> Fit:
     Raises:
         InputError: if the sweep has fewer than two token counts under `law`.
 
-    Example:
+    Examples:
         >>> import math, pandas as pd
         >>> from types import SimpleNamespace
         >>> rows = [
@@ -172,7 +172,7 @@ def layer_means(frame: pd.DataFrame, law: str = "original") -> pd.DataFrame:
     Raises:
         InputError: if the table has no self-attention under `law`.
 
-    Example:
+    Examples:
         >>> rows = [{"layer": "mid", "head": head, "entropy": h} for head, h in ((0, 2.0), (1, 3.0))]
         >>> table = pd.DataFrame(rows).assign(
         ...     law="original", kind="self", axes="spatial", tokens=64, training_tokens=64, height=8, width=8,

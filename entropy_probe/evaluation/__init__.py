@@ -5,6 +5,7 @@ written CLIP score). `metrics` declares each metric once and describes how it di
 """
 
 from entropy_probe.deprecation import renamed_names
+from entropy_probe.evaluation.counting import ObjectCounts, count_objects
 from entropy_probe.evaluation.critic import Critic, load_critic
 from entropy_probe.evaluation.defect_scores import WHITE, Defects, defects
 from entropy_probe.evaluation.differences import MetricDifference
@@ -29,9 +30,11 @@ __all__ = [
     "LossCurve",
     "Metric",
     "MetricDifference",
+    "ObjectCounts",
     "Outcome",
     "Quality",
     "Scorer",
+    "count_objects",
     "defects",
     "entropy_drift",
     "in_order",

@@ -67,7 +67,7 @@ class Critic(nn.Module):
 def prepare(images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 h w"]:
     """Resize the shorter side to `SIDE` pixels with antialiasing, and map bytes to [-1, 1].
 
-    Example:
+    Examples:
         >>> prepare(torch.zeros(1, 3, 48, 96, dtype=torch.uint8)).shape
         torch.Size([1, 3, 96, 192])
     """
@@ -86,7 +86,7 @@ def load_critic(folder: str | Path | None = None) -> Critic:
     Args:
         folder: load a critic that its training recipe saved in this folder.
 
-    Example:
+    Examples:
         >>> critic = load_critic()
         >>> critic(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, critic.num_features)
         True

@@ -65,7 +65,7 @@ def defects(images: UInt8[Tensor, "count 3 height width"], background: Colour | 
         background: red, green and blue from 0 to 1. Give it if objects are centred on a plain background. Otherwise the
             background is the median colour along the frame, and the position of an object is not scored.
 
-    Example:
+    Examples:
         >>> image = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
         >>> image[:, :, :8, 8:24] = 0  # the frame cuts a square in half
         >>> defects(image).cut_off.round(2).tolist()
@@ -83,7 +83,7 @@ def cut_off(foreground: Bool[np.ndarray, "height width"]) -> float:
     The score is F / (F + P). F counts the pixel edges where the object meets the frame, P those where it meets the
     background. A complete object has F = 0 at any size. An image without an object scores 1.
 
-    Example:
+    Examples:
         >>> foreground = np.zeros((4, 4), dtype=bool)
         >>> foreground[1:3, 1:3] = True
         >>> cut_off(foreground)
@@ -104,7 +104,7 @@ def off_centre(foreground: Bool[np.ndarray, "height width"]) -> float:
     misses a part on one side is not. The score does not detect parts that are missing symmetrically. An image without
     an object scores 1.
 
-    Example:
+    Examples:
         >>> foreground = np.zeros((8, 8), dtype=bool)
         >>> foreground[3:5, 3:5] = True
         >>> off_centre(foreground)
@@ -133,7 +133,7 @@ def repetition(difference: Float[np.ndarray, "height width 3"]) -> float:
     Args:
         difference: the image minus its background, full scale 1.
 
-    Example:
+    Examples:
         >>> difference = np.zeros((16, 64, 3))
         >>> difference[4:12, 4:12] = difference[4:12, 44:52] = 1
         >>> print(f"{repetition(difference):.2f}")

@@ -75,7 +75,7 @@ def metric_difference(
         images: see `MetricDifference`.
         prompts: number of prompts.
 
-    Example:
+    Examples:
         >>> resampled = np.linspace(-0.1, 0.3, 1001)
         >>> found = metric_difference("paper", (64, 64), "repetition", 0.5, 0.1, resampled, images=16, prompts=8)
         >>> print(f"[{found.low:.2f}, {found.high:.2f}], p = {found.p:.2f}")
@@ -98,7 +98,7 @@ def metric_difference(
 def corrected(differences: list[MetricDifference]) -> tuple[MetricDifference, ...]:
     """Apply Holm's correction to the p values, and set the verdicts.
 
-    Example:
+    Examples:
         >>> resampled = np.linspace(0.19, 0.21, 1001)
         >>> found = metric_difference("paper", (64, 64), "repetition", 0.5, 0.2, resampled, images=16, prompts=8)
         >>> corrected([found])[0].verdict

@@ -70,7 +70,7 @@ def entropy_drift(
     Raises:
         InputError: if the table lacks the original model at the training size.
 
-    Example:
+    Examples:
         >>> rows = [("original", 64, 3.0), ("original", 128, 4.0), ("paper", 128, 3.5)]
         >>> frame = pd.DataFrame(rows, columns=["law", "height", "entropy"]).assign(
         ...     width=64, kind="self", axes="spatial", layer="mid", prompt="cat", seed=0, scale_factor=1.0
@@ -126,7 +126,7 @@ def bootstrap_weights(columns: pd.MultiIndex) -> Float[np.ndarray, "1+resamples 
     Args:
         columns: levels `prompt` and `seed`, one entry per image.
 
-    Example:
+    Examples:
         >>> images = pd.MultiIndex.from_product([["cat", "dog"], [0, 1]], names=["prompt", "seed"])
         >>> bootstrap_weights(images)[0].tolist()
         [0.25, 0.25, 0.25, 0.25]

@@ -56,7 +56,7 @@ def features(
     Raises:
         InputError: if `images` is empty, or the sizes differ.
 
-    Example:
+    Examples:
         >>> features(lambda images: images.float().mean((2, 3)), torch.zeros(4, 3, 8, 8, dtype=torch.uint8)).shape
         torch.Size([4, 3])
     """
@@ -83,7 +83,7 @@ def frechet_distance(real: Float[Tensor, "count features"], sampled: Float[Tenso
     Raises:
         InputError: if a set does not have more images than features: its covariance would be singular.
 
-    Example:
+    Examples:
         >>> real = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
         >>> print(f"{frechet_distance(real, real + 3):.1f}")  # the means differ by 3 in two features: 9 + 9
         18.0
@@ -119,7 +119,7 @@ def kernel_distance(real: Float[Tensor, "count features"], sampled: Float[Tensor
     Raises:
         InputError: if there are fewer than two real or sampled images.
 
-    Example:
+    Examples:
         >>> real = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
         >>> kernel_distance(real, real + 3) > kernel_distance(real, real + 1) > 0
         True
@@ -150,7 +150,7 @@ def text_score(
     sets a negative mean to 0; here, each negative value is 0. CLIPScore of Hessel et al. 2021 (arXiv 2104.08718) has
     a factor of 2.5 instead of 100, and adds the prompt "A photo depicts".
 
-    Example:
+    Examples:
         >>> text_score(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[2.0, 0.0], [0.0, 1.0]])).tolist()
         [100.0, 0.0]
     """
@@ -171,7 +171,7 @@ def rank_of_caption(
         captions: embeddings of the candidates.
         own: index of each image's caption among the candidates.
 
-    Example:
+    Examples:
         >>> images, captions = torch.eye(2), torch.tensor([[1.0, 0.1], [1.0, 0.0]])
         >>> rank_of_caption(images, captions, torch.tensor([1, 1])).tolist()
         [0, 1]

@@ -146,7 +146,7 @@ def resampled_indices(weights: Float[np.ndarray, " images"]) -> Int[Tensor, " im
     The weights are a product of counts of prompts and seeds, so each image occurs an integer number of times. Do not
     sample with these weights as probabilities: that would resample twice, and the intervals would be too wide.
 
-    Example:
+    Examples:
         >>> resampled_indices(np.array([0.5, 0.0, 0.25, 0.25])).tolist()
         [0, 0, 2, 3]
     """

@@ -140,7 +140,7 @@ def loss(
         InputError: if `sizes` is empty, every scale factor is 1, a law is applied to the pipeline, or
             `models.objective` does not support the pipeline.
 
-    Example:
+    Examples:
         >>> curve = loss(pipeline, reference.images()[::20], [(128, 128)])  # doctest: +SKIP
         >>> curve.best()  # doctest: +SKIP
     """

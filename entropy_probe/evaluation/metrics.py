@@ -43,7 +43,7 @@ class Metric:
     def label(self, network: str = "") -> str:
         """Return the title with the direction and, if given, the network that computed the value.
 
-        Example:
+        Examples:
             >>> METRICS["kernel_distance"].label("critic")
             'kernel distance by critic (lower is better)'
         """
@@ -98,7 +98,7 @@ def metric_and_network(column: str) -> tuple[Metric, str]:
 
     The network is empty if only one network computed metrics.
 
-    Example:
+    Examples:
         >>> metric, network = metric_and_network("kernel_distance:critic")
         >>> metric.title, network
         ('kernel distance', 'critic')
@@ -110,7 +110,7 @@ def metric_and_network(column: str) -> tuple[Metric, str]:
 def in_order(columns: Iterable[str]) -> list[str]:
     """Sort metric columns in the order of `METRICS`; the networks of a metric are next to each other.
 
-    Example:
+    Examples:
         >>> in_order(["repetition", "text_score:b", "text_score:a"])
         ['text_score:a', 'text_score:b', 'repetition']
     """

@@ -74,7 +74,7 @@ def load_scorer(networks: str | Sequence[str], images: str | Path | CaptionedIma
         InputError: if no network or the same network twice is given, a network cannot be loaded, or real images are
             needed but missing.
 
-    Example:
+    Examples:
         >>> list(load_scorer("critic").networks)
         ['critic']
     """

@@ -132,7 +132,7 @@ def validate(
         InputError: if an argument of a pipeline is given with a sweep, or prompts or sizes are missing with a pipeline.
             See also `sweep`.
 
-    Example:
+    Examples:
         >>> sweep = ep.sweep(pipeline, prompts=["cat"], sizes=[(64, 64), (128, 128)])  # doctest: +SKIP
         >>> print(validate(sweep, ["paper", ep.derive(sweep)]).verdict()[0])  # doctest: +SKIP
     """

@@ -81,9 +81,20 @@ def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[
 
 
 def remove(model: Any) -> None:
-    """Remove the law of a model. A model without a law is not changed."""
+    """Remove the law of a model. A model without a law is not changed.
+
+    A warning names the layers that ran, but were not scaled.
+    """
     for observer in _scaling(model):
         stop_observing(model, observer)
+        unscaled = [name for name in observer.layers if name in observer.ran and name not in observer.seen]
+        if unscaled:
+            warnings.warn(
+                f"{len(unscaled)} attention layers were not scaled, the first is {unscaled[0]!r}: they do not call "
+                "torch's scaled_dot_product_attention. Choose the native attention backend; layers with linear "
+                "attention, and torch's nn.MultiheadAttention, cannot be scaled",
+                stacklevel=3,
+            )
         for layer, reason in observer.unread:
             warnings.warn(f"attention of {layer or 'the model itself'} was not scaled: {reason}", stacklevel=3)
 
@@ -127,6 +138,7 @@ def scaled(
     Paper() torch.Size([1, 1, 16, 4])
     >>> applied(model)  # None: the law is removed
     """
+    denoiser = find_denoiser(model)  # the pipeline may contain another one when the context closes
     check_unscaled(model)
     try:
         apply(model, law, training_tokens=training_tokens)
@@ -134,7 +146,7 @@ def scaled(
         assert present is not None
         yield present
     finally:
-        remove(model)
+        remove(denoiser)
 
 
 def _check_names(denoiser: nn.Module, training_tokens: Mapping[str, int]) -> None:

@@ -96,7 +96,7 @@ def objective(pipeline: Any, images: UInt8[Tensor, "count 3 height width"], capt
         InputError: if the pipeline cannot sample this size, the numbers of captions and images differ, or the pipeline
             packs its latents or maps its timesteps.
 
-    Example:
+    Examples:
         >>> objective(pipeline, images, ["red apple"]).losses_at(torch.tensor([0]), 500, seed=0)  # doctest: +SKIP
     """
     if len(images) != len(captions):
@@ -163,7 +163,7 @@ def noisy_and_target(
     Raises:
         InputError: if the scheduler is neither a flow nor a diffusion with a prediction type in `PREDICTION_TYPES`.
 
-    Example:
+    Examples:
         >>> latents, noise = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
         >>> noisy, target = noisy_and_target(FlowMatchEulerDiscreteScheduler(), latents, noise, torch.tensor([249]))
         >>> noisy.item(), target.item()

@@ -1,4 +1,4 @@
-"""Plot the denoising loss against the scaling factor."""
+"""Plot the denoising loss against the scale factor."""
 
 from __future__ import annotations
 

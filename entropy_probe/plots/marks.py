@@ -74,7 +74,7 @@ def marks(figure: Figure) -> list[Mark]:
 
     Artists without a name and without a colour scale are decoration, and are ignored.
 
-    Example:
+    Examples:
         >>> figure = Figure()
         >>> _ = figure.subplots().plot([1, 2], [3, 4], label="a")
         >>> [(mark.series, mark.x, mark.y) for mark in marks(figure)]
@@ -96,7 +96,7 @@ def marks(figure: Figure) -> list[Mark]:
 def description(shown: Sequence[Mark]) -> str:
     """Describe a figure in words: its panels and axes, and the range of each line.
 
-    Example:
+    Examples:
         >>> figure = Figure()
         >>> axes = figure.subplots()
         >>> axes.set(title="layers", xlabel="ln N", ylabel="nats")

@@ -113,7 +113,7 @@ def side_by_side(
 def half_widths(value: pd.Series, low: pd.Series, high: pd.Series) -> Float[np.ndarray, "ends values"]:
     """Return the error bars of values, shape (2, values). Unknown ends give a bar of length 0.
 
-    Example:
+    Examples:
         >>> half_widths(pd.Series([1.0]), pd.Series([0.75]), pd.Series([float("nan")])).tolist()
         [[0.25], [0.0]]
     """
@@ -123,7 +123,7 @@ def half_widths(value: pd.Series, low: pd.Series, high: pd.Series) -> Float[np.n
 def of_size(frame: pd.DataFrame, size: Size) -> pd.DataFrame:
     """Return the rows of a table for one (height, width).
 
-    Example:
+    Examples:
         >>> of_size(pd.DataFrame({"height": [64, 128], "width": [64, 128]}), (64, 64)).index.tolist()
         [0]
     """
@@ -133,7 +133,7 @@ def of_size(frame: pd.DataFrame, size: Size) -> pd.DataFrame:
 def sizes_in(frame: pd.DataFrame) -> list[Size]:
     """Return the (height, width) pairs of a table, from the smallest area to the largest.
 
-    Example:
+    Examples:
         >>> sizes_in(pd.DataFrame({"height": [128, 64], "width": [128, 96]}))
         [(64, 96), (128, 128)]
     """

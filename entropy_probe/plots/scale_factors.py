@@ -1,4 +1,4 @@
-"""Plot scaling factors: g of a law against N/T, and kappa of every layer."""
+"""Plot scale factors: g of a law against N/T, and kappa of every layer."""
 
 from __future__ import annotations
 

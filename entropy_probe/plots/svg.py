@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
@@ -19,6 +20,8 @@ HEAVY = 20_000
 """Embedded images above this number of bytes are also tried as JPEG."""
 
 SVG = "http://www.w3.org/2000/svg"
+NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that XML cannot contain. Matplotlib writes those of a label, such as control characters, into the file."""
 HREF = "{http://www.w3.org/1999/xlink}href"
 PNG = "data:image/png;base64,"
 
@@ -41,7 +44,7 @@ def inline_svg(
         shown: the numbers of the figure, if they are known; by default, `marks(figure)`.
         style: CSS of the element.
 
-    Example:
+    Examples:
         >>> figure = Figure(figsize=(2, 1))
         >>> _ = figure.subplots().plot([1, 2], [3, 4], label="a")
         >>> svg = inline_svg(figure, "f1-", "A line.")
@@ -52,7 +55,7 @@ def inline_svg(
     box = figure.get_tightbbox().padded(0.1)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches=box)
-    root = ET.fromstring(buffer.getvalue())
+    root = ET.fromstring(NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", buffer.getvalue().decode()))
     _remove(root, {"metadata", "style"})  # a style sheet would apply to the whole page
     _shrink_images(root)
     _rename_ids(root, prefix)

@@ -24,7 +24,7 @@ MAX_NEEDED = 100_000
 def metric_label(metric: str) -> str:
     """Return the label of a metric: its title, its direction and, with several networks, the network.
 
-    Example:
+    Examples:
         >>> metric_label("kernel_distance:critic")
         'kernel distance by critic (lower is better)'
     """
@@ -50,7 +50,7 @@ def captured_table(captured: Captured) -> pd.DataFrame:
 def factor_table(law: ScalingLaw) -> pd.DataFrame:
     """Return g of every layer of a law, at several N/T.
 
-    Example:
+    Examples:
         >>> from entropy_probe.laws import Constant
         >>> factor_table(Constant(1.5)).iloc[0, :2].tolist()
         ['every layer', '1.500']
@@ -280,7 +280,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 def number(value: float) -> str:
     """Return a number with three decimals.
 
-    Example:
+    Examples:
         >>> number(0.12345), number(math.nan)
         ('0.123', '–')
     """
@@ -290,7 +290,7 @@ def number(value: float) -> str:
 def with_error(value: float, error: float) -> str:
     """Return a value and its standard error.
 
-    Example:
+    Examples:
         >>> with_error(0.5, 0.01), with_error(0.5, math.nan)
         ('0.500 ± 0.010', '0.500')
     """
@@ -300,7 +300,7 @@ def with_error(value: float, error: float) -> str:
 def span(values: pd.Series) -> str:
     """Return the range of values, or the value if all are equal.
 
-    Example:
+    Examples:
         >>> span(pd.Series([0.18, 0.24])), span(pd.Series([0.18]))
         ('0.18 to 0.24', '0.18')
     """
@@ -311,7 +311,7 @@ def span(values: pd.Series) -> str:
 def between(low: float, high: float) -> str:
     """Return an interval.
 
-    Example:
+    Examples:
         >>> between(0.1, 0.2), between(math.nan, math.nan)
         ('0.100 to 0.200', '–')
     """

@@ -33,7 +33,7 @@ INK = ("#262626", "#000000")
 def shades(count: int) -> list[tuple[float, float, float]]:
     """Return colours in a sequence that are readable on a light and on a dark background.
 
-    Example:
+    Examples:
         >>> len(shades(3)), len(set(shades(3)))
         (3, 3)
     """
@@ -44,7 +44,7 @@ def shades(count: int) -> list[tuple[float, float, float]]:
 def theme() -> Iterator[None]:
     """Apply the style of all figures inside the context. The same data gives the same SVG text.
 
-    Example:
+    Examples:
         >>> with theme():
         ...     mpl.rcParams["svg.fonttype"]
         'none'
@@ -65,7 +65,7 @@ def page_theme() -> Iterator[None]:
 def row_size(count: int) -> tuple[float, float]:
     """Return the height (inches) and the label size (points) of each of `count` rows. A large model has 70 layers.
 
-    Example:
+    Examples:
         >>> row_size(10), row_size(70)
         ((0.27, 7.5), (0.16, 6.0))
     """

@@ -46,7 +46,7 @@ def draw_timesteps(axes: Axes, frame: pd.DataFrame, training_size: Size, law: st
 def timestep_means(frame: pd.DataFrame) -> pd.DataFrame:
     """Compute the mean entropy over the visual layers at each timestep.
 
-    Every layer has the same weight, whatever its number of heads.
+    Every layer has the same weight, independent of its number of heads.
 
     Returns:
         Columns `law`, `height`, `width`, `timestep`, `entropy` (nats), `low`, `high` (95 % interval over the prompts;

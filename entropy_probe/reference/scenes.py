@@ -222,7 +222,7 @@ def sample(
     Raises:
         ValueError: for a negative seed or sizes below `MIN_SIDE`; see also `sample_prompt` and `sample_layout`.
 
-    Example:
+    Examples:
         >>> scene = sample(1, 48, 96)
         >>> scene.image.shape, scene.prompt.count == len(scene.boxes)
         ((48, 96, 3), True)

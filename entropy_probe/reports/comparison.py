@@ -181,7 +181,7 @@ class RunComparison:
             )
         if len(self.kappas()):
             yield Shown(
-                "The scaling factor",
+                "The scale factor",
                 "Kappa of every layer in g² = 1 + κ ln(N/T), with 95 % intervals. κ = 0 does not change the layer.",
                 partial(plots.layers_of_runs, _short(self.kappas()), "κ in g² = 1 + κ ln(N/T)", 0.0),
             )
@@ -247,7 +247,7 @@ def compare(runs: Sequence[str | Path], *, command: str | None = None) -> RunCom
         InputError: if there are fewer than two runs, a run is given twice, a folder is not a finished run, or a run has
             a single token count.
 
-    Example:
+    Examples:
         >>> compare(["run-a"])
         Traceback (most recent call last):
         entropy_probe.errors.InputError: a comparison needs at least two runs, got 1: add a run directory

@@ -191,7 +191,7 @@ def explore(sweep: Sweep) -> VBox:
     Raises:
         InputError: if the sweep has no pipeline or no self-attention over an image, or ipywidgets is not installed.
 
-    Example:
+    Examples:
         >>> explore(ep.Sweep.open("my-run", pipeline))  # doctest: +SKIP
     """
     try:

@@ -115,7 +115,7 @@ def csv(table: pd.DataFrame) -> str:
 
     Text is quoted, because some spreadsheets split cells at semicolons.
 
-    Example:
+    Examples:
         >>> csv(pd.DataFrame({"prompt": ["=1+1"], "entropy": [2.5]}))
         '"prompt","entropy"\n"\'=1+1",2.5\n'
     """
@@ -132,7 +132,7 @@ def csv(table: pd.DataFrame) -> str:
 def isolated(text: str) -> str:
     r"""Return untrusted text for use in a sentence. Text that runs from right to left does not affect the sentence.
 
-    Example:
+    Examples:
         >>> isolated("a cat")
         '\u2068a cat\u2069'
     """

@@ -33,7 +33,7 @@ def run_tables(results: RunResults) -> dict[str, pd.DataFrame]:
         tables["Forms of H(N): error in nats at a size left out of the fit"] = rival_table(results.fit)
     tables["Mean entropy ± standard error over the prompts, nats; original model"] = entropy_table(results.frame)
     if results.kappa is not None:
-        tables["Scaling factor of every layer"] = kappa_table(results.kappa, results.law)
+        tables["Scale factor of every layer"] = kappa_table(results.kappa, results.law)
     if results.derivation and results.derivation.rounds:
         tables["Rounds of refinement"] = rounds_table(results.derivation)
     if results.outcome:

@@ -17,7 +17,7 @@ SHOWN_PROMPTS = 4
 """Prompts whose images are shown: the laws differ most in half of them, and least in the other half."""
 
 DEFECTS = ("incompleteness", "repetition")
-"""Metrics with a figure of their own."""
+"""Metrics that are shown in a separate figure."""
 
 OPEN_PANELS = 20
 """Maximum number of layers whose panels are visible at once. The panels of larger models are folded."""
@@ -83,10 +83,10 @@ def _layers(results: RunResults) -> Iterator[Shown]:
 
 
 def _scaling(results: RunResults) -> Iterator[Shown]:
-    """Yield the scaling factor, the drift and the denoising loss."""
+    """Yield the scale factor, the drift and the denoising loss."""
     if results.kappa is not None:
         yield Shown(
-            "The scaling factor",
+            "The scale factor",
             "Kappa of each layer with its 95 % interval over the prompts: one number for all sizes. The diamond is the "
             "paper's value. Small dots are the values at single sizes. If they are far apart, one number does not fit "
             "all sizes; the measured law has a factor for each.",

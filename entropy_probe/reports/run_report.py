@@ -153,7 +153,7 @@ def report(
         losses: tables of `LossCurve`, by the name of the number: `{"g": curve.table()}`.
         command: the command line to show.
 
-    Example:
+    Examples:
         >>> sweep = ep.sweep(pipeline, prompts=["cat"], sizes=[(64, 64), (128, 128)])  # doctest: +SKIP
         >>> report(sweep, law=ep.derive(sweep)).save("report.html")  # doctest: +SKIP
     """

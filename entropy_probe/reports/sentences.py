@@ -16,7 +16,7 @@ NAMED_LAYERS = 4
 
 
 def run_verdict(fit: Fit | None, kappa: pd.DataFrame | None, derivation: Derivation | None) -> list[str]:
-    """Return the sentences on the entropy law, the scaling factor, and the refinement of a run.
+    """Return the sentences on the entropy law, the scale factor, and the refinement of a run.
 
     Args:
         fit: the entropy law, if it was fitted.
@@ -33,7 +33,7 @@ def run_verdict(fit: Fit | None, kappa: pd.DataFrame | None, derivation: Derivat
 def rise(slope: float) -> str:
     """Return the rise of the entropy when the token count doubles.
 
-    Example:
+    Examples:
         >>> rise(0.899)
         '0.62'
     """
@@ -78,7 +78,7 @@ def _kappa_sentences(kappa: pd.DataFrame) -> list[str]:
     ours, paper = (1 + values.median() * math.log(4) for values in (kappa["kappa"], kappa["paper"]))
     if ours > 0 and paper > 0:  # also False for NaN
         sentences.append(
-            f"With four times the training tokens, kappa gives a scaling factor g of {math.sqrt(ours):.2f} in the "
+            f"With four times the training tokens, kappa gives a scale factor g of {math.sqrt(ours):.2f} in the "
             f"median layer; the paper's law gives {math.sqrt(paper):.2f}."
         )
     detail = (

@@ -98,8 +98,10 @@ class Grid:
         _check_list("prompts", self.prompts)
         _check_list("sizes", self.sizes)
         _check_list("seeds", self.seeds)
+        names = [law.name for law in self.laws]
+        _check_characters(names)
         _check_list("laws", [law_id(law) for law in self.laws])
-        _check_law_names([law.name for law in self.laws])
+        _check_law_names(names)
         if len(self) > MAX_CELLS:
             raise InputError(f"the grid has {len(self):,} cells, the maximum is {MAX_CELLS:,}: split it")
         if min(self.seeds) < 0:
@@ -245,6 +247,10 @@ def _check_law_names(names: list[str]) -> None:
         raise InputError(
             f"two laws have the same name {duplicate!r}: tables identify laws by name, so use separate sweeps"
         )
+
+
+def _check_characters(names: list[str]) -> None:
+    """Refuse names of laws that are not safe in file names."""
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.=+-]{0,63}", name):
             raise InputError(f"the name of a law must have 1 to 64 letters, digits or _.=+-, got {name[:80]!r}")

@@ -79,7 +79,7 @@ def _from_logits(
     log_attention = masked.log_softmax(-1)
     attention = log_attention.exp().masked_fill(~allowed, 0.0)
     entropy = -(attention * log_attention.masked_fill(~allowed, 0.0)).sum(-1)
-    bound = count.clamp_min(1).log()
+    bound = count.clamp_min(1).to(logits.dtype).log()
 
     kept = logits.masked_fill(~allowed, 0.0)
     mean = kept.sum(-1, keepdim=True) / count.clamp_min(1).unsqueeze(-1)

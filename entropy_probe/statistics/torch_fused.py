@@ -39,8 +39,8 @@ def fused(
     if mask is None:
         return _unmasked(query, key, scale, positions)
     allowed, bias = key_bias(mask, key)
-    count = allowed.sum(-1, keepdim=True).clamp_min(1)
-    weight = (allowed.to(query.dtype) / count).unsqueeze(-1)
+    count = allowed.sum(-1, keepdim=True, dtype=query.dtype).clamp_min(1)
+    weight = (allowed / count).unsqueeze(-1)
     value = torch.cat([key, bias.unsqueeze(-1)], -1)
     mean_key = (weight * value).sum(-2, keepdim=True)
     value = value - mean_key
