@@ -15,6 +15,7 @@ import typer
 from diffusers import AutoencoderTiny
 from torch import nn
 
+from recipes.checkpoints import load_checkpoint, save_checkpoint
 from recipes.loop import (
     AUTOENCODER_SEED,
     CHECKPOINT_SECONDS,
@@ -25,7 +26,7 @@ from recipes.loop import (
     encode,
     fresh_scenes,
     pixels_of,
-    save_checkpoint,
+    rate_schedule,
     to_unit,
 )
 
@@ -52,16 +53,10 @@ def train(work: Path, minutes: float) -> AutoencoderTiny:
     torch.manual_seed(0)
     autoencoder = build().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=RATE, weight_decay=1e-4)
-    checkpoint, step, seconds_done = work / "autoencoder.pt", 0, 0.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        autoencoder.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, seconds_done = state["step"], state["seconds"]
-    budget = Budget(work, minutes, warmup=100, decay=0.7, seconds_done=seconds_done)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = RATE
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, budget.rate, last_epoch=step - 1)
+    budget = Budget(work, minutes, warmup=100, decay=0.7)
+    checkpoint, parts = work / "autoencoder.pt", {"model": autoencoder, "optimizer": optimizer, "budget": budget}
+    step = load_checkpoint(checkpoint, **parts)
+    schedule = rate_schedule(optimizer, budget, RATE, step)
     curve, saved = Curve(work / "autoencoder.csv"), time.monotonic()
     while not budget.done:
         drawn = fresh_scenes(AUTOENCODER_SEED, step * BATCH, BATCH)
@@ -80,13 +75,7 @@ def train(work: Path, minutes: float) -> AutoencoderTiny:
         step += 1
         schedule.step()
         if time.monotonic() - saved > CHECKPOINT_SECONDS or budget.done:
-            save_checkpoint(
-                checkpoint,
-                step=step,
-                seconds=budget.seconds,
-                model=autoencoder.state_dict(),
-                optimizer=optimizer.state_dict(),
-            )
+            save_checkpoint(checkpoint, step, **parts)
             saved = time.monotonic()
     return autoencoder.eval()
 

@@ -28,7 +28,8 @@ from transformers import (
 from entropy_probe.evaluation.critic import Critic, prepare
 from entropy_probe.reference.drawings import Emoji
 from recipes import emoji_download
-from recipes.emoji_loop import Curve, batch_indices, load_checkpoint, save_checkpoint
+from recipes.checkpoints import load_checkpoint, save_checkpoint
+from recipes.emoji_loop import Curve, batch_indices
 from recipes.emoji_networks import build_tokenizer
 
 CHECKPOINT_STEPS = 250

@@ -17,6 +17,7 @@ from diffusers import AutoencoderTiny
 from torch import nn
 
 from recipes.autoencoder import LATENT_NOISE
+from recipes.checkpoints import load_checkpoint, save_checkpoint
 from recipes.loop import (
     AUTOENCODER_SEED,
     CHECKPOINT_SECONDS,
@@ -25,7 +26,7 @@ from recipes.loop import (
     Curve,
     fresh_scenes,
     pixels_of,
-    save_checkpoint,
+    rate_schedule,
     to_unit,
 )
 
@@ -47,16 +48,10 @@ def train(work: Path, start: Path, minutes: float) -> AutoencoderTiny:
     autoencoder.to(memory_format=torch.channels_last).requires_grad_(False)
     decoder = autoencoder.decoder.requires_grad_(True)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=RATE, weight_decay=1e-4)
-    checkpoint, step, seconds_done = work / "decoder.pt", 0, 0.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        decoder.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, seconds_done = state["step"], state["seconds"]
-    budget = Budget(work, minutes, warmup=50, decay=0.7, seconds_done=seconds_done)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = RATE
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, budget.rate, last_epoch=step - 1)
+    budget = Budget(work, minutes, warmup=50, decay=0.7)
+    checkpoint, parts = work / "decoder.pt", {"model": decoder, "optimizer": optimizer, "budget": budget}
+    step = load_checkpoint(checkpoint, **parts)
+    schedule = rate_schedule(optimizer, budget, RATE, step)
     curve, saved = Curve(work / "decoder.csv", 7 * 7), time.monotonic()
     while not budget.done:
         size = SIZES[step % len(SIZES)]
@@ -76,8 +71,7 @@ def train(work: Path, start: Path, minutes: float) -> AutoencoderTiny:
         step += 1
         schedule.step()
         if time.monotonic() - saved > CHECKPOINT_SECONDS or budget.done:
-            state = {"model": decoder.state_dict(), "optimizer": optimizer.state_dict()}
-            save_checkpoint(checkpoint, step=step, seconds=budget.seconds, **state)
+            save_checkpoint(checkpoint, step, **parts)
             saved = time.monotonic()
     return autoencoder.eval()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -119,30 +118,3 @@ class Curve:
             self.progress.update(self.task, loss=mean)
             self.recent.clear()
         self.progress.update(self.task, completed=step + 1)
-
-
-def save_checkpoint(path: Path, step: int, **parts: Any) -> None:
-    """Write the state of modules, optimizers and schedules atomically.
-
-    Args:
-        path: the checkpoint file.
-        step: the next step to run.
-        parts: objects with a `state_dict`, by the name that `load_checkpoint` uses.
-    """
-    state = {"step": step, **{name: part.state_dict() for name, part in parts.items()}}
-    torch.save(state, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
-
-
-def load_checkpoint(path: Path, **parts: Any) -> int:
-    """Restore the parts that `save_checkpoint` wrote.
-
-    Returns:
-        The next step to run: 0 if the file does not exist.
-    """
-    if not path.exists():
-        return 0
-    state = torch.load(path, weights_only=True)
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    return int(state["step"])

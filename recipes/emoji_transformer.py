@@ -28,14 +28,13 @@ from transformers import CLIPTextModel
 
 from entropy_probe.models import load
 from recipes import emoji_download
+from recipes.checkpoints import load_checkpoint, save_checkpoint
 from recipes.emoji_loop import (
     CHECKPOINT_SECONDS,
     Curve,
     FloatAttention,
     batch_indices,
     cyclic_schedule,
-    load_checkpoint,
-    save_checkpoint,
     weight_average,
 )
 from recipes.emoji_networks import (

@@ -23,14 +23,13 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from recipes import emoji_download, emoji_rescaling
+from recipes.checkpoints import load_checkpoint, save_checkpoint
 from recipes.emoji_loop import (
     CHECKPOINT_SECONDS,
     Curve,
     FloatAttention,
     batch_indices,
     cyclic_schedule,
-    load_checkpoint,
-    save_checkpoint,
     weight_average,
 )
 from recipes.emoji_networks import (

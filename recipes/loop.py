@@ -5,12 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from entropy_probe.reference import scenes
+from recipes.checkpoints import load_checkpoint, save_checkpoint
 
 TEXT_LENGTH = 16
 """Tokens of a caption, padding included."""
@@ -66,11 +65,19 @@ class Budget:
     `minutes`. Write a number of minutes into the file `finish` in the work folder to start the final decay now.
     """
 
-    def __init__(self, work: Path, minutes: float, warmup: int, decay: float, seconds_done: float = 0.0) -> None:
+    def __init__(self, work: Path, minutes: float, warmup: int, decay: float) -> None:
         self.flag, self.warmup = work / "finish", warmup
         self.end, self.decay_seconds = 60 * minutes, 60 * minutes * decay
-        self.began = time.monotonic() - seconds_done
+        self.began = time.monotonic()
         self.finishing, self.highest = False, 1.0
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the training time, for a checkpoint."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue from the training time of a checkpoint."""
+        self.began = time.monotonic() - state["seconds"]
 
     @property
     def seconds(self) -> float:
@@ -239,10 +246,20 @@ def tidy_autoencoder(out: Path) -> None:
     path.write_text(json.dumps(kept, indent=2) + "\n")
 
 
-def save_checkpoint(path: Path, **state: Any) -> None:
-    """Write a checkpoint completely or not at all."""
-    torch.save(state, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
+def rate_schedule(
+    optimizer: torch.optim.Optimizer, budget: Budget, rate: float, done: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return the learning rate of a budget, for a run that has done a number of steps.
+
+    Args:
+        optimizer: the optimiser.
+        budget: the budget of the run.
+        rate: the full learning rate.
+        done: number of steps of this run before it was resumed.
+    """
+    for group in optimizer.param_groups:
+        group["initial_lr"] = rate
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, budget.rate, last_epoch=done - 1)
 
 
 def load_start(model: nn.ModuleDict, folder: Path, part: str, settings: Settings) -> int:
@@ -304,30 +321,13 @@ def train(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.rate, weight_decay=settings.weight_decay, betas=settings.betas
     )
-    checkpoint, start, seconds_done = work / "checkpoint.pt", steps_before, 0.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        start, seconds_done = state["step"], state["seconds"]
-    budget = Budget(work, minutes, settings.warmup, settings.decay, seconds_done)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = settings.rate
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, budget.rate, last_epoch=start - steps_before - 1)
-    curve, saved, step = Curve(work / "curve.csv"), time.monotonic(), start
+    budget = Budget(work, minutes, settings.warmup, settings.decay)
+    checkpoint = work / "checkpoint.pt"
+    parts = {"model": model, "average": average, "optimizer": optimizer, "budget": budget}
+    step = max(steps_before, load_checkpoint(checkpoint, **parts))
+    schedule = rate_schedule(optimizer, budget, settings.rate, step - steps_before)
+    curve, saved = Curve(work / "curve.csv"), time.monotonic()
     empty = tokenize(tokenizer, [""])
-
-    def keep() -> None:
-        save_checkpoint(
-            checkpoint,
-            step=step,
-            seconds=budget.seconds,
-            model=model.state_dict(),
-            average=average.state_dict(),
-            optimizer=optimizer.state_dict(),
-        )
-
     while not budget.done:
         generator = torch.Generator().manual_seed(settings.seed * SCENES_PER_SEED + step)
         drawn = fresh_scenes(settings.seed, step * settings.batch, settings.batch)
@@ -345,8 +345,8 @@ def train(
         step += 1
         schedule.step()
         if time.monotonic() - saved > CHECKPOINT_SECONDS:
-            keep()
+            save_checkpoint(checkpoint, step, **parts)
             saved = time.monotonic()
-    keep()
+    save_checkpoint(checkpoint, step, **parts)
     finished: nn.ModuleDict = copy.deepcopy(average.module).eval()
     return finished, step
