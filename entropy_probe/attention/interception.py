@@ -31,9 +31,10 @@ from entropy_probe.attention.joint import CONCATENATIONS, ImageSource, input_wit
 from entropy_probe.attention.latents import Latents, training_latents
 from entropy_probe.attention.modes import CallMode, finish_contexts, mode_depth, push_mode, restore
 from entropy_probe.attention.observer import Observer
-from entropy_probe.attention.reading import CallReader, default_scale
+from entropy_probe.attention.reading import CallReader
 from entropy_probe.attention.thread_state import Running, ThreadState
 from entropy_probe.errors import CaptureError
+from entropy_probe.statistics import default_scale
 
 
 class Interception:

@@ -13,6 +13,7 @@ from entropy_probe.attention.joint import context_tokens, image_start, own_input
 from entropy_probe.attention.latents import Latents
 from entropy_probe.attention.roles import Axes, role
 from entropy_probe.attention.thread_state import Running, ThreadState
+from entropy_probe.statistics import default_scale
 
 
 class CallReader:
@@ -122,15 +123,6 @@ class CallReader:
         self._image_starts[layer, latents] = start
         first = -1 if start is None else start if start >= 0 else keys + start
         return slice(first, first + tokens) if 0 <= first <= keys - tokens else None
-
-
-def default_scale(query: Tensor) -> float:
-    """Return the scale that `scaled_dot_product_attention` uses if none is given.
-
-    >>> default_scale(torch.zeros(1, 2, 9, 4))
-    0.5
-    """
-    return float(query.shape[-1] ** -0.5)
 
 
 def _in_parts(given: torch.Size, query: torch.Size) -> bool:

@@ -6,13 +6,20 @@ Read `dense` first: it is the definition. `flash` and `curve` return the same nu
 from entropy_probe.statistics.dense import dense
 from entropy_probe.statistics.dispatch import curve, flash
 from entropy_probe.statistics.parts import PartMeans, parts
-from entropy_probe.statistics.rows import RowMeans, RowStatistics, standard_error, stratified_rows
+from entropy_probe.statistics.rows import (
+    RowMeans,
+    RowStatistics,
+    default_scale,
+    standard_error,
+    stratified_rows,
+)
 
 __all__ = [
     "PartMeans",
     "RowMeans",
     "RowStatistics",
     "curve",
+    "default_scale",
     "dense",
     "flash",
     "parts",

@@ -120,7 +120,11 @@ def standard_error(statistics: RowStatistics) -> Float[Tensor, "batch heads"]:
 
 
 def default_scale(query: Float[Tensor, "*items queries width"]) -> float:
-    """Return 1/sqrt(width), the softmax scale of `scaled_dot_product_attention` if none is given."""
+    """Return 1/sqrt(width), the softmax scale of `scaled_dot_product_attention` if none is given.
+
+    >>> default_scale(torch.zeros(1, 2, 9, 4))
+    0.5
+    """
     return 1 / math.sqrt(query.shape[-1])
 
 
