@@ -15,7 +15,7 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 @pytest.fixture(scope="module")
 def faults(tiny_folder):
-    command = ["-m", "benchmarks.faults", "--model", tiny_folder, "--kills", "10", "--times", "1", "--stride", "29"]
+    command = ["-m", "benchmarks.faults", "--model", tiny_folder, "--kills", "10", "--times", "1", "--stride", "13"]
     command += ["--ray", "0", "--cells", "0"]
     output = subprocess.run([sys.executable, *command], cwd=ROOT, env=ONE_THREAD, stdout=subprocess.PIPE, check=True)
     return {fault["name"]: fault for fault in json.loads(output.stdout)}

@@ -19,7 +19,6 @@ from entropy_probe.evaluation import (
     Outcome,
     Quality,
     Scorer,
-    image_quality,
     in_order,
     metrics,
     quality,
@@ -56,14 +55,6 @@ class Quarters(torch.nn.Module):
 
     def forward(self, images):
         return torch.nn.functional.adaptive_avg_pool2d(images.float().mean(1), 2).flatten(1) / 255
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples():
-    """Resample each distance 20 times instead of 200: no test reads a p value of a distance."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_quality, "DISTANCE_RESAMPLES", 20)
-        yield
 
 
 @pytest.fixture(scope="module")

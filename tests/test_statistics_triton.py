@@ -119,7 +119,7 @@ tensors = (
     "entropy variance log_sum logit_mean distance counted"
 ).split()
 for dtype, depth, kind, causal, positions in [
-    ("bf16", 64, 0, False, True), ("fp32", 16, 0, True, False),
+    ("bf16", 64, 0, False, True), ("fp32", 64, 0, True, False),
     ("fp16", 128, 1, False, True), ("bf16", 256, 2, False, False),
 ]:
     types = {name: "*fp32" for name in tensors} | {"query": f"*{dtype}", "key": f"*{dtype}", "counted": "*i8"}
@@ -141,11 +141,11 @@ for dtype, depth, kind, causal, positions in [
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton supports only Linux")
 @pytest.mark.parametrize("capability", [80, 90])
 def test_kernel_compiles_for_gpus_of_capability(capability):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["DISABLE_PTXAS_OPT"] = "1"  # assemble the code without minutes of optimisation
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, str(capability)], env=environment, capture_output=True, text=True
     )

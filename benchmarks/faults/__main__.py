@@ -94,7 +94,7 @@ def run_faults(trial: Trial, folder: Path, kills: int, times: int, stride: int) 
         lambda f: damaged(trial, f, truncated, "image truncated", "images/*", times),
         lambda f: damaged(trial, f, flipped, "a bit of an image flipped", "images/*", times),
         lambda f: damaged(trial, f, Path.unlink, "image deleted", "images/*", times),
-        lambda f: out_of_memory(trial, f, times),
+        lambda f: out_of_memory(trial, f),
     ]
     for number, fault in enumerate(faults):
         subfolder = folder / f"fault-{number}"

@@ -19,9 +19,6 @@ from benchmarks.faults.trial import GRID, Fault, Trial, contents, survives
 from entropy_probe.errors import IncompleteError, InputError
 from entropy_probe.runs import Sweep, sweep
 
-MEMORY_LIMITS = (16, 64, 128, 256)
-"""Memory that a sweep may use in addition to the loaded process, in MiB."""
-
 TEN_YEARS = 10 * 365 * 24 * 3600
 """In seconds."""
 
@@ -130,15 +127,9 @@ def truncate(path: Path, choice: random.Random) -> None:
     path.write_bytes(content[: choice.randrange(len(content))])
 
 
-def out_of_memory(trial: Trial, folder: Path, times: int) -> Fault:
-    """Run a sweep with little more memory than the process already has, and then without a limit.
-
-    Args:
-        trial: the setting.
-        folder: an empty folder.
-        times: maximum number of limits to try, the tightest first.
-    """
-    grid = {**GRID, "sizes": ((32, 32), (128, 128), (192, 192)), "seeds": (0, 1), "scale_factors": (), "batch": 64}
+def out_of_memory(trial: Trial, folder: Path) -> Fault:
+    """Run a sweep with little more memory than the process already has, and then without a limit."""
+    grid = {**GRID, "sizes": ((32, 32), (128, 128), (256, 256)), "seeds": (0, 1), "scale_factors": (), "batch": 64}
     count, kept, failed, lost = 12, 0, 0, 0
 
     def limited(store: Path, extra: int) -> None:
@@ -148,7 +139,7 @@ def out_of_memory(trial: Trial, folder: Path, times: int) -> Fault:
         with contextlib.suppress(IncompleteError):
             sweep(trial.pipeline, store=store, model="model", **grid)
 
-    for megabytes in MEMORY_LIMITS[:times]:
+    for megabytes in (16, 64, 128, 256):
         store = folder / str(megabytes)
         lost += not survives(partial(limited, store, megabytes * 2**20), 600)
         done, marked = len(list(store.glob("cells/*"))), len(list(store.glob("failed/*")))
