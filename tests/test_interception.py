@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import warnings
+from functools import partial
 from pathlib import Path
 
 import beartype
@@ -162,6 +163,13 @@ class Interrupt:
 
 
 @pytest.fixture
+def use_autocast():
+    """Enable autocast on the CPU, without a context, whose end an interruption could skip."""
+    yield partial(torch.set_autocast_enabled, "cpu")
+    torch.set_autocast_enabled("cpu", False)
+
+
+@pytest.fixture
 def no_shape_checks():
     """Run without the shape checks, which make 19 of 20 calls here."""
     jaxtyping.config.update("jaxtyping_disable", True)
@@ -170,7 +178,9 @@ def no_shape_checks():
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # interruptions of generators at exit
-def test_interruption_at_every_call_leaves_no_mode_active(no_shape_checks):
+@pytest.mark.parametrize("autocast", [False, True])
+def test_interruption_at_every_call_leaves_no_trace(no_shape_checks, use_autocast, autocast):
+    use_autocast(autocast)
     model, other = Block(), Block()
     latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     expected, before = other(latents), attributes(model)
@@ -187,6 +197,7 @@ def test_interruption_at_every_call_leaves_no_mode_active(no_shape_checks):
             sys.setprofile(None)
         assert modes() == 0, f"after an interruption at event {at}"
         assert torch.is_grad_enabled(), f"after an interruption at event {at}"
+        assert torch.is_autocast_enabled("cpu") == autocast, f"after an interruption at event {at}"
         assert attributes(model) == before
         if interrupt.left > 0:
             break

@@ -19,7 +19,6 @@ from entropy_probe.attention.labels import guidance_of, schedule_of, step_count
 from entropy_probe.attention.measuring import (
     CallStatistics,
     as_computed,
-    full_precision,
     measure,
     measure_curve,
     unmeasurable,
@@ -161,9 +160,19 @@ class _Recorder:
         if reason := unmeasurable(call):
             captured.unmeasured[call.layer, reason] += 1
             return
-        call = as_computed(call)
-        with torch.no_grad(), full_precision(call.query.device.type):
+        call, device = as_computed(call), call.query.device.type
+        gradients, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled(device)
+        try:  # without torch's contexts: an interruption at their end would leave gradients or autocast disabled
+            torch._C._set_grad_enabled(False)
+            if autocast:  # it would round the products of the measurement to half precision
+                torch.set_autocast_enabled(device, False)
             self._measure(call)
+        finally:
+            try:
+                torch._C._set_grad_enabled(gradients)
+            finally:
+                if autocast:
+                    torch.set_autocast_enabled(device, True)
 
     def _measure(self, call: AttentionCall) -> None:
         captured, budget = self.captured, self.budget

@@ -125,7 +125,7 @@ class Interception:
     def _run_denoiser(
         self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any], compiler: Compiler
     ) -> Any:
-        state, depth, gradients = self._state, mode_depth(), torch.is_grad_enabled()
+        state, depth = self._state, mode_depth()
         try:
             self._begin(state, args, kwargs)
             if state.discovering:
@@ -135,7 +135,7 @@ class Interception:
             self._known_sizes.add(state.size)  # not after a failed forward, which may not have made all of its calls
             return output
         except KeyboardInterrupt as interruption:
-            finish_contexts(interruption.__traceback__, gradients)
+            finish_contexts(interruption.__traceback__)
             raise
         finally:
             try:
@@ -144,7 +144,7 @@ class Interception:
                 self._end(state, depth)
 
     def _run_layer(self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any], compiler: Compiler) -> Any:
-        state, depth, gradients = self._state, mode_depth(), torch.is_grad_enabled()
+        state, depth = self._state, mode_depth()
         height = len(state.running)
         try:
             is_attention = hook.name in self._attention
@@ -162,7 +162,7 @@ class Interception:
                     observer.ran.add(hook.name)
             return output
         except KeyboardInterrupt as interruption:
-            finish_contexts(interruption.__traceback__, gradients)
+            finish_contexts(interruption.__traceback__)
             raise
         finally:
             try:

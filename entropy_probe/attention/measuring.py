@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -88,11 +87,6 @@ def unmeasurable(call: AttentionCall) -> str | None:
     if call.mask is not None and type(call.mask) not in (Tensor, torch.nn.Parameter):
         return f"masks of type {type(call.mask).__name__} are not supported"
     return None
-
-
-def full_precision(device: str) -> AbstractContextManager[None]:
-    """Disable the caller's autocast, which would round the products of the measurement to half precision."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def as_computed(call: AttentionCall) -> AttentionCall:

@@ -67,23 +67,20 @@ def restore(running: list[Running], height: int, depth: int) -> None:
         push_mode(mode)
 
 
-def finish_contexts(interrupted: types.TracebackType | None, gradients: bool) -> None:
+def finish_contexts(interrupted: types.TracebackType | None) -> None:
     """Run the exits that an interruption prevented. Call this before the modes are restored.
 
     torch's Python functions remove a mode from the stack while they handle it, in a context made from a generator. An
     interruption between that generator and its `with` statement leaves the generator suspended. Python would then put
-    the mode back when it deletes the traceback, long after this forward. An interruption at the end of a
-    `torch.no_grad()` context leaves gradients disabled.
+    the mode back when it deletes the traceback, long after this forward.
 
     Args:
         interrupted: the traceback of the KeyboardInterrupt.
-        gradients: whether gradients were enabled before the forward.
     """
     while interrupted is not None:
         frame, interrupted = interrupted.tb_frame, interrupted.tb_next
         if frame.f_code in _CONTEXT_CODE:
             frame.clear()
-    torch._C._set_grad_enabled(gradients)
 
 
 _CONTEXT_CODE = (_GeneratorContextManager.__enter__.__code__, _GeneratorContextManager.__exit__.__code__)
