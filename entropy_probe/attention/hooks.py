@@ -36,9 +36,6 @@ class ForwardHook:
         interceptor: runs the forward.
     """
 
-    # torch.compile leaves its graph at hooks. Then a law also scales a model that is compiled after it was applied.
-    _torchdynamo_disable = True
-
     def __init__(self, module: nn.Module, name: str, interceptor: Interceptor) -> None:
         self.module, self.name, self.interceptor = module, name, interceptor
         self.active = False
@@ -94,5 +91,7 @@ class ForwardHook:
         return types.MethodType, (type(self.module).forward, self.module)
 
 
+# torch.compile leaves its graph at hooks, so a law also scales a model that is compiled after the law was applied. The
+# attribute keeps a hook out of the graph that calls it, and the other call keeps it from starting a graph.
 ForwardHook.__call__._torchdynamo_disable = True
 never_compile(ForwardHook.__call__)
