@@ -3,14 +3,17 @@
 import dataclasses
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderTiny
 from torch import nn
 
-from entropy_probe.bundled import bundled
 from recipes import decoder, loop, transformer, unet
+
+DATA = Path(__file__).parents[1] / "data"
+"""The checkpoints are not in the installed package."""
 
 SETTINGS = loop.Settings(batch=2, warmup=2, text_width=128)
 SEEDS = (0, 1, 2, loop.AUTOENCODER_SEED, loop.EVALUATION_SEED)
@@ -109,7 +112,7 @@ def test_curve_rejects_a_loss_that_is_not_finite(tmp_path):
 def test_continued_run_starts_from_the_exported_weights(name, tokenizer):
     module, folder = (
         {"unet": unet, "transformer": transformer}[name],
-        bundled("scenes-" + {"unet": "unet"}.get(name, "dit")),
+        DATA / ("scenes-unet" if name == "unet" else "scenes-dit"),
     )
     facts = json.loads((folder / "training.json").read_text())
     settings = dataclasses.replace(SETTINGS, batch=facts["settings"]["batch"])
@@ -129,11 +132,11 @@ def test_continued_run_starts_from_the_exported_weights(name, tokenizer):
 
 def test_continued_run_must_not_repeat_scenes(tokenizer):
     with pytest.raises(ValueError, match="seed 0 and a batch of at least 16, got seed 0 and batch 2"):
-        loop.load_start(network(unet, tokenizer), bundled("scenes-unet"), "unet", SETTINGS)
+        loop.load_start(network(unet, tokenizer), DATA / "scenes-unet", "unet", SETTINGS)
 
 
 def test_training_continues_the_count_of_steps_and_resumes(tmp_path, tokenizer):
-    folder = bundled("scenes-unet")
+    folder = DATA / "scenes-unet"
     model = network(unet, tokenizer)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     _, steps = loop.train(tmp_path / "run", folder, model, unet.denoise, SETTINGS, 0.02, steps_before=100)
@@ -145,7 +148,7 @@ def test_training_continues_the_count_of_steps_and_resumes(tmp_path, tokenizer):
 
 
 def test_decoder_training_leaves_the_encoder_unchanged(tmp_path):
-    start = bundled("scenes-unet") / "vae"
+    start = DATA / "scenes-unet" / "vae"
     before = AutoencoderTiny.from_pretrained(start).float()
     after = decoder.train(tmp_path, start, 0.02)
     for a, b in zip(before.encoder.parameters(), after.encoder.parameters(), strict=True):
