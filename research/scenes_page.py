@@ -18,7 +18,6 @@ from PIL import Image, ImageDraw
 from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor
 
-from entropy_probe.bundled import bundled
 from entropy_probe.evaluation import count_objects
 from entropy_probe.reference import scenes
 
@@ -30,7 +29,7 @@ SHEET_SIZES = (32, 64, 128)
 SHEET_SHAPE = (8, 5)
 """Rows and columns of the sheet."""
 
-AUTOENCODER = "scenes-unet/vae"
+AUTOENCODER = Path(__file__).parents[1] / "data" / "scenes-unet" / "vae"
 EXAMPLES = 40
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -141,7 +140,7 @@ def accuracy(drawn: list[scenes.Scene], images: Tensor, larger: scenes.Larger = 
 
 def curve(count: int, count_decoded: int) -> str:
     """Return the accuracy per size as a Markdown table."""
-    autoencoder = AutoencoderTiny.from_pretrained(bundled(AUTOENCODER), use_safetensors=True).float().eval()
+    autoencoder = AutoencoderTiny.from_pretrained(AUTOENCODER, use_safetensors=True).float().eval()
     rows = [f"| size | real, n = {count:,} | decoded, n = {count_decoded:,} |", "|---|---|---|"]
     for size in SIZES:
         drawn = [scenes.sample(FIRST + i, size, size, split="all") for i in range(count)]
