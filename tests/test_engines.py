@@ -25,7 +25,7 @@ from entropy_probe.errors import IncompleteError, InputError
 from entropy_probe.laws import Original
 from entropy_probe.runs import FailedCell, RayEngine, ray_workers, sweep
 from entropy_probe.runs.engines import Task
-from entropy_probe.runs.ray_engine import _absolute, _connected
+from entropy_probe.runs.ray_engine import absolute_model, connected
 from entropy_probe.runs.ray_workers import (
     MAX_DEATHS,
     NODE_TIMEOUT,
@@ -254,7 +254,7 @@ def test_ctrl_c_is_delayed_until_ray_has_started(ray_cluster):
             work()
 
     def sampled():
-        with _connected(ray_cluster.address):
+        with connected(ray_cluster.address):
             raise AssertionError
 
     interrupted(sampled)
@@ -361,8 +361,8 @@ def test_worker_count_follows_gpus_and_cpus():
 def test_folder_is_made_absolute_and_hub_id_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("model").mkdir()
-    assert _absolute("model") == str(tmp_path / "model")
-    assert [_absolute(name) for name in ("reference", "owner/name")] == ["reference", "owner/name"]
+    assert absolute_model("model") == str(tmp_path / "model")
+    assert [absolute_model(name) for name in ("reference", "owner/name")] == ["reference", "owner/name"]
 
 
 @pytest.mark.parametrize(

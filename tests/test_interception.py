@@ -1,5 +1,6 @@
 """Interception in special cases: interruption, checkpointing, threads, wrappers, copies, unusual calls, compiling."""
 
+import contextlib
 import copy
 import itertools
 import math
@@ -18,13 +19,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DiTTransformer2DModel
+from diffusers.models.attention_processor import Attention as AttentionLayer
 from torch import nn
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 from torch.utils.checkpoint import checkpoint
 
 import entropy_probe as ep
 from entropy_probe.attention import attention_calls
-from entropy_probe.errors import CaptureError
+from entropy_probe.errors import CaptureError, InputError
 from entropy_probe.models import sample_images
 
 
@@ -33,6 +35,50 @@ class Attention(nn.Module):
 
     def forward(self, query, key, value, mask=None, **kwargs):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **kwargs)
+
+
+class SelfAttention(nn.Module):
+    """A block with one attention layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = AttentionLayer(query_dim=8, heads=2, dim_head=4)
+
+    def forward(self, x):
+        return x + self.attention(x)
+
+
+class Blocks(nn.Module):
+    """Two blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([SelfAttention(), SelfAttention()])
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Slow(nn.Module):
+    """Waits before its attention call, which no attention layer makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(Call())
+        self.started, self.wait = threading.Event(), threading.Event()
+
+    def forward(self, x, wait=False):
+        if wait:
+            self.started.set()
+            self.wait.wait()
+        return self.inner(x)
+
+
+class Call(nn.Module):
+    def forward(self, x):
+        return F.scaled_dot_product_attention(x, x, x)
 
 
 class Wrapper(nn.Module):
@@ -604,14 +650,66 @@ def test_law_removed_by_another_thread_leaves_no_hooks(unet):
     assert attributes(unet) == before
 
 
-def test_layer_that_a_law_cannot_scale_is_warned_of():
+@pytest.mark.parametrize("use", ["apply", "scaled"])
+def test_first_forward_warns_of_a_layer_that_a_law_cannot_scale(use, recwarn):
     model = nn.MultiheadAttention(8, 2)
     tokens = torch.randn(5, 1, 8)
-    with (
-        pytest.warns(UserWarning, match="no law was applied in 1 of 1 attention layers"),
-        ep.scaled(model, "paper", training_tokens={"": 4}),
-    ):
+    context = ep.scaled(model, "paper", training_tokens={"": 4})
+    if use == "scaled":
+        context.__enter__()
+    else:
+        ep.apply(model, "paper", training_tokens={"": 4})
+    with pytest.warns(UserWarning, match="no law was applied in 1 of 1 attention layers"):
         model(tokens, tokens, tokens)
+    recwarn.clear()
+    model(tokens, tokens, tokens)
+    model(tokens[:3], tokens[:3], tokens[:3])
+    if use == "scaled":
+        context.__exit__(None, None, None)
+    else:
+        ep.remove(model)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("change", ["replaced", "appended", "compiled"])
+def test_modules_exchanged_after_the_first_forward_are_scaled_and_measured(change, fresh_compiler):
+    model = Blocks()
+    tokens = torch.randn(1, 16, 8, generator=torch.Generator().manual_seed(0))
+    trained = {"blocks.0.attention": 4, "blocks.1.attention": 4}
+    law = ep.laws.Constant(0.0)  # every query attends to all keys alike
+    ep.apply(model, law, training_tokens=trained)
+    with ep.capture(model) as captured:
+        model(tokens)
+        calls = len(captured.calls)
+        if change == "replaced":
+            model.blocks[1] = SelfAttention()
+        elif change == "appended":
+            model.blocks.append(SelfAttention())
+        else:
+            model.blocks[1] = torch.compile(model.blocks[1], backend="eager")
+        with pytest.raises(InputError, match=r"blocks\.2") if change == "appended" else contextlib.nullcontext():
+            model(tokens)
+            assert len(captured.calls) == 2 * calls
+    frame = captured.frame()
+    assert frame["entropy"].to_numpy() == pytest.approx(math.log(16))
+    assert set(frame["layer"]) == set(trained)
+    ep.remove(model)
+
+
+def test_threads_that_start_at_different_times_both_find_calls_outside_attention_layers():
+    model = Slow()
+    ep.apply(model, ep.laws.Constant(0.0), training_tokens={"inner": 4})
+    small, large = torch.randn(1, 1, 8, 4), torch.randn(1, 1, 16, 4)
+    model.wait = threading.Event()
+    results = []
+    thread = threading.Thread(target=lambda: results.append(model(large, wait=True)))
+    thread.start()
+    model.started.wait()
+    assert torch.allclose(model(small), small.mean(2, keepdim=True).expand_as(small), atol=1e-6)
+    model.wait.set()
+    thread.join()
+    assert torch.allclose(results[0], large.mean(2, keepdim=True).expand_as(large), atol=1e-6)
+    ep.remove(model)
 
 
 def test_forward_of_an_instance_may_have_other_parameters(unet):

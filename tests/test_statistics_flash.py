@@ -211,8 +211,8 @@ def as_on_cuda(monkeypatch):
 
     if torch.cuda.is_available():
         pytest.skip("a GPU is available: test_statistics_triton.py runs the kernel on it")
-    monkeypatch.setattr(dispatch, "_on_cuda", lambda query: True)
-    monkeypatch.setattr(dispatch, "_WITHOUT_TRITON", set())
+    monkeypatch.setattr(dispatch, "runs_on_cuda", lambda query: True)
+    monkeypatch.setattr(dispatch, "WITHOUT_TRITON", set())
     return triton
 
 

@@ -92,13 +92,13 @@ def attention_among(modules: Mapping[str, nn.Module]) -> list[str]:
     ]
 
 
-def refuse_compiled(modules: Mapping[str, nn.Module]) -> None:
+def refuse_compiled(denoiser: nn.Module) -> None:
     """Refuse a compiled model: Python does not see the attention calls of a compiled graph.
 
     Raises:
         CaptureError: naming the compiled module and the fix.
     """
-    for name, module in modules.items():
+    for name, module in denoiser.named_modules():
         forward = module.__dict__.get("forward")
         if (
             module._compiled_call_impl is not None

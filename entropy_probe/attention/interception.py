@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from entropy_probe.attention.call import AttentionCall
 from entropy_probe.attention.compiling import Compiler, set_compiler
-from entropy_probe.attention.denoiser import attention_among
 from entropy_probe.attention.forwards import ForwardReader
 from entropy_probe.attention.hooks import ForwardHook
 from entropy_probe.attention.joint import CONCATENATIONS, ImageSource, input_with_context, note_join
 from entropy_probe.attention.latents import Latents, training_latents
 from entropy_probe.attention.modes import CallMode, finish_contexts, mode_depth, push_mode, restore
+from entropy_probe.attention.module_tree import ModuleTree
 from entropy_probe.attention.observer import Observer
 from entropy_probe.attention.reading import CallReader
 from entropy_probe.attention.thread_state import Running, ThreadState
@@ -42,24 +42,24 @@ class Interception:
 
     Args:
         denoiser: the denoiser.
-        modules: its modules by name, as `named_modules` returns them.
 
     Attributes:
         denoiser: the denoiser.
-        layers: names of the attention layers.
+        tree: its modules.
         observers: all observers, those that scale before those that measure.
     """
 
-    def __init__(self, denoiser: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-        self.layers = attention_among(modules)
+    def __init__(self, denoiser: nn.Module) -> None:
         self.observers: tuple[Observer, ...] = ()
         self.denoiser = denoiser
-        self._modules = modules
-        self._attention = set(self.layers)
+        self.tree = ModuleTree(denoiser)
+        self._attention = set(self.tree.layers)
         self._hooks: list[ForwardHook] = []
         self._discovery_hooks: list[ForwardHook] = []
         self._known_sizes: set[Latents | tuple[torch.Size, ...]] = set()
-        self._threads: dict[int, bool] = {}
+        self._threads: set[int] = set()
+        self._discovering: set[int] = set()
+        self._lock = threading.RLock()
         self._state = ThreadState()
         self._forwards = ForwardReader(denoiser)
         self._calls = CallReader(self._state)
@@ -73,7 +73,7 @@ class Interception:
         """Add an observer. The first one installs the hooks."""
         if not self._hooks:
             try:
-                for name in ("", *filter(None, self.layers)):
+                for name in ("", *filter(None, self.tree.layers)):
                     self._hook(name, self._hooks)
             except BaseException:
                 self._remove_all()
@@ -99,7 +99,7 @@ class Interception:
             )
 
     def _hook(self, name: str, hooks: list[ForwardHook]) -> None:
-        hook = ForwardHook(self._modules[name], name, self)
+        hook = ForwardHook(self.tree.by_name[name], name, self)
         hooks.append(hook)
         hook.install()
 
@@ -132,7 +132,10 @@ class Interception:
                 self._watch_every_module()
                 push_mode(self._mode)
             output = self._run_layer(hook, args, kwargs, compiler)
-            self._known_sizes.add(state.size)  # not after a failed forward, which may not have made all of its calls
+            if state.discovering:
+                self._known_sizes.add(state.size)  # not after a failed forward, which may not have made all its calls
+                for observer in self.observers:
+                    observer.after_discovery(observer)
             return output
         except KeyboardInterrupt as interruption:
             finish_contexts(interruption.__traceback__)
@@ -177,12 +180,14 @@ class Interception:
         Raises:
             CaptureError: if another thread runs one, and an observer requires a single thread.
         """
-        self._threads[threading.get_ident()] = True
+        self._threads.add(threading.get_ident())
         if len(self._threads) > 1 and any(observer.one_thread for observer in self.observers):
             raise CaptureError(
                 "two threads run this model at the same time while it is being captured: capture in one thread, or "
                 "give each thread its own copy of the model"
             )
+        if self.tree.changed():
+            self._follow_changes()
         state.forward = self._forwards.read(args, kwargs, self._calls.trained)
         state.finished = replace(state.forward, arguments={})
         state.size = state.forward.latents or tuple(
@@ -197,25 +202,40 @@ class Interception:
         state.forward = None
         state.joins.clear()
         state.items.clear()
-        if state.discovering:
-            for hook in reversed(self._discovery_hooks):
-                hook.remove()
-            self._discovery_hooks.clear()
-            state.discovering = False
+        state.discovering = False
+        with self._lock:
+            self._discovering.discard(threading.get_ident())
+            if not self._discovering:
+                for hook in reversed(self._discovery_hooks):
+                    hook.remove()
+                self._discovery_hooks.clear()
         if self.observers:  # another thread may have removed the last one
             hooked = {hook.name for hook in self._hooks}
             for name in self._attention - hooked:
                 self._hook(name, self._hooks)
-        self._threads.pop(threading.get_ident(), None)
+        self._threads.discard(threading.get_ident())
         restore(state.running, 0, depth)
 
     def _watch_every_module(self) -> None:
         """Hook every module with submodules, to learn which ones make attention calls outside attention layers."""
-        hooked = {hook.name for hook in self._hooks}
-        if not self._discovery_hooks:
-            for name, module in self._modules.items():
+        with self._lock:
+            self._discovering.add(threading.get_ident())
+            hooked = {hook.name for hook in (*self._hooks, *self._discovery_hooks)}
+            for name, module in self.tree.by_name.items():
                 if name not in hooked and module._modules:
                     self._hook(name, self._discovery_hooks)
+
+    def _follow_changes(self) -> None:
+        """Move the hooks to the modules that the denoiser has now, and discover its calls again."""
+        self.tree.update()
+        modules = self.tree.by_name
+        for hook in [hook for hook in self._hooks if modules.get(hook.name) is not hook.module]:
+            hook.remove()
+            self._hooks.remove(hook)
+        self._attention = {*self.tree.layers, *(self._attention & modules.keys())}
+        for name in self._attention - {hook.name for hook in self._hooks}:
+            self._hook(name, self._hooks)
+        self._known_sizes.clear()
 
     def note(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         """Note a concatenation or a projection. They may locate the image tokens of a joint attention."""

@@ -24,18 +24,22 @@ class Observer:
         on_call: see `OnCall`.
         after_scaling: receive the calls after all scaling.
         one_thread: refuse a forward while another thread runs one.
-        layers: names of the attention layers, see `attention_layers`.
+        layers: names of the attention layers, see `attention_layers`. The list follows changes of the model.
+        after_discovery: is called with this observer after the first forward of each size.
         ran: names of the layers that have run.
         seen: names of the modules that have made an attention call.
         unlocated: names of the joint attentions whose image tokens could not be located.
         unread: number of calls that could not be read, by layer and reason.
+        warned: names of the layers that a warning has named.
     """
 
     on_call: OnCall
     after_scaling: bool
     one_thread: bool
     layers: list[str]
+    after_discovery: Callable[[Observer], None]
     ran: set[str] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)
     unlocated: set[str] = field(default_factory=set)
     unread: Counter[tuple[str, str]] = field(default_factory=Counter)
+    warned: set[str] = field(default_factory=set)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,8 +47,17 @@ def attention_calls(
             stop_observing(denoiser, observer)
 
 
-def observe(model: Any, on_call: OnCall, *, after_scaling: bool = False, one_thread: bool = False) -> Observer:
+def observe(
+    model: Any,
+    on_call: OnCall,
+    *,
+    after_scaling: bool = False,
+    one_thread: bool = False,
+    after_discovery: Callable[[Observer], None] = lambda observer: None,
+) -> Observer:
     """Start passing attention calls to `on_call`, until `stop_observing`; see `attention_calls`.
+
+    `after_discovery` receives the observer after the first forward of each size.
 
     >>> from torch import nn
     >>> model = nn.MultiheadAttention(4, 2)
@@ -60,11 +69,10 @@ def observe(model: Any, on_call: OnCall, *, after_scaling: bool = False, one_thr
     True
     """
     denoiser = find_denoiser(model)
-    modules = dict(denoiser.named_modules())  # walked once: for a thousand modules this takes milliseconds
-    refuse_compiled(modules)
-    interception = interception_of(denoiser) or Interception(denoiser, modules)
+    refuse_compiled(denoiser)
+    interception = interception_of(denoiser) or Interception(denoiser)
     interception.learn_training_size(model)
-    observer = Observer(on_call, after_scaling, one_thread, list(interception.layers))
+    observer = Observer(on_call, after_scaling, one_thread, interception.tree.layers, after_discovery)
     interception.add(observer)
     return observer
 

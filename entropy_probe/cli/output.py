@@ -17,6 +17,7 @@ from entropy_probe.escape import for_terminal
 if TYPE_CHECKING:
     import pandas as pd
 
+    from entropy_probe.estimation import Derivation
     from entropy_probe.reports import Report
 
 
@@ -55,6 +56,19 @@ def layer_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     from entropy_probe.models import short_name
 
     return [{**row, "layer": short_name(row["layer"])} for row in frame.to_dict("records")]
+
+
+def factor_rows(derivation: Derivation) -> list[dict[str, Any]]:
+    """Return the scale factor of each layer at each token count for which the law was derived."""
+    from entropy_probe.laws import factors
+    from entropy_probe.models import short_name
+
+    measured = derivation.entropies
+    wanted = sorted(set(measured["tokens"] / measured["training_tokens"]))
+    rows: dict[str, dict[str, Any]] = {}
+    for layer, ratio, factor in factors(derivation.law, wanted).itertuples(index=False):
+        rows.setdefault(layer, {"layer": short_name(layer)})[f"g at N/T = {ratio:.3g}"] = factor
+    return list(rows.values())
 
 
 def print_json(value: Any) -> None:

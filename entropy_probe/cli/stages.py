@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from entropy_probe.cli.loading import LAW_FILES, load_images, load_laws
-from entropy_probe.cli.output import Messages, layer_rows, make_table
+from entropy_probe.cli.output import Messages, factor_rows, make_table
 
 if TYPE_CHECKING:
     from entropy_probe.estimation import Derivation, Fit, Round
@@ -40,7 +40,7 @@ def derive_measured(sampled: Sweep, rounds: int, as_json: bool, messages: Messag
     derivation, path = derive_measured_and_save(sampled, rounds, messages)
     if as_json:
         sys.stdout.write(path.read_text())
-    messages.print(make_table(layer_rows(derivation.kappa)))
+    messages.print(make_table(factor_rows(derivation)))
     messages.print(f"law: {path}")
 
 

@@ -53,7 +53,8 @@ def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[
 
     Self-attention and joint attention are scaled; cross-attention and temporal attention are not. N and T count image
     tokens only, also in joint attention. A deep copy of the model is not scaled. A model that is compiled afterwards
-    stays scaled: its graph breaks at each attention layer.
+    stays scaled: its graph breaks at each attention layer. The first forward of each size warns of attention layers
+    that it could not scale.
 
     Args:
         model: a diffusers pipeline or a torch module.
@@ -77,26 +78,13 @@ def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[
     check_unscaled(model)
     scaling = _Scaling(resolve(law), training_tokens or {})
     _check_names(find_denoiser(model), scaling.training_tokens)
-    observe(model, scaling)
+    observe(model, scaling, after_discovery=_warn_of_unscaled)
 
 
 def remove(model: Any) -> None:
-    """Remove the law of a model. A model without a law is not changed.
-
-    A warning names the layers that ran, but were not scaled.
-    """
+    """Remove the law of a model. A model without a law is not changed."""
     for observer in _scaling(model):
         stop_observing(model, observer)
-        unscaled = [name for name in observer.layers if name in observer.ran and name not in observer.seen]
-        if unscaled:
-            warnings.warn(
-                f"no law was applied in {len(unscaled)} of {len(observer.layers)} attention layers, such as "
-                f"{unscaled[0]!r}: they do not call torch's scaled_dot_product_attention. Choose the native attention "
-                "backend; linear attention and torch's nn.MultiheadAttention cannot be scaled",
-                stacklevel=3,
-            )
-        for layer, reason in observer.unread:
-            warnings.warn(f"attention of {layer or 'the model itself'} was not scaled: {reason}", stacklevel=3)
 
 
 def applied(model: Any) -> ScalingLaw | None:
@@ -147,6 +135,23 @@ def scaled(
         yield present
     finally:
         remove(denoiser)
+
+
+def _warn_of_unscaled(observer: Observer) -> None:
+    """Warn of the attention layers that ran without a call to scale, each of them once."""
+    unscaled = [name for name in observer.layers if name in observer.ran and name not in observer.seen]
+    new = [name for name in unscaled if name not in observer.warned]
+    if new:
+        warnings.warn(
+            f"no law was applied in {len(unscaled)} of {len(observer.layers)} attention layers, such as {new[0]!r}: "
+            "they do not call torch's scaled_dot_product_attention. Choose the native attention backend; linear "
+            "attention and torch's nn.MultiheadAttention cannot be scaled",
+            stacklevel=2,
+        )
+    unread = {layer: reason for layer, reason in observer.unread if layer not in observer.warned}
+    for layer, reason in unread.items():
+        warnings.warn(f"attention of {layer or 'the model itself'} was not scaled: {reason}", stacklevel=2)
+    observer.warned.update(new, unread)
 
 
 def _check_names(denoiser: nn.Module, training_tokens: Mapping[str, int]) -> None:

@@ -198,6 +198,32 @@ def quality_table(quality: Quality) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def factors_at_sizes(law: ScalingLaw, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the scale factor of each layer of a run at each size.
+
+    Args:
+        law: the law.
+        frame: the measurements, for the layers and their token counts.
+
+    Returns:
+        Columns `layer`, `size`, `tokens` (N), `training_tokens` (T), `ratio` (N/T), `scale_factor` (g).
+    """
+    known = visual(frame).dropna(subset=["training_tokens"])
+    calls = known[["layer", "tokens", "training_tokens", "height", "width"]].drop_duplicates()
+    rows = [
+        {
+            "layer": call.layer,
+            "size": format_size((int(call.height), int(call.width))),
+            "tokens": int(call.tokens),
+            "training_tokens": int(call.training_tokens),
+            "ratio": call.tokens / call.training_tokens,
+            "scale_factor": law.scale_factor(str(call.layer), int(call.tokens), int(call.training_tokens)),
+        }
+        for call in calls.itertuples()
+    ]
+    return pd.DataFrame(rows, columns=["layer", "size", "tokens", "training_tokens", "ratio", "scale_factor"])
+
+
 def kappa_of_laws(laws: Sequence[ScalingLaw], frame: pd.DataFrame) -> pd.DataFrame:
     """Compute the kappa in g^2 = 1 + kappa ln(N/T) of every law at every size, averaged over the layers.
 
@@ -210,20 +236,9 @@ def kappa_of_laws(laws: Sequence[ScalingLaw], frame: pd.DataFrame) -> pd.DataFra
     Returns:
         Columns `law`, `size`, `kappa`.
     """
-    known = visual(frame).dropna(subset=["training_tokens"])
-    calls = known[["layer", "tokens", "training_tokens", "height", "width"]].drop_duplicates()
-    rows = [
-        {
-            "law": law.name,
-            "size": format_size((int(call.height), int(call.width))),
-            "kappa": (law.scale_factor(str(call.layer), int(call.tokens), int(call.training_tokens)) ** 2 - 1)
-            / math.log(call.tokens / call.training_tokens),
-        }
-        for law in laws
-        for call in calls.itertuples()
-        if call.tokens != call.training_tokens
-    ]
-    table = pd.DataFrame(rows, columns=["law", "size", "kappa"])
+    tables = [factors_at_sizes(law, frame).assign(law=law.name) for law in laws]
+    table = pd.concat(tables).query("ratio != 1")
+    table["kappa"] = (table["scale_factor"] ** 2 - 1) / np.log(table["ratio"])
     return table.groupby(["law", "size"], sort=False, as_index=False)["kappa"].mean()
 
 

@@ -27,14 +27,13 @@ from entropy_probe.plots.tables import (
     drift_table,
     number,
     quality_table,
-    span,
     with_error,
 )
 from entropy_probe.reports import page
 from entropy_probe.reports.page import Shown
 from entropy_probe.reports.run_details import COMPARED_IMAGES
 from entropy_probe.reports.run_report import Report
-from entropy_probe.reports.sentences import rise_with_interval
+from entropy_probe.reports.sentences import factor_sentences, rise_with_interval
 from entropy_probe.runs import Manifest, open_location, write_atomically
 from entropy_probe.strict_json import to_strict_json
 
@@ -69,11 +68,8 @@ class RunComparison:
             else "No layer has the same name in all runs, so only the means over the layers can be compared."
         )
         for name, run in self.runs.items():
-            if run.kappa is not None:
-                sentences.append(
-                    f"Kappa in g² = 1 + kappa ln(N/T) of {name}: median {run.kappa['kappa'].median():.2f} "
-                    f"({span(run.kappa['kappa'])}); paper {span(run.kappa['paper'])}."
-                )
+            if run.law:
+                sentences += [f"{name}: {line}" for line in factor_sentences(run.law, run.frame)]
         sentences += [
             f"{name}: {line}" for name, run in self.runs.items() if run.outcome for line in run.outcome.verdict()
         ]

@@ -68,7 +68,7 @@ class Report(RunResults):
     def verdict(self) -> list[str]:
         """Return the results as sentences with their numbers."""
         return [
-            *run_verdict(self.fit, self.kappa, self.derivation),
+            *run_verdict(self.fit, self.law, self.derivation, self.frame),
             *(self.outcome.verdict() if self.outcome else []),
         ]
 

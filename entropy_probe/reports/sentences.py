@@ -7,25 +7,28 @@ import math
 import pandas as pd
 
 from entropy_probe.estimation import POOLED, Derivation, Fit, LogLaw
-from entropy_probe.laws import Measured, ScalingLaw
+from entropy_probe.laws import Measured, Paper, ScalingLaw
 from entropy_probe.models import short_name
-from entropy_probe.plots.tables import span
+from entropy_probe.plots.tables import factors_at_sizes, span
 
 NAMED_LAYERS = 4
 """Maximum number of layers that a sentence names."""
 
 
-def run_verdict(fit: Fit | None, kappa: pd.DataFrame | None, derivation: Derivation | None) -> list[str]:
+def run_verdict(
+    fit: Fit | None, law: ScalingLaw | None, derivation: Derivation | None, frame: pd.DataFrame
+) -> list[str]:
     """Return the sentences on the entropy law, the scale factor, and the refinement of a run.
 
     Args:
         fit: the entropy law, if it was fitted.
-        kappa: see `Derivation.kappa`; None if no law was derived.
+        law: the derived law, if any.
         derivation: the derivation of the law, if it is known.
+        frame: the measurements.
     """
     return [
         *(_law_sentences(fit) if fit else []),
-        *(_kappa_sentences(kappa) if kappa is not None else []),
+        *(factor_sentences(law, frame) if law else []),
         *(_round_sentences(derivation) if derivation and derivation.rounds else []),
     ]
 
@@ -72,25 +75,25 @@ def _law_sentences(fit: Fit) -> list[str]:
     return sentences
 
 
-def _kappa_sentences(kappa: pd.DataFrame) -> list[str]:
-    lowest, highest = kappa.loc[kappa["kappa"].idxmin()], kappa.loc[kappa["kappa"].idxmax()]
+def factor_sentences(law: ScalingLaw, frame: pd.DataFrame) -> list[str]:
+    """Return the scale factors of a law next to the paper's, at the smallest and at the largest size of a run.
+
+    Args:
+        law: the derived law.
+        frame: the measurements, for the layers and their token counts.
+    """
+    table = factors_at_sizes(law, frame).assign(paper=factors_at_sizes(Paper(), frame)["scale_factor"])
+    ratios = table.groupby("size", sort=False)["ratio"].mean()
+    ends = dict.fromkeys(size for size in (ratios.idxmin(), ratios.idxmax()) if ratios[size] != 1)
     sentences = []
-    ours, paper = (1 + values.median() * math.log(4) for values in (kappa["kappa"], kappa["paper"]))
-    if ours > 0 and paper > 0:  # also False for NaN
+    for size in ends:
+        own = table[table["size"] == size]
         sentences.append(
-            f"With four times the training tokens, kappa gives a scale factor g of {math.sqrt(ours):.2f} in the "
-            f"median layer; the paper's law gives {math.sqrt(paper):.2f}."
+            f"At {size} px (N/T = {ratios[size]:.3g}), the {law.name} law has a scale factor g of "
+            f"{own['scale_factor'].median():.2f} in the median layer ({span(own['scale_factor'])} over the layers); "
+            f"the paper's law has {own['paper'].median():.2f}."
         )
-    detail = (
-        f"Kappa in g² = 1 + kappa ln(N/T): {lowest['kappa']:.2f} ({short_name(lowest['layer'])}) to "
-        f"{highest['kappa']:.2f} ({short_name(highest['layer'])}), median {kappa['kappa'].median():.2f}; "
-        f"paper {span(kappa['paper'])}."
-    )
-    bounded = kappa.dropna(subset=["low", "high", "paper"])
-    if len(bounded):
-        outside = int(((bounded["paper"] < bounded["low"]) | (bounded["paper"] > bounded["high"])).sum())
-        detail += f" The paper's value is outside the 95 % interval in {outside} of {len(bounded)} layers."
-    return [*sentences, detail]
+    return sentences
 
 
 def _round_sentences(derivation: Derivation) -> list[str]:

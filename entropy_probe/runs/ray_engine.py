@@ -77,17 +77,17 @@ class RayEngine:
             InputError: if Ray is not installed, the cluster cannot be reached or has no node for a worker, or the
                 workers cannot load the model or load another one.
         """
-        with _connected(self.address) as ray:
+        with connected(self.address) as ray:
             device = self.device or pipeline.device.type
             threads = None if device == "cuda" else torch.get_num_threads()
             requirements = {"num_cpus": threads or 1, "num_gpus": int(device == "cuda")}
-            source = _absolute(self.model) if self.model else _put(ray, pipeline)
+            source = absolute_model(self.model) if self.model else _put(ray, pipeline)
             start = ray.remote(**requirements, max_restarts=0)(Worker).remote
             pool = WorkerPool(ray, lambda: start(source, device, threads, manifest), requirements, take)
             yield from pool.run()
 
 
-def _absolute(model: str) -> str:
+def absolute_model(model: str) -> str:
     """Return a folder as absolute path: workers start in another folder."""
     return str(Path(model).absolute()) if Path(model).exists() else model
 
@@ -103,7 +103,7 @@ def _put(ray: Any, pipeline: Any) -> Any:
 
 
 @contextmanager
-def _connected(address: str | None) -> Iterator[Any]:
+def connected(address: str | None) -> Iterator[Any]:
     """Connect to a cluster until the context ends. An existing connection is kept."""
     ray = _import_ray()
     was_connected = ray.is_initialized()

@@ -39,7 +39,7 @@ LARGE_HALF_LOGIT = 1_000.0
 LARGE_DIFFERENCE = 16.0
 """The same limit for the fused call, which computes the entropy as a difference of two numbers of this size."""
 
-_WITHOUT_TRITON: set[torch.device] = set()
+WITHOUT_TRITON: set[torch.device] = set()
 """Devices on which Triton failed. Compiling again in every call would take seconds each time."""
 
 
@@ -67,7 +67,7 @@ def flash(
     scale = default_scale(query) if scale is None else scale
     check_one_mask(mask, is_causal)
     dtype = torch.promote_types(query.dtype, torch.float32)
-    on_cuda = _on_cuda(query)
+    on_cuda = runs_on_cuda(query)
     if on_cuda and dtype == torch.float32 and query.numel() and key.numel():
         by_triton = _try_triton(query, key, mask, is_causal, scale, positions)
         if by_triton is not None:
@@ -83,7 +83,7 @@ def flash(
     elif not on_cuda:
         result, largest = by_blocks(query.to(dtype), key.to(dtype), mask, is_causal, scale, positions)
         exact = dtype == precise or largest <= LARGE_LOGIT
-    elif shared and query.device in _WITHOUT_TRITON:
+    elif shared and query.device in WITHOUT_TRITON:
         result, largest = fused(query.to(dtype), key.to(dtype), mask, scale, positions)
         exact = dtype == precise or largest <= LARGE_DIFFERENCE
     else:
@@ -155,7 +155,8 @@ def _fits_compiled_kernel(
     return bool(on_cpu and not is_causal and same_for_all_queries(mask) and query.numel() and key.numel())
 
 
-def _on_cuda(query: Tensor) -> bool:
+def runs_on_cuda(query: Tensor) -> bool:
+    """Return whether a call runs on CUDA."""
     return query.device.type == "cuda"
 
 
@@ -168,7 +169,7 @@ def _try_triton(
     positions: tuple[Float[Tensor, "queries 2"], Float[Tensor, "keys 2"]] | None,
 ) -> RowStatistics | None:
     """Return the result of the Triton kernel; None if Triton does not work on the device, or float32 is too narrow."""
-    if query.device in _WITHOUT_TRITON:
+    if query.device in WITHOUT_TRITON:
         return None
     try:
         from entropy_probe.statistics import triton
@@ -177,7 +178,7 @@ def _try_triton(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # Triton raises many types: no C compiler, old driver or GPU, no shared memory
-        _WITHOUT_TRITON.add(query.device)
+        WITHOUT_TRITON.add(query.device)
         warnings.warn(
             f"Triton cannot compile the fused kernel on {query.device} ({type(error).__name__}: {error}). "
             "Using torch's attention instead: equally exact, at twice the cost. Triton needs a C compiler and a GPU of "

@@ -1,0 +1,51 @@
+"""The modules of a denoiser by name, and whether some of them were exchanged."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from entropy_probe.attention.denoiser import attention_among
+
+
+class ModuleTree:
+    """The modules of a denoiser by name.
+
+    Args:
+        denoiser: the denoiser. It is not compiled.
+
+    Attributes:
+        by_name: the modules, as `named_modules` returns them.
+        layers: names of the attention layers. `update` changes this list in place.
+    """
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self._denoiser = denoiser
+        self.layers: list[str] = []
+        self.update()
+
+    def changed(self) -> bool:
+        """Return whether a module that contains attention layers has other children than at the last `update`.
+
+        Only these modules are compared, because this runs in every forward.
+        """
+        return any(module._modules != children for module, children in self._containers)
+
+    def update(self) -> None:
+        """Walk the modules again. A module that was compiled in the meantime keeps its name.
+
+        >>> model = nn.Sequential(nn.MultiheadAttention(4, 2))
+        >>> tree = ModuleTree(model)
+        >>> model.append(nn.MultiheadAttention(4, 2)) is model, tree.changed()
+        (True, True)
+        >>> tree.update()
+        >>> tree.layers
+        ['0', '1']
+        """
+        self.by_name = {
+            ".".join(part for part in name.split(".") if part != "_orig_mod"): module
+            for name, module in self._denoiser.named_modules()
+            if "_orig_mod" not in module._modules
+        }
+        self.layers[:] = attention_among(self.by_name)
+        names = {".".join(parts[:n]) for parts in (name.split(".") for name in self.layers) for n in range(len(parts))}
+        self._containers = [(self.by_name[name], dict(self.by_name[name]._modules)) for name in sorted(names)]
