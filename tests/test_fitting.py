@@ -82,6 +82,53 @@ def test_true_form_ranks_first(form, entropy):
     assert ranked[ranked["layer"] == POOLED].iloc[0]["form"] == form
 
 
+def test_bend_at_the_training_size_equals_statsmodels():
+    records = Records(lambda n: 3 + (0.77 if n < 256 else 0.98) * math.log(n / 256))
+    law = fit(records).layers[0]
+    ratio = np.log(records.table["query_tokens"] / 256)
+    table = records.table.assign(x=ratio, extra=ratio.clip(lower=0))
+    model = smf.ols("entropy ~ x + extra", table)  # another parametrisation: `extra` is the difference of the slopes
+    direct = model.fit(cov_type="cluster", cov_kwds={"groups": table["prompt"].factorize()[0]}, use_t=True)
+    assert law.slope_below == pytest.approx(direct.params["x"])
+    assert law.slope_above - law.slope_below == pytest.approx(direct.params["extra"])
+    assert law.bend_p == pytest.approx(direct.pvalues["extra"], rel=1e-6)
+    assert (law.slope_below_low, law.slope_below_high) == pytest.approx(tuple(direct.conf_int().loc["x"]))
+    assert law.slope_below_low < 0.77 < law.slope_below_high
+    assert law.slope_above_low < 0.98 < law.slope_above_high
+    assert law.bend_p < 1e-3
+
+
+def test_straight_law_shows_a_bend_in_5_percent_of_fits():
+    shown = [fit(Records(lambda n: 0.5 + 0.8 * math.log(n), seed)).layers[0].bend_p < 0.05 for seed in range(200)]
+    assert 2 <= sum(shown) <= 20  # the exact binomial 99 % range at 5 %
+
+
+def test_sizes_on_one_side_have_no_bend():
+    records = Records(math.log)
+    records.table = records.table[records.table["query_tokens"] >= 256]
+    law = fit(records).layers[0]
+    assert math.isnan(law.slope_below)
+    assert math.isnan(law.bend_p)
+
+
+def test_variance_between_layers_is_not_explained():
+    one, other = Records(lambda n: 1 + 0.02 * math.log(n)), Records(lambda n: 9 + 0.02 * math.log(n), seed=1)
+    other.table = other.table.assign(layer="b")
+    both = Records(math.log)
+    both.table = pd.concat([one.table, other.table])
+    separate = [fit(records).layers[0].r_squared for records in (one, other)]
+    assert fit(both).pooled.r_squared == pytest.approx(np.mean(separate), abs=0.05)
+    assert fit(both).pooled.r_squared < 0.5
+    assert separate[0] == pytest.approx(smf.ols("entropy ~ np.log(tokens)", one.table).fit().rsquared)
+
+
+def test_gaussian_form_has_a_constant():
+    """The entropy of Gaussian logits with an offset of 2 nats, which is no error of the form."""
+    records = Records(lambda n: math.log(n) - 3.0 - 0.1 * (n % 5), variance=lambda n: 2.0 + 0.2 * (n % 5), noise=0.003)
+    rivals = fit(records).rivals.set_index(["layer", "form"])["error"]
+    assert rivals["a", "gaussian"] < 0.01
+
+
 def test_single_prompt_has_no_error_bar_and_single_size_has_no_fit():
     assert math.isnan(fit(Records(math.log, prompts=1)).pooled.slope_se)
     records = Records(math.log)

@@ -55,7 +55,7 @@ def fit(
     if as_json:
         sys.stdout.write(fitted.to_json())
     messages = Messages(quiet or as_json)
-    columns = ["layer", "slope", "slope_se", "slope_low", "slope_high", "r_squared"]
+    columns = ["layer", "slope", "slope_se", "slope_low", "slope_high", "slope_below", "slope_above", "r_squared"]
     messages.print(make_table(layer_rows(fitted.table()[columns])))
     messages.print(str(fitted))
 

@@ -25,6 +25,9 @@ POOLED = "(pooled)"
 FORMULA = "entropy ~ log_tokens + C(layer) - 1"
 """The regression in statsmodels' notation. With `- 1`, every layer has an intercept and no layer is the reference."""
 
+BENT_FORMULA = "entropy ~ below + above + C(layer) - 1"
+"""The same with a bend at N = T: `below` is ln(N/T) where it is negative, `above` where it is positive, both else 0."""
+
 Vector = Float[np.ndarray, " points"]
 
 
@@ -43,9 +46,18 @@ class LogLaw:
         slope_se: standard error of b.
         slope_low: lower end of the 95 % interval of b.
         slope_high: upper end of the 95 % interval of b.
-        r_squared: coefficient of determination.
+        r_squared: fraction of the variance of H within a layer that ln N explains. Differences between the layers do
+            not count.
         tokens: token counts N in the fit.
         prompts: number of prompts in the fit.
+        slope_below: slope at N < T, from a fit with a bend at N = T. This and the following are NaN if T is unknown or
+            the sweep has no sizes on both sides of T.
+        slope_below_low: lower end of its 95 % interval.
+        slope_below_high: upper end.
+        slope_above: slope at N > T.
+        slope_above_low: lower end of its 95 % interval.
+        slope_above_high: upper end.
+        bend_p: p value of the hypothesis that both slopes are equal (t test, errors clustered by prompt).
     """
 
     layer: str
@@ -58,6 +70,13 @@ class LogLaw:
     r_squared: float
     tokens: tuple[int, ...]
     prompts: int
+    slope_below: float = math.nan
+    slope_below_low: float = math.nan
+    slope_below_high: float = math.nan
+    slope_above: float = math.nan
+    slope_above_low: float = math.nan
+    slope_above_high: float = math.nan
+    bend_p: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -67,8 +86,8 @@ class Fit(Viewed):
     Attributes:
         layers: the fit of each self-attention layer; the last is the pooled fit.
         rivals: columns `layer`, `form`, `error`. The error is the root mean square error (nats) at a token count that
-            was left out of the fit, averaged over the token counts. The best form of a layer comes first. NaN with
-            fewer than three token counts.
+            was left out of the fit, averaged over the token counts. The best form of a layer comes first. The ranking
+            depends on the sizes of the sweep. NaN with fewer than three token counts.
         points: the fitted means: `layer`, `tokens`, `training_tokens`, `height`, `width`, `prompt`, `seed`, `entropy`
             (nats), `logit_variance` (nats^2).
     """
@@ -189,24 +208,18 @@ def layer_means(frame: pd.DataFrame, law: str = "original") -> pd.DataFrame:
 
 
 def _log_law(name: str, points: pd.DataFrame) -> LogLaw:
-    """Fit `FORMULA`, with standard errors clustered by prompt."""
-    groups = points["prompt"].astype("category").cat.codes
-    clusters = groups.nunique()
-    model = smf.ols(
-        FORMULA, points.assign(log_tokens=np.log(points["tokens"]), entropy=points["entropy"].astype(float))
-    )
+    """Fit `FORMULA` and `BENT_FORMULA`, with standard errors clustered by prompt."""
+    clusters = points["prompt"].nunique()
+    points = points.assign(log_tokens=np.log(points["tokens"]), entropy=points["entropy"].astype(float))
+    result = _least_squares(FORMULA, points)
     slope_se = intercept_se = low = high = math.nan
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if clusters > 1:
-            result = model.fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
-            low, high = result.conf_int().loc["log_tokens"]
-            slope_se = result.bse["log_tokens"]
-        else:
-            result = model.fit()
     intercepts = result.params.drop("log_tokens")
-    if clusters > 1 and len(intercepts) == 1:
-        intercept_se = result.bse[intercepts.index[0]]
+    if clusters > 1:
+        low, high = result.conf_int().loc["log_tokens"]
+        slope_se = result.bse["log_tokens"]
+        if len(intercepts) == 1:
+            intercept_se = result.bse[intercepts.index[0]]
+    within = points["entropy"] - points.groupby("layer")["entropy"].transform("mean")
     return LogLaw(
         layer=name,
         intercept=float(intercepts.mean()),
@@ -215,10 +228,37 @@ def _log_law(name: str, points: pd.DataFrame) -> LogLaw:
         slope_se=float(slope_se),
         slope_low=float(low),
         slope_high=float(high),
-        r_squared=float(result.rsquared),
+        r_squared=1 - float(result.ssr / within.pow(2).sum()) if within.any() else math.nan,
         tokens=tuple(sorted(int(n) for n in points["tokens"].unique())),
         prompts=int(clusters),
+        **_bend(points),
     )
+
+
+def _bend(points: pd.DataFrame) -> dict[str, float]:
+    """Return the slopes on both sides of N = T as fields of `LogLaw`; nothing if there are not two sides."""
+    ratio = np.log(points["tokens"] / points["training_tokens"])
+    points = points.assign(below=ratio.clip(upper=0), above=ratio.clip(lower=0))
+    if ratio.isna().any() or not (ratio < 0).any() or not (ratio > 0).any():
+        return {}
+    result = _least_squares(BENT_FORMULA, points)
+    found = {"slope_below": float(result.params["below"]), "slope_above": float(result.params["above"])}
+    if points["prompt"].nunique() > 1:
+        ends = result.conf_int()
+        for side in ("below", "above"):
+            found |= {f"slope_{side}_low": float(ends.loc[side, 0]), f"slope_{side}_high": float(ends.loc[side, 1])}
+        found["bend_p"] = float(result.t_test("above = below").pvalue)
+    return found
+
+
+def _least_squares(formula: str, points: pd.DataFrame) -> Any:
+    """Fit a formula. With several prompts, the errors are clustered by prompt, with t quantiles."""
+    groups = points["prompt"].astype("category").cat.codes
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # statsmodels warns of few clusters; the t quantiles account for them
+        if groups.nunique() > 1:
+            return smf.ols(formula, points).fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
+        return smf.ols(formula, points).fit()
 
 
 def _predict_log(n: Vector, h: Vector, new: Vector) -> Vector:
@@ -250,22 +290,32 @@ FORMS: dict[str, Callable[[Vector, Vector, Vector], Vector]] = {
 def _form_errors(points: pd.DataFrame) -> pd.DataFrame:
     """Compute the error of each form at every token count that was left out of its fit.
 
-    The Gaussian form H = ln N - sigma2/2 has no free parameter: sigma2 is the logit variance measured at the same size.
+    The Gaussian form is H = c + ln N - sigma2/2, where sigma2 is the logit variance measured at the same size. Only the
+    constant c is fitted, because the entropy of logits that are not Gaussian has a constant offset.
     """
     n = points["tokens"].to_numpy(dtype=float)
     h = points["entropy"].to_numpy(dtype=float)
-    gaussian = np.maximum(0.0, np.log(n) - points["logit_variance"].to_numpy(dtype=float) / 2)
-    rows = []
+    gaussian = gaussian_entropy(points).to_numpy(dtype=float)
     counts = np.unique(n)
-    for form, predict in FORMS.items():
-        errors = []
-        for count in counts if len(counts) > 2 else ():
-            left_out = n == count
-            predicted = predict(n[~left_out], h[~left_out], n[left_out])
-            errors.append(_root_mean_square(predicted - h[left_out]))
-        rows.append({"form": form, "error": float(np.mean(errors)) if errors else math.nan})
-    rows.append({"form": "gaussian", "error": _root_mean_square(gaussian - h)})
-    return pd.DataFrame(rows)
+    errors: dict[str, list[float]] = {form: [] for form in (*FORMS, "gaussian")}
+    for count in counts if len(counts) > 2 else ():
+        new = n == count
+        predictions = {form: predict(n[~new], h[~new], n[new]) for form, predict in FORMS.items()}
+        predictions["gaussian"] = gaussian[new] + np.mean(h[~new] - gaussian[~new])
+        for form, predicted in predictions.items():
+            errors[form].append(_root_mean_square(predicted - h[new]))
+    return pd.DataFrame(
+        [{"form": form, "error": float(np.mean(own)) if own else math.nan} for form, own in errors.items()]
+    )
+
+
+def gaussian_entropy(points: pd.DataFrame) -> pd.Series:
+    """Return the entropy of N Gaussian logits, ln N - sigma2/2 (nats), from `tokens` and `logit_variance`.
+
+    >>> gaussian_entropy(pd.DataFrame({"tokens": [64], "logit_variance": [2.0]})).round(3).tolist()
+    [3.159]
+    """
+    return np.log(points["tokens"]) - points["logit_variance"] / 2
 
 
 def _root_mean_square(values: Vector) -> float:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from entropy_probe.estimation import POOLED, Fit
-from entropy_probe.estimation.regression import FORMS
+from entropy_probe.estimation.regression import FORMS, gaussian_entropy
 from entropy_probe.models import short_name
 from entropy_probe.plots.panels import Plot
 from entropy_probe.plots.theme import INTERVAL, PALETTE, shades
@@ -74,7 +74,7 @@ def draw_law(axes: Axes, fit: Fit) -> pd.DataFrame:
         "log": (f"a + b ln N, b = {fit.pooled.slope:.3f}", {"color": colours[3]}),
         "power": ("c N^p", {"color": colours[0], "linestyle": "--"}),
         "linear": ("a + b N", {"color": colours[2], "linestyle": "-."}),
-        "gaussian": ("ln N − σ²/2", {"color": colours[4], "linestyle": ":", "marker": "s", "markersize": 4}),
+        "gaussian": ("c + ln N − σ²/2", {"color": colours[4], "linestyle": ":", "marker": "s", "markersize": 4}),
     }
     log = data[data["form"] == "log"]
     if log["low"].notna().all():
@@ -95,7 +95,9 @@ def draw_law(axes: Axes, fit: Fit) -> pd.DataFrame:
 def _means_and_forms(fit: Fit) -> pd.DataFrame:
     """Compute the means over the layers at each size, and every form on a fine grid of ln N."""
     points = fit.points.assign(x=np.log(fit.points["tokens"]))
-    points["gaussian"] = (points["x"] - points["logit_variance"] / 2).clip(lower=0)
+    points["gaussian"] = gaussian_entropy(points)
+    offset = (points["entropy"] - points["gaussian"]).groupby(points["layer"]).transform("mean")
+    points["gaussian"] += offset
     by_prompt = points.groupby(["height", "width", "prompt"])[["x", "entropy", "gaussian"]].mean()
     by_size = by_prompt.groupby(["height", "width"])
     means = by_size.mean().assign(error=INTERVAL * by_size["entropy"].sem().fillna(0.0)).sort_values("x")

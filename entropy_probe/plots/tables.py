@@ -68,6 +68,8 @@ def fit_table(fit: Fit) -> pd.DataFrame:
             "layer": short_name(law.layer),
             "slope b": with_error(law.slope, law.slope_se),
             "95 % interval": between(law.slope_low, law.slope_high),
+            "slope at N < T": number(law.slope_below),
+            "slope at N > T": number(law.slope_above),
             "intercept a, nats": with_error(law.intercept, law.intercept_se),
             "R²": f"{law.r_squared:.4f}",
         }

@@ -11,6 +11,9 @@ from entropy_probe.laws import Measured, Paper, ScalingLaw
 from entropy_probe.models import short_name
 from entropy_probe.plots.tables import factors_at_sizes, span
 
+LEVEL = 0.05
+"""Significance level of the verdict."""
+
 NAMED_LAYERS = 4
 """Maximum number of layers that a sentence names."""
 
@@ -54,7 +57,7 @@ def rise_with_interval(law: LogLaw) -> str:
 def _law_sentences(fit: Fit) -> list[str]:
     pooled = fit.pooled
     sentences = [f"When the token count doubles, attention entropy rises by {rise_with_interval(pooled)}."]
-    explained = f"The token count and the layer explain {100 * pooled.r_squared:.1f} % of the variance of the entropy."
+    explained = f"ln N explains {100 * pooled.r_squared:.1f} % of the variance of the entropy within a layer."
     slope = f"Slope b of H = a + b ln N: {pooled.slope:.3f}"
     if math.isnan(pooled.slope_low):
         sentences.append(f"{slope}. {explained}")
@@ -64,15 +67,28 @@ def _law_sentences(fit: Fit) -> list[str]:
             f"{slope}. Its 95 % interval {'includes' if inside else 'excludes'} 1, the slope for logits whose variance "
             f"does not depend on N. {explained}"
         )
+    if not math.isnan(pooled.bend_p):
+        sentences.append(
+            f"Below the training size the slope is {pooled.slope_below:.2f} "
+            f"[{pooled.slope_below_low:.2f}, {pooled.slope_below_high:.2f}], above it {pooled.slope_above:.2f} "
+            f"[{pooled.slope_above_low:.2f}, {pooled.slope_above_high:.2f}]. {_bend_sentence(pooled.bend_p)}"
+        )
     ranked = fit.rivals[fit.rivals["layer"] == POOLED].dropna().sort_values("error")
     if len(ranked) > 1:
         best, *others = ranked.itertuples()
         rest = ", ".join(f"{row.form} {row.error:.3f}" for row in others)
         sentences.append(
             f"Best prediction of the entropy at a size left out of the fit: {best.form}, error {best.error:.3f} nats. "
-            f"Errors of the other forms: {rest} nats."
+            f"Errors of the other forms: {rest} nats. The ranking depends on the sizes of the sweep."
         )
     return sentences
+
+
+def _bend_sentence(p: float) -> str:
+    """Say whether one slope describes both sides of the training size."""
+    if p < LEVEL:
+        return f"One slope does not describe both sides (p = {p:.2g})."
+    return f"A bend at the training size was not detected (p = {p:.2g})."
 
 
 def factor_sentences(law: ScalingLaw, frame: pd.DataFrame) -> list[str]:
