@@ -16,6 +16,7 @@ import typer
 from matplotlib.figure import Figure
 from rich.progress import track
 
+from entropy_probe.estimation.intervals import t_quantile
 from entropy_probe.evaluation import METRICS, WHITE, defects
 from entropy_probe.models import format_size
 from entropy_probe.reference import images as drawings_of_training
@@ -132,7 +133,7 @@ def table(frame: pd.DataFrame, kind: str) -> str:
     rows = frame[frame["kind"] == kind]
     lines = [f"| {kind} | style | incompleteness | repetition |", "|---|---|---|---|"]
     for (amount, style), group in rows.groupby(["amount", "style"], sort=False):
-        half = 1.96 * group[["incompleteness", "repetition"]].sem()
+        half = t_quantile(len(group) - 1) * group[["incompleteness", "repetition"]].sem()
         cells = (f"{group[name].mean():.3f} ± {half[name]:.3f}" for name in half.index)
         lines.append(f"| {amount} | {style} | {' | '.join(cells)} |")
     return "\n".join(lines)

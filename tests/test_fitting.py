@@ -172,7 +172,7 @@ def test_kappa_is_recovered_within_its_interval():
 @pytest.fixture(scope="module")
 def sampled(tiny_pipeline, tmp_path_factory):
     return sweep(
-        tiny_pipeline, prompts=["a", "b"], sizes=[(64, 64), (96, 96), (64, 96)], seeds=[0, 1], steps=2,
+        tiny_pipeline, prompts=["a", "b", "c"], sizes=[(64, 64), (96, 96), (64, 96)], seeds=[0, 1], steps=2,
         guidance_scale=1.0, store=tmp_path_factory.mktemp("runs") / "run", progress=False,
     )  # fmt: skip
 
@@ -187,10 +187,12 @@ def test_measured_law_removes_drift(sampled):
     assert again.rounds == derivation.rounds
     assert np.allclose(again.kappa["kappa"], derivation.kappa["kappa"])
     pd.testing.assert_frame_equal(again.entropies, derivation.entropies)
-    before = (derivation.entropies["original"] - derivation.entropies["target"]).abs().mean()
-    after = (derivation.entropies["scaled"] - derivation.entropies["target"]).abs().mean()
-    assert before == pytest.approx(derivation.rounds[0].drift, rel=1e-4)  # tables are float32
-    assert after == pytest.approx(min(r.drift for r in derivation.rounds[1:]), rel=1e-4)
+    before, after = (
+        (derivation.entropies[name] - derivation.entropies["target"]).pow(2).mean() ** 0.5
+        for name in ("original", "scaled")
+    )
+    assert before == pytest.approx(derivation.rounds[0].drift, rel=0.02)  # the rounds subtract the sampling noise
+    assert after < 0.2 * before
 
 
 def test_reports_scale_factors_at_bounds(sampled, monkeypatch):

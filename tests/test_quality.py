@@ -8,6 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
+from statsmodels.stats.power import NormalIndPower
+from statsmodels.stats.weightstats import DescrStatsW
 
 import entropy_probe as ep
 from entropy_probe import evaluation
@@ -24,10 +27,14 @@ from entropy_probe.evaluation import (
     quality,
     validate,
 )
-from entropy_probe.evaluation.differences import corrected, metric_difference
-from entropy_probe.evaluation.drift import bootstrap_weights
-from entropy_probe.evaluation.image_metrics import frechet_distance, kernel_distance, text_score
-from entropy_probe.evaluation.image_quality import resampled_indices
+from entropy_probe.evaluation.differences import corrected, images_needed, metric_difference
+from entropy_probe.evaluation.image_metrics import (
+    frechet_contributions,
+    frechet_distance,
+    kernel_contributions,
+    kernel_distance,
+    text_score,
+)
 from entropy_probe.laws import Constant
 from entropy_probe.models import to_tensor
 from entropy_probe.plots import quality_by_law
@@ -129,54 +136,114 @@ def test_rejects_sweep_without_original(scored):
         quality(alone, Scorer({"colours": Colours()}, ep.reference.images()[::60]), progress=False)
 
 
-def test_verdict_depends_on_direction_of_metric():
-    noise = np.random.default_rng(0).normal(0, 0.01, 1000)
+def compared(metric, difference, noise=0.01, prompts=32, seeds=2, before=1.0):
+    spread = noise * np.random.default_rng(0).standard_normal((prompts, seeds))
+    return metric_difference(
+        "paper", (32, 32), metric, before, before + difference, difference + spread - spread.mean()
+    )
 
-    def compared(metric, difference):
-        return metric_difference("paper", (32, 32), metric, 1.0, difference, difference + noise, images=64, prompts=32)
 
+def test_verdict_depends_on_direction_of_metric_and_on_its_margin():
     differences = corrected(
         [
-            compared("text_score", 0.2),
+            compared("text_score", 2.0),
             compared("repetition", 0.2),
             compared("repetition", -0.2),
             compared("repetition", 0.001),
+            compared("repetition", 0.03, noise=1.0),
         ]
     )
-    assert [c.verdict for c in differences] == ["better", "worse", "better", "no difference detected"]
-    assert differences[3].needed == pytest.approx(64 * (2.8016 * 0.01 / 0.001) ** 2, rel=0.1)
+    assert [c.verdict for c in differences] == ["better", "worse", "better", "equivalent", "not enough images"]
 
 
-def test_correction_equals_definition_of_holm():
+def test_tests_equal_those_of_scipy_and_statsmodels_with_one_seed():
+    own = compared("repetition", 0.03, noise=0.1, seeds=1)
+    values = 0.1 * np.random.default_rng(0).standard_normal((32, 1))[:, 0]
+    values += 0.03 - values.mean()
+    assert own.p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    assert (own.low, own.high) == pytest.approx(tuple(stats.ttest_1samp(values, 0).confidence_interval()))
+    assert own.p_equivalent == pytest.approx(DescrStatsW(values).ttost_mean(-0.05, 0.05)[0])
+
+
+@pytest.mark.parametrize(("difference", "margin"), [(0.5, 0.2), (0.0, 0.5), (0.1, 0.5)])
+def test_images_needed_have_the_power_that_statsmodels_computes(difference, margin):
+    images = images_needed(difference, margin, deviation=1.0)
+    if difference > margin:
+        power = NormalIndPower(ddof=0).power(difference, images, 0.05, ratio=0)
+    else:
+        error = images**-0.5
+        reach = margin - stats.norm.isf(0.05) * error
+        power = stats.norm.cdf((reach - difference) / error) - stats.norm.cdf((-reach - difference) / error)
+    assert power == pytest.approx(0.8, abs=0.02)
+
+
+def test_holm_correction_needs_about_twice_the_images():
+    alone, many = (
+        corrected([compared("repetition", 0.2, noise=1.0)]),
+        corrected([compared("repetition", 0.2, 1.0)] * 20),
+    )
+    assert many[0].needed / alone[0].needed == pytest.approx((3.0233 + 0.8416) ** 2 / (1.96 + 0.8416) ** 2, rel=0.02)
+
+
+def test_both_corrections_equal_definition_of_holm():
     differences = [
-        MetricDifference("paper", (32, 32), "text_score", 1, 1, 0, 2, p, "", 10, None)
-        for p in (0.04, 0.01, 0.03, 0.005)
+        MetricDifference("paper", (32, 32), "text_score", 1, 1, 0, 2, p, "", 10, None, p_equivalent=q)
+        for p, q in ((0.04, 0.005), (0.01, 0.03), (0.03, 0.04), (0.005, 0.01))
     ]
     assert [c.p for c in corrected(differences)] == pytest.approx([0.06, 0.03, 0.06, 0.02])
+    assert [c.p_equivalent for c in corrected(differences)] == pytest.approx([0.02, 0.06, 0.06, 0.03])
 
 
-def test_single_pair_detects_no_difference():
-    assert metric_difference("paper", (32, 32), "repetition", 0.1, 0.1, np.full(1000, 0.1), images=1, prompts=1).p == 1
+def test_single_pair_decides_nothing():
+    single = metric_difference("paper", (32, 32), "repetition", 0.0, 0.1, np.array([[0.1]]))
+    assert (single.p, single.p_equivalent) == (1, 1)
+    assert np.isnan(single.low)
+    assert corrected([single])[0].verdict == "not enough images"
 
 
-def test_equal_images_have_no_difference():
-    same = metric_difference("paper", (32, 32), "repetition", 0.1, 0.0, np.zeros(1000), images=16, prompts=8)
+def test_equal_images_are_equivalent():
+    (same,) = corrected([metric_difference("paper", (32, 32), "repetition", 0.1, 0.1, np.zeros((8, 2)))])
     assert same.p == 1
     assert same.needed is None
+    assert same.verdict == "equivalent"
 
 
-def test_resample_repeats_images_by_their_weights():
-    pairs = pd.MultiIndex.from_product([range(6), range(3)], names=["prompt", "seed"])
-    for weights in bootstrap_weights(pairs)[:50]:
-        index = resampled_indices(weights)
-        assert np.bincount(index, minlength=len(pairs)) == pytest.approx(weights * len(pairs))
+def test_constant_difference_uses_sign_test():
+    constant = metric_difference("paper", (32, 32), "caption_found", 1.0, 0.0, np.full((4, 1), -1.0))
+    assert constant.p == 0.125
+    assert constant.p_equivalent == 1
+    assert constant.needed is None
 
 
-def test_bootstrap_of_mean_has_its_standard_error():
-    pairs = pd.MultiIndex.from_product([range(200), range(1)], names=["prompt", "seed"])
-    values = np.random.default_rng(1).normal(size=200)
-    means = [values[resampled_indices(weights)].mean() for weights in bootstrap_weights(pairs)[1:]]
-    assert np.std(means) == pytest.approx(values.std() / np.sqrt(200), rel=0.1)
+@pytest.mark.parametrize("distance", ["kernel", "frechet"])
+def test_contributions_have_the_standard_error_of_the_distance(distance):
+    """The spread over 400 fresh samples against the error from the contributions of one."""
+    compute, contributions = {
+        "kernel": (kernel_distance, kernel_contributions),
+        "frechet": (frechet_distance, frechet_contributions),
+    }[distance]
+    generator = torch.Generator().manual_seed(0)
+    stretch = torch.tensor([1.0, 2.0, 0.5])
+    real = torch.randn(120, 3, generator=generator)
+    samples = [torch.randn(120, 3, generator=generator) * stretch + 0.5 for _ in range(400)]
+    spread = np.std([compute(real, sample) for sample in samples])
+    variances = [float(contributions(real, sample).var() / len(sample)) for sample in samples]
+    assert np.mean(variances) ** 0.5 == pytest.approx(spread, rel=0.1)
+
+
+@pytest.mark.parametrize("distance", ["kernel", "frechet"])
+def test_contributions_predict_the_distance_without_an_image(distance):
+    compute, contributions = {
+        "kernel": (kernel_distance, kernel_contributions),
+        "frechet": (frechet_distance, frechet_contributions),
+    }[distance]
+    generator = torch.Generator().manual_seed(1)
+    real, sample = torch.randn(80, 3, generator=generator), torch.randn(80, 3, generator=generator) * 1.5
+    own = contributions(real, sample)
+    moved = sample.clone()
+    moved[7] += 0.02
+    step = compute(real, moved) - compute(real, sample)
+    assert step == pytest.approx(float(contributions(real, moved)[7] - own[7]) / 80, rel=0.1)
 
 
 def test_law_with_g_1_changes_no_metric(tiny_pipeline):
@@ -191,36 +258,30 @@ def test_law_with_g_1_changes_no_metric(tiny_pipeline):
     assert (table["p"] == 1).all()
 
 
-def test_constant_difference_uses_sign_test():
-    constant = metric_difference(
-        "paper", (32, 32), "caption_found", 0.0, -1.0, np.full(1000, -1.0), images=4, prompts=4
-    )
-    assert constant.p == 0.125
-    assert constant.needed is None
-
-
-def test_verdict_names_better_and_worse_metrics_or_number_of_pairs_needed():
-    def compared(verdict, needed):
+def test_verdict_counts_every_kind_of_comparison():
+    def found(verdict, needed):
         return MetricDifference("paper", (32, 32), "repetition", 0.5, 0.1, 0.0, 0.2, 0.5, verdict, 16, needed)
 
     def sentence(*comparisons):
         (text,) = Quality(pd.DataFrame(), pd.DataFrame(), comparisons).verdict()
         return text.split(": ", 1)[1]
 
-    nothing = "no difference detected"
-    assert sentence(compared("better", 3.0), compared(nothing, None)) == (
-        "better in repetition at 32. No difference detected in 1 of 2."
+    undecided = "not enough images"
+    assert sentence(found("better", 3.0), found("equivalent", 9.0)) == (
+        "better in repetition at 32; equivalent in 1 of 2 comparisons."
     )
-    assert sentence(compared(nothing, 296.0), compared(nothing, 304.0)) == (
-        "no image difference detected in 2 comparisons; 16 pairs may be too few (about 300 needed)."
+    assert sentence(found(undecided, 296.0), found(undecided, 304.0)) == (
+        "not enough images (16 of about 300) to decide 2 of 2 comparisons."
     )
-    assert sentence(compared(nothing, None)).endswith("16 pairs may be too few.")
+    assert sentence(found(undecided, None)) == "not enough images (16) to decide 1 of 1 comparisons."
 
 
 def test_reads_verdicts_of_version_0_1_0(scored):
     fields = json.loads(scored.quality.to_json())
     fields["comparisons"][0]["verdict"] = "no difference shown"
-    assert Quality.from_json(json.dumps(fields)).comparisons[0].verdict == "no difference detected"
+    for name in ("error", "margin", "p_equivalent"):
+        del fields["comparisons"][0][name]
+    assert Quality.from_json(json.dumps(fields)).comparisons[0].verdict == "not enough images"
     with pytest.raises(InputError, match="not a valid image quality"):
         Quality.from_json("{}")
 

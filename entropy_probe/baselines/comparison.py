@@ -34,6 +34,7 @@ from scipy import stats
 
 from entropy_probe.baselines.profiles import HEAD, Profile
 from entropy_probe.errors import InputError
+from entropy_probe.estimation.intervals import t_quantile
 from entropy_probe.strict_json import from_strict_json, to_strict_json
 
 LEVEL = 0.01
@@ -83,6 +84,12 @@ class ProfileComparison:
     def moved(self) -> pd.DataFrame:
         """Return the rows of `heads` with a significant difference."""
         return self.heads[self.heads["moved"]]
+
+    def half_width(self) -> pd.Series:
+        """Return the half-width of the 95 % interval of each difference in `heads`, nats, by Student's t."""
+        counts = [p.entropy.shape[1] if self.paired else len(p.settings.seeds) for p in (self.baseline, self.now)]
+        degrees = counts[0] - 1 if self.paired else sum(counts) - 2
+        return self.heads["se"] * t_quantile(degrees)
 
     @property
     def same(self) -> bool:

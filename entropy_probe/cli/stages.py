@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,8 @@ def derive_measured_and_save(sampled: Sweep, rounds: int, messages: Messages) ->
     from entropy_probe.estimation import derive
 
     def report_round(result: Round) -> None:
-        messages.print(f"round {result.number}: remaining drift {result.drift:.3f} +- {result.drift_se:.3f} nats")
+        error = "" if math.isnan(result.drift_se) else f" +- {result.drift_se:.3f}"
+        messages.print(f"round {result.number}: remaining drift {result.drift:.3f}{error} nats")
 
     derivation = derive(sampled, rounds=rounds, progress=messages.progress, on_round=report_round)
     return derivation, sampled.run.write(LAW_FILES["measured"], derivation.to_json())

@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from entropy_probe.attention import visual
 from entropy_probe.errors import InputError
+from entropy_probe.estimation.intervals import jackknife, mean_square, root
 from entropy_probe.laws import Measured
 from entropy_probe.models import Size
 from entropy_probe.runs import Sweep, extend
@@ -38,8 +39,8 @@ class Round:
 
     Attributes:
         number: 0 is the original model.
-        drift: mean of |H(N) - H(T)| over layers and sizes, nats.
-        drift_se: its standard error, nats. NaN with a single prompt.
+        drift: root mean square of H(N) - H(T) over layers and sizes, nats, without bias (`intervals.mean_square`).
+        drift_se: its standard error, nats. NaN with fewer than three prompts.
     """
 
     number: int
@@ -72,9 +73,9 @@ class Estimate:
 
     def remaining_drift(self, number: int) -> Round:
         """Return the drift as the round of this number."""
-        differences = self.differences()
-        errors = differences.sem(axis=1)
-        return Round(number, float(differences.mean(axis=1).abs().mean()), float(errors.mean()))
+        square = jackknife(mean_square, self.differences().to_numpy(dtype=float)[..., None])
+        drift = root(square.value)
+        return Round(number, drift, square.error / (2 * drift) if drift else root(square.error))
 
     def next_factors(self) -> pd.Series:
         """Multiply each g by the root of its measured curve, within the bounds."""
@@ -229,8 +230,8 @@ def knots(g: pd.Series) -> dict[str, tuple[tuple[float, float], ...]]:
 
 
 def _converged(history: list[Round]) -> bool:
-    """Return whether the drift is within its standard error. With a single prompt the error is NaN: never."""
-    return len(history) > 1 and history[-1].drift <= history[-1].drift_se
+    """Return whether the drift is within its standard error. With an unknown error: only at no drift."""
+    return len(history) > 1 and (history[-1].drift <= history[-1].drift_se or history[-1].drift == 0)
 
 
 def _curves(sweep: Sweep, law: str, sizes: list[Size], seeds: tuple[int, ...]) -> pd.DataFrame:

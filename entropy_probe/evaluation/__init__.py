@@ -9,7 +9,7 @@ from entropy_probe.evaluation.counting import ObjectCounts, count_objects
 from entropy_probe.evaluation.critic import Critic, load_critic
 from entropy_probe.evaluation.defect_scores import WHITE, Defects, defects
 from entropy_probe.evaluation.differences import MetricDifference
-from entropy_probe.evaluation.drift import Drift, entropy_drift
+from entropy_probe.evaluation.drift import Drift, entropy_drift, layer_drift
 from entropy_probe.evaluation.image_quality import quality
 from entropy_probe.evaluation.loss_curves import LossCurve, loss
 from entropy_probe.evaluation.metrics import METRICS, Metric, in_order, metric_and_network
@@ -38,6 +38,7 @@ __all__ = [
     "defects",
     "entropy_drift",
     "in_order",
+    "layer_drift",
     "load_critic",
     "load_scorer",
     "loss",

@@ -11,13 +11,11 @@ from jaxtyping import Float
 
 from entropy_probe.attention import visual
 from entropy_probe.errors import InputError
+from entropy_probe.estimation.intervals import crossed_mean, crossed_variance, jackknife, mean_square, root
 from entropy_probe.models import Size
 
-RESAMPLES = 1000
-"""Bootstrap resamples of prompts and seeds."""
-
 LEVELS = {"layer": ["layer"], "head": ["layer", "head"], "step": ["layer", "head", "step"]}
-"""Columns by which H is averaged before |H(N) - H(T)| is computed.
+"""Columns by which H is averaged before H(N) - H(T) is computed.
 
 A scaling law has one g per layer, so it can remove drift at the level `layer`. At the level `step`, heads and sampling
 steps that drift in opposite directions within a layer do not cancel.
@@ -28,7 +26,10 @@ Level = Literal["layer", "head", "step"]
 
 @dataclass(frozen=True)
 class Drift:
-    """Mean |H(N) - H(T)| under one law at one size, with 95 % bootstrap intervals over prompts and seeds.
+    """Root mean square of H(N) - H(T) under one law at one size, with 95 % intervals over prompts.
+
+    The square is estimated without bias (`estimation.intervals.mean_square`): noise alone gives a drift near 0. The
+    intervals are those of the jackknife over prompts, and NaN with fewer than three prompts.
 
     Attributes:
         law: name of the law.
@@ -38,9 +39,11 @@ class Drift:
         low: lower end of the interval of the drift, nats.
         high: upper end.
         removed: fraction of the drift of `original` that the law removes. 1 is all of it; negative values are an
-            increase.
+            increase. NaN if the original model has no drift.
         removed_low: lower end of the interval of the fraction.
         removed_high: upper end.
+        noise: standard error of H(N) - H(T) of one layer, head or step, root mean square over all of them, nats. A
+            drift far below it cannot be told from 0. NaN with a single image.
     """
 
     law: str
@@ -52,6 +55,7 @@ class Drift:
     removed: float
     removed_low: float
     removed_high: float
+    noise: float = float("nan")
 
 
 def entropy_drift(
@@ -78,12 +82,73 @@ def entropy_drift(
         >>> [(d.law, d.drift, d.removed) for d in entropy_drift(frame, (64, 64))]
         [('original', 1.0, 0.0), ('paper', 0.5, 0.5)]
     """
+    differences = _differences(frame, training_size, level, seeds)
+    results = []
+    for (law, size), own in differences.items():
+        drift = jackknife(mean_square, own.values)
+        low, high = drift.interval()
+        before = differences["original", size].values
+        removed = jackknife(_ratio, np.stack([own.values, before]))
+        ratio_low, ratio_high = removed.interval()
+        variance, _ = crossed_variance(own.values)
+        results.append(
+            Drift(
+                law, size, level, root(drift.value), root(low), root(high),
+                1 - root(removed.value), 1 - root(ratio_high), 1 - root(ratio_low), root(float(variance.mean())),
+            )
+        )  # fmt: skip
+    return results
+
+
+def layer_drift(
+    frame: pd.DataFrame, training_size: Size, level: Level = "layer", *, seeds: tuple[int, ...] | None = None
+) -> pd.DataFrame:
+    """Compute the signed drift H(N) - H(T) of every layer under every law at every size except the training size.
+
+    Args:
+        frame: see `entropy_drift`.
+        training_size: see `entropy_drift`.
+        level: see `LEVELS`.
+        seeds: see `entropy_drift`.
+
+    Returns:
+        Columns `law`, `size`, `layer` (with `level`: `head`, `step`), `drift` (nats), `low`, `high` (95 % interval over
+        prompts and seeds).
+
+    Raises:
+        InputError: see `entropy_drift`.
+    """
+    rows = []
+    for (law, size), own in _differences(frame, training_size, level, seeds).items():
+        for key, values in zip(own.series, own.values, strict=True):
+            estimate = crossed_mean(values)
+            low, high = estimate.interval()
+            names = dict(zip(LEVELS[level], key, strict=True))
+            rows.append({"law": law, "size": size, **names, "drift": estimate.value, "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class _Differences:
+    """H(N) - H(T) of each layer, head or step (nats), for each prompt and seed."""
+
+    series: list[tuple[object, ...]]
+    values: Float[np.ndarray, "series prompts seeds"]
+
+
+def _differences(
+    frame: pd.DataFrame, training_size: Size, level: Level, seeds: tuple[int, ...] | None
+) -> dict[tuple[str, Size], _Differences]:
+    """Return the differences of every law and size, sorted by size, the laws in their order in the table."""
     rows = visual(frame[frame["scale_factor"] == 1.0])
     if seeds is not None:
         rows = rows[rows["seed"].isin(seeds)]
     keys = LEVELS[level]
     means = rows.groupby(["law", "height", "width", *keys, "prompt", "seed"], sort=False)["entropy"].mean()
-    table = means.unstack(["prompt", "seed"])
+    table = means.unstack("seed").unstack("prompt").swaplevel(axis=1).sort_index(axis=1)
+    incomplete = set(table.columns[table.isna().any()].get_level_values("prompt"))
+    table = table.loc[:, ~table.columns.get_level_values("prompt").isin(incomplete)]
+    shape = [table.columns.get_level_values(name).nunique() for name in ("prompt", "seed")]
     try:
         trained = table.loc[("original", *training_size)]
     except KeyError:
@@ -92,52 +157,19 @@ def entropy_drift(
             f"drift needs the original model at the training size {height}x{width}: add 'original' to laws and the "
             "training size to sizes"
         ) from None
-    weights = bootstrap_weights(table.columns)
     sizes = sorted({(h, w) for _, h, w, *_ in table.index} - {training_size}, key=lambda s: s[0] * s[1])
-    results = []
+    found = {}
     for size in sizes:
-        before = _drifts(table.loc[("original", *size)], trained, weights)
         for law in dict.fromkeys(rows["law"]):
-            if (law, *size) not in table.index.droplevel(keys):
-                continue
-            after = _drifts(table.loc[(law, *size)], trained, weights)
-            removed = 1 - after / before
-            low, high = np.percentile(after[1:], [2.5, 97.5])
-            removed_low, removed_high = np.percentile(removed[1:], [2.5, 97.5])
-            results.append(
-                Drift(law, size, level, *map(float, (after[0], low, high, removed[0], removed_low, removed_high)))
-            )
-    return results
+            if (law, *size) in table.index.droplevel(keys):
+                own = table.loc[(law, *size)]
+                values = (own - trained.loc[own.index]).to_numpy(dtype=float).reshape(-1, *shape)
+                series = [key if isinstance(key, tuple) else (key,) for key in own.index]
+                found[law, size] = _Differences(series, values)
+    return found
 
 
-def _drifts(
-    entropy: pd.DataFrame, trained: pd.DataFrame, weights: Float[np.ndarray, "resamples images"]
-) -> Float[np.ndarray, " resamples"]:
-    """Compute mean |H(N) - H(T)| for each weighting of the images."""
-    difference = (entropy - trained.loc[entropy.index]).to_numpy(dtype=float)
-    return np.asarray(np.abs(difference @ weights.T).mean(axis=0))
-
-
-def bootstrap_weights(columns: pd.MultiIndex) -> Float[np.ndarray, "1+resamples images"]:
-    """Return weights of the images for the bootstrap: equal weights first, then `RESAMPLES` resamples.
-
-    Prompts and seeds are resampled separately, with replacement. Each row sums to 1.
-
-    Args:
-        columns: levels `prompt` and `seed`, one entry per image.
-
-    Examples:
-        >>> images = pd.MultiIndex.from_product([["cat", "dog"], [0, 1]], names=["prompt", "seed"])
-        >>> bootstrap_weights(images)[0].tolist()
-        [0.25, 0.25, 0.25, 0.25]
-    """
-    generator = np.random.default_rng(0)
-    images = len(columns)
-    weight = np.ones((RESAMPLES + 1, images))
-    for name in ("prompt", "seed"):
-        codes, values = pd.factorize(columns.get_level_values(name))
-        counts = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), size=RESAMPLES)
-        weight[1:] *= counts[:, codes]
-    weight[weight.sum(axis=1) == 0] = 1.0
-    weight /= weight.sum(axis=1, keepdims=True)
-    return weight
+def _ratio(values: Float[np.ndarray, "laws series prompts seeds"]) -> float:
+    """Return the mean square drift under a law, relative to that of the original model; NaN if that has none."""
+    after, before = map(mean_square, values)
+    return max(after, 0.0) / before if before > 0 else float("nan")

@@ -141,6 +141,56 @@ def kernel_distance(real: Float[Tensor, "count features"], sampled: Float[Tensor
     return float(mean)
 
 
+def kernel_contributions(
+    real: Float[Tensor, "count features"], sampled: Float[Tensor, "count features"]
+) -> Float[Tensor, " count"]:
+    """Compute how much each sampled image contributes to the kernel distance, up to a common constant.
+
+    To first order, the distance is the mean of the contributions (Hoeffding's projection of the U-statistic), so their
+    standard error is that of the distance with fixed real images. The kernel is that of `kernel_distance`:
+    (x y / features + 1)^3.
+
+    Examples:
+        >>> kernel_contributions(torch.zeros(3, 1), torch.tensor([[0.0], [1.0], [1.0]])).tolist()
+        [0.0, 7.0, 7.0]
+    """
+    x, y = real.double(), sampled.double()
+    within, between = ((y @ other.T / y.shape[1] + 1) ** 3 for other in (y, x))
+    others = (within.sum(1) - within.diagonal()) / (len(y) - 1)
+    return 2 * (others - between.mean(1))
+
+
+def frechet_contributions(
+    real: Float[Tensor, "count features"], sampled: Float[Tensor, "count features"]
+) -> Float[Tensor, " count"]:
+    """Compute how much each sampled image contributes to the Fréchet distance, up to a common constant.
+
+    These are the values of the influence function: the derivative of the distance in the mean and in the covariance of
+    the sampled images. To first order their standard error is that of the distance with fixed real images. With A = C1,
+    the derivative in C2 is 1 - A^(1/2) (A^(1/2) C2 A^(1/2))^(-1/2) A^(1/2).
+
+    Examples:
+        >>> real = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+        >>> sampled = torch.cat([real, torch.tensor([[9.0, 9.0]])])
+        >>> frechet_contributions(real, sampled).argmax().item()
+        50
+    """
+    x, y = real.double(), sampled.double()
+    centred, shift = y - y.mean(0), y.mean(0) - x.mean(0)
+    half = _power(torch.cov(x.T).reshape(x.shape[1], -1), 0.5)
+    covariance = torch.cov(y.T).reshape(y.shape[1], -1)
+    gradient = torch.eye(len(half), dtype=x.dtype) - half @ _power(half @ covariance @ half, -0.5) @ half
+    return 2 * centred @ shift + torch.einsum("nf,fg,ng->n", centred, gradient, centred)
+
+
+def _power(matrix: Float[Tensor, "n n"], exponent: float) -> Float[Tensor, "n n"]:
+    """Return a power of a symmetric positive matrix. Directions without variance are left out."""
+    values, vectors = torch.linalg.eigh(matrix)
+    kept = values > values.max().clamp_min(1e-300) * 1e-10
+    result: Tensor = (vectors[:, kept] * values[kept] ** exponent) @ vectors[:, kept].T
+    return result
+
+
 def text_score(
     images: Float[Tensor, "count features"], captions: Float[Tensor, "count features"]
 ) -> Float[Tensor, " count"]:

@@ -5,7 +5,7 @@ A pair is the same prompt, seed and size, under a law and under `original`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +18,12 @@ from entropy_probe.deprecation import renamed_arguments, renamed_names
 from entropy_probe.errors import InputError
 from entropy_probe.evaluation.defect_scores import defects
 from entropy_probe.evaluation.differences import MetricDifference, corrected, metric_difference
-from entropy_probe.evaluation.drift import bootstrap_weights
 from entropy_probe.evaluation.image_metrics import (
     TextImageEncoder,
     features,
+    frechet_contributions,
     frechet_distance,
+    kernel_contributions,
     kernel_distance,
     rank_of_caption,
     text_score,
@@ -32,9 +33,6 @@ from entropy_probe.evaluation.quality_summary import Quality
 from entropy_probe.models import Size, format_size, to_tensor
 from entropy_probe.progress import progress as show_progress
 from entropy_probe.runs import Sweep
-
-DISTANCE_RESAMPLES = 200
-"""Bootstrap resamples of a distance: fewer than for other metrics, because each is a new distance."""
 
 
 @renamed_arguments(judge="scorer")
@@ -58,7 +56,7 @@ def quality(sampled: Sweep, scorer: Scorer, *, progress: bool = True) -> Quality
         )
     pairs = pd.MultiIndex.from_product([sampled.grid.prompts, sampled.grid.seeds], names=["prompt", "seed"])
     captions = _Captions.of(scorer, list(pairs.get_level_values("prompt")))
-    weights = bootstrap_weights(pairs)
+    shape = (len(sampled.grid.prompts), len(sampled.grid.seeds))
     frames, original, differences = [], [], []
     with show_progress(len(sampled.grid.sizes) * len(laws), "scoring images", shown=progress) as advance:
         for size in sampled.grid.sizes:
@@ -67,14 +65,14 @@ def quality(sampled: Sweep, scorer: Scorer, *, progress: bool = True) -> Quality
             scores: dict[str, _Scores] = {}
             for law in laws:
                 samples = torch.stack([to_tensor(sampled.image(p, size, s, law)) for p, s in pairs])
-                scores[law] = _score(samples, scorer, real, captions, weights)
+                scores[law] = _score(samples, scorer, real, captions)
                 frame = pd.DataFrame(scores[law].per_image, index=pairs).reset_index()
                 frames.append(frame.assign(law=law, height=size[0], width=size[1]))
                 advance(1, f"{law} {format_size(size)}")
             values = scores["original"].values
             original += [{"size": size, "metric": metric, "value": value} for metric, value in values.items()]
             if size != sampled.manifest.training_size:  # every law has g = 1 at the training size
-                differences += _differences(size, scores, len(pairs), len(sampled.grid.prompts))
+                differences += _differences(size, scores, shape)
     return Quality(pd.concat(frames, ignore_index=True), pd.DataFrame(original), corrected(differences))
 
 
@@ -102,12 +100,12 @@ class _Scores:
     Attributes:
         per_image: the metrics that are defined for a single image.
         values: every metric over all images.
-        resampled: every metric of each bootstrap resample: `drift.RESAMPLES`, for a distance `DISTANCE_RESAMPLES`.
+        contributions: contribution of each image to every metric. Its mean has the standard error of the metric.
     """
 
     per_image: dict[str, Float[np.ndarray, " images"]]
     values: dict[str, float]
-    resampled: dict[str, Float[np.ndarray, " resamples"]]
+    contributions: dict[str, Float[np.ndarray, " images"]]
 
 
 def _score(
@@ -115,7 +113,6 @@ def _score(
     scorer: Scorer,
     real: dict[str, Float[Tensor, "count features"]],
     captions: _Captions,
-    weights: Float[np.ndarray, "1+resamples images"],
 ) -> _Scores:
     """Compute every metric of the images."""
 
@@ -131,40 +128,18 @@ def _score(
     scores = defects(samples, scorer.background)
     per_image |= {"incompleteness": scores.incompleteness, "repetition": scores.repetition}
     values = {metric: float(each.mean()) for metric, each in per_image.items()}
-    resampled = {metric: weights[1:] @ each for metric, each in per_image.items()}
-    indices = [resampled_indices(w) for w in weights[1 : DISTANCE_RESAMPLES + 1]]
+    contributions = dict(per_image)
     for name, points in embedded.items():
-        for metric, distance in _distances(real[name], len(samples)).items():
-            values[column(metric, name)] = distance(real[name], points)
-            resampled[column(metric, name)] = np.array([distance(real[name], points[index]) for index in indices])
-    return _Scores(per_image, values, resampled)
+        if len(points) > 1:
+            values[column("kernel_distance", name)] = kernel_distance(real[name], points)
+            contributions[column("kernel_distance", name)] = kernel_contributions(real[name], points).numpy()
+        if min(len(points), len(real[name])) > points.shape[1]:
+            values[column("frechet_distance", name)] = frechet_distance(real[name], points)
+            contributions[column("frechet_distance", name)] = frechet_contributions(real[name], points).numpy()
+    return _Scores(per_image, values, contributions)
 
 
-def resampled_indices(weights: Float[np.ndarray, " images"]) -> Int[Tensor, " images"]:
-    """Return the indices of the images of a bootstrap resample, each repeated according to its weight.
-
-    The weights are a product of counts of prompts and seeds, so each image occurs an integer number of times. Do not
-    sample with these weights as probabilities: that would resample twice, and the intervals would be too wide.
-
-    Examples:
-        >>> resampled_indices(np.array([0.5, 0.0, 0.25, 0.25])).tolist()
-        [0, 0, 2, 3]
-    """
-    return torch.from_numpy(np.repeat(np.arange(len(weights)), np.rint(weights * len(weights)).astype(int)))
-
-
-Distance = Callable[[Tensor, Tensor], float]
-
-
-def _distances(real: Float[Tensor, "count features"], samples: int) -> dict[str, Distance]:
-    """Return the distances that can be computed with this number of images."""
-    distances: dict[str, Distance] = {"kernel_distance": kernel_distance} if samples > 1 else {}
-    if min(samples, len(real)) > real.shape[1]:
-        distances["frechet_distance"] = frechet_distance
-    return distances
-
-
-def _differences(size: Size, scores: dict[str, _Scores], images: int, prompts: int) -> list[MetricDifference]:
+def _differences(size: Size, scores: dict[str, _Scores], shape: tuple[int, int]) -> list[MetricDifference]:
     """Compare every law with `original` by every metric, before the correction for multiple comparisons."""
     before = scores["original"]
     return [
@@ -172,11 +147,9 @@ def _differences(size: Size, scores: dict[str, _Scores], images: int, prompts: i
             law,
             size,
             metric,
+            value,
             after.values[metric],
-            after.values[metric] - value,
-            after.resampled[metric] - before.resampled[metric],
-            images=images,
-            prompts=prompts,
+            (after.contributions[metric] - before.contributions[metric]).reshape(shape),
         )
         for metric, value in before.values.items()
         for law, after in scores.items()

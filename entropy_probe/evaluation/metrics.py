@@ -30,6 +30,9 @@ class Metric:
         common_name: name under which the metric is known; empty if there is none.
         higher_is_better: True if a higher value is better.
         unit: unit of the value; 1 if it has none.
+        margin: two laws whose true values differ by less are equivalent. In the unit of the value, or, if `relative`,
+            as a fraction of the value of the original model.
+        relative: see `margin`.
         formula: how the value is computed.
     """
 
@@ -38,7 +41,9 @@ class Metric:
     common_name: str
     higher_is_better: bool
     unit: str
+    margin: float
     formula: str
+    relative: bool = False
 
     def label(self, network: str = "") -> str:
         """Return the title with the direction and, if given, the network that computed the value.
@@ -54,22 +59,24 @@ class Metric:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("text_score", "text score", "CLIPScore", True, "0 to 100", "100 max(cos(image, caption), 0)"),
+        Metric("text_score", "text score", "CLIPScore", True, "0 to 100", 1.0, "100 max(cos(image, caption), 0)"),
         Metric(
             "caption_found",
             "caption retrieved",
             "R-precision, top-1 retrieval",
             True,
             "fraction of the images",
+            0.05,
             "1 if no other caption is closer to the image than its own, else 0",
         ),
-        Metric("incompleteness", "incompleteness", "", False, "0 to 1", "1 - (1 - cut_off) (1 - off_centre)"),
+        Metric("incompleteness", "incompleteness", "", False, "0 to 1", 0.05, "1 - (1 - cut_off) (1 - off_centre)"),
         Metric(
             "repetition",
             "repetition",
             "",
             False,
             "0 to 1",
+            0.05,
             "highest peak of the autocorrelation away from the origin, minus the minimum between peak and origin",
         ),
         Metric(
@@ -78,7 +85,9 @@ METRICS: dict[str, Metric] = {
             "KID, kernel inception distance",
             False,
             "1",
+            0.1,
             "squared maximum mean discrepancy, cubic polynomial kernel",
+            relative=True,
         ),
         Metric(
             "frechet_distance",
@@ -86,7 +95,9 @@ METRICS: dict[str, Metric] = {
             "FID, Fréchet inception distance",
             False,
             "1",
+            0.1,
             "|mu1 - mu2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))",
+            relative=True,
         ),
     )
 }

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from entropy_probe.errors import InputError
-from entropy_probe.evaluation.differences import NOT_DETECTED, MetricDifference
+from entropy_probe.evaluation.differences import EQUIVALENT, UNDECIDED, MetricDifference
 from entropy_probe.models import format_size
 from entropy_probe.strict_json import from_strict_json, nan_for_null, to_strict_json
 
@@ -68,22 +68,21 @@ class Quality:
 
 def _sentence(law: str, comparisons: list[MetricDifference]) -> str:
     """Summarise the comparisons of one law."""
-    pairs = comparisons[0].images
-    subject = f"Images under the {law} law compared with the original, {pairs} pairs per size, Holm-corrected"
+    pairs, count = comparisons[0].images, len(comparisons)
     parts = []
     for verdict in ("better", "worse"):
         columns = [f"{c.metric} at {format_size(c.size)}" for c in comparisons if c.verdict == verdict]
         if columns:
             parts.append(f"{verdict} in {', '.join(columns)}")
-    undetected = [c for c in comparisons if c.verdict not in ("better", "worse")]
-    if parts:
-        return f"{subject}: {'; '.join(parts)}. No difference detected in {len(undetected)} of {len(comparisons)}."
-    needed = [c.needed for c in undetected if c.needed is not None]
-    about = f" (about {_rounded(median(needed))} needed)" if needed and median(needed) <= MAX_NEEDED else ""
-    return (
-        f"{subject}: no image difference detected in {len(comparisons)} comparisons; "
-        f"{pairs} pairs may be too few{about}."
-    )
+    equivalent = [c for c in comparisons if c.verdict == EQUIVALENT]
+    if equivalent:
+        parts.append(f"equivalent in {len(equivalent)} of {count} comparisons")
+    undecided = [c for c in comparisons if c.verdict == UNDECIDED]
+    if undecided:
+        needed = [c.needed for c in undecided if c.needed is not None]
+        about = f" of about {_rounded(median(needed))}" if needed and median(needed) <= MAX_NEEDED else ""
+        parts.append(f"not enough images ({pairs}{about}) to decide {len(undecided)} of {count} comparisons")
+    return f"Images under the {law} law compared with the original, Holm-corrected: {'; '.join(parts)}."
 
 
 def _rounded(count: float) -> str:
@@ -92,8 +91,8 @@ def _rounded(count: float) -> str:
 
 
 def _difference(fields: dict[str, Any]) -> MetricDifference:
-    """Read a comparison. Files of version 0.1.0 have another text for an undetected difference."""
-    verdict = fields["verdict"] if fields["verdict"] in ("better", "worse") else NOT_DETECTED
+    """Read a comparison. Files of version 0.1.0 have no tests of equivalence."""
+    verdict = fields["verdict"] if fields["verdict"] in ("better", "worse", EQUIVALENT) else UNDECIDED
     numbers = nan_for_null({name: value for name, value in fields.items() if name != "needed"})
     # `needed` may be None; elsewhere null represents NaN.
     return MetricDifference(

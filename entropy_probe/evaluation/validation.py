@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 
 from entropy_probe.deprecation import renamed_arguments, warn_renamed
 from entropy_probe.errors import InputError
-from entropy_probe.evaluation.drift import Drift, Level, entropy_drift
+from entropy_probe.evaluation.drift import Drift, Level, entropy_drift, layer_drift
 from entropy_probe.evaluation.image_quality import quality
 from entropy_probe.evaluation.networks import Scorer
 from entropy_probe.evaluation.quality_summary import Quality
@@ -36,6 +37,11 @@ class Outcome(Viewed):
     sweep: Sweep
     drifts: tuple[Drift, ...]
     quality: Quality | None = None
+
+    def layers(self, level: Level = "layer") -> pd.DataFrame:
+        """Return the signed drift of every layer; see `drift.layer_drift`."""
+        table = layer_drift(self.sweep.frame(), self.sweep.manifest.training_size, level)
+        return table.assign(size=table["size"].map(format_size))
 
     def table(self, level: str = "layer") -> pd.DataFrame:
         """Return the drift (nats) and the removed fraction as a table, one row per law and size."""
@@ -86,19 +92,22 @@ class Outcome(Viewed):
         sentences = []
         for law in dict.fromkeys(d.law for d in self.drifts if d.law != "original"):
             drifts = [d for d in self.drifts if d.law == law and d.level == "layer"]
-            numbers = ", ".join(
-                f"{_percent(d.removed)} % [{_percent(d.removed_low)}, {_percent(d.removed_high)}] "
-                f"at {format_size(d.size)}"
-                for d in drifts
-            )
+            numbers = ", ".join(f"{_removed(d)} at {format_size(d.size)}" for d in drifts)
             unclear = [format_size(d.size) for d in drifts if d.removed_low <= 0]
             note = f"; no reduction detected at {', '.join(unclear)}" if unclear else ""
             sentences.append(f"Entropy drift removed by the {law} law: {numbers}{note}.")
         return sentences + (self.quality.verdict() if self.quality else [])
 
 
-def _percent(fraction: float) -> int:
-    return round(100 * fraction)
+def _removed(drift: Drift) -> str:
+    """Return the removed fraction with its interval, in percent."""
+    if math.isnan(drift.removed):
+        return "no drift to remove"
+    if math.isnan(drift.removed_low):
+        return f"{100 * drift.removed:.0f} % (too few prompts for an interval)"
+    return "{:.0f} % [{:.0f}, {:.0f}]".format(
+        *(100 * value for value in (drift.removed, drift.removed_low, drift.removed_high))
+    )
 
 
 @renamed_arguments(judge="scorer", pipeline="source")

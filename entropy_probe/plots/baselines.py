@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from entropy_probe.baselines import ProfileComparison
 from entropy_probe.models import format_size, short_name
 from entropy_probe.plots.panels import Plot, of_size, sizes_in
-from entropy_probe.plots.theme import INTERVAL, PALETTE, theme
+from entropy_probe.plots.theme import PALETTE, theme
 
 
 def profile_changes(comparison: ProfileComparison) -> Plot:
@@ -22,9 +22,9 @@ def profile_changes(comparison: ProfileComparison) -> Plot:
     Layers are in network order.
 
     Returns:
-        The figure, and its data: the table `ProfileComparison.heads`.
+        The figure, and its data: the table `ProfileComparison.heads`, with `half_width` of the intervals (nats).
     """
-    heads = comparison.heads
+    heads = comparison.heads.assign(half_width=comparison.half_width())
     layers = [name for name in comparison.baseline.entropy.index.unique("layer") if name in set(heads["layer"])]
     sizes = sizes_in(heads)
     with theme():
@@ -51,6 +51,6 @@ def _draw_heads(axes: Axes, heads: pd.DataFrame, layers: list[str]) -> None:
     style: dict[str, Any] = {"fmt": "o", "markersize": 3, "linewidth": 0.8}
     for chosen, colour in ((~heads["moved"], "0.55"), (heads["moved"], sns.color_palette(PALETTE)[3])):
         own = heads[chosen]
-        axes.errorbar(own["difference"], y[chosen], xerr=INTERVAL * own["se"], color=colour, **style)
+        axes.errorbar(own["difference"], y[chosen], xerr=own["half_width"], color=colour, **style)
     axes.axvline(0, color="0.3", linewidth=0.8)
     axes.set_xlabel("change of the mean entropy, nats")

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from entropy_probe.plots.panels import Plot, half_widths, is_first_column, legend_above, panel_grid
-from entropy_probe.plots.theme import INTERVAL, PALETTE, row_size
+from entropy_probe.plots.theme import PALETTE, row_size
 
 RATIO = "pixels relative to the training size"
 
@@ -49,7 +49,8 @@ def growth_of_runs(curves: pd.DataFrame) -> Plot:
 
     Args:
         curves: `run`, `ln_tokens` (mean over the layers), `ratio` (pixels relative to the training size), `entropy`,
-            `entropy_se`, `drift`, `drift_se` (nats), a row per run and size.
+            `drift`, and `entropy_half_width`, `drift_half_width` (of the 95 % intervals), all in nats; a row per run
+            and size.
 
     Returns:
         The figure, and the table.
@@ -59,8 +60,9 @@ def growth_of_runs(curves: pd.DataFrame) -> Plot:
     for (run, own), colour in zip(curves.groupby("run", sort=False), _colours(curves), strict=True):
         for axes, x, y in ((left, "ln_tokens", "entropy"), (right, "ratio", "drift")):
             ordered = own.dropna(subset=[y]).sort_values(x)
-            errors = INTERVAL * ordered[f"{y}_se"].fillna(0.0)
-            axes.errorbar(ordered[x], ordered[y], yerr=errors, fmt="o-", color=colour, markersize=4, label=run)
+            axes.errorbar(
+                ordered[x], ordered[y], yerr=ordered[f"{y}_half_width"], fmt="o-", color=colour, markersize=4, label=run
+            )
     left.set_xlabel("ln N, mean over the layers")
     left.set_ylabel("mean entropy over the layers, nats")
     right.axhline(0, color="0.5", linewidth=0.8)
@@ -74,7 +76,7 @@ def timesteps_of_runs(curves: pd.DataFrame) -> Plot:
     """Plot the mean entropy at the training size against the timestep, with 95 % bands.
 
     Args:
-        curves: `run`, `timestep`, `entropy`, `entropy_se` (nats).
+        curves: `run`, `timestep`, `entropy`, `entropy_half_width` (of the 95 % interval), in nats.
 
     Returns:
         The figure, and the table.
@@ -82,7 +84,7 @@ def timesteps_of_runs(curves: pd.DataFrame) -> Plot:
     figure = Figure(figsize=(7, 3.8), layout="constrained")
     axes = figure.subplots()
     for (run, own), colour in zip(curves.groupby("run", sort=False), _colours(curves), strict=True):
-        error = INTERVAL * own["entropy_se"].fillna(0.0)
+        error = own["entropy_half_width"]
         axes.plot(own["timestep"], own["entropy"], color=colour, label=run)
         band = (own["entropy"] - error, own["entropy"] + error)
         axes.fill_between(own["timestep"], *band, color=colour, alpha=0.2, linewidth=0)

@@ -13,10 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from entropy_probe.estimation import POOLED, Fit
+from entropy_probe.estimation.intervals import half_width
 from entropy_probe.estimation.regression import FORMS, gaussian_entropy
 from entropy_probe.models import short_name
 from entropy_probe.plots.panels import Plot
-from entropy_probe.plots.theme import INTERVAL, PALETTE, shades
+from entropy_probe.plots.theme import PALETTE, shades
 
 COLUMNS = ["layer", "form", "ln_tokens", "entropy", "low", "high"]
 
@@ -100,7 +101,7 @@ def _means_and_forms(fit: Fit) -> pd.DataFrame:
     points["gaussian"] += offset
     by_prompt = points.groupby(["height", "width", "prompt"])[["x", "entropy", "gaussian"]].mean()
     by_size = by_prompt.groupby(["height", "width"])
-    means = by_size.mean().assign(error=INTERVAL * by_size["entropy"].sem().fillna(0.0)).sort_values("x")
+    means = by_size.mean().assign(error=half_width(by_size["entropy"])).sort_values("x")
     fine = np.linspace(means["x"].min(), means["x"].max(), 60)
 
     def rows(form: str, x: Any, entropy: Any, low: Any = math.nan, high: Any = math.nan) -> pd.DataFrame:

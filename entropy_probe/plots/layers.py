@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from entropy_probe.attention import Captured, visual
+from entropy_probe.estimation.intervals import t_quantile
 from entropy_probe.models import Size, format_size, short_name
 from entropy_probe.plots.panels import Plot, sizes_in
-from entropy_probe.plots.theme import INTERVAL, PALETTE, row_size
+from entropy_probe.plots.theme import PALETTE, row_size
 
 
 def draw_layers(axes: Axes, captured: Captured) -> pd.DataFrame:
@@ -30,7 +31,7 @@ def draw_layers(axes: Axes, captured: Captured) -> pd.DataFrame:
     for colour, (kind, own) in zip(sns.color_palette(PALETTE), heads.groupby("kind", sort=False), strict=False):
         axes.scatter(own["entropy"], own["layer"].map(order), s=14, alpha=0.6, color=colour, label=f"head ({kind})")
     table = captured.summary()
-    error = INTERVAL * table["entropy_se"].fillna(0.0)
+    error = table["entropy_se"] * (table["images"] - 1).map(t_quantile)
     means = table[["layer", "kind", "entropy"]].assign(low=table["entropy"] - error, high=table["entropy"] + error)
     style: dict[str, Any] = {"fmt": "D", "color": "black", "markersize": 4, "label": "mean of the layer"}
     axes.errorbar(means["entropy"], means["layer"].map(order), xerr=error, **style)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from entropy_probe.attention import Captured, visual
 from entropy_probe.estimation import Derivation, Fit
+from entropy_probe.estimation.intervals import t_quantile
 from entropy_probe.evaluation import Outcome, Quality, metric_and_network
 from entropy_probe.laws import Kappa, Measured, ScalingLaw, factors
 from entropy_probe.models import format_size, short_name
@@ -117,8 +118,9 @@ def error_by_rows(frame: pd.DataFrame) -> float:
 def kappa_of(law: Measured | Kappa, frame: pd.DataFrame) -> pd.DataFrame | None:
     """Return kappa of the layers of a law, in the format of `Derivation.kappa`. None if no layer has a kappa.
 
-    The interval is 1.96 standard errors on either side.
+    The interval is Student's t with (number of prompts - 1) degrees of freedom.
     """
+    quantile = t_quantile(frame["prompt"].nunique() - 1)
     trained = visual(frame).groupby("layer", sort=False)["training_tokens"].first()
     errors = law.kappa_se if isinstance(law, Measured) else {}
     rows = []
@@ -126,7 +128,7 @@ def kappa_of(law: Measured | Kappa, frame: pd.DataFrame) -> pd.DataFrame | None:
         kappa = law.kappa.get(str(layer), law.kappa.get("*"))
         if kappa is not None:
             error = errors.get(str(layer), math.nan)
-            ends = {"low": kappa - 1.96 * error, "high": kappa + 1.96 * error}
+            ends = {"low": kappa - quantile * error, "high": kappa + quantile * error}
             paper = 1 / np.log(tokens) if tokens > 1 else math.nan
             rows.append({"layer": layer, "kappa": kappa, "kappa_se": error, **ends, "paper": float(paper)})
     return pd.DataFrame(rows) if rows else None
@@ -162,12 +164,11 @@ def drift_table(outcome: Outcome) -> pd.DataFrame:
             "level": drift.level,
             "law": drift.law,
             "size, pixels": format_size(drift.size),
-            "drift, nats": f"{drift.drift:.3f} [{drift.low:.3f}, {drift.high:.3f}]",
+            "drift, nats": with_interval(drift.drift, drift.low, drift.high, ".3f"),
             "removed, %": UNKNOWN
             if drift.law == "original"
-            else "{:.0f} [{:.0f}, {:.0f}]".format(
-                *(100 * value for value in (drift.removed, drift.removed_low, drift.removed_high))
-            ),
+            else with_interval(100 * drift.removed, 100 * drift.removed_low, 100 * drift.removed_high, ".0f"),
+            "noise, nats": number(drift.noise),
         }
         for drift in outcome.drifts
     ]
@@ -189,8 +190,10 @@ def quality_table(quality: Quality) -> pd.DataFrame:
             "size, pixels": format_size(c.size),
             "metric": metric_label(c.metric),
             "value": f"{c.value:.4g}",
-            "difference": f"{c.difference:+.3g} [{c.low:+.3g}, {c.high:+.3g}]",
+            "difference": with_interval(c.difference, c.low, c.high, "+.3g"),
             "p (Holm)": f"{c.p:.2g}",
+            "equivalence margin": UNKNOWN if math.isnan(c.margin) else f"{c.margin:.3g}",
+            "p of equivalence (Holm)": UNKNOWN if math.isnan(c.p_equivalent) else f"{c.p_equivalent:.2g}",
             "verdict": c.verdict,
             "images": str(c.images),
             "images needed": _images_needed(c.needed),
@@ -302,6 +305,18 @@ def number(value: float) -> str:
         ('0.123', '–')
     """
     return UNKNOWN if math.isnan(value) else f"{value:.3f}"
+
+
+def with_interval(value: float, low: float, high: float, digits: str) -> str:
+    """Return a value and its 95 % interval, if it is known.
+
+    Examples:
+        >>> with_interval(0.5, 0.4, 0.6, ".2f"), with_interval(0.5, math.nan, math.nan, ".2f")
+        ('0.50 [0.40, 0.60]', '0.50')
+    """
+    if math.isnan(value):
+        return UNKNOWN
+    return f"{value:{digits}}" if math.isnan(low) else f"{value:{digits}} [{low:{digits}}, {high:{digits}}]"
 
 
 def with_error(value: float, error: float) -> str:

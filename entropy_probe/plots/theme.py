@@ -12,9 +12,6 @@ import seaborn as sns
 
 PALETTE = "colorblind"
 
-INTERVAL = 1.96
-"""Half-width of a 95 % interval, in standard errors."""
-
 CLEAR: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",

@@ -6,9 +6,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from entropy_probe.attention import visual
+from entropy_probe.estimation.intervals import half_width
 from entropy_probe.models import Size, format_size
 from entropy_probe.plots.panels import Plot, is_first_column, legend_above, of_size, panel_grid, sizes_in
-from entropy_probe.plots.theme import INTERVAL, shades
+from entropy_probe.plots.theme import shades
 
 TARGET = "target: original, training size"
 LABEL = "entropy, nats (mean over layers)"
@@ -50,13 +51,13 @@ def timestep_means(frame: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns `law`, `height`, `width`, `timestep`, `entropy` (nats), `low`, `high` (95 % interval over the prompts;
-        the entropy itself with a single prompt).
+        NaN with a single prompt).
     """
     keys = ["law", "height", "width", "prompt", "timestep"]
     by_layer = visual(frame).groupby([*keys, "layer"], sort=False)["entropy"].mean()
     by_prompt = by_layer.groupby(keys, sort=False).mean()
     steps = by_prompt.groupby(level=["law", "height", "width", "timestep"], sort=False)
-    data = pd.DataFrame({"entropy": steps.mean(), "error": INTERVAL * steps.sem().fillna(0.0)}).reset_index()
+    data = pd.DataFrame({"entropy": steps.mean(), "error": half_width(steps)}).reset_index()
     data = data.assign(low=data["entropy"] - data["error"], high=data["entropy"] + data["error"])
     order = {law: number for number, law in enumerate(dict.fromkeys(frame["law"]))}
     places = data.assign(law=data["law"].map(order), area=data["height"] * data["width"])

@@ -18,6 +18,7 @@ from entropy_probe.attention import visual
 from entropy_probe.errors import InputError
 from entropy_probe.escape import for_terminal
 from entropy_probe.estimation import POOLED, Fit, LogLaw
+from entropy_probe.estimation.intervals import half_width
 from entropy_probe.evaluation.differences import LEVEL, POWER
 from entropy_probe.models import format_size, short_name
 from entropy_probe.plots.tables import (
@@ -292,7 +293,7 @@ def _ratio(size: tuple[int, int], manifest: Manifest) -> float:
 
 
 def _growth(name: str, run: Report) -> pd.DataFrame:
-    """Return the mean entropy of every size and its drift, with standard errors over the prompts."""
+    """Return the mean entropy of every size and its drift, with 95 % intervals over the prompts."""
     assert run.fit is not None
     points = run.fit.points.assign(ln=np.log(run.fit.points["tokens"]))
     by_prompt = points.groupby(["height", "width", "prompt"])[["ln", "entropy"]].mean().reset_index()
@@ -300,7 +301,8 @@ def _growth(name: str, run: Report) -> pd.DataFrame:
     trained = by_prompt[(by_prompt["height"] == height) & (by_prompt["width"] == width)]
     by_prompt["drift"] = by_prompt["entropy"] - by_prompt["prompt"].map(trained.set_index("prompt")["entropy"])
     sizes = by_prompt.groupby(["height", "width"])[["ln", "entropy", "drift"]]
-    table = sizes.mean().join(sizes.sem()[["entropy", "drift"]].add_suffix("_se")).reset_index()
+    ends = {f"{name}_half_width": half_width(sizes[name]) for name in ("entropy", "drift")}
+    table = sizes.mean().assign(**ends).reset_index()
     ratio = [_ratio(size, run.sweep.manifest) for size in zip(table["height"], table["width"], strict=True)]
     return table.rename(columns={"ln": "ln_tokens"}).assign(run=name, ratio=ratio)
 
@@ -312,7 +314,7 @@ def _sampling(name: str, run: Report) -> pd.DataFrame:
     frame = visual(frame[frame["law"] == "original"])
     by_layer = frame.groupby(["timestep", "prompt", "layer"])["entropy"].mean()
     by_prompt = by_layer.groupby(["timestep", "prompt"]).mean().groupby("timestep")
-    table = pd.DataFrame({"entropy": by_prompt.mean(), "entropy_se": by_prompt.sem()}).reset_index()
+    table = pd.DataFrame({"entropy": by_prompt.mean(), "entropy_half_width": half_width(by_prompt)}).reset_index()
     return table.assign(run=name)
 
 
