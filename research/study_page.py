@@ -1,5 +1,7 @@
 """The text and tables of docs/results-MODEL.md."""
 
+import math
+
 import numpy as np
 import pandas as pd
 
@@ -114,8 +116,9 @@ def percent_removed(drift: pd.Series) -> str:
     >>> percent_removed(pd.Series({"removed": 0.5, "removed_low": 0.4, "removed_high": 0.61}))
     '50 % [40, 61]'
     """
-    removed, low, high = (round(100 * drift[name]) for name in ("removed", "removed_low", "removed_high"))
-    return f"{removed} % [{low}, {high}]"
+    removed, low, high = (100 * drift[name] for name in ("removed", "removed_low", "removed_high"))
+    interval = "" if math.isnan(low) else f" [{low:.0f}, {high:.0f}]"
+    return f"{removed:.0f} %{interval}"
 
 
 def drift_table(outcome: Outcome) -> pd.DataFrame:

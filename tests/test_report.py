@@ -83,7 +83,9 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def synthetic(path, *, layers=3, prompts=(HOSTILE, "flat pizza"), sizes=SIZES, seeds=(0,), laws=("original",)):
+def synthetic(
+    path, *, layers=3, prompts=(HOSTILE, "flat pizza", "noto frog"), sizes=SIZES, seeds=(0,), laws=("original",)
+):
     """Write a run whose layers have H = 0.4 + 0.8 ln N - 1.2 ln g, with noise."""
     laws = [resolve(law) for law in laws]
     generator = np.random.default_rng(0)
@@ -220,7 +222,7 @@ def sections(results):
 
 def test_page_is_well_formed_and_makes_no_requests(page):
     seen = Page(page)
-    assert seen.tags.count("svg") == 9
+    assert seen.tags.count("svg") == 10
     assert len(seen.ids) == len(set(seen.ids))
     assert all(link.startswith(("#", "data:image/png;base64,", "data:text/csv;")) for link in seen.links)
     inside = {link[1:] for link in [*seen.links, *seen.used] if link.startswith("#")}
@@ -238,7 +240,7 @@ def test_csv_of_every_figure_holds_the_data_of_its_plot(drawn, page):
     """The image tables of `drawn` also have the metrics, which the page does not have."""
     data = [table for section, _, table in drawn if section not in (METRICS, "The denoising loss")]
     saved = [read_numbers(text) for text in Page(page).files]
-    assert len(saved) == len(data) == 9
+    assert len(saved) == len(data) == 10
     for table, expected in zip(saved, data, strict=True):
         expected = expected.drop(columns=["text_score", "repetition"], errors="ignore")
         assert [*table] == [str(name) for name in expected]
@@ -322,13 +324,14 @@ def test_image_metrics_are_in_the_figures_the_table_and_the_verdict(full):
         pd.DataFrame(rows),
         (
             compared("paper", "text_score", 0.1, "better", 3.0),
-            compared("paper", "repetition", 0.0, "no difference detected", None),
+            compared("paper", "repetition", 0.0, "not enough images", None),
             compared("measured", "text_score", -0.1, "worse", 4.0),
-            compared("measured", "repetition", 0.001, "no difference detected", 12345.0),
+            compared("measured", "repetition", 0.001, "not enough images", 12345.0),
         ),
     )
     scored = replace(full, outcome=replace(full.outcome, quality=found))
-    assert "better in text_score at 32x48. No difference detected in 1 of 2." in " ".join(scored.verdict())
+    undecided = "not enough images (16) to decide 1 of 2 comparisons."
+    assert f"better in text_score at 32x48; {undecided}" in " ".join(scored.verdict())
     assert sections(scored).count(METRICS) == 3  # metrics, defects, both against kappa
     assert "12,345" in set(
         next(table for title, table in run_tables(scored).items() if "Images" in title)["images needed"]
@@ -461,7 +464,7 @@ def test_report_names_the_missing_results(base):
     alone = report(base)
     for part in ("a derived scaling law (entropy-probe derive)", "images under scaling laws (entropy-probe validate)"):
         assert part in missing_parts(alone)
-    assert len(sections(alone)) == 6
+    assert len(sections(alone)) == 7
     assert alone.verdict() == report(base, fit(base)).verdict()
     assert missing_parts(alone) in Page(alone.html()).text
 

@@ -77,7 +77,7 @@ def _sentence(law: str, comparisons: list[MetricDifference]) -> str:
     equivalent = [c for c in comparisons if c.verdict == EQUIVALENT]
     if equivalent:
         parts.append(f"equivalent in {len(equivalent)} of {count} comparisons")
-    undecided = [c for c in comparisons if c.verdict == UNDECIDED]
+    undecided = [c for c in comparisons if c.verdict not in ("better", "worse", EQUIVALENT)]
     if undecided:
         needed = [c.needed for c in undecided if c.needed is not None]
         about = f" of about {_rounded(median(needed))}" if needed and median(needed) <= MAX_NEEDED else ""

@@ -114,7 +114,7 @@ def drift_of_runs(drifts: pd.DataFrame) -> Plot:
         axes.set_title(law)
         _ratio_axis(axes)
         if is_first_column(axes):
-            axes.set_ylabel("drift |H(N) − H(T)|, nats")
+            axes.set_ylabel("drift, nats (root mean square)")
     legend_above(figure, panels, list(colours), columns=4)
     return figure, drifts
 

@@ -44,6 +44,6 @@ def draw_drift(axes: Axes, outcome: Outcome, level: str = "layer") -> pd.DataFra
     for number, (law, colour) in enumerate(zip(laws, sns.color_palette(PALETTE, len(laws)), strict=True)):
         own = table[table["law"] == law].set_index("size").reindex(sizes)
         side_by_side(axes, number, len(laws), own[["drift", "low", "high"]], colour, law)
-    axes.set_ylabel("drift |H(N) − H(T)|, nats")
+    axes.set_ylabel("drift, nats (root mean square)")
     size_ticks(axes, sizes)
     return table

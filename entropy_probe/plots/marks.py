@@ -180,16 +180,17 @@ def _errorbars(axes: Axes) -> Iterator[Mark]:
         if not isinstance(container, ErrorbarContainer) or container.lines[0] is None:
             continue
         x, y = (np.asarray(values, float) for values in container.lines[0].get_data())
-        bars = [np.asarray(bar.get_segments()) for bar in container.lines[2]]
+        paths = [path for bar in container.lines[2][:1] for path in bar.get_paths()]
+        bars = [np.asarray(path.vertices, float) for path in paths]  # NaN for unknown ends
         along = 0 if container.has_xerr else 1
         for at in range(len(x)):
-            low, high = sorted(bars[0][at][:, along]) if bars else (np.nan, np.nan)
+            low, high = sorted(bars[at][:, along]) if bars else (np.nan, np.nan)
             yield _mark(axes, _name(container.get_label()), x[at], y[at], low=float(low), high=float(high))
 
 
 def _bars(axes: Axes) -> Iterator[Mark]:
     segments = [one for lines in axes.collections if isinstance(lines, LineCollection) for one in lines.get_segments()]
-    intervals = {round(float(a[0]), 6): (float(a[1]), float(b[1])) for a, b in segments if a[0] == b[0]}
+    intervals = {round(float(a[0]), 6): (float(a[1]), float(b[1])) for a, b in filter(len, segments) if a[0] == b[0]}
     to_inches = axes.figure.dpi_scale_trans.inverted()
     for container in axes.containers:
         for bar in container if isinstance(container, BarContainer) else ():
@@ -221,8 +222,9 @@ def _band(axes: Axes, line: Line2D) -> dict[float, Interval]:
         if not np.allclose(to_rgba(line.get_color())[:3], np.asarray(band.get_facecolor())[0, :3]):
             continue
         edges: dict[float, list[float]] = {}
-        for x, y in np.concatenate([path.vertices for path in band.get_paths()]):
-            edges.setdefault(float(x), []).append(float(y))
+        for path in band.get_paths():  # none if every interval is unknown
+            for x, y in np.asarray(path.vertices, float):
+                edges.setdefault(float(x), []).append(float(y))
         return {x: (min(ys), max(ys)) for x, ys in edges.items()}
     return {}
 

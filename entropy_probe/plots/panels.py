@@ -104,7 +104,7 @@ def side_by_side(
     x = np.arange(len(table)) + width * (number - (count - 1) / 2)
     middle, low, high = (table[name] for name in table)
     axes.bar(x, middle, width, color=colour, label=label)
-    # Not yerr: the bootstrap interval of an absolute value can be entirely above its estimate.
+    # Not yerr: the interval of a removed fraction need not contain its estimate.
     axes.vlines(x, low, high, color="0.15", linewidth=1.2)
     for end in (low, high):
         axes.hlines(end, x - width / 6, x + width / 6, color="0.15", linewidth=1.2)

@@ -100,7 +100,7 @@ class RunComparison:
         return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
     def drifts(self) -> pd.DataFrame:
-        """Return the mean drift of the layers under every law: `run`, `law`, `size`, `ratio`, `drift`, `low`, `high`.
+        """Return the drift of the layers under every law: `run`, `law`, `size`, `ratio`, `drift`, `low`, `high`.
 
         `ratio` is the number of pixels relative to the training size.
         """
@@ -185,8 +185,8 @@ class RunComparison:
         if len(self.drifts()):
             yield Shown(
                 "Drift",
-                "Distance of the mean entropy of a layer from its value at the training size, under each law, with "
-                "95 % intervals; lower is better.",
+                "Difference of the mean entropy of a layer from its value at the training size, under each law, root "
+                "mean square over the layers, with 95 % intervals; lower is better.",
                 partial(plots.drift_of_runs, self.drifts()),
             )
 
@@ -300,9 +300,9 @@ def _growth(name: str, run: Report) -> pd.DataFrame:
     height, width = run.sweep.manifest.training_size
     trained = by_prompt[(by_prompt["height"] == height) & (by_prompt["width"] == width)]
     by_prompt["drift"] = by_prompt["entropy"] - by_prompt["prompt"].map(trained.set_index("prompt")["entropy"])
-    sizes = by_prompt.groupby(["height", "width"])[["ln", "entropy", "drift"]]
+    sizes = by_prompt.groupby(["height", "width"])
     ends = {f"{name}_half_width": half_width(sizes[name]) for name in ("entropy", "drift")}
-    table = sizes.mean().assign(**ends).reset_index()
+    table = sizes[["ln", "entropy", "drift"]].mean().assign(**ends).reset_index()
     ratio = [_ratio(size, run.sweep.manifest) for size in zip(table["height"], table["width"], strict=True)]
     return table.rename(columns={"ln": "ln_tokens"}).assign(run=name, ratio=ratio)
 

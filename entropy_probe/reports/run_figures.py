@@ -95,8 +95,9 @@ def _scaling(results: RunResults) -> Iterator[Shown]:
     if results.outcome:
         yield Shown(
             "Drift",
-            "Left: distance of the mean entropy of a layer from its value at the training size. Right: the fraction of "
-            "that distance that each law removes. Bars are 95 % bootstrap intervals over prompts and seeds.",
+            "Left: difference of the mean entropy of a layer from its value at the training size, root mean square "
+            "over the layers. Right: the fraction of it that each law removes. Lines are 95 % intervals over the "
+            "prompts.",
             partial(plots.drift_by_law, results.outcome),
         )
     if results.losses:
