@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from torch import nn
 
 from entropy_probe.attention.call import AttentionCall
 from entropy_probe.attention.denoiser import find_denoiser
+from entropy_probe.attention.forwards import TIMESTEPS
 from entropy_probe.attention.labels import guidance_of, schedule_of, step_count
 from entropy_probe.attention.measuring import (
     CallStatistics,
@@ -216,7 +218,7 @@ def _report(recorder: _Recorder, observer: Observer, missing: Literal["error", "
             stacklevel=4,
         )
     _warn_of_unmeasured(recorder.captured.unmeasured)
-    if not isinstance(model, nn.Module) and observer.seen and recorder.captured.untimed:
+    if observer.seen and recorder.captured.untimed and _has_timesteps(model):
         name = type(find_denoiser(model)).__name__
         warnings.warn(
             f"no timestep among the arguments of {name}.forward: every forward counts as step 0. If a wrapper hides "
@@ -228,6 +230,13 @@ def _report(recorder: _Recorder, observer: Observer, missing: Literal["error", "
         _report_unseen(find_denoiser(model), unseen, missing)
     elif not observer.seen:
         warnings.warn(_nothing_seen(find_denoiser(model), ran=bool(observer.ran)), stacklevel=4)
+
+
+def _has_timesteps(model: Any) -> bool:
+    """Return whether a model is a pipeline, or contains a module that receives timesteps."""
+    return not isinstance(model, nn.Module) or any(
+        not {*inspect.signature(type(module).forward).parameters}.isdisjoint(TIMESTEPS) for module in model.modules()
+    )
 
 
 def _warn_of_unmeasured(unmeasured: Counter[tuple[str, str]]) -> None:

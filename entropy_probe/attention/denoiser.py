@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from entropy_probe.errors import CaptureError, InputError
@@ -49,13 +50,25 @@ def unwrap(module: nn.Module) -> nn.Module:
     """Return the module inside wrappers whose `forward` takes only `*args` and `**kwargs`.
 
     A compiled module is not unwrapped, because its graph does not call the module inside.
+
+    Raises:
+        CaptureError: for DataParallel on several devices, which runs copies of the module inside.
     """
-    while "_orig_mod" not in module._modules and _only_passes_arguments_on(module):
+    if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+        raise CaptureError(
+            "DataParallel runs a copy of the model on each device, and the copies cannot be measured or scaled: use "
+            "DistributedDataParallel, or pass the module inside and run it on one device"
+        )
+    while not _is_compiled(module) and _only_passes_arguments_on(module):
         inner = _inner(module)
         if inner is None:
             return module
         module = inner
     return module
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return isinstance(module, torch.jit.ScriptModule) or "_orig_mod" in module._modules
 
 
 def _only_passes_arguments_on(module: nn.Module) -> bool:
@@ -68,8 +81,11 @@ def _only_passes_arguments_on(module: nn.Module) -> bool:
 
 def _inner(module: nn.Module) -> nn.Module | None:
     named = [module._modules[name] for name in _WRAPPED if isinstance(module._modules.get(name), nn.Module)]
-    children = named or list(module.children())
-    return children[0] if len(children) == 1 or named else None
+    with_weights = [child for child in module.children() if next(child.parameters(), None) is not None]
+    children = with_weights or list(module.children())
+    if len(children) == 1:
+        return children[0]
+    return named[0] if named and children == named[:1] else None
 
 
 def attention_layers(denoiser: nn.Module) -> list[str]:
@@ -99,6 +115,11 @@ def refuse_compiled(denoiser: nn.Module) -> None:
         CaptureError: naming the compiled module and the fix.
     """
     for name, module in denoiser.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CaptureError(
+                f"{name or 'the model'} is compiled by TorchScript, whose attention calls cannot be measured or "
+                "scaled: pass the model as it was before torch.jit.script or torch.jit.trace"
+            )
         forward = module.__dict__.get("forward")
         if (
             module._compiled_call_impl is not None

@@ -64,7 +64,7 @@ def _batch(arguments: Mapping[str, Any]) -> int | None:
         (
             len(value)
             for value in arguments.values()
-            if (isinstance(value, Tensor) and value.ndim > 2)
+            if (isinstance(value, Tensor) and not value.is_nested and value.ndim > 2)
             or (isinstance(value, list) and value and isinstance(value[0], Tensor))
         ),
         None,

@@ -27,8 +27,15 @@ class Interceptor(Protocol):
         """Warn if a deep copy of the model loses its scaling."""
 
 
+PLACES = ("forward", "_old_forward")
+"""Attributes of a module that can contain its forward. accelerate moves `forward` to `_old_forward`, and back."""
+
+
 class ForwardHook:
     """Takes the place of `forward` on one module, as an attribute of the instance.
+
+    With accelerate's offloading it takes the place of `_old_forward`, which accelerate calls and puts back. Then it
+    stays when accelerate removes its own wrapper and adds it again, as diffusers does after every pipeline call.
 
     Args:
         module: the module.
@@ -39,26 +46,30 @@ class ForwardHook:
     def __init__(self, module: nn.Module, name: str, interceptor: Interceptor) -> None:
         self.module, self.name, self.interceptor = module, name, interceptor
         self.active = False
-        self.replaced = module.__dict__.get("forward")
-        self.inner: Callable[..., Any] = module.forward
+        self._place = PLACES["_old_forward" in module.__dict__]
+        self.replaced = module.__dict__.get(self._place)
+        self.inner: Callable[..., Any] = getattr(module, self._place)
         self.__wrapped__ = self.inner  # for inspect.signature
 
     def install(self) -> None:
         """Replace `forward` of the module by this hook."""
         self.active = True
-        self.module.__dict__["forward"] = self
+        self.module.__dict__[self._place] = self
 
     def remove(self) -> None:
         """Restore `forward`. If another library has wrapped the hook, it stays in place and passes calls on."""
         self.active = False
-        if self.module.__dict__.get("forward") is self:
-            before = self.replaced
-            while isinstance(before, ForwardHook) and not before.active:  # removed while this hook was in its place
-                before = before.replaced
-            if before is None:
-                del self.module.__dict__["forward"]
-            else:
-                self.module.__dict__["forward"] = before
+        for place in PLACES:
+            if self.module.__dict__.get(place) is self:
+                before = self.replaced
+                while isinstance(before, ForwardHook) and not before.active:  # removed while this hook was in its place
+                    before = before.replaced
+                if before is not None:
+                    self.module.__dict__[place] = before
+                elif place == "forward":
+                    del self.module.__dict__[place]
+                else:
+                    self.module.__dict__[place] = plain_forward(self.module)
 
     @no_type_check  # shape checks would wrap this in code that torch.compile does not skip
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -79,19 +90,29 @@ class ForwardHook:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Return the plain forward of the copied module: a copy is neither measured nor scaled."""
-        self.interceptor.warn_of_copy()
+        if not self.name:  # once for all hooks of a model
+            self.interceptor.warn_of_copy()
         if self.replaced is not None:
             return copy.deepcopy(self.replaced, memo)
-        return types.MethodType(type(self.module).forward, memo.get(id(self.module), self.module))
+        return plain_forward(memo.get(id(self.module), self.module))
 
     def __reduce__(self) -> Any:
-        """Return the plain forward of the module, for pickle and shallow copies."""
+        """Return the plain forward of the module, for pickle."""
         if self.replaced is not None:
             return copy.copy, (self.replaced,)
-        return types.MethodType, (type(self.module).forward, self.module)
+        return plain_forward, (self.module,)
 
 
-# torch.compile leaves its graph at hooks, so a law also scales a model that is compiled after the law was applied. The
-# attribute keeps a hook out of the graph that calls it, and the other call keeps it from starting a graph.
+def plain_forward(module: nn.Module) -> Callable[..., Any]:
+    """Return the forward of a module's class, as a method of the module."""
+    return types.MethodType(type(module).forward, module)
+
+
+# torch.compile leaves its graph at hooks, so a law also scales a model that is compiled after the law was applied.
+# Without the attribute, torch.compile would trace a hook into its caller's graph. `never_compile` also keeps it from
+# compiling the hook itself.
 ForwardHook.__call__._torchdynamo_disable = True
+ForwardHook.__call__._torchdynamo_disable_msg = (
+    "entropy_probe measures or scales this module; compile without fullgraph=True, or remove the law"
+)
 never_compile(ForwardHook.__call__)

@@ -32,7 +32,7 @@ from entropy_probe.attention.modes import CallMode, finish_contexts, mode_depth,
 from entropy_probe.attention.module_tree import ModuleTree
 from entropy_probe.attention.observer import Observer
 from entropy_probe.attention.reading import CallReader
-from entropy_probe.attention.thread_state import Running, ThreadState
+from entropy_probe.attention.thread_state import Running, ThreadState, saved_tensor_hooks
 from entropy_probe.errors import CaptureError
 from entropy_probe.statistics import default_scale
 
@@ -71,14 +71,14 @@ class Interception:
 
     def add(self, observer: Observer) -> None:
         """Add an observer. The first one installs the hooks."""
+        self.observers = tuple(sorted((*self.observers, observer), key=lambda one: one.after_scaling))
         if not self._hooks:
             try:
                 for name in ("", *filter(None, self.tree.layers)):
                     self._hook(name, self._hooks)
             except BaseException:
-                self._remove_all()
+                self.discard(observer)
                 raise
-        self.observers = tuple(sorted((*self.observers, observer), key=lambda one: one.after_scaling))
 
     def discard(self, observer: Observer) -> None:
         """Remove an observer. The hooks are removed with the last one."""
@@ -137,7 +137,7 @@ class Interception:
                 for observer in self.observers:
                     observer.after_discovery(observer)
             return output
-        except KeyboardInterrupt as interruption:
+        except BaseException as interruption:  # any signal handler can raise, such as a timeout
             finish_contexts(interruption.__traceback__)
             raise
         finally:
@@ -154,7 +154,7 @@ class Interception:
             outermost = is_attention and not any(running.is_attention for running in state.running)
             unlocated = outermost and self._calls.is_unlocated(hook.name)
             source = ImageSource(input_with_context(args, kwargs) if unlocated else None)
-            state.running.append(Running(hook.name, is_attention, args, kwargs, source))
+            state.running.append(Running(hook.name, is_attention, args, kwargs, source, saved_tensor_hooks()))
             if outermost and not state.discovering:
                 push_mode(self._mode)
             if not is_attention and not state.discovering:
@@ -164,7 +164,7 @@ class Interception:
                 for observer in self.observers:
                     observer.ran.add(hook.name)
             return output
-        except KeyboardInterrupt as interruption:
+        except BaseException as interruption:
             finish_contexts(interruption.__traceback__)
             raise
         finally:
@@ -209,9 +209,10 @@ class Interception:
                 for hook in reversed(self._discovery_hooks):
                     hook.remove()
                 self._discovery_hooks.clear()
-        if self.observers:  # another thread may have removed the last one
-            hooked = {hook.name for hook in self._hooks}
-            for name in self._attention - hooked:
+        found = self._attention - {hook.name for hook in self._hooks}
+        if found and self.observers:  # another thread may have removed the last one
+            self.tree.watch(self._attention)
+            for name in found:
                 self._hook(name, self._hooks)
         self._threads.discard(threading.get_ident())
         restore(state.running, 0, depth)
@@ -233,6 +234,7 @@ class Interception:
             hook.remove()
             self._hooks.remove(hook)
         self._attention = {*self.tree.layers, *(self._attention & modules.keys())}
+        self.tree.watch(self._attention)
         for name in self._attention - {hook.name for hook in self._hooks}:
             self._hook(name, self._hooks)
         self._known_sizes.clear()
@@ -263,6 +265,8 @@ class Interception:
         with torch._C.DisableTorchFunction():  # hides the operations of the measurement from other modes
             call = self._read(query, key, attn_mask, is_causal, scale, enable_gqa)
             factors = [] if call is None else self._scale_factors(call)
+            if factors:
+                self._state.caller().refuse_checkpoint()
         for factor in factors:
             if isinstance(factor, Tensor):
                 query = query * factor.to(query).view(-1, *(1,) * min(2, query.ndim - 1))  # 2-D: a single head

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 
 from entropy_probe.attention.denoiser import attention_among
@@ -24,7 +26,7 @@ class ModuleTree:
         self.update()
 
     def changed(self) -> bool:
-        """Return whether a module that contains attention layers has other children than at the last `update`.
+        """Return whether a module that contains watched ones has other children than before.
 
         Only these modules are compared, because this runs in every forward.
         """
@@ -47,5 +49,10 @@ class ModuleTree:
             if "_orig_mod" not in module._modules
         }
         self.layers[:] = attention_among(self.by_name)
-        names = {".".join(parts[:n]) for parts in (name.split(".") for name in self.layers) for n in range(len(parts))}
-        self._containers = [(self.by_name[name], dict(self.by_name[name]._modules)) for name in sorted(names)]
+        self.watch(self.layers)
+
+    def watch(self, names: Iterable[str]) -> None:
+        """Let `changed` look at the modules that contain these ones."""
+        paths = [name.split(".") for name in names]
+        containers = sorted({".".join(path[:depth]) for path in paths for depth in range(len(path))})
+        self._containers = [(self.by_name[name], dict(self.by_name[name]._modules)) for name in containers]

@@ -26,6 +26,7 @@ class Observer:
         one_thread: refuse a forward while another thread runs one.
         layers: names of the attention layers, see `attention_layers`. The list follows changes of the model.
         after_discovery: is called with this observer after the first forward of each size.
+        stop: removes this observer. It may be called twice.
         ran: names of the layers that have run.
         seen: names of the modules that have made an attention call.
         unlocated: names of the joint attentions whose image tokens could not be located.
@@ -38,6 +39,7 @@ class Observer:
     one_thread: bool
     layers: list[str]
     after_discovery: Callable[[Observer], None]
+    stop: Callable[[Observer], None]
     ran: set[str] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)
     unlocated: set[str] = field(default_factory=set)

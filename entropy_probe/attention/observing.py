@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from entropy_probe.attention.denoiser import find_denoiser, refuse_compiled
-from entropy_probe.attention.hooks import ForwardHook
+from entropy_probe.attention.hooks import PLACES, ForwardHook
 from entropy_probe.attention.interception import Interception
 from entropy_probe.attention.observer import Observer, OnCall
+from entropy_probe.errors import CaptureError
+from entropy_probe.interruption import delay_interrupt
 
 
 @contextmanager
@@ -38,13 +41,17 @@ def attention_calls(
     ...     output = model(torch.zeros(1, 2, 9, 4))
     self (1, 2, 9, 4) 0.5
     """
-    denoiser, observer = find_denoiser(model), None  # the pipeline may contain another one when the context closes
+    observer = None
     try:
-        observer = observe(model, on_call, after_scaling=after_scaling, one_thread=one_thread)
+        with delay_interrupt():  # until the observer is known here, so that it is stopped
+            observer = observe(model, on_call, after_scaling=after_scaling, one_thread=one_thread)
         yield observer
     finally:
         if observer is not None:
-            stop_observing(denoiser, observer)
+            try:
+                stop_observing(observer)
+            finally:  # Ctrl-C may have come before the first attempt could delay it
+                stop_observing(observer)
 
 
 def observe(
@@ -59,40 +66,66 @@ def observe(
 
     `after_discovery` receives the observer after the first forward of each size.
 
+    Raises:
+        CaptureError: for a compiled model, and for a model that contains another observed model or is a part of one.
+
     >>> from torch import nn
     >>> model = nn.MultiheadAttention(4, 2)
     >>> observer = observe(model, lambda call: 2.0)  # doubles the logits
     >>> interception_of(model).observers == (observer,)
     True
-    >>> stop_observing(model, observer)
+    >>> stop_observing(observer)
     >>> interception_of(model) is None
     True
     """
     denoiser = find_denoiser(model)
     refuse_compiled(denoiser)
+    _refuse_overlap(denoiser)
     interception = interception_of(denoiser) or Interception(denoiser)
     interception.learn_training_size(model)
-    observer = Observer(on_call, after_scaling, one_thread, interception.tree.layers, after_discovery)
+    observer = Observer(
+        on_call, after_scaling, one_thread, interception.tree.layers, after_discovery, interception.discard
+    )
     interception.add(observer)
     return observer
 
 
-def stop_observing(model: Any, observer: Observer) -> None:
+def stop_observing(observer: Observer) -> None:
     """Stop an observer that `observe` returned. The hooks are removed with the last observer."""
-    interception = interception_of(find_denoiser(model))
-    if interception is not None:
-        interception.discard(observer)
+    with delay_interrupt():
+        observer.stop(observer)
 
 
 def interception_of(denoiser: nn.Module) -> Interception | None:
     """Return the interception of a denoiser, also of one that was compiled afterwards; None if it has none."""
+    if isinstance(denoiser, torch.jit.ScriptModule):  # `observe` refuses it
+        return None
     compiled = denoiser._modules.get("_orig_mod")
     if compiled is not None:
         return interception_of(compiled)
-    forward = denoiser.__dict__.get("forward")
-    while forward is not None:
-        own = forward.interceptor if isinstance(forward, ForwardHook) and forward.active else None
-        if isinstance(own, Interception) and own.denoiser is denoiser:  # not that of a model that contains this one
-            return own
-        forward = getattr(forward, "__wrapped__", None)  # accelerate or another hook may have wrapped it
-    return None
+    return next((own for own in _interceptions(denoiser) if own.denoiser is denoiser), None)
+
+
+def _interceptions(module: nn.Module) -> Iterator[Interception]:
+    """Yield the interceptions whose hooks are on a module: its own, or those of models that contain it."""
+    for place in PLACES:
+        forward = module.__dict__.get(place)
+        while forward is not None:
+            if isinstance(forward, ForwardHook) and forward.active and isinstance(forward.interceptor, Interception):
+                yield forward.interceptor
+            forward = getattr(forward, "__wrapped__", None)  # accelerate or another hook may have wrapped it
+
+
+def _refuse_overlap(denoiser: nn.Module) -> None:
+    """Refuse a model if some of its layers are already observed as layers of another model.
+
+    Two interceptions of one layer cannot know each other's scale factors.
+    """
+    for module in denoiser.modules():
+        for other in _interceptions(module):
+            if other.denoiser is not denoiser:
+                whole, part = type(other.denoiser).__name__, type(denoiser).__name__
+                raise CaptureError(
+                    f"{part} and {whole} share layers, and {whole} is already captured or scaled: remove its law or "
+                    f"close its context first, or pass {whole} and select layers by name"
+                )

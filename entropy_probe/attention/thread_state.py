@@ -12,6 +12,7 @@ import torch
 from entropy_probe.attention.call import Forward
 from entropy_probe.attention.joint import ImageSource, Join
 from entropy_probe.attention.latents import Latents
+from entropy_probe.errors import CaptureError
 
 
 @dataclass
@@ -23,6 +24,34 @@ class Running:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     source: ImageSource
+    saved_tensor_hooks: object
+
+    def refuse_checkpoint(self) -> None:
+        """Refuse to scale a call in a gradient checkpoint that starts inside this module.
+
+        The backward pass would compute the checkpoint again, outside of the hooked forward and so without the law.
+
+        Raises:
+            CaptureError: naming the module.
+        """
+        if self.saved_tensor_hooks is not None and saved_tensor_hooks() != self.saved_tensor_hooks:
+            raise CaptureError(
+                f"{self.name or 'the model itself'} computes its attention in a gradient checkpoint, so a law would "
+                "give wrong gradients: checkpoint the whole layer or block, or compute without gradients"
+            )
+
+
+def saved_tensor_hooks() -> object:
+    """Return the active hooks for saved tensors, () without any, and None if gradients are disabled.
+
+    A gradient checkpoint changes this: the reentrant kind disables gradients, the other kind sets hooks.
+
+    >>> saved_tensor_hooks()
+    ()
+    """
+    if not torch.is_grad_enabled():
+        return None
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) or ()
 
 
 class ThreadState(threading.local):

@@ -24,7 +24,8 @@ from entropy_probe.attention import (
     stop_observing,
 )
 from entropy_probe.errors import InputError
-from entropy_probe.laws.formulas import Original, ScalingLaw
+from entropy_probe.interruption import delay_interrupt
+from entropy_probe.laws.formulas import Constant, Original, ScalingLaw
 from entropy_probe.laws.resolving import resolve
 
 
@@ -39,6 +40,8 @@ class _Scaling:
         if not call.visual or isinstance(self.law, Original):
             return None
         trained = self.training_tokens.get(call.layer, call.training_tokens)
+        if trained is None and isinstance(self.law, Constant):  # the same g at every size
+            trained = call.tokens
         if trained is None:
             raise InputError(
                 f"the number of tokens of layer {call.layer!r} at the training size is unknown: "
@@ -75,16 +78,23 @@ def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[
     Paper()
     >>> remove(model)
     """
+    _apply(model, law, training_tokens)
+
+
+def _apply(
+    model: Any, law: ScalingLaw | str | Path, training_tokens: Mapping[str, int] | None
+) -> tuple[Observer, ScalingLaw]:
+    """Apply a law; see `apply`. Return the observer that scales, and the law."""
     check_unscaled(model)
     scaling = _Scaling(resolve(law), training_tokens or {})
     _check_names(find_denoiser(model), scaling.training_tokens)
-    observe(model, scaling, after_discovery=_warn_of_unscaled)
+    return observe(model, scaling, after_discovery=_warn_of_unscaled), scaling.law
 
 
 def remove(model: Any) -> None:
     """Remove the law of a model. A model without a law is not changed."""
     for observer in _scaling(model):
-        stop_observing(model, observer)
+        stop_observing(observer)
 
 
 def applied(model: Any) -> ScalingLaw | None:
@@ -126,21 +136,30 @@ def scaled(
     Paper() torch.Size([1, 1, 16, 4])
     >>> applied(model)  # None: the law is removed
     """
-    denoiser = find_denoiser(model)  # the pipeline may contain another one when the context closes
-    check_unscaled(model)
+    observer = None
     try:
-        apply(model, law, training_tokens=training_tokens)
-        present = applied(model)
-        assert present is not None
-        yield present
+        with delay_interrupt():  # until the observer is known here, so that it is stopped
+            observer, chosen = _apply(model, law, training_tokens)
+        yield chosen
     finally:
-        remove(denoiser)
+        if observer is not None:
+            try:
+                stop_observing(observer)
+            finally:  # Ctrl-C may have come before the first attempt could delay it
+                stop_observing(observer)
 
 
 def _warn_of_unscaled(observer: Observer) -> None:
     """Warn of the attention layers that ran without a call to scale, each of them once."""
     unscaled = [name for name in observer.layers if name in observer.ran and name not in observer.seen]
     new = [name for name in unscaled if name not in observer.warned]
+    if not observer.seen and not observer.layers and "" not in observer.warned:
+        warnings.warn(
+            "no law was applied: the model ran, but did not call torch's scaled_dot_product_attention. Compute its "
+            "attention with torch.nn.functional.scaled_dot_product_attention(query, key, value)",
+            stacklevel=2,
+        )
+        observer.warned.add("")
     if new:
         warnings.warn(
             f"no law was applied in {len(unscaled)} of {len(observer.layers)} attention layers, such as {new[0]!r}: "
