@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,8 +38,14 @@ _PER_CALL = (
 class Captured(Viewed):
     """The measurements of one `capture`, in the order of the model's calls; behaves like the table `frame()`.
 
+    Attributes and methods of a data frame that this class does not define are those of `frame()`.
+
     Attributes:
         unmeasured: number of calls that could not be measured, by layer and reason.
+
+    >>> captured = Captured()
+    >>> "entropy" in captured, len(captured), captured.empty
+    (True, 0, True)
     """
 
     def __init__(self) -> None:
@@ -61,10 +67,20 @@ class Captured(Viewed):
         """Return a column, columns, or the rows of a mask, as `frame()[key]` does."""
         return self.frame()[key]
 
-    @property
-    def columns(self) -> pd.Index:
-        """Columns of the table."""
-        return self.frame().columns
+    def __contains__(self, column: object) -> bool:
+        """Return whether the table has a column."""
+        return column in COLUMNS
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the columns, as over a data frame."""
+        return iter(COLUMNS)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute or method of the table."""
+        # Private names would make copy and pickle, which look for optional methods, measure the table.
+        if name.startswith("_") or (not hasattr(pd.DataFrame, name) and name not in COLUMNS):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.frame(), name)
 
     @property
     def calls(self) -> list[CallStatistics]:
@@ -97,16 +113,16 @@ class Captured(Viewed):
         return forward.number in self._positions
 
     def enter(self, forward: Forward, guidance: Guidance, schedule: object = None) -> None:
-        """Enter a forward of the denoiser, which ends the one before."""
+        """Start a forward pass and finish the previous one."""
         self.settle()
         self._positions.add(forward, guidance, schedule)
 
     def add(self, call: CallStatistics) -> None:
-        """Add a measured call of the running forward."""
+        """Add a measured call of the current forward pass."""
         self._open.append(call)
 
     def settle(self) -> None:
-        """Copy the statistics of the running forward to the host, in one copy per device.
+        """Copy the statistics of the current forward pass to the host, in one copy per device.
 
         Raises:
             CaptureError: if the entropy of a row that counts is NaN.
