@@ -41,7 +41,7 @@ from entropy_probe.cli.options import (
 from entropy_probe.cli.output import Messages, command_line, print_json, print_report
 from entropy_probe.cli.parsing import check_laws, parse_names, parse_seeds, parse_shard, parse_sizes
 from entropy_probe.cli.settings import save_config
-from entropy_probe.cli.stages import derive_measured_and_save, fit_and_save, validate_and_save
+from entropy_probe.cli.stages import derive_and_save, fit_and_save, validate_and_save
 from entropy_probe.errors import InputError
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _analyse(
     messages.print(str(fitted))
     derivation = None
     if "measured" in parse_names(laws):
-        derivation, _ = derive_measured_and_save(sampled, max_rounds, messages)
+        derivation, _ = derive_and_save(sampled, "measured", max_rounds, None, messages)
     outcome, _ = validate_and_save(sampled, laws, scorer, messages)
     law = derivation.law if derivation else None
     maps = entropy_maps(sampled, law)
