@@ -232,5 +232,4 @@ def _together(items: list[Any]) -> Tensor:
 
 def _error(items: Sequence[RowStatistics]) -> Float[Tensor, "batch heads"]:
     """Return the standard error of the mean entropy of every item."""
-    entropy, counted = (torch.cat(rows) for rows in zip(*((one.entropy, one.counted) for one in items), strict=True))
-    return standard_error(RowStatistics(entropy, entropy, entropy, entropy, None, counted))
+    return standard_error(_together([one.entropy for one in items]), _together([one.counted for one in items]))
