@@ -273,5 +273,9 @@ def on_host(calls: Sequence[CallStatistics]) -> Float[Tensor, "statistics cells"
 
 
 def visual(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of a table whose number of tokens grows with the image."""
+    """Return the rows of a table whose number of tokens grows with the image.
+
+    >>> visual(pd.DataFrame({"kind": ["self", "cross"], "axes": "spatial"}))["kind"].tolist()
+    ['self']
+    """
     return frame[frame["kind"].isin(VISUAL) & (frame["axes"] != "temporal")]

@@ -233,6 +233,11 @@ def profile(
     Raises:
         InputError: if the pipeline cannot sample these settings.
         CaptureError: if the attention cannot be measured, for example because half precision overflows.
+
+    >>> import entropy_probe as ep
+    >>> measured = profile(ep.reference.load(), prompts=["noto dog"], sizes=[(32, 32)], seeds=range(8), steps=1)
+    >>> measured.table()["n"].unique().tolist()  # images per size
+    [8]
     """
     if sizes is None:
         height, width = training_size(pipeline)
@@ -253,6 +258,11 @@ def write_text(path: Path, text: str) -> Path:
 
     Raises:
         InputError: if the file cannot be written.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     write_text(Path(folder) / "new" / "notes.txt", "no change").read_text()
+    'no change'
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

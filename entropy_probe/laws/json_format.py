@@ -107,6 +107,13 @@ def load_law(path: str | Path) -> ScalingLaw:
 
     Raises:
         InputError: if the file cannot be read or does not contain a law.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "law.json"
+    ...     _ = path.write_text('{"law": "paper"}')
+    ...     load_law(path)
+    Paper()
     """
     text = read_bounded(Path(path))
     try:

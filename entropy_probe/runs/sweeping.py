@@ -189,6 +189,11 @@ def extend(
     Raises:
         InputError: if the sweep was opened without a pipeline, or a law is applied to it.
         IncompleteError: after all other cells are sampled, if the memory was too small for some cells.
+
+    >>> import entropy_probe as ep
+    >>> swept = sweep(ep.reference.load(), prompts=["noto dog"], sizes=[(32, 32)], steps=1, progress=False)
+    >>> extend(swept, laws=["paper"], progress=False).frame()["law"].unique().tolist()
+    ['paper']
     """
     if base.pipeline is None:
         raise InputError("sampling needs the model: open the run with its pipeline, Sweep.open(path, pipeline)")
