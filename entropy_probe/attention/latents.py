@@ -34,7 +34,7 @@ class Latents:
 
 
 def find_latents(denoiser: nn.Module, arguments: Mapping[str, Any]) -> Latents | None:
-    """Return the size of the latents among the arguments of a forward; None if there are none, as in language models.
+    """Return the size of the latents among the arguments of a forward pass; None if there are none.
 
     Recognised are images (batch, channels, height, width), videos with one more axis before or after the channels, and
     lists of both. Packed tokens are recognised if the arguments also have `height`, `width` and `num_frames`, or

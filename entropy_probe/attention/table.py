@@ -244,7 +244,9 @@ class Captured(Viewed):
         calls = [call for call in self._settled() if call.layer == layer and call.scale_factor == 1.0]
         for forward, group in itertools.groupby(calls, key=lambda call: call.forward):
             label = self._labels[forward]
-            maps: dict[int, Tensor] = {}  # the first call for every item: a layer may attend for a few at a time
+            maps: dict[
+                int, Tensor
+            ] = {}  # the first call for every item: a layer may split its batch over several calls
             for call in group if (label.step, label.sampling) == (step, sampling) else ():
                 if call.entropy_rows is not None and call.grid is not None:
                     rows = call.entropy_rows

@@ -4,9 +4,9 @@ Every sweep also measures the curve H(g) of each layer: its entropy when the log
 queries and keys the curve falls, because dH/d ln g = -Var_A(logits). So H(g) = H(T) has a single root. The roots of
 the curves of the original model are the first estimate.
 
-A layer that attends differently changes the queries of the layers behind it. So the model is sampled again under the
-estimated law, and each g is multiplied by the root of its new curve. Refinement stops when the remaining drift is
-within its standard error.
+Scaling one layer changes the queries of all later layers. So the model is sampled again under the estimated law, and
+each g is multiplied by the root of its new curve. Refinement stops when the remaining drift is within its standard
+error.
 """
 
 from __future__ import annotations

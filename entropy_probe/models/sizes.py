@@ -60,10 +60,10 @@ _REDUCTIONS = (
 """Attributes that give the pixels per latent pixel, in different pipelines."""
 
 SHORT = 4
-"""Steps of a sampling that `layers` stops in its first step. Schedules such as Mochi's need at least four."""
+"""Sampling steps that `layers` requests; it stops after the first. Schedules such as Mochi's need at least four."""
 
 FRAMES = 9
-"""Frames of a video that `layers` samples: one more than a multiple of four and eight, as most pipelines need."""
+"""Frames of a video that `layers` requests: one more than a multiple of four and eight, as most pipelines need."""
 
 
 def pixels_per_latent(pipeline: Any) -> int:
@@ -206,11 +206,11 @@ def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
 
 
 class _FirstCallError(Exception):
-    """Stops a sampling after the first call of the denoiser: later steps and decoding have the same layers."""
+    """Stops a sampling run after the first forward pass: later steps have the same layers."""
 
 
 def _short(pipeline: Any, size: Size) -> dict[str, Any]:
-    """Return the arguments of a short sampling: the ones that the pipeline accepts and the ones that it needs.
+    """Return the arguments of a short sampling run: the ones that the pipeline accepts and the ones that it needs.
 
     Raises:
         InputError: if the pipeline has one fixed size and `size` is another, or if it needs an argument that has no
