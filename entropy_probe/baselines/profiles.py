@@ -16,7 +16,7 @@ from pydantic import Field
 
 from entropy_probe.errors import InputError
 from entropy_probe.laws import Original
-from entropy_probe.models import Size, sampling_defaults, training_size
+from entropy_probe.models import Size, sampling_settings, training_size
 from entropy_probe.reference import prompts as bundled_prompts
 from entropy_probe.runs import Grid, Sweep, as_sizes, as_texts, sweep, write_atomically
 from entropy_probe.strict_json import from_strict_json, read_bounded, to_strict_json
@@ -242,13 +242,13 @@ def profile(
     if sizes is None:
         height, width = training_size(pipeline)
         sizes = [(height // 16 * 8, width // 16 * 8), (height, width)]
-    defaults = sampling_defaults(pipeline)
+    sampling = sampling_settings(pipeline, steps, guidance_scale)
     settings = Settings(
         as_texts(bundled_prompts()[:PROMPTS] if prompts is None else prompts),
         as_sizes(sizes),
         tuple(seeds),
-        defaults.steps if steps is None else steps,
-        float(defaults.guidance_scale if guidance_scale is None else guidance_scale),
+        sampling.steps,
+        sampling.guidance_scale,
     )
     return Profile.of(sweep(pipeline, **asdict(settings), model=model, scale_factors=(), progress=progress))
 
