@@ -28,7 +28,7 @@ PROMPT = "noto dog face"
 
 @dataclass(frozen=True)
 class Example:
-    """An image, and the entropy of its tokens in one layer halfway through the sampling, in nats."""
+    """An image, and the entropy of its tokens in one layer halfway through the sampling run, in nats."""
 
     size: Size
     image: Image.Image

@@ -68,7 +68,7 @@ def stack_memory(layers: int, captured: bool) -> float:
 
 
 def steps_memory(name: str, sampling: Sampling) -> float:
-    """Return the peak memory of a sampling, in MiB, after a sampling of one step."""
+    """Return the peak memory of a sampling run, in MiB, after a run of one step."""
     sample(name, replace(sampling, steps=1))
     return peak_memory(lambda: sample(name, sampling))
 

@@ -28,7 +28,7 @@ KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": s
 """Settings with which glibc keeps freed memory.
 
 By default it may return memory after a call and request it again in the next one. Whether it does depends on the layout
-of the heap, and changes the time of the same sampling by up to a quarter."""
+of the heap, and changes the time of the same sampling run by up to a quarter."""
 
 RETURN_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**17), "MALLOC_MMAP_THRESHOLD_": str(2**17)}
 """Settings with which glibc returns large blocks at once: the peak of a process is then the peak of its tensors."""

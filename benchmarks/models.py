@@ -1,4 +1,4 @@
-"""The pipelines of the benchmarks, and one sampling of them."""
+"""The pipelines of the benchmarks, and one sampling run of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from recipes.emoji_networks import build_tokenizer
 
 @dataclass(frozen=True)
 class Sampling:
-    """The sampling of one batch.
+    """A sampling run of one batch.
 
     Attributes:
         model: `reference`, or `sd15`.

@@ -18,7 +18,7 @@ WAYS = ("self", "all layers", SAMPLED_SELF, f"all layers, {ROWS_WHILE_SAMPLING} 
 
 MODELS = {"reference": "bundled UNet", "sd15": "SD 1.5's layout"}
 MEMORY_NOISE = 1.0
-"""MiB by which the memory of the same sampling differs between processes."""
+"""MiB by which the memory of the same sampling run differs between processes."""
 
 
 def calls(found: dict[str, Any]) -> str:
@@ -138,7 +138,7 @@ Peak memory of plain sampling in addition to the model, and the extra memory und
 
 {table(("model", "size", "N", "plain", *MEMORY_WAYS), sizes)}
 
-Parts of the sampling time, measured by cProfile: opening and closing the capture, once per sampling; and measuring,
+Parts of the sampling time, measured by cProfile: opening and closing the capture, once per sampling run; and measuring,
 in the kernel and around it. The profiler adds to the time of Python code:
 
 {table(("model", "size", "N", "captured", "opening", "measuring", "in the kernel", "around it"), inside)}"""
@@ -205,7 +205,7 @@ With the number of layers: a sequence of small attention layers (256 tokens, 8 h
 {table(("layers", *columns), layers)}
 
 With the number of steps: one image of the bundled UNet at 64 px, all self-attention captured (memory in addition to a
-sampling of one step):
+sampling run of one step):
 
 {table(("steps", *columns), steps)}
 

@@ -1,4 +1,4 @@
-"""Other tools that can measure the same: the entropy of all self-attention of one sampling, by layer, head and step.
+"""Other tools that can measure the same: all self-attention entropies of one sampling run, by layer, head and step.
 
 Run `python -m benchmarks peers`.
 """
@@ -59,7 +59,7 @@ def ours(sampling: Sampling) -> float:
 def attention_map_diffusers(sampling: Sampling) -> float:
     """Run attention-map-diffusers as its README shows, for all timesteps and heads.
 
-    It computes the maps after the sampling, from queries and keys.
+    It computes the maps after the sampling run, from queries and keys.
     """
     from attention_map_diffusers import AttentionCapture
 
@@ -98,7 +98,7 @@ def storing_processor(sampling: Sampling) -> float:
 
 
 class Sampler(torch.nn.Module):
-    """A module whose forward is a whole sampling, for nnsight to trace."""
+    """A module whose forward is a whole sampling run, for nnsight to trace."""
 
     def __init__(self, sampling: Sampling) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class Peer:
     """Another tool.
 
     Attributes:
-        way: runs a sampling with the tool and returns the mean entropy, or NaN.
+        way: samples with the tool and returns the mean entropy, or NaN.
         installs: arguments of `pip install`, one call each, in a separate environment; none if not needed.
         remark: how its task differs.
     """
@@ -209,7 +209,7 @@ def compare(name: str, sampling: dict[str, Any], seconds: float, repeats: int) -
 
 
 def memory(way: Callable[[Sampling], float], sampling: Sampling) -> float:
-    """Return the peak memory of one sampling and its evaluation, in MiB, after a small one."""
+    """Return the peak memory of one sampling run and its evaluation, in MiB, after a small one."""
     way(replace(sampling, size=sampling.size // 2, steps=1))
     return peak_memory(lambda: way(sampling))
 

@@ -63,7 +63,7 @@ PROFILED = {
 
 
 def profile(name: str, sampling: Sampling) -> dict[str, float]:
-    """Return the seconds of a sampling, and of the parts of capture in it."""
+    """Return the seconds of a sampling run, and of the parts of capture in it."""
     profiler = cProfile.Profile(default_clock())
     profiler.runcall(sample, name, sampling)
     timed: Any = pstats.Stats(profiler)  # its attribute `stats` is missing in typeshed

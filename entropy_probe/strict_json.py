@@ -98,6 +98,8 @@ def _reason(error: ValidationError, tagged: bool) -> str:
             return f"the field {field} is missing"
         case "json_invalid":
             return f"invalid JSON: {first['ctx']['error']}"
+        case "value_error":  # a check of the type itself, whose message is complete
+            return str(first["ctx"]["error"])
         case "extra_forbidden" | "unexpected_keyword_argument":
             return f"unknown field {field}: remove it"
         case "union_tag_not_found":

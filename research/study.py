@@ -49,7 +49,7 @@ class Settings:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """Settings of every sampling."""
+        """Settings of every sampling run."""
         return {"steps": self.steps, "guidance_scale": self.guidance_scale, "model": self.model}
 
     @property

@@ -3,6 +3,7 @@
 import gc
 import math
 from contextlib import ExitStack
+from inspect import unwrap
 
 import numpy as np
 import pytest
@@ -260,6 +261,24 @@ def test_rejects_rows_below_one(rows):
     for name in ("rows", "curve_rows"):
         with pytest.raises(InputError, match=f"{name} must be"), capture(Patterned(), **{name: rows}):
             pass
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf, 0.0, -2.0, "2", None])
+def test_rejects_scale_factor_that_is_not_positive_and_finite(factor):
+    message = f"^scale_factors must be positive finite numbers, got {factor!r}$"
+    with pytest.raises(InputError, match=message):
+        unwrap(capture)(Patterned(), scale_factors=[2.0, factor])  # without the type check of the tests
+
+
+def test_accepts_scale_factors_of_numpy(image):
+    factors = list(np.array([0.5, 1.0, 2.0]))
+    frame = measured(Patterned(), image[..., :8, :8], scale_factors=factors)
+    assert set(frame["scale_factor"]) == {0.5, 1.0, 2.0}
+
+
+def test_rejects_unknown_value_of_missing():
+    with pytest.raises(InputError, match=r"^missing must be 'error' or 'warn', got 'foo'$"):
+        unwrap(capture)(Patterned(), missing="foo")
 
 
 class Guided(nn.Module):

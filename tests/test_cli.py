@@ -18,6 +18,7 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 import entropy_probe as ep
 from entropy_probe.cli import inspection
 from entropy_probe.cli import main as cli
+from entropy_probe.estimation import Derivation
 
 GRID = ["--sizes", "64,32x48", "--seeds", "0", "--steps", "2", "--guidance-scale", "4", "--device", "cpu"]
 
@@ -153,6 +154,7 @@ def test_stages_write_a_report(call, tiny_folder, tmp_path, prompts):
     assert json.loads(text)["law"] == "measured"
     code, text, _ = call("derive", "--out", out, "--method", "gaussian", "--json")
     assert (code, json.loads(text)["law"]) == (0, "gaussian")
+    assert text == ep.derive(ep.Sweep.open(out), "gaussian").to_json() == (out / "gaussian.json").read_text()
     assert isinstance(ep.laws.resolve(out / "gaussian.json"), ep.laws.Gaussian)
     code, text, _ = call("validate", "--out", out, "--laws", "paper,measured,gaussian", "--json", "--device", "cpu")
     assert code == 0
@@ -206,7 +208,9 @@ def test_law_is_calibrated_on_a_folder_of_images_and_validated(call, tiny_folder
         "derive", "--out", out, "--method", "calibrated", "--images", images, "--json", "--device", "cpu"
     )
     assert code == 0
-    assert json.loads(text)["law"] == "calibrated"
+    derivation = Derivation.from_json(text)
+    assert derivation.law == derivation.calibration.law == ep.laws.resolve(out / "calibrated.json")
+    (out / "calibrated.json").write_text(ep.laws.to_json(derivation))  # as earlier versions wrote it
     ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path / "vit")
     ViTImageProcessor().save_pretrained(tmp_path / "vit")
     judged = ("--metrics", f"critic,{tmp_path / 'vit'}", "--images", images)

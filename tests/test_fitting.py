@@ -13,7 +13,7 @@ import entropy_probe as ep
 from entropy_probe import laws
 from entropy_probe.errors import InputError
 from entropy_probe.estimation import POOLED, Derivation, Fit, derive, derive_gaussian, derive_measured, fit, refinement
-from entropy_probe.estimation.refinement import Estimate, find_root
+from entropy_probe.estimation.refinement import FactorEstimate, find_root
 from entropy_probe.runs import sweep
 
 TOKENS = (64, 144, 256, 576, 1024)
@@ -162,7 +162,7 @@ def test_kappa_is_recovered_within_its_interval():
         rows = pd.DataFrame(level.to_numpy() - math.log(scale_factor) + noise, index=index, columns=level.index)
         curves.append(rows.assign(scale_factor=scale_factor).set_index("scale_factor", append=True))
     target = pd.DataFrame([level], index=pd.Index(["a"], name="layer"))
-    row = Estimate(g, pd.concat(curves), target).kappa().iloc[0]
+    row = FactorEstimate(g, pd.concat(curves), target).kappa().iloc[0]
     assert row["kappa"] == pytest.approx(0.4)
     assert row["low"] < 0.4 < row["high"]
     assert 0 < row["kappa_se"] < 0.1

@@ -48,7 +48,7 @@ def test_reference_images_and_a_known_image_locate_the_image(lengths, others, im
 
 
 def run(denoiser, inputs, words=None, reference=0):
-    """Run a forward with a number of words, and a number of tokens of a reference image after the image."""
+    """Run a forward pass with a number of words, and a number of tokens of a reference image after the image."""
     if words is not None:
         text, repeats = inputs["encoder_hidden_states"], -(-words // 7)
         inputs = inputs | {"encoder_hidden_states": text.repeat(1, repeats, 1)[:, :words]}
@@ -72,7 +72,7 @@ PARTS = ["layer", "head", "rows", "tokens", "entropy", "image_mass", "image_entr
 
 
 def maps_of(monkeypatch, denoiser, inputs, **how):
-    """Return the attention maps of a forward, in float64."""
+    """Return the attention maps of a forward pass, in float64."""
     maps, fused = [], torch.nn.functional.scaled_dot_product_attention
 
     def attend(query, key, value, *args, **kwargs):

@@ -6,6 +6,7 @@ from inspect import unwrap
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from entropy_probe.errors import InputError
+from entropy_probe.estimation import Derivation
 from entropy_probe.laws import (
     Gaussian,
     Kappa,
@@ -23,6 +25,7 @@ from entropy_probe.laws import (
     Yarn,
     applied,
     apply,
+    factors,
     from_json,
     load_law,
     remove,
@@ -244,6 +247,10 @@ def test_visual_attention_is_scaled_by_g(tiny_pipeline, sample):
     by_hand = sample((96, 96), steps=1)
     tiny_pipeline.unet.set_attn_processor(originals)
     assert np.abs(np.asarray(expected[0], int) - np.asarray(by_hand[0], int)).max() <= 1
+
+
+def test_factors_of_a_derivation_are_those_of_its_law():
+    pd.testing.assert_frame_equal(factors(Derivation(MEASURED), [0.5, 4.0]), factors(MEASURED, [0.5, 4.0]))
 
 
 def test_rejects_second_law(tiny_pipeline):

@@ -15,6 +15,7 @@ import pytest
 from scipy import stats
 from torch import nn
 
+from entropy_probe import strict_json
 from entropy_probe.baselines import Profile, ProfileComparison, Settings, compare, junit, markdown, profile, text
 from entropy_probe.baselines.comparison import RESOLUTION
 from entropy_probe.baselines.profiles import HEAD, MIN_IMAGES
@@ -102,12 +103,12 @@ def test_saved_profile_is_read_back(tiny_profile, tmp_path):
 
 
 CORRUPT = {
-    "not JSON": (lambda f: "{", "not a baseline file of entropy-probe: invalid JSON in line 1"),
-    "other format": (lambda f: {**f, "format": 9}, "format must be 1 .* got 9"),
+    "not JSON": (lambda f: "{", "not a baseline file of entropy-probe: invalid JSON: .* at line 1"),
+    "other format": (lambda f: {**f, "format": 9}, "'format' must be 1, got 9"),
     "no format": (lambda f: {k: v for k, v in f.items() if k != "format"}, "'format' is missing"),
-    "unknown field": (lambda f: {**f, "mood": 1}, "not a baseline file"),
+    "unknown field": (lambda f: {**f, "mood": 1}, "not a baseline file .*: unknown field 'mood'"),
     "missing field": (lambda f: {k: v for k, v in f.items() if k != "dtype"}, "'dtype' is missing"),
-    "a list": (lambda f: [1], "not a baseline file"),
+    "a list": (lambda f: [1], "not a baseline file of entropy-probe: the file must be an object"),
     "no rows": (lambda f: {**f, "entropy": []}, "exactly one row for every head and size"),
     "repeated row": (
         lambda f: {**f, "entropy": f["entropy"] + f["entropy"][:1]},
@@ -115,9 +116,17 @@ CORRUPT = {
     ),
     "missing image": (
         lambda f: {**f, "entropy": [{**f["entropy"][0], "images": f["entropy"][0]["images"][1:]}]},
-        "10 finite entropies",
+        "10 entropies, one for every prompt and seed",
     ),
-    "NaN": (lambda f: {**f, "entropy": [{**f["entropy"][0], "images": [math.nan] * 10}]}, "finite entropies"),
+    "NaN": (lambda f: {**f, "entropy": [{**f["entropy"][0], "images": [math.nan] * 10}]}, "must be a finite number"),
+    "null": (
+        lambda f: {**f, "entropy": [{**f["entropy"][0], "images": [None] * 10}]},
+        "must be a valid number, got None",
+    ),
+    "text for a number": (
+        lambda f: {**f, "settings": {**f["settings"], "steps": "8"}},
+        "'settings.steps' must be a valid integer, got '8'",
+    ),
     "size not sampled": (lambda f: {**f, "entropy": [{**f["entropy"][0], "size": [8, 8]}]}, "every head and size"),
     "repeated seed": (lambda f: {**f, "settings": {**f["settings"], "seeds": [0] * 5}}, "seeds contains 0 twice"),
     "too few images": (lambda f: {**f, "settings": {**f["settings"], "seeds": [0]}}, "at least 8 images"),
@@ -134,6 +143,13 @@ def test_rejects_corrupt_file_and_names_it(tiny_profile, tmp_path, case):
         Profile.open(path)
     assert "b.json" in str(rejected.value)
     assert "\n" not in str(rejected.value)
+
+
+def test_rejects_long_file_without_parsing_it(tiny_profile, tmp_path, monkeypatch):
+    monkeypatch.setattr(strict_json, "MAX_BYTES", 100)
+    path = tiny_profile.save(tmp_path / "b.json")
+    with pytest.raises(InputError, match=r"b\.json': .*b\.json is longer than"):
+        Profile.open(path)
 
 
 def test_rejects_too_few_images_before_sampling(tiny):

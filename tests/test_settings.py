@@ -74,7 +74,7 @@ WAYS = [
 
 
 def written_out(pipeline, sample):
-    """Return the mean entropy of every call of a sampling, (batch, heads), computed in float64."""
+    """Return the mean entropy of every call of a sampling run, (batch, heads), computed in float64."""
     maps = []
     with eager(pipeline.unet, (), maps):
         sample()

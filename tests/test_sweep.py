@@ -14,7 +14,7 @@ from entropy_probe import models
 from entropy_probe.attention import capture
 from entropy_probe.errors import InputError
 from entropy_probe.laws import Kappa, Original, Paper, apply, remove
-from entropy_probe.models import SamplingDefaults, load, sample_images
+from entropy_probe.models import SamplingSettings, defaults, load, sample_images
 from entropy_probe.runs import (
     Grid,
     RunDirectory,
@@ -281,7 +281,7 @@ def test_sweep_rejects_pipeline_with_applied_law_and_writes_nothing(tiny_pipelin
 
 
 def test_steps_and_guidance_scale_default_to_the_settings_of_the_model(tiny_pipeline, monkeypatch):
-    monkeypatch.setattr(sweeping, "sampling_defaults", lambda pipeline: SamplingDefaults(3, 2.5))
+    monkeypatch.setattr(defaults, "sampling_defaults", lambda pipeline: SamplingSettings(3, 2.5))
     settings = {"prompts": ["noto red apple"], "sizes": [(32, 32)], "scale_factors": (), "progress": False}
     manifest = sweep(tiny_pipeline, **settings).manifest
     assert (manifest.steps, manifest.guidance_scale) == (3, 2.5)

@@ -17,15 +17,15 @@ from entropy_probe.attention.roles import VISUAL, Axes, Kind
 
 @dataclass(frozen=True)
 class Forward:
-    """One run of the denoiser.
+    """One forward pass of the denoiser.
 
     Attributes:
-        number: counts the runs since the first hook was set; -1 outside a run.
+        number: counts the passes since the first hook was set; -1 outside a pass.
         timestep: as the denoiser received it; None if its `forward` has no such argument.
         latents: size of the input; None if it is unknown.
         trained: size of the latents in training; None if it is unknown.
         batch: items of the input; None if it is unknown.
-        arguments: all arguments of the denoiser, by name. Empty once the run is over.
+        arguments: all arguments of the denoiser, by name. Empty once the pass is over.
     """
 
     number: int = -1
@@ -41,13 +41,13 @@ class AttentionCall:
     """One call of `scaled_dot_product_attention`, before the kernel runs.
 
     Attributes:
-        forward: the run of the denoiser that makes the call.
+        forward: the forward pass of the denoiser that makes the call.
         layer: name of the attention layer.
         kind: which tokens attend to which.
         axes: what one attention spans.
         grid: layout of the image tokens among the queries; None if they are not image tokens, or if it is unknown.
         image_keys: the keys of a joint attention that are image tokens; None elsewhere, or if they are unknown.
-        first_item: index of the call's first item in the layer's batch. A layer may attend for a few items at a time.
+        first_item: index of the call's first item in the layer's batch. A layer may split its batch over several calls.
         items_per_sample: items of the layer's batch per sample of the denoiser: the frames, or positions, of a video.
         query: queries, in four dimensions.
         key: keys, in four dimensions.

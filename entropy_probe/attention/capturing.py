@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -87,7 +89,8 @@ def capture(
         seed: seed of the sampled rows.
 
     Raises:
-        InputError: for a model without a denoiser, a glob that matches no layer, or rows below 1.
+        InputError: for a model without a denoiser, a glob that matches no layer, rows below 1, scale factors that are
+            not positive, or an unknown value of `missing`.
         CaptureError: for layers whose calls are not visible (see `missing`), queries or keys with NaN or infinities, a
             compiled model, and two threads that run the model at the same time.
 
@@ -101,13 +104,15 @@ def capture(
     [2.1972, 2.1972]
     """
     _check_rows(rows=rows, curve_rows=curve_rows)
+    if missing not in ("error", "warn"):
+        raise InputError(f"missing must be 'error' or 'warn', got {missing!r}")
     recorder = _Recorder(
         model=model,
         budget=RowBudget(rows),
         generator=torch.Generator().manual_seed(seed),
         distance=distance,
         keep_steps=None if keep_steps is None else set(keep_steps),
-        scale_factors=tuple(float(g) for g in scale_factors if g != 1.0),
+        scale_factors=tuple(g for g in _checked_factors(scale_factors) if g != 1.0),
         curve_rows=curve_rows,
     )
     return _recording(recorder, layers, keep, missing)
@@ -117,6 +122,14 @@ def _check_rows(**given: object) -> None:
     for name, value in given.items():
         if value not in ("all", "auto") and (type(value) is not int or value < 1):
             raise InputError(f"{name} must be 'all', 'auto' or a positive integer, got {value!r}")
+
+
+def _checked_factors(scale_factors: Sequence[Any]) -> tuple[float, ...]:
+    """Return scale factors as floats, or raise InputError for one that is not a positive finite number."""
+    for factor in scale_factors:
+        if not (isinstance(factor, Real) and 0 < float(factor) < math.inf):
+            raise InputError(f"scale_factors must be positive finite numbers, got {factor!r}")
+    return tuple(map(float, scale_factors))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch._C._dynamo.eval_frame import (  # importing torch._dynamo would take 
 )
 
 Compiler = Any
-"""The state of torch.compile in this thread: None if nothing is compiled."""
+"""torch.compile's callback in a thread: None if nothing is compiled."""
 
 
 def never_compile(function: Callable[..., Any]) -> None:
@@ -25,5 +25,5 @@ def never_compile(function: Callable[..., Any]) -> None:
 
 
 def set_compiler(compiler: Compiler) -> Compiler:
-    """Set the compiler of this thread, None to compile nothing. Return the compiler before."""
+    """Set torch.compile's callback for this thread (None disables it). Return the previous callback."""
     return set_eval_frame(compiler)

@@ -53,7 +53,7 @@ def note_join(joins: dict[int, Join], source: ImageSource, args: Sequence[Any], 
     """Note a concatenation of tokens under its total length.
 
     Args:
-        joins: the concatenations of this forward, by total length; changed in place.
+        joins: the concatenations of this forward pass, by total length; changed in place.
         source: recognises the image if several parts have the same length.
         args: positional arguments of `torch.cat`.
         kwargs: its keyword arguments.

@@ -1,4 +1,4 @@
-"""Label the forwards of a sampling: its step, and which part of the guidance each batch item is."""
+"""Assign each forward pass a step and a guidance branch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from entropy_probe.attention.call import Forward
 Branch = Literal["cond", "uncond", "perturbed"]
 """The prompt, the empty or negative prompt, and the prompt with some attention perturbed (PAG)."""
 
-Parts = tuple[Branch, ...]
-"""What a forward computes, in the order of its batch."""
+GuidanceParts = tuple[Branch, ...]
+"""What a forward pass computes, in the order of its batch."""
 
 PROMPT_FIRST = frozenset(
     f"{name}Pipeline"
@@ -33,8 +33,8 @@ class Guidance:
     Attributes:
         batched: whether the prompt and the empty prompt share a batch; None if only the batch itself can show it.
         prompt_first: the prompt comes first in that batch.
-        perturbed: the batch ends with the prompt once more, for perturbed-attention guidance.
-        driven: a pipeline runs the denoiser. Branches are not distinguished otherwise.
+        perturbed: the batch ends with a second copy of the prompt, for perturbed-attention guidance.
+        driven: a pipeline calls the denoiser. Branches are not distinguished otherwise.
     """
 
     batched: bool | None
@@ -44,18 +44,18 @@ class Guidance:
 
 
 @dataclass(frozen=True)
-class Position:
-    """The place of a forward in the samplings, and the data for its labels.
+class ForwardLabel:
+    """The sampling run and step of a forward pass, and the data that its branch is determined from.
 
     Attributes:
-        sampling: number of the run of the pipeline.
+        sampling: number of the sampling run.
         step: number of the sampling step.
-        turn: number of the forward within its step; guidance may take two.
+        turn: number of the forward pass within its step; guidance may take two.
         timestep: as the denoiser received it; 0 if it received none.
         guidance: of the pipeline.
         copies: for 2 and 3, whether the latents are that number of identical copies, as in batched guidance.
-        text: identifies the text of this forward; None if it has no text.
-        batch: items of the forward; None if unknown.
+        text: identifies the text of this forward pass; None if it has no text.
+        batch: items of the forward pass; None if unknown.
         timed: the denoiser received a timestep.
     """
 
@@ -84,7 +84,7 @@ def guidance_of(model: Any) -> Guidance:
 
 
 def schedule_of(model: Any) -> object:
-    """Return the timesteps of a running pipeline. Every sampling sets them again."""
+    """Return the timesteps of a running pipeline. Every sampling run sets them again."""
     return getattr(getattr(model, "scheduler", None), "timesteps", None)
 
 
@@ -96,30 +96,30 @@ def step_count(model: Any) -> int:
     return max(1, len(schedule) - int(getattr(scheduler, "begin_index", None) or 0))
 
 
-class Positions:
-    """The positions of all forwards seen so far, by the number of the forward.
+class ForwardLabels:
+    """The labels of all forward passes seen so far, by the number of the pass.
 
     Attributes:
-        last: the position of the latest forward; None before the first.
+        last: the label of the latest forward pass; None before the first.
     """
 
     def __init__(self) -> None:
-        self.last: Position | None = None
-        self._by_forward: dict[int, Position] = {}
+        self.last: ForwardLabel | None = None
+        self._by_forward: dict[int, ForwardLabel] = {}
         self._schedule: object = None
         self._first: float = 0.0
 
     def __contains__(self, forward: int) -> bool:
         return forward in self._by_forward
 
-    def __getitem__(self, forward: int) -> Position:
+    def __getitem__(self, forward: int) -> ForwardLabel:
         return self._by_forward[forward]
 
     def add(self, forward: Forward, guidance: Guidance, schedule: object) -> None:
-        """Add a forward of the denoiser.
+        """Add a forward pass of the denoiser.
 
-        A new sampling starts with a new schedule, or with a return to the first timestep of the same schedule. Without
-        a schedule, it starts with a timestep that rises.
+        A new sampling run starts with a new schedule, or with a return to the first timestep of the same schedule.
+        Without a schedule, it starts with a timestep that rises.
         """
         timestep = _to_float(forward.timestep)
         last = self.last
@@ -134,38 +134,38 @@ class Positions:
         text = forward.arguments.get("encoder_hidden_states")
         identity = text.data_ptr() if isinstance(text, Tensor) else None
         timed = forward.timestep is not None
-        self.last = Position(sampling, step, turn, timestep, guidance, copies, identity, forward.batch, timed)
+        self.last = ForwardLabel(sampling, step, turn, timestep, guidance, copies, identity, forward.batch, timed)
         self._by_forward[forward.number] = self.last
         self._schedule = schedule
 
-    def parts(self) -> dict[int, Parts]:
-        """Return which parts of the guidance each forward computes."""
+    def parts(self) -> dict[int, GuidanceParts]:
+        """Return which parts of the guidance each forward pass computes."""
         texts: dict[tuple[int, int], list[int | None]] = {}
-        for position in self._by_forward.values():
-            if position.guidance.driven:
-                seen = texts.setdefault((position.sampling, position.step), [])
-                seen += [position.text] if position.text not in seen else []
-        found: dict[int, Parts] = {}
+        for label in self._by_forward.values():
+            if label.guidance.driven:
+                seen = texts.setdefault((label.sampling, label.step), [])
+                seen += [label.text] if label.text not in seen else []
+        found: dict[int, GuidanceParts] = {}
         batched: dict[int, bool] = {}
-        for number, position in self._by_forward.items():
-            in_step = texts.get((position.sampling, position.step), [])
+        for number, label in self._by_forward.items():
+            in_step = texts.get((label.sampling, label.step), [])
             if len(in_step) == 2:
-                found[number] = ("cond",) if position.text == in_step[0] else ("uncond",)
+                found[number] = ("cond",) if label.text == in_step[0] else ("uncond",)
                 continue
-            if position.sampling not in batched:
-                batched[position.sampling] = self._batched(position)
-            order: Parts = ("cond", "uncond") if position.guidance.prompt_first else ("uncond", "cond")
-            own: Parts = order if batched[position.sampling] else ("cond",)
-            found[number] = (*own, "perturbed") if position.guidance.perturbed else own
+            if label.sampling not in batched:
+                batched[label.sampling] = self._batched(label)
+            order: GuidanceParts = ("cond", "uncond") if label.guidance.prompt_first else ("uncond", "cond")
+            own: GuidanceParts = order if batched[label.sampling] else ("cond",)
+            found[number] = (*own, "perturbed") if label.guidance.perturbed else own
         return found
 
-    def _batched(self, position: Position) -> bool:
-        """Whether guidance shares a batch: its latents are identical copies in every forward of the sampling."""
-        if position.guidance.batched is not None:
-            return position.guidance.batched
-        count = 3 if position.guidance.perturbed else 2
-        own = [p.copies.get(count) for p in self._by_forward.values() if p.sampling == position.sampling]
-        return position.guidance.driven and all(copied is not None and bool(copied) for copied in own)
+    def _batched(self, label: ForwardLabel) -> bool:
+        """Whether guidance shares a batch: its latents are identical copies in every pass of the sampling run."""
+        if label.guidance.batched is not None:
+            return label.guidance.batched
+        count = 3 if label.guidance.perturbed else 2
+        own = [p.copies.get(count) for p in self._by_forward.values() if p.sampling == label.sampling]
+        return label.guidance.driven and all(copied is not None and bool(copied) for copied in own)
 
 
 def item_labels(
@@ -174,11 +174,11 @@ def item_labels(
     """Return the part of the guidance of each item of a call, and its number among the samples of that part.
 
     Args:
-        images: items of the forward; None if unknown.
+        images: items of the forward pass; None if unknown.
         first_item: see `AttentionCall`.
         items_per_sample: see `AttentionCall`.
         batch: items of the call.
-        parts: number of parts of the guidance in the forward.
+        parts: number of parts of the guidance in the forward pass.
 
     >>> item_labels(images=4, first_item=0, items_per_sample=1, batch=4, parts=2)
     (array([0, 0, 1, 1]), array([0, 1, 0, 1]))

@@ -34,7 +34,7 @@ class Latents:
 
 
 def find_latents(denoiser: nn.Module, arguments: Mapping[str, Any]) -> Latents | None:
-    """Return the size of the latents among the arguments of a forward; None if there are none, as in language models.
+    """Return the size of the latents among the arguments of a forward pass; None if there are none.
 
     Recognised are images (batch, channels, height, width), videos with one more axis before or after the channels, and
     lists of both. Packed tokens are recognised if the arguments also have `height`, `width` and `num_frames`, or
@@ -75,7 +75,14 @@ def training_latents(denoiser: nn.Module, pipeline: Any = None) -> Latents | Non
 
 
 def configured_size(denoiser: nn.Module) -> tuple[int, int] | None:
-    """Return the training height and width of a denoiser's configuration, in latent pixels; None if it has none."""
+    """Return the training height and width of a denoiser's configuration, in latent pixels; None if it has none.
+
+    >>> from types import SimpleNamespace
+    >>> denoiser = nn.Identity()
+    >>> denoiser.config = SimpleNamespace(sample_size=64)
+    >>> configured_size(denoiser)
+    (64, 64)
+    """
     config = getattr(denoiser, "config", None)
     size = getattr(config, "sample_size", None) or (
         getattr(config, "sample_height", None),
@@ -86,7 +93,13 @@ def configured_size(denoiser: nn.Module) -> tuple[int, int] | None:
 
 
 def default_size(pipeline: Any) -> tuple[int, int] | None:
-    """Return the default height and width of a pipeline, in pixels; None if it has no default."""
+    """Return the default height and width of a pipeline, in pixels; None if it has no default.
+
+    >>> class Pipeline:
+    ...     def __call__(self, prompt, height=512, width=768): ...
+    >>> default_size(Pipeline())
+    (512, 768)
+    """
     asked = inspect.signature(type(pipeline).__call__).parameters
     sides = [
         getattr(asked.get(name), "default", None) or getattr(pipeline, f"default_{name}", None)

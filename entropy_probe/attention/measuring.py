@@ -26,7 +26,7 @@ class CallStatistics:
     """The statistics of one attention call, under one scale factor.
 
     Attributes:
-        forward: number of the denoiser's run.
+        forward: number of the forward pass.
         layer: name of the attention layer.
         kind: which tokens attend to which.
         axes: what one attention spans.
@@ -44,7 +44,7 @@ class CallStatistics:
         heads: number of heads.
         storage: one row per name in `STATISTICS`, NaN if it is not defined, and a last row that is 1 if the item has a
             query that may attend to any key, else 0. One column per item and head. It stays on the model's device
-            until the forward is over; then all calls of the forward share one storage on the host.
+            until the forward pass is over; then all calls of the pass share one storage on the host.
         start: first column of this call.
         entropy_rows: entropy of every row, nats, if rows are kept.
     """
@@ -232,5 +232,4 @@ def _together(items: list[Any]) -> Tensor:
 
 def _error(items: Sequence[RowStatistics]) -> Float[Tensor, "batch heads"]:
     """Return the standard error of the mean entropy of every item."""
-    entropy, counted = (torch.cat(rows) for rows in zip(*((one.entropy, one.counted) for one in items), strict=True))
-    return standard_error(RowStatistics(entropy, entropy, entropy, entropy, None, counted))
+    return standard_error(_together([one.entropy for one in items]), _together([one.counted for one in items]))

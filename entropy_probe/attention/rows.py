@@ -29,7 +29,7 @@ FEWEST_ROWS = 128
 """Fewer rows would not estimate their own standard error well."""
 
 TOLERANCE = 0.01
-"""Standard error, in nats, that `auto` allows in a layer's mean entropy over rows, heads and steps of a sampling."""
+"""Standard error, in nats, that `auto` allows in the mean entropy of a layer over rows, heads and steps of a run."""
 
 
 def row_count(rows: Rows, tokens: int, needed: int) -> int:

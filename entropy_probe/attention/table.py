@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from entropy_probe.attention.call import AttentionCall, Forward
-from entropy_probe.attention.labels import Branch, Guidance, Parts, Positions, item_labels
+from entropy_probe.attention.labels import Branch, ForwardLabels, Guidance, GuidanceParts, item_labels
 from entropy_probe.attention.measuring import PARTS, STATISTICS, CallStatistics
 from entropy_probe.attention.roles import VISUAL
 from entropy_probe.errors import CaptureError, InputError
@@ -38,15 +38,21 @@ _PER_CALL = (
 class Captured(Viewed):
     """The measurements of one `capture`, in the order of the model's calls; behaves like the table `frame()`.
 
+    Attributes and methods of a data frame that this class does not define are those of `frame()`.
+
     Attributes:
         unmeasured: number of calls that could not be measured, by layer and reason.
+
+    >>> captured = Captured()
+    >>> "entropy" in captured, len(captured), captured.empty
+    (True, 0, True)
     """
 
     def __init__(self) -> None:
         self.unmeasured: Counter[tuple[str, str]] = Counter()
         self._calls: list[CallStatistics] = []
         self._open: list[CallStatistics] = []
-        self._positions = Positions()
+        self._labels = ForwardLabels()
         self._table: pd.DataFrame | None = None
 
     def __repr__(self) -> str:
@@ -61,10 +67,20 @@ class Captured(Viewed):
         """Return a column, columns, or the rows of a mask, as `frame()[key]` does."""
         return self.frame()[key]
 
-    @property
-    def columns(self) -> pd.Index:
-        """Columns of the table."""
-        return self.frame().columns
+    def __contains__(self, column: object) -> bool:
+        """Return whether the table has a column."""
+        return column in COLUMNS
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the columns, as over a data frame."""
+        return iter(COLUMNS)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute or method of the table."""
+        # Private names would make copy and pickle, which look for optional methods, measure the table.
+        if name.startswith("_") or (not hasattr(pd.DataFrame, name) and name not in COLUMNS):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.frame(), name)
 
     @property
     def calls(self) -> list[CallStatistics]:
@@ -79,34 +95,34 @@ class Captured(Viewed):
 
     @property
     def untimed(self) -> bool:
-        """Whether the last forward had no timestep."""
-        return self._positions.last is not None and not self._positions.last.timed
+        """Whether the last forward pass had no timestep."""
+        return self._labels.last is not None and not self._labels.last.timed
 
     @property
     def step(self) -> int:
-        """Number of the sampling step that is running."""
-        return self._positions.last.step if self._positions.last else 0
+        """Number of the current sampling step."""
+        return self._labels.last.step if self._labels.last else 0
 
     @property
     def turn(self) -> tuple[int, int]:
-        """Number of the sampling that is running, and of the forward within its step."""
-        return (self._positions.last.sampling, self._positions.last.turn) if self._positions.last else (0, 0)
+        """Number of the current sampling run, and of the forward pass within its step."""
+        return (self._labels.last.sampling, self._labels.last.turn) if self._labels.last else (0, 0)
 
     def entered(self, forward: Forward) -> bool:
-        """Whether a forward has been entered."""
-        return forward.number in self._positions
+        """Whether a forward pass has started."""
+        return forward.number in self._labels
 
     def enter(self, forward: Forward, guidance: Guidance, schedule: object = None) -> None:
-        """Enter a forward of the denoiser, which ends the one before."""
+        """Start a forward pass and finish the previous one."""
         self.settle()
-        self._positions.add(forward, guidance, schedule)
+        self._labels.add(forward, guidance, schedule)
 
     def add(self, call: CallStatistics) -> None:
-        """Add a measured call of the running forward."""
+        """Add a measured call of the current forward pass."""
         self._open.append(call)
 
     def settle(self) -> None:
-        """Copy the statistics of the running forward to the host, in one copy per device.
+        """Copy the statistics of the current forward pass to the host, in one copy per device.
 
         Raises:
             CaptureError: if the entropy of a row that counts is NaN.
@@ -143,7 +159,7 @@ class Captured(Viewed):
         """Return the table: one row per call, batch item and head; entropies in nats, distances in image diagonals.
 
         Columns:
-            sampling: number of the run of the pipeline.
+            sampling: number of the sampling run.
             sample: number of the image or video in the batch. If the frames or positions of a video attend
                 separately, they have the same number.
             branch: `cond` for the prompt, `uncond` for the empty or negative prompt, `perturbed` for the part that
@@ -159,14 +175,14 @@ class Captured(Viewed):
         return self._table.copy()
 
     def _tabulate(self, calls: Sequence[CallStatistics]) -> pd.DataFrame:
-        parts = self._positions.parts()
-        positions = [self._positions[call.forward] for call in calls]
+        parts = self._labels.parts()
+        labels = [self._labels[call.forward] for call in calls]
         cells = [call.batch * call.heads for call in calls]
         sample, branch = [], []
-        for call, position in zip(calls, positions, strict=True):
-            own: Parts = parts[call.forward]
+        for call, label in zip(calls, labels, strict=True):
+            own: GuidanceParts = parts[call.forward]
             part, sample_of_item = item_labels(
-                position.batch, call.first_item, call.items_per_sample, call.batch, len(own)
+                label.batch, call.first_item, call.items_per_sample, call.batch, len(own)
             )
             sample.append(np.repeat(sample_of_item, call.heads))
             branch.append(np.repeat(np.array(own)[part], call.heads))
@@ -176,10 +192,10 @@ class Captured(Viewed):
 
         values = torch.cat(list({id(call.storage): call.storage for call in calls}.values()), dim=1).numpy()
         columns = {
-            "sampling": each([position.sampling for position in positions]),
+            "sampling": each([label.sampling for label in labels]),
             "sample": np.concatenate(sample),
-            "step": each([position.step for position in positions]),
-            "timestep": each([position.timestep for position in positions]),
+            "step": each([label.step for label in labels]),
+            "timestep": each([label.timestep for label in labels]),
             "branch": np.concatenate(branch),
             "head": np.concatenate([np.tile(np.arange(call.heads), call.batch) for call in calls]),
             "training_tokens": each(
@@ -206,8 +222,8 @@ class Captured(Viewed):
         """Return the batch items of a call that belong to a branch of the guidance; empty if there are none."""
         forward = call.forward if isinstance(call, CallStatistics) else call.forward.number
         batch = call.batch if isinstance(call, CallStatistics) else len(call.query)
-        parts = self._positions.parts()[forward]
-        part, _ = item_labels(self._positions[forward].batch, call.first_item, call.items_per_sample, batch, len(parts))
+        parts = self._labels.parts()[forward]
+        part, _ = item_labels(self._labels[forward].batch, call.first_item, call.items_per_sample, batch, len(parts))
         own = [item for item in range(batch) if parts[part[item]] == branch]
         return slice(own[0], own[-1] + 1) if own else slice(batch, batch)
 
@@ -219,17 +235,19 @@ class Captured(Viewed):
         Args:
             layer: name of the layer.
             step: number of the sampling step.
-            sampling: number of the run of the pipeline.
-            branch: part of the guidance; by default the whole batch of the step's first forward.
+            sampling: number of the sampling run.
+            branch: part of the guidance; by default the whole batch of the first forward pass of the step.
 
         Raises:
             InputError: if the rows of that layer and step were not kept (`capture(keep=..., keep_steps=...)`).
         """
         calls = [call for call in self._settled() if call.layer == layer and call.scale_factor == 1.0]
         for forward, group in itertools.groupby(calls, key=lambda call: call.forward):
-            position = self._positions[forward]
-            maps: dict[int, Tensor] = {}  # the first call for every item: a layer may attend for a few at a time
-            for call in group if (position.step, position.sampling) == (step, sampling) else ():
+            label = self._labels[forward]
+            maps: dict[
+                int, Tensor
+            ] = {}  # the first call for every item: a layer may split its batch over several calls
+            for call in group if (label.step, label.sampling) == (step, sampling) else ():
                 if call.entropy_rows is not None and call.grid is not None:
                     rows = call.entropy_rows
                     own = rows if branch is None else rows[self.branch_items(call, branch)]
@@ -246,7 +264,7 @@ class Captured(Viewed):
                 f"capture with keep=[{layer!r}]. Only self-attention over an image has a map, and joint attention "
                 "whose image tokens can be located"
             )
-        kept = sorted({self._positions[call.forward].step for call in calls if call.entropy_rows is not None})
+        kept = sorted({self._labels[call.forward].step for call in calls if call.entropy_rows is not None})
         return f"kept steps are {', '.join(map(str, kept))}" if kept else "the layer was not measured"
 
 
@@ -257,5 +275,9 @@ def on_host(calls: Sequence[CallStatistics]) -> Float[Tensor, "statistics cells"
 
 
 def visual(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of a table whose number of tokens grows with the image."""
+    """Return the rows of a table whose number of tokens grows with the image.
+
+    >>> visual(pd.DataFrame({"kind": ["self", "cross"], "axes": "spatial"}))["kind"].tolist()
+    ['self']
+    """
     return frame[frame["kind"].isin(VISUAL) & (frame["axes"] != "temporal")]

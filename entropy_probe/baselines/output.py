@@ -14,7 +14,14 @@ MAX_ROWS = 20
 
 
 def text(comparison: ProfileComparison) -> str:
-    """Return a summary and a plain table of the heads that moved, largest |z| first."""
+    """Return a summary and a plain table of the heads that moved, largest |z| first.
+
+    >>> import entropy_probe as ep
+    >>> from entropy_probe.baselines import compare, profile
+    >>> before = profile(ep.reference.load(), prompts=["noto dog"], sizes=[(32, 32)], seeds=range(8), steps=1)
+    >>> print(text(compare(before, before)))
+    0 of 104 mean entropies moved (same 8 images). False-alarm rate: at most 1 %.
+    """
     if comparison.moved.empty:
         return "\n".join(_summary(comparison))
     table = _table(comparison.moved.head(MAX_ROWS)).to_string(index=False)
@@ -22,7 +29,14 @@ def text(comparison: ProfileComparison) -> str:
 
 
 def markdown(comparison: ProfileComparison) -> str:
-    """Return a Markdown section for the summary of a CI run or a pull request."""
+    """Return a Markdown section for the summary of a CI run or a pull request.
+
+    >>> import entropy_probe as ep
+    >>> from entropy_probe.baselines import compare, profile
+    >>> before = profile(ep.reference.load(), prompts=["noto dog"], sizes=[(32, 32)], seeds=range(8), steps=1)
+    >>> print(markdown(compare(before, before)).splitlines()[0])
+    ## Entropy of .../reference: no change detected
+    """
     verdict = "no change detected" if comparison.same else "changed"
     lines = [f"## Entropy of {comparison.now.model}: {verdict}", "", *(f"- {s}" for s in _summary(comparison))]
     if not comparison.moved.empty:
@@ -33,7 +47,14 @@ def markdown(comparison: ProfileComparison) -> str:
 
 
 def junit(comparison: ProfileComparison) -> str:
-    """Return JUnit XML: one test case per layer and size, and one for added and removed heads."""
+    """Return JUnit XML: one test case per layer and size, and one for added and removed heads.
+
+    >>> import entropy_probe as ep
+    >>> from entropy_probe.baselines import compare, profile
+    >>> before = profile(ep.reference.load(), prompts=["noto dog"], sizes=[(32, 32)], seeds=range(8), steps=1)
+    >>> ElementTree.fromstring(junit(compare(before, before))).attrib["failures"]
+    '0'
+    """
     suite = ElementTree.Element("testsuite", name=f"entropy of {comparison.now.model}")
     _add_case(suite, "attention heads", _head_changes(comparison), "the attention heads differ from the baseline")
     for (layer, kind, height, width), heads in comparison.heads.groupby(["layer", "kind", "height", "width"]):

@@ -9,17 +9,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from entropy_probe.errors import InputError
 from entropy_probe.laws import Original
-from entropy_probe.models import Size, sampling_defaults, training_size
+from entropy_probe.models import Size, sampling_settings, training_size
 from entropy_probe.reference import prompts as bundled_prompts
 from entropy_probe.runs import Grid, Sweep, as_sizes, as_texts, sweep, write_atomically
-from entropy_probe.strict_json import to_strict_json
+from entropy_probe.strict_json import from_strict_json, read_bounded, to_strict_json
 
 FORMAT = 1
 """Version of the file format of a baseline."""
@@ -76,6 +76,32 @@ class Settings:
                 f"prompts x seeds must be at least {MIN_IMAGES} images per size to detect a change, got {images}: "
                 "add prompts or seeds"
             )
+
+
+@dataclass(frozen=True)
+class _HeadEntropy:
+    """The row of a baseline file for one head at one size."""
+
+    layer: str
+    kind: str
+    head: int
+    size: Size
+    images: list[Annotated[float, Field(allow_inf_nan=False)]]
+
+
+@dataclass(frozen=True)
+class _ProfileFile:
+    """The fields of a baseline file; see `Profile`."""
+
+    format: Literal[1]
+    model: str
+    fingerprint: str
+    pipeline: str
+    dtype: str
+    hardware: str
+    versions: dict[str, str]
+    settings: Settings
+    entropy: list[_HeadEntropy]
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,22 +177,11 @@ class Profile:
             InputError: if the text is not a profile, is incomplete, or has another format version.
         """
         try:
-            fields = json.loads(text)
-            if missing := [name for name in ("format", "settings", "entropy", *_MODEL_FIELDS) if name not in fields]:
-                raise InputError(f"not a baseline file of entropy-probe: {missing[0]!r} is missing")
-            version = fields.pop("format")
-            if version != FORMAT:
-                raise InputError(f"format must be {FORMAT} for this version of entropy-probe, got {version!r}")
-            settings = _read_settings(**fields.pop("settings"))
-            entropy = _read_entropy(fields.pop("entropy"), settings)
-            return cls(**fields, settings=settings, entropy=entropy)
-        except InputError:
-            raise
-        except json.JSONDecodeError as error:
-            reason = f"invalid JSON in line {error.lineno}: {error.msg}"
-            raise InputError(f"not a baseline file of entropy-probe: {reason}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"not a baseline file of entropy-probe: {error!r}") from error
+            file = from_strict_json(_ProfileFile, text)
+            entropy = _entropy_table(file.entropy, file.settings)
+        except InputError as error:
+            raise InputError(f"not a baseline file of entropy-probe: {error}") from error
+        return cls(**{name: getattr(file, name) for name in _MODEL_FIELDS}, settings=file.settings, entropy=entropy)
 
     def save(self, path: str | Path) -> Path:
         """Write the profile as JSON. Missing folders are created.
@@ -183,13 +198,13 @@ class Profile:
         Raises:
             InputError: with the name of the file, if it cannot be read or is not a profile.
         """
+        file, named = Path(path), f"cannot read the baseline {str(path)!r}"
+        if not file.exists():
+            raise InputError(f"{named}: No such file or directory; create one with entropy-probe baseline save")
         try:
-            return cls.from_json(Path(path).read_text())
-        except OSError as error:
-            fix = "; create one with entropy-probe baseline save" if isinstance(error, FileNotFoundError) else ""
-            raise InputError(f"cannot read the baseline {str(path)!r}: {error.strerror or error}{fix}") from error
-        except ValueError as error:
-            raise InputError(f"cannot read the baseline {str(path)!r}: {error}") from error
+            return cls.from_json(read_bounded(file))
+        except InputError as error:
+            raise InputError(f"{named}: {error}") from error
 
 
 def profile(
@@ -218,17 +233,22 @@ def profile(
     Raises:
         InputError: if the pipeline cannot sample these settings.
         CaptureError: if the attention cannot be measured, for example because half precision overflows.
+
+    >>> import entropy_probe as ep
+    >>> measured = profile(ep.reference.load(), prompts=["noto dog"], sizes=[(32, 32)], seeds=range(8), steps=1)
+    >>> measured.table()["n"].unique().tolist()  # images per size
+    [8]
     """
     if sizes is None:
         height, width = training_size(pipeline)
         sizes = [(height // 16 * 8, width // 16 * 8), (height, width)]
-    defaults = sampling_defaults(pipeline)
+    sampling = sampling_settings(pipeline, steps, guidance_scale)
     settings = Settings(
         as_texts(bundled_prompts()[:PROMPTS] if prompts is None else prompts),
         as_sizes(sizes),
         tuple(seeds),
-        defaults.steps if steps is None else steps,
-        float(defaults.guidance_scale if guidance_scale is None else guidance_scale),
+        sampling.steps,
+        sampling.guidance_scale,
     )
     return Profile.of(sweep(pipeline, **asdict(settings), model=model, scale_factors=(), progress=progress))
 
@@ -238,6 +258,11 @@ def write_text(path: Path, text: str) -> Path:
 
     Raises:
         InputError: if the file cannot be written.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     write_text(Path(folder) / "new" / "notes.txt", "no change").read_text()
+    'no change'
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -252,25 +277,17 @@ def _image_columns(settings: Settings) -> pd.MultiIndex:
     return pd.MultiIndex.from_product([settings.prompts, settings.seeds], names=["prompt", "seed"])
 
 
-def _read_settings(
-    prompts: list[str], sizes: list[list[int]], seeds: list[int], steps: int, guidance_scale: float
-) -> Settings:
-    size_pairs = tuple((int(height), int(width)) for height, width in sizes)
-    return Settings(tuple(prompts), size_pairs, tuple(map(int, seeds)), int(steps), float(guidance_scale))
-
-
-def _read_entropy(rows: list[dict[str, Any]], settings: Settings) -> pd.DataFrame:
-    """Return the rows of a file as a table.
+def _entropy_table(heads: list[_HeadEntropy], settings: Settings) -> pd.DataFrame:
+    """Return the heads of a file as a table.
 
     Raises:
-        InputError: if a head is repeated, a row does not have one finite number per image, or a size is not in the
-            settings.
+        InputError: if a head is repeated, a row does not have one number per image, or a size is not in the settings.
     """
     images = _image_columns(settings)
-    heads = [(str(r["layer"]), str(r["kind"]), int(r["head"]), int(r["size"][0]), int(r["size"][1])) for r in rows]
-    if not heads or len(set(heads)) < len(heads) or any((h, w) not in settings.sizes for *_, h, w in heads):
+    keys = [(head.layer, head.kind, head.head, *head.size) for head in heads]
+    if not keys or len(set(keys)) < len(keys) or any(head.size not in settings.sizes for head in heads):
         raise InputError("the file must have exactly one row for every head and size")
-    values = [row["images"] for row in rows]
-    if any(len(value) != len(images) for value in values) or not np.isfinite(np.array(values, dtype=float)).all():
-        raise InputError(f"each row must have {len(images)} finite entropies, one for every prompt and seed")
-    return pd.DataFrame(values, index=pd.MultiIndex.from_tuples(heads, names=HEAD), columns=images, dtype=float)
+    if any(len(head.images) != len(images) for head in heads):
+        raise InputError(f"each row must have {len(images)} entropies, one for every prompt and seed")
+    index = pd.MultiIndex.from_tuples(keys, names=HEAD)
+    return pd.DataFrame([head.images for head in heads], index=index, columns=images, dtype=float)

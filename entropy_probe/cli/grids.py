@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -68,7 +68,7 @@ def prepare_grid(
     Raises:
         InputError: if an option is invalid for this pipeline, or there are too few sizes.
     """
-    from entropy_probe.models import check_guidance, check_size, check_steps, sampling_defaults, training_size
+    from entropy_probe.models import check_guidance, check_size, sampling_settings, training_size
 
     prompts = parse_prompts(options.prompts, options.plan.prompts)
     seeds = options.plan.seeds if options.seeds is None else parse_seeds(options.seeds)
@@ -79,10 +79,7 @@ def prepare_grid(
         check_guidance(options.guidance_scale)
     rows = parse_rows(options.rows)
     pipeline = load_pipeline(options.model, engine.device, engine.dtype)
-    defaults = sampling_defaults(pipeline)
-    steps = defaults.steps if options.steps is None else options.steps
-    guidance_scale = defaults.guidance_scale if options.guidance_scale is None else options.guidance_scale
-    check_steps(pipeline, steps)
+    sampling = sampling_settings(pipeline, options.steps, options.guidance_scale)
     for size in sizes or []:
         check_size(pipeline, size)
     trained = training_size(pipeline)
@@ -100,8 +97,7 @@ def prepare_grid(
         "prompts": prompts,
         "sizes": sizes,
         "seeds": seeds,
-        "steps": steps,
-        "guidance_scale": guidance_scale,
+        **asdict(sampling),
         "rows": rows,
     }
 

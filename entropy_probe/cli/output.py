@@ -17,7 +17,7 @@ from entropy_probe.escape import for_terminal
 if TYPE_CHECKING:
     import pandas as pd
 
-    from entropy_probe.estimation import Derivation
+    from entropy_probe.estimation import Calibration, Derivation
     from entropy_probe.reports import Report
 
 
@@ -41,14 +41,19 @@ class Messages:
 
 
 def make_table(rows: list[dict[str, Any]]) -> Table:
-    """Return rows as a table for the terminal. The keys of the first row are the headings."""
+    """Return rows as a table for the terminal. The keys of the first row are the headings; None is an empty cell."""
     table = Table()
-    for number, name in enumerate(rows[0]):
+    for number, name in enumerate(rows[0] if rows else ()):
         table.add_column(name, no_wrap=number == 0)
     for row in rows:
-        cells = (f"{value:.3f}" if isinstance(value, float) else str(value or "") for value in row.values())
-        table.add_row(*(Text(for_terminal(cell)) for cell in cells))
+        table.add_row(*(Text(for_terminal(_cell(value))) for value in row.values()))
     return table
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def layer_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -66,9 +71,14 @@ def factor_rows(derivation: Derivation) -> list[dict[str, Any]]:
     measured = derivation.entropies
     wanted = sorted(set(measured["tokens"] / measured["training_tokens"]))
     rows: dict[str, dict[str, Any]] = {}
-    for layer, ratio, factor in factors(derivation.law, wanted).itertuples(index=False):
+    for layer, ratio, factor in factors(derivation, wanted).itertuples(index=False):
         rows.setdefault(layer, {"layer": short_name(layer)})[f"g at N/T = {ratio:.3g}"] = factor
     return list(rows.values())
+
+
+def loss_change_rows(calibration: Calibration) -> list[dict[str, Any]]:
+    """Return the change of the denoising loss at each size, with the change as a percentage."""
+    return [{**row, "change": f"{row['change']:+.2%}"} for row in calibration.table().to_dict("records")]
 
 
 def print_json(value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,7 +42,7 @@ from entropy_probe.cli.options import (
 from entropy_probe.cli.output import Messages, command_line, print_json, print_report
 from entropy_probe.cli.parsing import check_laws, parse_names, parse_seeds, parse_shard, parse_sizes
 from entropy_probe.cli.settings import save_config
-from entropy_probe.cli.stages import derive_measured_and_save, fit_and_save, validate_and_save
+from entropy_probe.cli.stages import derive_and_save, fit_and_save, validate_and_save
 from entropy_probe.errors import InputError
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def _analyse(
     messages.print(str(fitted))
     derivation = None
     if "measured" in parse_names(laws):
-        derivation, _ = derive_measured_and_save(sampled, max_rounds, messages)
+        derivation, _ = derive_and_save(sampled, "measured", max_rounds, None, messages)
     outcome, _ = validate_and_save(sampled, laws, scorer, messages)
     law = derivation.law if derivation else None
     maps = entropy_maps(sampled, law)
@@ -215,7 +216,7 @@ def sample(
 ) -> None:
     """Sample images under a scaling law."""
     from entropy_probe.laws import resolve
-    from entropy_probe.models import check_guidance, check_size, check_steps, sampling_defaults, training_size
+    from entropy_probe.models import check_guidance, check_size, sampling_settings, training_size
 
     if not prompt:
         raise InputError('no prompt: name at least one, such as entropy-probe sample "noto red apple" --sizes 32,64')
@@ -227,10 +228,7 @@ def sample(
     size_list = parse_sizes(sizes) or [training_size(pipeline)]
     for size in size_list:
         check_size(pipeline, size)
-    defaults = sampling_defaults(pipeline)
-    steps = defaults.steps if steps is None else steps
-    check_steps(pipeline, steps)
-    settings = {"steps": steps, "guidance_scale": defaults.guidance_scale if guidance_scale is None else guidance_scale}
+    settings = asdict(sampling_settings(pipeline, steps, guidance_scale))
     messages = Messages(quiet or as_json)
     saved = _sample_and_save(pipeline, scaling_law, prompt, size_list, seed_list, settings, out, messages)
     if as_json:

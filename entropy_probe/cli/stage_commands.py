@@ -28,10 +28,17 @@ from entropy_probe.cli.options import (
     RoundsOption,
     StageModelOption,
 )
-from entropy_probe.cli.output import Messages, command_line, layer_rows, make_table, print_report
+from entropy_probe.cli.output import (
+    Messages,
+    command_line,
+    factor_rows,
+    layer_rows,
+    loss_change_rows,
+    make_table,
+    print_report,
+)
 from entropy_probe.cli.parsing import check_laws, check_positive, parse_scale_factors
 from entropy_probe.cli.settings import save_config
-from entropy_probe.errors import InputError
 
 PANEL = "Analyse a run"
 
@@ -82,22 +89,23 @@ def derive(
     config: ConfigOption = None,
 ) -> None:
     """Derive a scaling law from a sweep, and save it in the run directory."""
-    from entropy_probe.laws import DERIVED
+    from entropy_probe.estimation import check_method
     from entropy_probe.runs import Sweep
 
-    if method not in DERIVED:
-        raise InputError(f"method must be {', '.join(DERIVED[:-1])} or {DERIVED[-1]}, got {method!r}")
+    check_method(method)
     messages = Messages(quiet or as_json)
-    if method == "gaussian":
-        stages.derive_gaussian(Sweep.open(out), as_json, messages)
-        return
-    sampled = open_run(out, model, device)
-    if method == "calibrated":
-        stages.derive_calibrated(sampled, images, as_json, messages)
-        return
+    sampled = Sweep.open(out) if method == "gaussian" else open_run(out, model, device)
+    real_images = load_images(sampled, images) if method == "calibrated" else None
     max_rounds = FULL.rounds if rounds is None else rounds
-    stages.derive_measured(sampled, max_rounds, as_json, messages)
-    save_config(context, sampled, device, rounds=max_rounds)
+    derivation, path = stages.derive_and_save(sampled, method, max_rounds, real_images, messages)
+    if method == "measured":
+        save_config(context, sampled, device, rounds=max_rounds)
+    if as_json:
+        sys.stdout.write(path.read_text())
+    messages.print(make_table(factor_rows(derivation)))
+    if derivation.calibration:
+        messages.print(make_table(loss_change_rows(derivation.calibration)))
+    messages.print(f"law: {path}")
 
 
 @app.command(

@@ -2,7 +2,7 @@
 
 from entropy_probe.deprecation import renamed_names
 from entropy_probe.estimation.calibration import Calibration, LossChange, calibrate
-from entropy_probe.estimation.derivation import Derivation, derive, derive_gaussian, derive_measured
+from entropy_probe.estimation.derivation import Derivation, check_method, derive, derive_gaussian, derive_measured
 from entropy_probe.estimation.refinement import Round
 from entropy_probe.estimation.regression import POOLED, Fit, LogLaw, fit, layer_means
 
@@ -17,6 +17,7 @@ __all__ = [
     "LossChange",
     "Round",
     "calibrate",
+    "check_method",
     "derive",
     "derive_gaussian",
     "derive_measured",

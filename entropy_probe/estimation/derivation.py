@@ -34,7 +34,7 @@ def _empty(columns: list[str]) -> Callable[[], pd.DataFrame]:
 class Derivation(Viewed):
     """A derived scaling law, and how it was derived.
 
-    `apply`, `scaled`, `sweep(laws=[...])` and `validate` accept a derivation and use its `law`.
+    `apply`, `scaled`, `laws.factors`, `sweep(laws=[...])` and `validate` accept a derivation and use its `law`.
 
     Attributes:
         law: the law to apply.
@@ -150,9 +150,7 @@ def derive(
             ...
         entropy_probe.errors.InputError: method must be 'measured', 'gaussian' or 'calibrated', got 'gausian'
     """
-    if method not in DERIVED:
-        known = ", ".join(map(repr, DERIVED[:-1]))
-        raise InputError(f"method must be {known} or {DERIVED[-1]!r}, got {method!r}")
+    check_method(method)
     if rounds < 0:
         raise InputError(f"rounds must be 0 or a positive integer, got {rounds}")
     sizes = _other_sizes(sweep)
@@ -162,6 +160,16 @@ def derive(
     if method == "gaussian":
         return _derive_gaussian(means)
     return _derive_calibrated(sweep, means, images, progress)
+
+
+def check_method(method: str) -> None:
+    """Raise InputError for an unknown method of `derive`.
+
+    >>> check_method("gaussian")
+    """
+    if method not in DERIVED:
+        known = ", ".join(map(repr, DERIVED[:-1]))
+        raise InputError(f"method must be {known} or {DERIVED[-1]!r}, got {method!r}")
 
 
 def _derive_measured(

@@ -4,9 +4,9 @@ Every sweep also measures the curve H(g) of each layer: its entropy when the log
 queries and keys the curve falls, because dH/d ln g = -Var_A(logits). So H(g) = H(T) has a single root. The roots of
 the curves of the original model are the first estimate.
 
-A layer that attends differently changes the queries of the layers behind it. So the model is sampled again under the
-estimated law, and each g is multiplied by the root of its new curve. Refinement stops when the remaining drift is
-within its standard error.
+Scaling one layer changes the queries of all later layers. So the model is sampled again under the estimated law, and
+each g is multiplied by the root of its new curve. Refinement stops when the remaining drift is within its standard
+error.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class FactorEstimate:
     """Scale factors, and the entropy curves that were measured under them.
 
     Attributes:
@@ -138,8 +138,8 @@ class Refined:
         rounds: the drift after each round; round 0 is the original model.
     """
 
-    best: Estimate
-    original: Estimate
+    best: FactorEstimate
+    original: FactorEstimate
     rounds: tuple[Round, ...]
 
     def entropies(self) -> pd.DataFrame:
@@ -178,20 +178,20 @@ def refine(
     target = curves[trained].xs(1.0, level="scale_factor").droplevel(["tokens", "training_tokens"])
     g = pd.Series(1.0, index=curves[~trained].xs(1.0, level="scale_factor").index)
 
-    estimates = [Estimate(g, curves[~trained], target)]
+    estimates = [FactorEstimate(g, curves[~trained], target)]
     history = [estimates[0].remaining_drift(0)]
     while len(history) <= rounds and not _converged(history):
         g = estimates[-1].next_factors()
         law = Measured(knots(g))
         sampled = extend(sweep, laws=[law], sizes=sizes, seeds=seeds, progress=progress)
-        estimates.append(Estimate(g, _curves(sampled, law.name, sizes, seeds), target))
+        estimates.append(FactorEstimate(g, _curves(sampled, law.name, sizes, seeds), target))
         history.append(estimates[-1].remaining_drift(len(history)))
         if on_round:
             on_round(history[-1])
     if rounds:
         best = estimates[int(np.argmin([r.drift for r in history[1:]])) + 1]
     else:
-        best = Estimate(estimates[0].next_factors(), estimates[0].curves, target)
+        best = FactorEstimate(estimates[0].next_factors(), estimates[0].curves, target)
     return Refined(best, estimates[0], tuple(history))
 
 

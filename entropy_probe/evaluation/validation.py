@@ -192,6 +192,14 @@ def outcome_of(sampled: Sweep, scorer: Scorer | None = None, *, progress: bool =
 
     Raises:
         InputError: if the original model was not sampled at the training size.
+
+    >>> import entropy_probe as ep
+    >>> swept = ep.sweep(
+    ...     ep.reference.load(), prompts=["noto dog"], sizes=[(32, 32), (64, 64)], laws=["original", "paper"],
+    ...     steps=1, progress=False,
+    ... )
+    >>> outcome_of(swept).table()[["law", "size"]].to_numpy().tolist()
+    [['original', '32'], ['paper', '32']]
     """
     frame = sampled.frame()
     size = sampled.manifest.training_size

@@ -250,7 +250,7 @@ def factors(
     """Return the factors of a law as a table with the columns `layer`, `ratio` (N/T) and `scale_factor` (g).
 
     Args:
-        law: a scaling law. If it treats all layers alike, the table has one layer, `*`.
+        law: a scaling law or a derivation. If it treats all layers alike, the table has one layer, `*`.
         ratios: values of N/T.
         training_tokens: T. The factors of `paper` and `log` depend on it.
 
@@ -259,6 +259,7 @@ def factors(
     0     *    1.0        1.0000
     1     *    4.0        1.3012
     """
+    law = own_law(law)
     numbers = [value for value in vars(law).values() if isinstance(value, dict) and value]
     names: Iterable[str] = law.layers if isinstance(law, Constant) else numbers[0] if numbers else ("*",)
     return pd.DataFrame(
@@ -269,6 +270,12 @@ def factors(
         ],
         columns=["layer", "ratio", "scale_factor"],
     )
+
+
+def own_law(law: ScalingLaw) -> ScalingLaw:
+    """Return the law of a derivation, or the law itself."""
+    inner = getattr(law, "law", None)
+    return inner if isinstance(inner, ScalingLaw) else law
 
 
 def _from_kappa(kappa: float, tokens: int, training_tokens: int, floor: float) -> float:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from entropy_probe.errors import InputError
-from entropy_probe.laws.formulas import LAWS, ScalingLaw
+from entropy_probe.laws.formulas import LAWS, ScalingLaw, own_law
 from entropy_probe.strict_json import from_strict_json, read_bounded, to_strict_json
 
 
@@ -107,15 +107,16 @@ def load_law(path: str | Path) -> ScalingLaw:
 
     Raises:
         InputError: if the file cannot be read or does not contain a law.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "law.json"
+    ...     _ = path.write_text('{"law": "paper"}')
+    ...     load_law(path)
+    Paper()
     """
     text = read_bounded(Path(path))
     try:
         return from_json(text)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-
-
-def own_law(law: ScalingLaw) -> ScalingLaw:
-    """Return the law of a derivation, or the law itself."""
-    inner = getattr(law, "law", None)
-    return inner if isinstance(inner, ScalingLaw) else law

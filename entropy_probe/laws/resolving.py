@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from entropy_probe.errors import InputError
-from entropy_probe.laws.formulas import DERIVED, LAWS, NEEDS_NOTHING, ScalingLaw
-from entropy_probe.laws.json_format import load_law, own_law
+from entropy_probe.laws.formulas import DERIVED, LAWS, NEEDS_NOTHING, ScalingLaw, own_law
+from entropy_probe.laws.json_format import load_law
 
 
 class _RenamedMethod:

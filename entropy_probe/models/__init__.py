@@ -1,6 +1,6 @@
 """Load a diffusers pipeline, list its sizes and token grids, sample it, and compute its denoising loss."""
 
-from entropy_probe.models.defaults import SamplingDefaults, sampling_defaults
+from entropy_probe.models.defaults import SamplingSettings, sampling_defaults, sampling_settings
 from entropy_probe.models.denoising_loss import Objective, encode, encode_with, objective
 from entropy_probe.models.images import CaptionedImages, ImageFolder, to_tensor
 from entropy_probe.models.loading import REFERENCE, REFERENCES, fingerprint, load, quiet_libraries
@@ -28,7 +28,7 @@ __all__ = [
     "ImageFolder",
     "Layer",
     "Objective",
-    "SamplingDefaults",
+    "SamplingSettings",
     "Size",
     "check_guidance",
     "check_safetensors_only",
@@ -46,6 +46,7 @@ __all__ = [
     "quiet_libraries",
     "sample_images",
     "sampling_defaults",
+    "sampling_settings",
     "short_name",
     "to_tensor",
     "training_size",

@@ -1,4 +1,4 @@
-"""Default number of sampling steps and default guidance scale of a pipeline."""
+"""Number of sampling steps and guidance scale: the choice of the user, or the default of the pipeline."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from entropy_probe.errors import InputError
+from entropy_probe.models.sizes import check_guidance, check_steps
 from entropy_probe.strict_json import from_strict_json, read_bounded
 
 SAMPLING_FILE = "sampling.json"
@@ -17,8 +18,8 @@ SAMPLING_FILE = "sampling.json"
 
 
 @dataclass(frozen=True)
-class SamplingDefaults:
-    """Sampling settings for a model when the user sets none.
+class SamplingSettings:
+    """Settings of a sampling run.
 
     Attributes:
         steps: number of inference steps.
@@ -29,11 +30,30 @@ class SamplingDefaults:
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-FALLBACK = SamplingDefaults(steps=8, guidance_scale=4.0)
+FALLBACK = SamplingSettings(steps=8, guidance_scale=4.0)
 """Used for each setting that neither the model's folder nor its class defines."""
 
 
-def sampling_defaults(pipeline: Any) -> SamplingDefaults:
+def sampling_settings(pipeline: Any, steps: int | None = None, guidance_scale: float | None = None) -> SamplingSettings:
+    """Return the settings to sample with: the given values, and `sampling_defaults` for each that is None.
+
+    Raises:
+        InputError: if the pipeline cannot sample with them.
+
+    >>> class Pipeline:
+    ...     def __call__(self, prompt, num_inference_steps=28, guidance_scale=3.5): ...
+    >>> sampling_settings(Pipeline(), steps=4)
+    SamplingSettings(steps=4, guidance_scale=3.5)
+    """
+    defaults = sampling_defaults(pipeline)
+    steps = defaults.steps if steps is None else steps
+    guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+    check_steps(pipeline, steps)
+    check_guidance(guidance_scale)
+    return SamplingSettings(steps, float(guidance_scale))
+
+
+def sampling_defaults(pipeline: Any) -> SamplingSettings:
     """Return the default steps and guidance scale of a pipeline. Needs no network.
 
     The first of these that defines a setting is used:
@@ -48,12 +68,12 @@ def sampling_defaults(pipeline: Any) -> SamplingDefaults:
     >>> class Pipeline:
     ...     def __call__(self, prompt, num_inference_steps=28, guidance_scale=3.5): ...
     >>> sampling_defaults(Pipeline())
-    SamplingDefaults(steps=28, guidance_scale=3.5)
+    SamplingSettings(steps=28, guidance_scale=3.5)
     """
     folder = getattr(pipeline, "name_or_path", None)
     if folder and (path := Path(folder) / SAMPLING_FILE).is_file():
         try:
-            return from_strict_json(SamplingDefaults, read_bounded(path))
+            return from_strict_json(SamplingSettings, read_bounded(path))
         except InputError as error:
             raise InputError(
                 f"cannot read the sampling defaults in {path}: {error}. "
@@ -65,7 +85,7 @@ def sampling_defaults(pipeline: Any) -> SamplingDefaults:
         value = getattr(parameters.get(name), "default", None)
         return value if isinstance(value, int | float) and not isinstance(value, bool) else fallback
 
-    return SamplingDefaults(
+    return SamplingSettings(
         steps=int(default("num_inference_steps", FALLBACK.steps)),
         guidance_scale=float(default("guidance_scale", FALLBACK.guidance_scale)),
     )

@@ -118,7 +118,12 @@ def objective(pipeline: Any, images: UInt8[Tensor, "count 3 height width"], capt
 
 @torch.no_grad()
 def encode(pipeline: Any, images: UInt8[Tensor, "count 3 height width"]) -> Float[Tensor, "count channels h w"]:
-    """Return the latents that the denoiser takes. Without an autoencoder, these are the images in [-1, 1]."""
+    """Return the latents that the denoiser takes. Without an autoencoder, these are the images in [-1, 1].
+
+    >>> import entropy_probe as ep
+    >>> encode(ep.reference.load(), torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape
+    torch.Size([1, 4, 16, 16])
+    """
     denoiser: Any = find_denoiser(pipeline)
     autoencoder = getattr(pipeline, "vae", None)
     unit = images.float() / 127.5 - 1
@@ -129,7 +134,12 @@ def encode(pipeline: Any, images: UInt8[Tensor, "count 3 height width"]) -> Floa
 
 
 def encode_with(autoencoder: Any, images: Float[Tensor, "count 3 height width"]) -> Float[Tensor, "count c h w"]:
-    """Return the latents of images in [-1, 1], scaled and shifted by the configuration of the autoencoder."""
+    """Return the latents of images in [-1, 1], scaled and shifted by the configuration of the autoencoder.
+
+    >>> import entropy_probe as ep
+    >>> encode_with(ep.reference.load().vae, torch.zeros(1, 3, 64, 64)).shape
+    torch.Size([1, 4, 16, 16])
+    """
     encoded = autoencoder.encode(images.to(autoencoder.device, autoencoder.dtype))
     latents: Tensor = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
     config = autoencoder.config

@@ -47,6 +47,10 @@ def load(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> Dif
     Raises:
         InputError: if the model is unknown, a folder is not a pipeline, weights are pickled, or the device or dtype
             is not available.
+
+    >>> pipeline = load("reference", device="cpu")
+    >>> type(pipeline).__name__, pipeline.device.type
+    ('StableDiffusionPipeline', 'cpu')
     """
     device_name = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, device_name)
@@ -133,6 +137,13 @@ def fingerprint(pipeline: Any) -> str:
 
     Raises:
         InputError: if weights are offloaded to a place where they cannot be read.
+
+    >>> pipeline = load("reference", device="cpu")
+    >>> before = fingerprint(pipeline)
+    >>> with torch.no_grad():
+    ...     _ = pipeline.unet.conv_in.bias.add_(1)
+    >>> fingerprint(pipeline) == before
+    False
     """
     digest = hashlib.blake2b(digest_size=8)
     components = getattr(pipeline, "components", None) or {"denoiser": find_denoiser(pipeline)}
@@ -189,7 +200,13 @@ def _quiet() -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """Hide progress bars and notices of diffusers, transformers and the hub. The command line calls it."""
+    """Hide progress bars and notices of diffusers, transformers and the hub. The command line calls it.
+
+    >>> quiet_libraries()
+    >>> from diffusers.utils import logging
+    >>> logging.get_verbosity() == logging.ERROR
+    True
+    """
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

@@ -31,6 +31,11 @@ def sample_images(
         seeds: one seed per prompt.
         steps: number of sampling steps.
         guidance_scale: scale of classifier-free guidance; 1 disables it.
+
+    >>> import entropy_probe as ep
+    >>> images = sample_images(ep.reference.load(), ["noto dog"], (32, 48), [0], steps=1, guidance_scale=4.0)
+    >>> images[0].size  # (width, height)
+    (48, 32)
     """
     images: list[Image] = pipeline(
         prompt=list(prompts),

@@ -60,14 +60,19 @@ _REDUCTIONS = (
 """Attributes that give the pixels per latent pixel, in different pipelines."""
 
 SHORT = 4
-"""Steps of a sampling that `layers` stops in its first step. Schedules such as Mochi's need at least four."""
+"""Sampling steps that `layers` requests; it stops after the first. Schedules such as Mochi's need at least four."""
 
 FRAMES = 9
-"""Frames of a video that `layers` samples: one more than a multiple of four and eight, as most pipelines need."""
+"""Frames of a video that `layers` requests: one more than a multiple of four and eight, as most pipelines need."""
 
 
 def pixels_per_latent(pipeline: Any) -> int:
-    """Return the factor by which the autoencoder reduces height and width: 1 for a pipeline that works on pixels."""
+    """Return the factor by which the autoencoder reduces height and width: 1 for a pipeline that works on pixels.
+
+    >>> from types import SimpleNamespace
+    >>> pixels_per_latent(SimpleNamespace(vae_scale_factor=8)), pixels_per_latent(SimpleNamespace())
+    (8, 1)
+    """
     return int(next((getattr(pipeline, name) for name in _REDUCTIONS if hasattr(pipeline, name)), 1))
 
 
@@ -76,6 +81,10 @@ def training_size(pipeline: Any) -> Size:
 
     Raises:
         InputError: if the configuration has neither.
+
+    >>> import entropy_probe as ep
+    >>> training_size(ep.reference.load())
+    (64, 64)
     """
     if latents := configured_size(find_denoiser(pipeline)):
         return latents[0] * pixels_per_latent(pipeline), latents[1] * pixels_per_latent(pipeline)
@@ -92,6 +101,12 @@ def check_size(pipeline: Any, size: Size) -> None:
 
     Raises:
         InputError: if it cannot. The message contains a similar size that it can sample.
+
+    >>> from types import SimpleNamespace
+    >>> check_size(SimpleNamespace(vae_scale_factor=8), (64, 50))
+    Traceback (most recent call last):
+        ...
+    entropy_probe.errors.InputError: height and width must be multiples of 8 pixels, such as 64x48, got size 64x50
     """
     step = max(8, pixels_per_latent(pipeline))
     height, width = size
@@ -110,6 +125,13 @@ def check_steps(pipeline: Any, steps: int) -> None:
 
     Raises:
         InputError: if the number is below 1 or above the number of training timesteps.
+
+    >>> from types import SimpleNamespace
+    >>> scheduler = SimpleNamespace(config=SimpleNamespace(num_train_timesteps=1000))
+    >>> check_steps(SimpleNamespace(scheduler=scheduler), 2000)
+    Traceback (most recent call last):
+        ...
+    entropy_probe.errors.InputError: steps must be at least 1 and at most 1000, got 2000
     """
     maximum = getattr(getattr(getattr(pipeline, "scheduler", None), "config", None), "num_train_timesteps", None)
     if steps < 1 or (maximum is not None and steps > maximum):
@@ -121,6 +143,12 @@ def check_guidance(scale: float) -> None:
 
     Raises:
         InputError: if it is negative, infinite or NaN.
+
+    >>> check_guidance(4.0)
+    >>> check_guidance(-1.0)
+    Traceback (most recent call last):
+        ...
+    entropy_probe.errors.InputError: the guidance scale must be a number of at least 0, got -1.0
     """
     if not 0 <= scale < math.inf:
         raise InputError(f"the guidance scale must be a number of at least 0, got {scale}")
@@ -143,6 +171,11 @@ def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
 
     Raises:
         InputError: if the pipeline cannot sample this size, or needs arguments that have no default.
+
+    >>> import entropy_probe as ep
+    >>> first = layers(ep.reference.load(), (96, 64))[0]
+    >>> first.kind, first.heads, first.grid.tokens
+    ('self', 2, 384)
     """
     height, width = size or training_size(pipeline)
     found: dict[str, Layer] = {}
@@ -173,11 +206,11 @@ def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
 
 
 class _FirstCallError(Exception):
-    """Stops a sampling after the first call of the denoiser: later steps and decoding have the same layers."""
+    """Stops a sampling run after the first forward pass: later steps have the same layers."""
 
 
 def _short(pipeline: Any, size: Size) -> dict[str, Any]:
-    """Return the arguments of a short sampling: the ones that the pipeline accepts and the ones that it needs.
+    """Return the arguments of a short sampling run: the ones that the pipeline accepts and the ones that it needs.
 
     Raises:
         InputError: if the pipeline has one fixed size and `size` is another, or if it needs an argument that has no
@@ -221,6 +254,10 @@ def training_tokens(pipeline: Any) -> dict[str, int]:
 
     Use it as the argument `training_tokens` of `laws.scaled` for images. Omit that argument for videos: T then counts
     the frames of each call.
+
+    >>> import entropy_probe as ep
+    >>> sorted(set(training_tokens(ep.reference.load()).values()))
+    [64, 256]
     """
     return {layer.name: layer.training_tokens for layer in layers(pipeline) if layer.training_tokens is not None}
 

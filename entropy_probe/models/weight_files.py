@@ -28,6 +28,15 @@ def check_safetensors_only(folder: Path) -> None:
     Raises:
         InputError: if a component has only pickled weights, or a file refers to weights that are in another folder
             or are not safetensors.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     for name in ("config.json", "model.bin"):
+    ...         _ = (Path(folder) / name).write_text("{}")
+    ...     check_safetensors_only(Path(folder))
+    Traceback (most recent call last):
+        ...
+    entropy_probe.errors.InputError: ... has only pickled weights (model.bin), which can run code when loaded: ...
     """
     for config in _find(folder, "config.json"):
         _check_component(config.parent)

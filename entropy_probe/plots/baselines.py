@@ -23,6 +23,13 @@ def profile_changes(comparison: ProfileComparison) -> Plot:
 
     Returns:
         The figure, and its data: the table `ProfileComparison.heads`, with `half_width` of the intervals (nats).
+
+    >>> import entropy_probe as ep
+    >>> from entropy_probe.baselines import compare, profile
+    >>> before = profile(ep.reference.load(), prompts=["noto dog"], sizes=[(32, 32)], seeds=range(8), steps=1)
+    >>> figure, data = profile_changes(compare(before, before))
+    >>> bool(data["moved"].any())
+    False
     """
     heads = comparison.heads.assign(half_width=comparison.half_width())
     layers = [name for name in comparison.baseline.entropy.index.unique("layer") if name in set(heads["layer"])]

@@ -26,6 +26,11 @@ def layers_of_runs(table: pd.DataFrame, label: str, reference: float) -> Plot:
 
     Returns:
         The figure, and the table.
+
+    >>> table = pd.DataFrame({"run": ["base", "tuned"], "layer": "mid", "value": [0.9, 1.0], "low": 0.8, "high": 1.1})
+    >>> figure, data = layers_of_runs(table, "slope b, nats", reference=1.0)
+    >>> data is table
+    True
     """
     runs, layers = list(dict.fromkeys(table["run"])), list(dict.fromkeys(table["layer"]))
     height, font = row_size(len(layers))
@@ -54,6 +59,11 @@ def growth_of_runs(curves: pd.DataFrame) -> Plot:
 
     Returns:
         The figure, and the table.
+
+    >>> table = pd.DataFrame({"run": ["base"], "ln_tokens": [5.5], "ratio": [1.0], "entropy": [3.0], "drift": [0.0]})
+    >>> figure, data = growth_of_runs(table.assign(entropy_half_width=0.1, drift_half_width=0.0))
+    >>> len(figure.axes)
+    2
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -80,6 +90,11 @@ def timesteps_of_runs(curves: pd.DataFrame) -> Plot:
 
     Returns:
         The figure, and the table.
+
+    >>> table = pd.DataFrame({"run": "base", "timestep": [900, 100], "entropy": [3.0, 2.0], "entropy_half_width": 0.1})
+    >>> figure, data = timesteps_of_runs(table)
+    >>> len(figure.axes)
+    1
     """
     figure = Figure(figsize=(7, 3.8), layout="constrained")
     axes = figure.subplots()
@@ -103,6 +118,11 @@ def drift_of_runs(drifts: pd.DataFrame) -> Plot:
 
     Returns:
         The figure, and the table.
+
+    >>> drifts = pd.DataFrame({"run": "base", "law": ["paper"], "ratio": 4.0, "drift": 0.3, "low": 0.2, "high": 0.4})
+    >>> figure, data = drift_of_runs(drifts)
+    >>> [axes.get_title() for axes in figure.axes]
+    ['paper']
     """
     laws = list(dict.fromkeys(drifts["law"]))
     figure, panels = panel_grid(len(laws), 3, 0.5, sharey=True)

@@ -17,6 +17,13 @@ def drift_by_law(outcome: Outcome, level: str = "layer") -> Plot:
 
     Returns:
         The figure, and its data: the table `Outcome.table(level)`.
+
+    >>> import entropy_probe as ep
+    >>> grid = {"prompts": ["noto dog"], "sizes": [(32, 32), (64, 64)]}
+    >>> outcome = ep.validate(ep.reference.load(), ["paper"], **grid, steps=1, progress=False)
+    >>> figure, data = drift_by_law(outcome)
+    >>> data["law"].tolist()
+    ['original', 'paper']
     """
     table = outcome.table(level)
     sizes, laws = list(dict.fromkeys(table["size"])), list(dict.fromkeys(table["law"]))
@@ -38,7 +45,14 @@ def drift_by_law(outcome: Outcome, level: str = "layer") -> Plot:
 
 
 def draw_drift(axes: Axes, outcome: Outcome, level: str = "layer") -> pd.DataFrame:
-    """Draw the drift (nats) under each law at each size with 95 % intervals, and return `Outcome.table(level)`."""
+    """Draw the drift (nats) under each law at each size with 95 % intervals, and return `Outcome.table(level)`.
+
+    >>> import entropy_probe as ep
+    >>> grid = {"prompts": ["noto dog"], "sizes": [(32, 32), (64, 64)]}
+    >>> outcome = ep.validate(ep.reference.load(), ["paper"], **grid, steps=1, progress=False)
+    >>> draw_drift(Figure().subplots(), outcome)["size"].tolist()
+    ['32', '32']
+    """
     table = outcome.table(level)
     sizes, laws = list(dict.fromkeys(table["size"])), list(dict.fromkeys(table["law"]))
     for number, (law, colour) in enumerate(zip(laws, sns.color_palette(PALETTE, len(laws)), strict=True)):

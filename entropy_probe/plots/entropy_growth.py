@@ -28,6 +28,14 @@ def entropy_over_layers(fit: Fit) -> Plot:
     Returns:
         The figure, and its data: `layer` (`POOLED` for the mean over the layers), `form` (`measured`, `log`, `power`,
         `linear`, `gaussian`), `ln_tokens`, `entropy` (nats), `low`, `high` (95 % interval, nats).
+
+    >>> import entropy_probe as ep
+    >>> sizes = [(32, 32), (64, 64)]  # 64 is the training size
+    >>> swept = ep.sweep(ep.reference.load(), prompts=["noto dog"], sizes=sizes, steps=1, progress=False)
+    >>> fit = ep.fit(swept)
+    >>> figure, data = entropy_over_layers(fit)
+    >>> list(data)
+    ['layer', 'form', 'ln_tokens', 'entropy', 'low', 'high']
     """
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -67,6 +75,13 @@ def draw_law(axes: Axes, fit: Fit) -> pd.DataFrame:
 
     Returns:
         The data, with the columns of `entropy_over_layers`.
+
+    >>> import entropy_probe as ep
+    >>> sizes = [(32, 32), (64, 64)]  # 64 is the training size
+    >>> swept = ep.sweep(ep.reference.load(), prompts=["noto dog"], sizes=sizes, steps=1, progress=False)
+    >>> fit = ep.fit(swept)
+    >>> draw_law(Figure().subplots(), fit)["form"].unique().tolist()
+    ['measured', 'log', 'power', 'linear', 'gaussian']
     """
     data = _means_and_forms(fit)
     errors = fit.rivals[fit.rivals["layer"] == POOLED].set_index("form")["error"]
@@ -136,6 +151,14 @@ def entropy_by_layer(fit: Fit) -> Plot:
 
     Returns:
         The figure, and its data: the columns of `Fit.points`, `ln_tokens`, and `fitted` (a + b ln N, nats).
+
+    >>> import entropy_probe as ep
+    >>> sizes = [(32, 32), (64, 64)]  # 64 is the training size
+    >>> swept = ep.sweep(ep.reference.load(), prompts=["noto dog"], sizes=sizes, steps=1, progress=False)
+    >>> fit = ep.fit(swept)
+    >>> figure, data = entropy_by_layer(fit)
+    >>> len(data) == 2 * data["layer"].nunique()  # one image at two sizes
+    True
     """
     layers = fit.layers[:-1]
     columns = min(5, len(layers))

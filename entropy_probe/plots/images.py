@@ -39,6 +39,13 @@ def image_grid(
 
     Returns:
         The figure, and a row for each image; see `tables.image_table`.
+
+    >>> import entropy_probe as ep
+    >>> sizes = [(32, 32), (64, 64)]  # 64 is the training size
+    >>> swept = ep.sweep(ep.reference.load(), prompts=["noto dog"], sizes=sizes, steps=1, progress=False)
+    >>> figure, data = image_grid(swept, swept.frame(), "noto dog")
+    >>> len(data)  # images
+    2
     """
     sizes = sorted(sweep.grid.sizes, key=lambda s: s[0] * s[1])
     laws, seed = [law.name for law in sweep.grid.laws], sweep.grid.seeds[0]
@@ -67,6 +74,11 @@ def maps_over_images(maps: Sequence[EntropyMap]) -> Plot:
 
     Returns:
         The figure, and its data; see `runs.entropy_maps.map_table`.
+
+    >>> one = EntropyMap(Image.new("RGB", (16, 16)), np.ones((2, 2)), (16, 16), layer="mid", step=0, law="original")
+    >>> figure, data = maps_over_images([one])
+    >>> len(data)  # rows of tokens
+    2
     """
     widths = [one.size[1] / one.size[0] for one in maps]
     figure = Figure(figsize=(2.6 * sum(widths) + 0.8, 5.6), layout="constrained")
@@ -102,6 +114,10 @@ def draw_map(
         size: (height, width) of the image in pixels.
         low: value at the lower end of the colour scale; by default, the minimum.
         high: value at the upper end; by default, the maximum.
+
+    >>> values = np.array([[1.0, 2.0], [3.0, 4.0]])
+    >>> draw_map(Figure().subplots(), Image.new("RGB", (16, 16)), values, (16, 16)).get_clim()
+    (1.0, 4.0)
     """
     extent = (0, size[1], size[0], 0)
     # The copy is grey and pale, because colours of the image could be mistaken for values.

@@ -23,6 +23,13 @@ def draw_layers(axes: Axes, captured: Captured) -> pd.DataFrame:
     Returns:
         Columns `layer`, `kind`, `head` (NaN for the mean of the layer), `entropy`, `low`, `high` (95 % interval over
         the images) and `maximum` (ln N of the layer), all in nats.
+
+    >>> import entropy_probe as ep
+    >>> pipeline = ep.reference.load()
+    >>> with ep.capture(pipeline) as captured:
+    ...     images = pipeline("noto dog", height=32, width=32, num_inference_steps=1)
+    >>> sorted(draw_layers(Figure().subplots(), captured)["kind"].unique())
+    ['cross', 'self']
     """
     frame = captured.frame()
     frame = frame[frame["scale_factor"] == 1.0]
@@ -54,6 +61,13 @@ def layers_and_heads(frame: pd.DataFrame, training_size: Size) -> Plot:
     Returns:
         The figure, and its data: `layer`, `head`, `entropy` at the training size, and `drift` at the largest size
         (both in nats). There is no `drift` if the training size is the only one.
+
+    >>> import entropy_probe as ep
+    >>> sizes = [(32, 32), (64, 64)]  # 64 is the training size
+    >>> swept = ep.sweep(ep.reference.load(), prompts=["noto dog"], sizes=sizes, steps=1, progress=False)
+    >>> figure, data = layers_and_heads(swept.frame(), (64, 64))
+    >>> list(data)
+    ['layer', 'head', 'entropy', 'drift']
     """
     original = visual(frame[frame["law"] == "original"])
     table = original.groupby(["height", "width", "layer", "head"], sort=False)["entropy"].mean()

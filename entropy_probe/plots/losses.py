@@ -22,6 +22,11 @@ def loss_by_factor(tables: Mapping[str, pd.DataFrame]) -> Plot:
 
     Returns:
         The figure, and its data: `factor` (the name), `value`, `size`, `change_percent`, `low_percent`, `high_percent`.
+
+    >>> table = pd.DataFrame({"size": "128", "g": [1.0, 1.5], "change": [0.0, -0.02], "low": -0.03, "high": 0.01})
+    >>> figure, data = loss_by_factor({"g": table})
+    >>> data["value"].tolist()
+    [1.0, 1.5]
     """
     figure = Figure(figsize=(max(6.0, 4.6 * len(tables)), 3.8), layout="constrained")
     panels = list(figure.subplots(1, len(tables), squeeze=False)[0])
@@ -38,6 +43,10 @@ def draw_loss(axes: Axes, table: pd.DataFrame, x: str, hue: str = "size") -> pd.
 
     Returns:
         Columns `hue`, `x`, `change_percent`, `low_percent`, `high_percent`.
+
+    >>> table = pd.DataFrame({"size": "128", "g": [1.0, 1.5], "change": [0.0, -0.02], "low": -0.03, "high": 0.01})
+    >>> draw_loss(Figure().subplots(), table, "g")["change_percent"].tolist()
+    [0.0, -2.0]
     """
     data = table[[hue, x]].assign(**{name: 100 * table[column] for column, name in PERCENT.items()})
     values = list(dict.fromkeys(data[hue]))

@@ -31,6 +31,14 @@ def quality_by_law(quality: Quality, metrics: Sequence[str] | None = None) -> Pl
 
     Returns:
         The figure, and its data: `law`, `size`, `metric`, `value`, `low`, `high`.
+
+    >>> from entropy_probe.evaluation import MetricDifference
+    >>> original = pd.DataFrame({"size": [(32, 32)], "metric": ["repetition"], "value": [0.4]})
+    >>> change = MetricDifference("paper", (32, 32), "repetition", 0.3, -0.1, -0.2, 0.0, 0.05, "better", 8, 8)
+    >>> quality = Quality(pd.DataFrame(), original, (change,))
+    >>> figure, data = quality_by_law(quality)
+    >>> data[["law", "value"]].to_numpy().tolist()
+    [['original', 0.4], ['paper', 0.3]]
     """
     figure, panels = _metric_panels(quality, metrics)
     sizes = [format_size(size) for size in sorted(set(quality.original["size"]), key=lambda s: s[0] * s[1])]
@@ -75,6 +83,15 @@ def quality_by_kappa(quality: Quality, kappas: pd.DataFrame, metrics: Sequence[s
 
     Returns:
         The figure, and its data; see `tables.quality_against_kappa`.
+
+    >>> from entropy_probe.evaluation import MetricDifference
+    >>> original = pd.DataFrame({"size": [(32, 32)], "metric": ["repetition"], "value": [0.4]})
+    >>> change = MetricDifference("paper", (32, 32), "repetition", 0.3, -0.1, -0.2, 0.0, 0.05, "better", 8, 8)
+    >>> quality = Quality(pd.DataFrame(), original, (change,))
+    >>> kappas = pd.DataFrame({"law": ["original", "paper"], "size": "32", "kappa": [0.0, 0.2]})
+    >>> figure, data = quality_by_kappa(quality, kappas)
+    >>> data["kappa"].tolist()
+    [0.0, 0.2]
     """
     figure, panels = _metric_panels(quality, metrics)
     data = quality_against_kappa(quality, kappas)

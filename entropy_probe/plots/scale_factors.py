@@ -25,6 +25,10 @@ def draw_factors(axes: Axes, law: ScalingLaw) -> pd.DataFrame:
 
     Returns:
         Columns `law`, `layer` (`*` is every layer), `ratio` (N/T) and `scale_factor` (g).
+
+    >>> from entropy_probe.laws import Kappa
+    >>> draw_factors(Figure().subplots(), Kappa({"*": 0.5}))["law"].unique().tolist()
+    ['kappa=0.5', 'paper']
     """
     ratios = np.geomspace(0.25, 9, 61).tolist()
     own = factors(law, ratios)
@@ -56,6 +60,11 @@ def kappa_by_layer(kappa: pd.DataFrame, law: ScalingLaw | None = None) -> Plot:
     Returns:
         The figure, and its data: `layer`, `series` (`all sizes`, `one size`, `paper`), `ln_ratio` (ln(N/T) of the size,
         NaN for the other series), `kappa`, `low`, `high`.
+
+    >>> kappa = pd.DataFrame({"layer": ["mid"], "kappa": [0.5], "low": [0.4], "high": [0.6], "paper": [0.2]})
+    >>> figure, data = kappa_by_layer(kappa)
+    >>> data["series"].tolist()
+    ['all sizes', 'paper']
     """
     names = [short_name(name) for name in kappa["layer"]]
     height, font = row_size(len(names))

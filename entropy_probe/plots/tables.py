@@ -12,14 +12,12 @@ from entropy_probe.attention import Captured, visual
 from entropy_probe.estimation import Derivation, Fit
 from entropy_probe.estimation.intervals import t_quantile
 from entropy_probe.evaluation import Outcome, Quality, metric_and_network
+from entropy_probe.evaluation.quality_summary import MAX_NEEDED
 from entropy_probe.laws import Kappa, Measured, ScalingLaw, factors
 from entropy_probe.models import format_size, short_name
 
 UNKNOWN = "–"
 """Shown if a number needs more than one prompt, or more than one size."""
-
-MAX_NEEDED = 100_000
-"""Numbers of images above this one are shown as `> 100,000`."""
 
 
 def metric_label(metric: str) -> str:

@@ -54,7 +54,13 @@ def theme() -> Iterator[None]:
 
 @contextmanager
 def page_theme() -> Iterator[None]:
-    """Apply `theme` with a transparent background, for figures on a page."""
+    """Apply `theme` with a transparent background, for figures on a page.
+
+    Examples:
+        >>> with page_theme():
+        ...     mpl.rcParams["figure.facecolor"]
+        'none'
+    """
     with theme(), mpl.rc_context(CLEAR):
         yield
 

@@ -24,6 +24,12 @@ def entropy_against_timestep(frame: pd.DataFrame, training_size: Size) -> Plot:
 
     Returns:
         The figure, and its data; see `timestep_means`.
+
+    >>> rows = [{"height": n, "width": n, "timestep": t, "entropy": 3.0} for n in (32, 64) for t in (900, 100)]
+    >>> frame = pd.DataFrame(rows).assign(law="original", prompt="cat", layer="mid", kind="self", axes="spatial")
+    >>> figure, data = entropy_against_timestep(frame, (64, 64))
+    >>> list(data)
+    ['law', 'height', 'width', 'timestep', 'entropy', 'low', 'high']
     """
     data = timestep_means(frame)
     laws = list(dict.fromkeys(frame["law"]))
@@ -38,7 +44,14 @@ def entropy_against_timestep(frame: pd.DataFrame, training_size: Size) -> Plot:
 
 
 def draw_timesteps(axes: Axes, frame: pd.DataFrame, training_size: Size, law: str) -> pd.DataFrame:
-    """Draw the panel of one law, and return its data; see `entropy_against_timestep`."""
+    """Draw the panel of one law, and return its data; see `entropy_against_timestep`.
+
+    >>> rows = [{"height": n, "width": n, "timestep": t, "entropy": 3.0} for n in (32, 64) for t in (900, 100)]
+    >>> frame = pd.DataFrame(rows).assign(law="original", prompt="cat", layer="mid", kind="self", axes="spatial")
+    >>> from matplotlib.figure import Figure
+    >>> draw_timesteps(Figure().subplots(), frame, (64, 64), "original")["timestep"].tolist()
+    [100, 900, 100, 900]
+    """
     data = timestep_means(frame)
     _draw_law(axes, data, training_size, law)
     return data[data["law"] == law].reset_index(drop=True)

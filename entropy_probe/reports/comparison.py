@@ -20,9 +20,9 @@ from entropy_probe.escape import for_terminal
 from entropy_probe.estimation import POOLED, Fit, LogLaw
 from entropy_probe.estimation.intervals import half_width
 from entropy_probe.evaluation.differences import LEVEL, POWER
+from entropy_probe.evaluation.quality_summary import MAX_NEEDED
 from entropy_probe.models import format_size, short_name
 from entropy_probe.plots.tables import (
-    MAX_NEEDED,
     UNKNOWN,
     between,
     drift_table,

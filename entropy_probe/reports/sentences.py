@@ -7,12 +7,10 @@ import math
 import pandas as pd
 
 from entropy_probe.estimation import POOLED, Derivation, Fit, LogLaw
+from entropy_probe.evaluation.differences import LEVEL
 from entropy_probe.laws import Measured, Paper, ScalingLaw
 from entropy_probe.models import short_name
 from entropy_probe.plots.tables import factors_at_sizes, span
-
-LEVEL = 0.05
-"""Significance level of the verdict."""
 
 NAMED_LAYERS = 4
 """Maximum number of layers that a sentence names."""

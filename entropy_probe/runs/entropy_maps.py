@@ -48,6 +48,11 @@ def entropy_maps(sweep: Sweep, law: ScalingLaw | None = None) -> tuple[EntropyMa
 
     Returns:
         The maps. Empty if the sweep has no pipeline, or the tokens of no layer form a grid.
+
+    >>> import entropy_probe as ep
+    >>> swept = ep.sweep(ep.reference.load(), prompts=["noto dog"], sizes=[(64, 64)], steps=1, progress=False)
+    >>> entropy_maps(swept)[0].values.shape  # rows and columns of tokens
+    (16, 16)
     """
     if sweep.pipeline is None:
         return ()

@@ -51,6 +51,12 @@ def write_atomically(path: Path, content: bytes) -> None:
 
     Raises:
         InputError: if the file cannot be written, for example because the disk is full.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     write_atomically(Path(folder) / "fit.json", b"{}")
+    ...     (Path(folder) / "fit.json").read_text()
+    '{}'
     """
     with lock([path]):
         replace_file(path, content)

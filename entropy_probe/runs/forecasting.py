@@ -60,7 +60,7 @@ def forecast(
     cells, trained = list(grid.cells()), training_size(pipeline)
     parts = select_shard(list(batches(cells, batch, trained)), *shard)
     sizes_in_order = list(dict.fromkeys(cell.size for cell in cells))
-    # Not timed: the first sampling of a process is slower, and the fingerprint is computed once per sweep.
+    # Not timed: the first sampling run of a process is slower, and the fingerprint is computed once per sweep.
     first = {"prompts": prompts[:1], "sizes": sizes_in_order[:1], "seeds": [0], "progress": False, **settings}
     base = _require_memory(lambda: sweep(pipeline, **first))
     forecasts = []

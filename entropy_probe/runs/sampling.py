@@ -63,6 +63,13 @@ def sample_cells(
         cells: cells of one size and law.
         law: that law.
         manifest: settings of the run.
+
+    >>> import entropy_probe as ep
+    >>> from entropy_probe.laws import Original
+    >>> swept = ep.sweep(ep.reference.load(), prompts=["noto dog"], sizes=[(32, 32)], steps=1, progress=False)
+    >>> cells = list(swept.grid.cells())
+    >>> [sampled.image.size for sampled in sample_cells(swept.pipeline, cells, Original(), swept.manifest)]
+    [(32, 32)]
     """
     try:
         with _interruptible_between_steps(pipeline):

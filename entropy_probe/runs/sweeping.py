@@ -18,12 +18,10 @@ from entropy_probe.errors import InputError
 from entropy_probe.laws import ScalingLaw, check_unscaled
 from entropy_probe.models import (
     Size,
-    check_guidance,
     check_size,
-    check_steps,
     fingerprint,
     format_size,
-    sampling_defaults,
+    sampling_settings,
     training_size,
 )
 from entropy_probe.runs.directory import RunDirectory
@@ -189,6 +187,11 @@ def extend(
     Raises:
         InputError: if the sweep was opened without a pipeline, or a law is applied to it.
         IncompleteError: after all other cells are sampled, if the memory was too small for some cells.
+
+    >>> import entropy_probe as ep
+    >>> swept = sweep(ep.reference.load(), prompts=["noto dog"], sizes=[(32, 32)], steps=1, progress=False)
+    >>> extend(swept, laws=["paper"], progress=False).frame()["law"].unique().tolist()
+    ['paper']
     """
     if base.pipeline is None:
         raise InputError("sampling needs the model: open the run with its pipeline, Sweep.open(path, pipeline)")
@@ -212,19 +215,15 @@ def _manifest(
     check_unscaled(pipeline)
     for size in grid.sizes:
         check_size(pipeline, size)
-    defaults = sampling_defaults(pipeline)
-    steps = defaults.steps if steps is None else steps
-    guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-    check_steps(pipeline, steps)
-    check_guidance(guidance_scale)
+    sampling = sampling_settings(pipeline, steps, guidance_scale)
     return Manifest(
         model=model or str(getattr(pipeline, "name_or_path", "") or type(pipeline).__name__),
         fingerprint=fingerprint(pipeline),
         pipeline=type(pipeline).__name__,
         dtype=str(find_denoiser(pipeline).dtype).removeprefix("torch."),
         training_size=training_size(pipeline),
-        steps=steps,
-        guidance_scale=float(guidance_scale),
+        steps=sampling.steps,
+        guidance_scale=sampling.guidance_scale,
         rows=rows,
         scale_factors=tuple(scale_factors),
         versions=versions(),

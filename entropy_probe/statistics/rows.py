@@ -99,22 +99,27 @@ def stratified_rows(
     return ((torch.arange(strata)[:, None] + offset) * total / strata).long().clamp_max(total - 1).flatten(-2)
 
 
-def standard_error(statistics: RowStatistics) -> Float[Tensor, "batch heads"]:
+def standard_error(
+    entropy: Float[Tensor, "batch heads rows"], counted: Bool[Tensor, "batch heads rows"]
+) -> Float[Tensor, "batch heads"]:
     """Return the standard error of the mean entropy over rows sampled by `stratified_rows`, in nats.
 
     With two samples x, y in each of L strata, sum (x - y)^2 / 4 L^2 estimates the variance of the mean without bias.
     Rows that are not counted enter as in a ratio estimate.
 
+    Args:
+        entropy: of the sampled rows in stratum order, nats.
+        counted: see `RowStatistics`.
+
     Source: Cochran, Sampling Techniques, 1977, section 5A.12.
 
     >>> entropy = torch.tensor([[[1.0, 3.0, 2.0, 2.5]]])  # two strata of two rows
-    >>> rows = RowStatistics(entropy, entropy, entropy, entropy, None, torch.ones_like(entropy, dtype=torch.bool))
-    >>> round(standard_error(rows).item(), 4)
+    >>> round(standard_error(entropy, torch.ones_like(entropy, dtype=torch.bool)).item(), 4)
     0.5154
     """
-    weight = statistics.counted / statistics.counted.float().mean(-1, keepdim=True)
-    mean = (weight * statistics.entropy.nan_to_num()).mean(-1, keepdim=True)
-    deviation = weight * (statistics.entropy.nan_to_num() - mean)
+    weight = counted / counted.float().mean(-1, keepdim=True)
+    known = entropy.nan_to_num()
+    deviation = weight * (known - (weight * known).mean(-1, keepdim=True))
     pairs: Tensor = deviation.unflatten(-1, (-1, 2))
     return pairs.diff(dim=-1).square().sum((-2, -1)).sqrt() / deviation.shape[-1]
 
