@@ -172,7 +172,7 @@ def test_kappa_is_recovered_within_its_interval():
 @pytest.fixture(scope="module")
 def sampled(tiny_pipeline, tmp_path_factory):
     return sweep(
-        tiny_pipeline, prompts=["a", "b", "c"], sizes=[(64, 64), (96, 96), (64, 96)], seeds=[0, 1], steps=2,
+        tiny_pipeline, prompts=list("abcde"), sizes=[(64, 64), (96, 96), (64, 96)], seeds=[0], steps=2,
         guidance_scale=1.0, store=tmp_path_factory.mktemp("runs") / "run", progress=False,
     )  # fmt: skip
 
@@ -205,8 +205,9 @@ def test_reports_scale_factors_at_bounds(sampled, monkeypatch):
 def test_gaussian_law_uses_logit_variance_at_training_size(sampled):
     frame = sampled.frame()
     trained = frame[(frame["height"] == 64) & (frame["width"] == 64) & (frame["kind"] == "self")]
-    expected = trained.groupby("layer")["logit_variance"].mean()
-    derivation = derive(sampled, "gaussian")
+    expected = trained[trained["prompt"].isin(["a", "b", "c"])].groupby("layer")["logit_variance"].mean()
+    derivation = derive(sampled, "gaussian")  # from the first half of the prompts
+    assert derivation.prompts == ("a", "b", "c")
     assert derivation.law.logit_variance == pytest.approx(expected.to_dict(), rel=1e-5)
     assert derivation.kappa["kappa"].tolist() == pytest.approx((2 / expected[derivation.kappa["layer"]]).tolist())
     assert derivation.entropies["scaled"].isna().all()

@@ -126,7 +126,8 @@ def test_outcome_survives_json_and_verdict_has_its_numbers(tiny_pipeline, tmp_pa
     again = Outcome.from_json(outcome.to_json(), outcome.sweep)
     assert repr(again.drifts) == repr(outcome.drifts)  # not ==, because NaN differs from itself
     assert again.sweep.grid == outcome.sweep.grid
-    (sentence,) = outcome.verdict()
+    sentence, images = outcome.verdict()
+    assert images == "The drift was measured on 2 prompts and 1 seed."
     paper = next(d for d in outcome.drifts if d.law == "paper" and d.level == "layer")
     assert f"{100 * paper.removed:.0f} % (too few prompts for an interval) at 96" in sentence
     with pytest.warns(DeprecationWarning, match=r"use Outcome.from_json\(text, sweep\)"):
@@ -150,6 +151,36 @@ def test_validate_accepts_sweep_and_derivation(sampled):
     with pytest.warns(DeprecationWarning, match="use validate"):
         old = validate_sweep(sampled, ["paper"], progress=False)
     assert repr(old.drifts) == repr(validate(sampled, ["paper"], progress=False).drifts)
+
+
+def test_derived_law_is_judged_on_other_prompts_and_seeds(tiny_pipeline, tmp_path):
+    swept = ep.sweep(
+        tiny_pipeline, prompts=["a", "b", "c", "d"], sizes=[(64, 64), (96, 96)], seeds=[0, 1], steps=1,
+        store=tmp_path / "run", progress=False,
+    )  # fmt: skip
+    derivation = ep.derive(swept, rounds=0)
+    assert (derivation.prompts, derivation.seeds) == (("a", "b"), (0,))
+    law = tmp_path / "law.json"
+    law.write_text(derivation.to_json())
+    for given in (derivation, law, str(law)):
+        outcome = validate(swept, ["paper", given], progress=False)
+        assert (outcome.prompts, outcome.seeds, outcome.in_sample) == (("c", "d"), (1,), False)
+        assert outcome.verdict()[-1] == (
+            "The drift was measured on 2 prompts and 1 seed, which no law was derived from."
+        )
+    frame = outcome.sweep.frame()
+    unseen = frame[frame["prompt"].isin(["c", "d"]) & (frame["seed"] == 1)]
+    assert repr(outcome.drifts[: len(outcome.table())]) == repr(tuple(entropy_drift(unseen, (64, 64))))
+    again = Outcome.from_json(outcome.to_json(), outcome.sweep)
+    assert again.verdict() == outcome.verdict()
+
+
+def test_law_derived_from_every_prompt_is_said_to_be_judged_on_them(sampled):
+    outcome = validate(sampled, [ep.derive(sampled, rounds=0)], progress=False)
+    assert outcome.in_sample
+    assert outcome.verdict()[-1].endswith("which a law was derived from; on other prompts it is larger.")
+    everything = ep.derive(sampled, "gaussian", hold_out=False)
+    assert everything.prompts == sampled.grid.prompts
 
 
 RESULTS = {

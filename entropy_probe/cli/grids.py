@@ -109,7 +109,10 @@ def default_sizes(trained: Size, quick: bool = False) -> list[Size]:
     [(32, 32), (64, 64), (64, 96), (128, 128)]
     """
     height, width = trained
-    factors = [(0.5, 0.5), (1, 1), (1, 1.5), (2, 2)] if quick else [(0.5, 0.5), (1, 1), (1, 2), (2, 2), (3, 3)]
+    if quick:
+        factors = [(0.5, 0.5), (1, 1), (1, 1.5), (2, 2)]
+    else:  # 0.75 because interpolation between half the size and the training size is inaccurate
+        factors = [(0.5, 0.5), (0.75, 0.75), (1, 1), (1, 2), (2, 2), (3, 3)]
     return [(int(height * a) // 8 * 8, int(width * b) // 8 * 8) for a, b in factors]
 
 

@@ -150,19 +150,23 @@ def load_laws(sampled: Sweep, laws: str) -> list[ScalingLaw]:
     Raises:
         InputError: if the run has no such law yet, or a name is unknown.
     """
-    from entropy_probe.estimation import derive
+    from entropy_probe.estimation import Derivation, derive
     from entropy_probe.laws import from_json, resolve
 
     resolved: list[ScalingLaw] = []
     for name in parse_names(laws):
         if name == "gaussian":
-            resolved.append(derive(sampled, "gaussian").law)
+            resolved.append(derive(sampled, "gaussian"))
         elif name in LAW_FILES:
             if not (sampled.run.path / LAW_FILES[name]).exists():
                 raise InputError(
                     f"{sampled.run.path} has no {name} law: run entropy-probe derive --method {name} first"
                 )
-            resolved.append(from_json(sampled.run.read_text(LAW_FILES[name])))
+            text = sampled.run.read_text(LAW_FILES[name])
+            try:
+                resolved.append(Derivation.from_json(text))
+            except InputError:  # the law alone, as version 0.1.0 wrote it
+                resolved.append(from_json(text))
         else:
             resolved.append(resolve(name))
     return resolved

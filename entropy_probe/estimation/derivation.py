@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
@@ -13,12 +15,12 @@ import pandas as pd
 from entropy_probe.deprecation import renamed_arguments, warn_renamed
 from entropy_probe.errors import InputError
 from entropy_probe.estimation.calibration import ALL_LAYERS, Calibration, calibrate
-from entropy_probe.estimation.refinement import Round, knots, refine
+from entropy_probe.estimation.refinement import Refined, Round, knots, refine
 from entropy_probe.estimation.regression import layer_means
 from entropy_probe.laws import DERIVED, Gaussian, Measured, ScalingLaw, from_json, to_json
 from entropy_probe.models import CaptionedImages, Size
 from entropy_probe.runs import Sweep
-from entropy_probe.strict_json import from_strict_json, nan_for_null, to_strict_json
+from entropy_probe.strict_json import from_strict_json, nan_for_null, read_bounded, to_strict_json
 from entropy_probe.views import Viewed
 
 KAPPA_COLUMNS = ["layer", "kappa", "kappa_se", "low", "high", "paper"]
@@ -46,6 +48,8 @@ class Derivation(Viewed):
         entropies: mean entropies in nats. Columns `layer`, `tokens` (N), `training_tokens` (T), `target` (H at T),
             `original` (H at N without a law) and `scaled` (H at N under the law; NaN if it was not sampled).
         calibration: the details of a calibrated law.
+        prompts: the prompts whose images the law was derived from. `validate` judges the law on other ones.
+        seeds: their seeds.
     """
 
     law: ScalingLaw
@@ -54,6 +58,8 @@ class Derivation(Viewed):
     unreachable: pd.DataFrame = field(default_factory=_empty(BOUND_COLUMNS), repr=False)
     entropies: pd.DataFrame = field(default_factory=_empty(ENTROPY_COLUMNS), repr=False)
     calibration: Calibration | None = field(default=None, repr=False)
+    prompts: tuple[str, ...] = field(default=(), repr=False)
+    seeds: tuple[int, ...] = field(default=(), repr=False)
 
     @property
     def name(self) -> str:
@@ -72,6 +78,8 @@ class Derivation(Viewed):
             "unreachable": self.unreachable.to_dict("records"),
             "entropies": self.entropies.to_dict("records"),
             "calibration": json.loads(self.calibration.to_json()) if self.calibration else None,
+            "prompts": self.prompts,
+            "seeds": self.seeds,
         }
         return to_strict_json({**json.loads(to_json(self.law)), "derivation": record})
 
@@ -97,6 +105,8 @@ class Derivation(Viewed):
                 pd.DataFrame(record["unreachable"], columns=BOUND_COLUMNS),
                 entropies.astype(dict.fromkeys(ENTROPY_COLUMNS[3:], float)),
                 Calibration.from_json(json.dumps(calibration)) if calibration else None,
+                tuple(map(str, record.get("prompts", []))),
+                tuple(map(int, record.get("seeds", []))),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"not a valid derivation: {error!r}") from error
@@ -109,6 +119,7 @@ def derive(
     *,
     rounds: int = 3,
     images: CaptionedImages | None = None,
+    hold_out: bool = True,
     progress: bool = True,
     on_round: Callable[[Round], Any] | None = None,
 ) -> Derivation:
@@ -121,6 +132,8 @@ def derive(
             minimises the denoising loss of `images` at the sizes of the sweep.
         rounds: for `measured`, the maximum number of rounds of sampling; 0 keeps the first estimate.
         images: for `calibrated`, captioned real images; see `models.ImageFolder` and `reference.images`.
+        hold_out: derive from the first half of the prompts and of the seeds, so that `validate` can judge the law on
+            the others. With a single prompt or seed, it is in both halves.
         progress: show progress bars.
         on_round: called with the result of every round as it ends.
 
@@ -139,7 +152,7 @@ def derive(
         ... )
         >>> sweep = SimpleNamespace(
         ...     frame=lambda: table,
-        ...     grid=SimpleNamespace(sizes=[(8, 8), (16, 16)]),
+        ...     grid=SimpleNamespace(sizes=[(8, 8), (16, 16)], prompts=("cat",), seeds=(0,)),
         ...     manifest=SimpleNamespace(training_size=(8, 8)),
         ... )
         >>> law = derive(sweep, "gaussian").law
@@ -154,12 +167,17 @@ def derive(
     if rounds < 0:
         raise InputError(f"rounds must be 0 or a positive integer, got {rounds}")
     sizes = _other_sizes(sweep)
+    prompts, seeds = sweep.grid.prompts, sweep.grid.seeds
+    if hold_out:
+        prompts, seeds = prompts[: (len(prompts) + 1) // 2], seeds[: (len(seeds) + 1) // 2]
     if method == "measured":
-        return _derive_measured(sweep, sizes, rounds, progress, on_round)
-    means = layer_means(sweep.frame())
+        refined = refine(sweep, sizes, rounds, prompts=prompts, seeds=seeds, progress=progress, on_round=on_round)
+        return replace(_measured(refined), prompts=prompts, seeds=seeds)
+    frame = sweep.frame()
     if method == "gaussian":
-        return _derive_gaussian(means)
-    return _derive_calibrated(sweep, means, images, progress)
+        means = layer_means(frame[frame["prompt"].isin(prompts) & frame["seed"].isin(seeds)])
+        return replace(_gaussian(means), prompts=prompts, seeds=seeds)
+    return _calibrated(sweep, layer_means(frame), images, progress)
 
 
 def check_method(method: str) -> None:
@@ -172,18 +190,27 @@ def check_method(method: str) -> None:
         raise InputError(f"method must be {known} or {DERIVED[-1]!r}, got {method!r}")
 
 
-def _derive_measured(
-    sweep: Sweep, sizes: list[Size], rounds: int, progress: bool, on_round: Callable[[Round], Any] | None
-) -> Derivation:
-    """Derive the measured law; see `refinement`."""
-    refined = refine(sweep, sizes, rounds, progress=progress, on_round=on_round)
+def derived_from(law: object) -> tuple[set[str], set[int]]:
+    """Return the prompts and seeds that a derivation, or the JSON file of one, was derived from.
+
+    >>> derived_from("paper")
+    (set(), set())
+    """
+    if isinstance(law, str | Path) and Path(law).is_file():
+        with suppress(InputError):  # a law without a derivation
+            law = Derivation.from_json(read_bounded(Path(law)))
+    return (set(law.prompts), set(law.seeds)) if isinstance(law, Derivation) else (set(), set())
+
+
+def _measured(refined: Refined) -> Derivation:
+    """Return the measured law; see `refinement`."""
     kappa = refined.best.kappa()
     by_layer = kappa.set_index("layer")
     law = Measured(knots(refined.best.g), by_layer["kappa"].to_dict(), by_layer["kappa_se"].to_dict())
     return Derivation(law, kappa, refined.rounds, refined.at_bounds(), refined.entropies())
 
 
-def _derive_gaussian(means: pd.DataFrame) -> Derivation:
+def _gaussian(means: pd.DataFrame) -> Derivation:
     """Derive the Gaussian law from the logit variance of each layer at the training size."""
     trained = means[means["tokens"] == means["training_tokens"]]
     variances = trained.groupby("layer", sort=False)["logit_variance"].mean()
@@ -192,7 +219,7 @@ def _derive_gaussian(means: pd.DataFrame) -> Derivation:
     return Derivation(law, _kappa_table(kappas, means), entropies=_entropies(means))
 
 
-def _derive_calibrated(sweep: Sweep, means: pd.DataFrame, images: CaptionedImages | None, progress: bool) -> Derivation:
+def _calibrated(sweep: Sweep, means: pd.DataFrame, images: CaptionedImages | None, progress: bool) -> Derivation:
     """Derive the calibrated law; see `calibration`."""
     if images is None:
         raise InputError("method 'calibrated' needs captioned real images: pass images=...")

@@ -158,17 +158,30 @@ class Refined:
 
 
 def refine(
-    sweep: Sweep, sizes: list[Size], rounds: int, *, progress: bool, on_round: Callable[[Round], Any] | None
+    sweep: Sweep,
+    sizes: list[Size],
+    rounds: int,
+    *,
+    prompts: tuple[str, ...],
+    seeds: tuple[int, ...],
+    progress: bool,
+    on_round: Callable[[Round], Any] | None,
 ) -> Refined:
     """Estimate g from the curves of a sweep, then sample again up to `rounds` times to refine it.
 
-    Refinement uses the first half of the seeds. The other seeds stay unseen for validation.
+    Args:
+        sweep: the sweep.
+        sizes: the sizes to derive factors for.
+        rounds: maximum number of rounds.
+        prompts: derive from the images of these prompts.
+        seeds: derive from the images of these seeds.
+        progress: show progress bars.
+        on_round: called with the result of every round.
 
     Raises:
         InputError: if the sweep has no measured curves, or has no pipeline to sample again.
     """
-    seeds = sweep.grid.seeds[: (len(sweep.grid.seeds) + 1) // 2]
-    curves = _curves(sweep, "original", sizes, seeds)
+    curves = _curves(sweep, "original", sizes, prompts, seeds)
     if curves.index.get_level_values("scale_factor").nunique() < 2:
         raise InputError(
             "the measured law needs the entropy curves H(g), but the sweep has none (scale_factors=()): "
@@ -183,8 +196,8 @@ def refine(
     while len(history) <= rounds and not _converged(history):
         g = estimates[-1].next_factors()
         law = Measured(knots(g))
-        sampled = extend(sweep, laws=[law], sizes=sizes, seeds=seeds, progress=progress)
-        estimates.append(FactorEstimate(g, _curves(sampled, law.name, sizes, seeds), target))
+        sampled = extend(sweep, laws=[law], sizes=sizes, prompts=prompts, seeds=seeds, progress=progress)
+        estimates.append(FactorEstimate(g, _curves(sampled, law.name, sizes, prompts, seeds), target))
         history.append(estimates[-1].remaining_drift(len(history)))
         if on_round:
             on_round(history[-1])
@@ -234,10 +247,12 @@ def _converged(history: list[Round]) -> bool:
     return len(history) > 1 and (history[-1].drift <= history[-1].drift_se or history[-1].drift == 0)
 
 
-def _curves(sweep: Sweep, law: str, sizes: list[Size], seeds: tuple[int, ...]) -> pd.DataFrame:
+def _curves(
+    sweep: Sweep, law: str, sizes: list[Size], prompts: tuple[str, ...], seeds: tuple[int, ...]
+) -> pd.DataFrame:
     """Return the mean entropy of each layer, token count and scale factor, a column per prompt."""
     frame = sweep.frame(curves=True)
-    rows = visual(frame[(frame["law"] == law) & frame["seed"].isin(seeds)])
+    rows = visual(frame[(frame["law"] == law) & frame["prompt"].isin(prompts) & frame["seed"].isin(seeds)])
     rows = rows[pd.MultiIndex.from_frame(rows[["height", "width"]]).isin([sweep.manifest.training_size, *sizes])]
     keys = ["layer", "tokens", "training_tokens", "scale_factor", "prompt"]
     return rows.groupby(keys, sort=False)["entropy"].mean().unstack("prompt")

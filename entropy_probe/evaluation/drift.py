@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,7 +60,12 @@ class Drift:
 
 
 def entropy_drift(
-    frame: pd.DataFrame, training_size: Size, level: Level = "layer", *, seeds: tuple[int, ...] | None = None
+    frame: pd.DataFrame,
+    training_size: Size,
+    level: Level = "layer",
+    *,
+    prompts: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> list[Drift]:
     """Compute the drift of every law at every size except the training size.
 
@@ -69,6 +75,7 @@ def entropy_drift(
         frame: table of a sweep that includes the law `original` and the training size.
         training_size: (height, width) in pixels.
         level: see `LEVELS`.
+        prompts: use only these prompts.
         seeds: use only these seeds.
 
     Raises:
@@ -82,7 +89,7 @@ def entropy_drift(
         >>> [(d.law, d.drift, d.removed) for d in entropy_drift(frame, (64, 64))]
         [('original', 1.0, 0.0), ('paper', 0.5, 0.5)]
     """
-    differences = _differences(frame, training_size, level, seeds)
+    differences = _differences(frame, training_size, level, prompts, seeds)
     results = []
     for (law, size), own in differences.items():
         drift = jackknife(mean_square, own.values)
@@ -101,7 +108,12 @@ def entropy_drift(
 
 
 def layer_drift(
-    frame: pd.DataFrame, training_size: Size, level: Level = "layer", *, seeds: tuple[int, ...] | None = None
+    frame: pd.DataFrame,
+    training_size: Size,
+    level: Level = "layer",
+    *,
+    prompts: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> pd.DataFrame:
     """Compute the signed drift H(N) - H(T) of every layer under every law at every size except the training size.
 
@@ -109,6 +121,7 @@ def layer_drift(
         frame: see `entropy_drift`.
         training_size: see `entropy_drift`.
         level: see `LEVELS`.
+        prompts: see `entropy_drift`.
         seeds: see `entropy_drift`.
 
     Returns:
@@ -119,7 +132,7 @@ def layer_drift(
         InputError: see `entropy_drift`.
     """
     rows = []
-    for (law, size), own in _differences(frame, training_size, level, seeds).items():
+    for (law, size), own in _differences(frame, training_size, level, prompts, seeds).items():
         for key, values in zip(own.series, own.values, strict=True):
             estimate = crossed_mean(values)
             low, high = estimate.interval()
@@ -137,10 +150,16 @@ class _Differences:
 
 
 def _differences(
-    frame: pd.DataFrame, training_size: Size, level: Level, seeds: tuple[int, ...] | None
+    frame: pd.DataFrame,
+    training_size: Size,
+    level: Level,
+    prompts: Sequence[str] | None,
+    seeds: Sequence[int] | None,
 ) -> dict[tuple[str, Size], _Differences]:
     """Return the differences of every law and size, sorted by size, the laws in their order in the table."""
     rows = visual(frame[frame["scale_factor"] == 1.0])
+    if prompts is not None:
+        rows = rows[rows["prompt"].isin(prompts)]
     if seeds is not None:
         rows = rows[rows["seed"].isin(seeds)]
     keys = LEVELS[level]

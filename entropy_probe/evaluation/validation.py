@@ -13,6 +13,7 @@ import pandas as pd
 
 from entropy_probe.deprecation import renamed_arguments, warn_renamed
 from entropy_probe.errors import InputError
+from entropy_probe.estimation.derivation import derived_from
 from entropy_probe.evaluation.drift import Drift, Level, entropy_drift, layer_drift
 from entropy_probe.evaluation.image_quality import quality
 from entropy_probe.evaluation.networks import Scorer
@@ -32,15 +33,27 @@ class Outcome(Viewed):
         sweep: the sampled grid; its `image` method returns the images.
         drifts: the drift of every law at every size and level (see `drift.LEVELS`).
         quality: the effect on the images, if they were scored.
+        prompts: the prompts that the drift was measured on: those that no law was derived from, if there are any.
+        seeds: the same for the seeds.
+        in_sample: whether a law was derived from all prompts, so that its drift was measured on the same ones.
     """
 
     sweep: Sweep
     drifts: tuple[Drift, ...]
     quality: Quality | None = None
+    prompts: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    in_sample: bool = False
 
     def layers(self, level: Level = "layer") -> pd.DataFrame:
         """Return the signed drift of every layer; see `drift.layer_drift`."""
-        table = layer_drift(self.sweep.frame(), self.sweep.manifest.training_size, level)
+        table = layer_drift(
+            self.sweep.frame(),
+            self.sweep.manifest.training_size,
+            level,
+            prompts=self.prompts or None,
+            seeds=self.seeds or None,
+        )
         return table.assign(size=table["size"].map(format_size))
 
     def table(self, level: str = "layer") -> pd.DataFrame:
@@ -54,8 +67,20 @@ class Outcome(Viewed):
                 "grid": json.loads(self.sweep.grid.to_json()),
                 "drifts": [asdict(d) for d in self.drifts],
                 "quality": json.loads(self.quality.to_json()) if self.quality else None,
+                "prompts": self.prompts,
+                "seeds": self.seeds,
+                "in_sample": self.in_sample,
             }
         )
+
+    def _images_used(self) -> str:
+        """Say which images the drift was measured on."""
+        grid = self.sweep.grid
+        prompts, seeds = len(self.prompts or grid.prompts), len(self.seeds or grid.seeds)
+        used = f"The drift was measured on {_counted(prompts, 'prompt')} and {_counted(seeds, 'seed')}"
+        if self.in_sample:
+            return f"{used}, which a law was derived from; on other prompts it is larger."
+        return f"{used}{', which no law was derived from' if prompts < len(grid.prompts) else ''}."
 
     @classmethod
     def from_json(cls, text: str | Sweep, sweep: Sweep | str) -> Outcome:
@@ -78,6 +103,7 @@ class Outcome(Viewed):
             drifts = tuple(Drift(**{**nan_for_null(d), "size": tuple(d["size"])}) for d in fields["drifts"])
             scored = Quality.from_json(json.dumps(fields["quality"])) if fields.get("quality") else None
             grid = Grid.from_json(json.dumps(fields["grid"]))
+            prompts, seeds = (tuple(fields.get(name, ())) for name in ("prompts", "seeds"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"not a valid outcome: {error!r}") from error
         missing = sum(sweep.run.state(cell).fault is not None for cell in grid.cells())
@@ -85,7 +111,7 @@ class Outcome(Viewed):
             raise InputError(
                 f"{missing} of the {len(grid)} validated cells of {sweep.run.path} are missing: run validate again"
             )
-        return cls(replace(sweep, grid=grid), drifts, scored)
+        return cls(replace(sweep, grid=grid), drifts, scored, prompts, seeds, bool(fields.get("in_sample")))
 
     def verdict(self) -> list[str]:
         """Return a sentence for each law: the fraction of the drift it removes. Then the verdict on the images."""
@@ -96,7 +122,13 @@ class Outcome(Viewed):
             unclear = [format_size(d.size) for d in drifts if d.removed_low <= 0]
             note = f"; no reduction detected at {', '.join(unclear)}" if unclear else ""
             sentences.append(f"Entropy drift removed by the {law} law: {numbers}{note}.")
+        if sentences:
+            sentences.append(self._images_used())
         return sentences + (self.quality.verdict() if self.quality else [])
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
 
 
 def _removed(drift: Drift) -> str:
@@ -152,7 +184,8 @@ def validate(
         given = {name: v for name, v in (("prompts", prompts), ("sizes", sizes), ("seeds", seeds)) if v is not None}
         if extra := [*given, *settings]:
             raise InputError(f"{extra[0]} is set by the sweep: remove it, or validate a pipeline")
-        return outcome_of(extend(source, laws=resolved, progress=progress), scorer, progress=progress)
+        extended = extend(source, laws=resolved, progress=progress)
+        return outcome_of(extended, scorer, derived=laws, progress=progress)
     for name, value in (("prompts", prompts), ("sizes", sizes)):
         if value is None:
             raise InputError(f"{name} is missing: validating a pipeline needs prompts and sizes")
@@ -169,7 +202,7 @@ def validate(
         progress=progress,
         **settings,
     )
-    return outcome_of(sampled, scorer, progress=progress)
+    return outcome_of(sampled, scorer, derived=laws, progress=progress)
 
 
 @renamed_arguments(judge="scorer")
@@ -182,12 +215,16 @@ def validate_sweep(
 
 
 @renamed_arguments(judge="scorer")
-def outcome_of(sampled: Sweep, scorer: Scorer | None = None, *, progress: bool = False) -> Outcome:
+def outcome_of(
+    sampled: Sweep, scorer: Scorer | None = None, *, derived: Sequence[object] = (), progress: bool = False
+) -> Outcome:
     """Compute the drift in a sweep over several laws and, with a scorer, the quality of its images.
 
     Args:
         sampled: a sweep that includes `original` and the training size.
         scorer: see `load_scorer`.
+        derived: the derivations of the laws, or their JSON files. The drift is measured on prompts and seeds that none
+            of them was derived from, as far as there are any.
         progress: show a progress bar.
 
     Raises:
@@ -203,6 +240,14 @@ def outcome_of(sampled: Sweep, scorer: Scorer | None = None, *, progress: bool =
     """
     frame = sampled.frame()
     size = sampled.manifest.training_size
-    drifts = [drift for level in get_args(Level) for drift in entropy_drift(frame, size, level)]
+    seen = [derived_from(law) for law in derived]
+    used_prompts, used_seeds = (set().union(*(one[i] for one in seen)) for i in (0, 1))
+    grid = sampled.grid
+    prompts = tuple(p for p in grid.prompts if p not in used_prompts)
+    seeds = tuple(s for s in grid.seeds if s not in used_seeds) or grid.seeds
+    in_sample, prompts = not prompts, prompts or grid.prompts
+    drifts = [
+        drift for level in get_args(Level) for drift in entropy_drift(frame, size, level, prompts=prompts, seeds=seeds)
+    ]
     scored = quality(sampled, scorer, progress=progress) if scorer else None
-    return Outcome(sampled, tuple(drifts), scored)
+    return Outcome(sampled, tuple(drifts), scored, prompts, seeds, in_sample)

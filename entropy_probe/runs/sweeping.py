@@ -170,6 +170,7 @@ def extend(
     *,
     laws: Sequence[ScalingLaw | str | Path],
     sizes: Sequence[Size] | None = None,
+    prompts: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     batch: int = 8,
     progress: bool = True,
@@ -180,6 +181,7 @@ def extend(
         base: a sweep with its pipeline.
         laws: scaling laws to sample under: names, JSON files or laws.
         sizes: (height, width) in pixels. By default, the sizes of the sweep.
+        prompts: texts. By default, the prompts of the sweep.
         seeds: seeds of the initial noise. By default, the seeds of the sweep.
         batch: see `sweep`.
         progress: see `sweep`.
@@ -196,7 +198,8 @@ def extend(
     if base.pipeline is None:
         raise InputError("sampling needs the model: open the run with its pipeline, Sweep.open(path, pipeline)")
     check_unscaled(base.pipeline)
-    grid = Grid.build(base.grid.prompts, sizes or base.grid.sizes, seeds or base.grid.seeds, laws)
+    chosen = (prompts or base.grid.prompts, sizes or base.grid.sizes, seeds or base.grid.seeds)
+    grid = Grid.build(*chosen, laws)
     base.run.upgrade()
     sample_missing(base.run, grid, base.manifest, base.pipeline, base.engine, batch=batch, progress=progress)
     return replace(base, grid=grid)
