@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from entropy_probe.models import load, quiet_libraries, sample_images
 from entropy_probe.reference import prompts
-from recipes.emoji_networks import build_tokenizer
+from recipes.loop import learn_tokenizer
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def sd15() -> StableDiffusionPipeline:
     of everything else. The relative overhead of measuring is therefore larger than in the full model.
     """
     torch.manual_seed(0)
-    tokenizer = build_tokenizer(list(prompts()), 500)
+    tokenizer = learn_tokenizer(list(prompts()), 500)
     text = CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=768, intermediate_size=768, num_hidden_layers=1, num_attention_heads=12,
         max_position_embeddings=77, bos_token_id=0, eos_token_id=1, pad_token_id=1,

@@ -30,7 +30,7 @@ from entropy_probe.reference.drawings import Emoji
 from recipes import emoji_download
 from recipes.checkpoints import load_checkpoint, save_checkpoint
 from recipes.emoji_loop import Curve, batch_indices
-from recipes.emoji_networks import build_tokenizer
+from recipes.loop import learn_tokenizer
 
 CHECKPOINT_STEPS = 250
 
@@ -177,7 +177,7 @@ def train(work: Path, emoji: list[Emoji], recipe: Recipe) -> Critic:
     captions = [e.caption for e in emoji]
     stored = work / "critic-tokenizer"
     if not stored.exists():
-        build_tokenizer(captions + names, recipe.vocabulary).save_pretrained(stored)
+        learn_tokenizer(captions + names, recipe.vocabulary).save_pretrained(stored)
     critic = build(CLIPTokenizer.from_pretrained(stored, model_max_length=recipe.text_length), recipe)
     critic.image_encoder.to(memory_format=torch.channels_last)
     temperature = nn.ParameterList([torch.tensor(math.log(1 / 0.07))])

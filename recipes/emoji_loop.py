@@ -1,4 +1,4 @@
-"""Shared parts of the training recipes: order of the examples, learning rate, weight average, curve, checkpoints."""
+"""Shared parts of the training recipes: order of the examples, learning rate, weight average, curve."""
 
 from __future__ import annotations
 
@@ -17,9 +17,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
-
-CHECKPOINT_SECONDS = 300
-"""Minimum time between two checkpoints."""
 
 
 def batch_indices(chosen: Tensor, size: int, step: int, seed: int) -> Tensor:

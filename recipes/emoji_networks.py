@@ -1,24 +1,21 @@
-"""The networks, tokenizer and noise schedule of the bundled UNet pipeline, before training."""
+"""The networks and the tokenizer of the bundled UNet pipeline, before training."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
-from jaxtyping import Float, Int, UInt8
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from jaxtyping import Float, UInt8
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from entropy_probe.models import encode_with
+from recipes.loop import LATENT_CHANNELS, learn_tokenizer
 
 SIZE = 64
 """Height and width, in pixels, of every image that any part of the reference is trained on."""
-
-TEXT_LENGTH = 16
-LATENT_CHANNELS = 4
 
 
 @dataclass(frozen=True)
@@ -62,24 +59,6 @@ class Recipe:
     vocabulary: int = 1600
 
 
-def build_tokenizer(captions: list[str], vocabulary: int) -> CLIPTokenizer:
-    """Return a CLIP tokenizer whose byte-pair merges are learned from the captions."""
-    from tokenizers import trainers
-
-    tokenizer = CLIPTokenizer(model_max_length=TEXT_LENGTH)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    model = tokenizer.backend_tokenizer
-    model.train_from_iterator(captions, trainer)
-    learned = json.loads(model.to_str())["model"]
-    merges = [tuple(pair) for pair in learned["merges"]]
-    return CLIPTokenizer(vocab=learned["vocab"], merges=merges, model_max_length=TEXT_LENGTH)
-
-
 def train_tokenizer(work: Path, captions: list[str], recipe: Recipe) -> CLIPTokenizer:
     """Train the tokenizer, or load the trained one from the work folder.
 
@@ -88,16 +67,9 @@ def train_tokenizer(work: Path, captions: list[str], recipe: Recipe) -> CLIPToke
     finished = work / "tokenizer"
     if finished.exists():
         return CLIPTokenizer.from_pretrained(finished)
-    tokenizer = build_tokenizer(captions, recipe.vocabulary)
+    tokenizer = learn_tokenizer(captions, recipe.vocabulary)
     tokenizer.save_pretrained(finished)
     return tokenizer
-
-
-def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Int[Tensor, "count length"]:
-    """Return the token ids of captions, padded to `TEXT_LENGTH`."""
-    encoded = tokenizer(captions, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
-    ids: Tensor = encoded.input_ids
-    return ids
 
 
 def build_autoencoder() -> AutoencoderTiny:
@@ -109,24 +81,6 @@ def build_autoencoder() -> AutoencoderTiny:
         num_decoder_blocks=(3, 2, 1),
         latent_channels=LATENT_CHANNELS,
         upsampling_scaling_factor=2,
-    )
-
-
-def build_text_encoder(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Return a small CLIP text encoder with default initialisation; it is trained together with the denoiser."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=recipe.text_width,
-            intermediate_size=4 * recipe.text_width,
-            num_hidden_layers=recipe.text_layers,
-            num_attention_heads=recipe.text_width // recipe.head_width,
-            max_position_embeddings=TEXT_LENGTH,
-            projection_dim=recipe.text_width,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
     )
 
 
@@ -151,36 +105,6 @@ def build_denoiser(recipe: Recipe) -> UNet2DConditionModel:
     )
 
 
-def build_scheduler() -> DDIMScheduler:
-    """Return a cosine schedule with v-prediction.
-
-    Its last timestep is pure noise: otherwise sampling could not produce a uniform white background.
-    """
-    return DDIMScheduler(
-        beta_schedule="squaredcos_cap_v2",
-        prediction_type="v_prediction",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        steps_offset=1,
-        timestep_spacing="trailing",
-    )
-
-
-def add_noise(
-    latents: Float[Tensor, "batch 4 h w"], scheduler: DDIMScheduler, generator: torch.Generator
-) -> tuple[Float[Tensor, "batch 4 h w"], Float[Tensor, "batch 4 h w"], Int[Tensor, " batch"]]:
-    """Return noisy latents, v-prediction targets and timesteps.
-
-    The timesteps of a batch are stratified: item i is uniform in the i-th part of the schedule. The target follows
-    Salimans and Ho (2022), https://arxiv.org/abs/2202.00512.
-    """
-    noise = torch.randn(latents.shape, generator=generator)
-    spread = (torch.arange(len(latents)) + torch.rand(len(latents), generator=generator)) / len(latents)
-    timesteps = (spread * scheduler.config.num_train_timesteps).long()
-    noisy = scheduler.add_noise(latents, noise, timesteps)
-    return noisy, scheduler.get_velocity(latents, noise, timesteps), timesteps
-
-
 def to_unit(pixels: UInt8[Tensor, "batch h w 3"]) -> Float[Tensor, "batch 3 h w"]:
     """Convert bytes to floats in [-1, 1], channels first."""
     return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -192,14 +116,3 @@ def encode(
 ) -> Float[Tensor, "count 4 h_latent w_latent"]:
     """Return the latents of images, multiplied by the scaling factor of the autoencoder."""
     return torch.cat([encode_with(autoencoder, to_unit(part)) for part in pixels.split(64)])
-
-
-def clean_autoencoder_config(folder: Path) -> None:
-    """Remove two entries from the configuration of a saved autoencoder.
-
-    `block_out_channels` is derived by diffusers, which warns if it is set; `_name_or_path` is a path of this machine.
-    """
-    path = folder / "vae" / "config.json"
-    config = json.loads(path.read_text())
-    kept = {name: value for name, value in config.items() if name not in ("block_out_channels", "_name_or_path")}
-    path.write_text(json.dumps(kept, indent=2) + "\n")

@@ -30,20 +30,19 @@ from entropy_probe.models import load
 from recipes import emoji_download
 from recipes.checkpoints import load_checkpoint, save_checkpoint
 from recipes.emoji_loop import (
-    CHECKPOINT_SECONDS,
     Curve,
     FloatAttention,
     batch_indices,
     cyclic_schedule,
     weight_average,
 )
-from recipes.emoji_networks import (
+from recipes.emoji_networks import SIZE, encode
+from recipes.loop import (
+    CHECKPOINT_SECONDS,
     LATENT_CHANNELS,
-    SIZE,
     add_noise,
     build_scheduler,
-    clean_autoencoder_config,
-    encode,
+    tidy_autoencoder,
     tokenize,
 )
 
@@ -211,7 +210,7 @@ def export(folder: Path, base: Any, denoiser: PixArtTransformer2DModel) -> None:
     )
     pipeline.to(torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
-    clean_autoencoder_config(folder)
+    tidy_autoencoder(folder)
 
 
 def main(

@@ -25,7 +25,6 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from recipes import emoji_download, emoji_rescaling
 from recipes.checkpoints import load_checkpoint, save_checkpoint
 from recipes.emoji_loop import (
-    CHECKPOINT_SECONDS,
     Curve,
     FloatAttention,
     batch_indices,
@@ -35,16 +34,19 @@ from recipes.emoji_loop import (
 from recipes.emoji_networks import (
     SIZE,
     Recipe,
-    add_noise,
     build_autoencoder,
     build_denoiser,
-    build_scheduler,
-    build_text_encoder,
-    clean_autoencoder_config,
     encode,
     to_unit,
-    tokenize,
     train_tokenizer,
+)
+from recipes.loop import (
+    CHECKPOINT_SECONDS,
+    add_noise,
+    build_scheduler,
+    build_text_encoder,
+    tidy_autoencoder,
+    tokenize,
 )
 
 
@@ -177,7 +179,7 @@ def export(
     )
     pipeline.to(torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
-    clean_autoencoder_config(folder)
+    tidy_autoencoder(folder)
 
 
 def main(

@@ -1,4 +1,4 @@
-"""Shared by the recipes: fresh scenes, the learning rate schedule, the training curve and checkpoints."""
+"""Shared by the recipes: fresh scenes, text, noise, the learning rate schedule, the curve and the training loop."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ LATENT_FACTOR = 4
 """Pixels per latent, along each side."""
 
 CHECKPOINT_SECONDS = 300
+"""Minimum time between two checkpoints."""
+
 SCENES_PER_SEED = 1_000_000_000
 """Training run `seed` uses the scenes from `seed` times this number, each of them once."""
 
@@ -154,23 +157,28 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     """Return a CLIP tokenizer whose merges are learned from the grammar of the captions; trained once per folder."""
     if folder.exists():
         return CLIPTokenizer.from_pretrained(folder)
-    from tokenizers import trainers
-
     nouns = [noun for c in scenes.classes() for noun in (c.name, c.plural)]
     corpus = [f"{n} {noun}" for noun in nouns for n in scenes.NUMBERS[1:]] * 2
     corpus += [f"and on {b.name}" for b in scenes.BACKGROUNDS] * 16
+    learn_tokenizer(corpus, vocabulary=1200).save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def learn_tokenizer(texts: Sequence[str], vocabulary: int) -> CLIPTokenizer:
+    """Return a CLIP tokenizer whose byte-pair merges are learned from texts."""
+    from tokenizers import trainers
+
     trainer = trainers.BpeTrainer(
-        vocab_size=1200,
+        vocab_size=vocabulary,
         special_tokens=["<|startoftext|>", "<|endoftext|>"],
         end_of_word_suffix="</w>",
         show_progress=False,
     )
     model = CLIPTokenizer(model_max_length=TEXT_LENGTH).backend_tokenizer
-    model.train_from_iterator(corpus, trainer)
+    model.train_from_iterator(texts, trainer)
     learned = json.loads(model.to_str())["model"]
     merges = [tuple(pair) for pair in learned["merges"]]
-    CLIPTokenizer(vocab=learned["vocab"], merges=merges, model_max_length=TEXT_LENGTH).save_pretrained(folder)
-    return CLIPTokenizer.from_pretrained(folder)
+    return CLIPTokenizer(vocab=learned["vocab"], merges=merges, model_max_length=TEXT_LENGTH)
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Int[Tensor, "count length"]:
@@ -187,7 +195,26 @@ def token_mask(tokens: Int[Tensor, "count length"], end: int) -> Float[Tensor, "
     return (torch.arange(tokens.shape[1]) < lengths[:, None]).float()
 
 
-def build_text_encoder(settings: Settings, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+class TextSettings(Protocol):
+    """Hyperparameters of a text encoder."""
+
+    @property
+    def text_width(self) -> int:
+        """Width of the hidden states."""
+        ...
+
+    @property
+    def text_layers(self) -> int:
+        """Number of layers."""
+        ...
+
+    @property
+    def head_width(self) -> int:
+        """Width of an attention head."""
+        ...
+
+
+def build_text_encoder(settings: TextSettings, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """Return a small CLIP text encoder with default initialisation, trained together with the denoiser."""
     return CLIPTextModel(
         CLIPTextConfig(
@@ -206,7 +233,11 @@ def build_text_encoder(settings: Settings, tokenizer: CLIPTokenizer) -> CLIPText
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Cosine schedule with v-prediction; at the last timestep the signal-to-noise ratio is zero (below 1e-8)."""
+    """Return a cosine schedule with v-prediction.
+
+    Its last timestep is pure noise (a signal-to-noise ratio below 1e-8): otherwise sampling could not produce a uniform
+    background.
+    """
     return DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
@@ -220,7 +251,11 @@ def build_scheduler() -> DDIMScheduler:
 def add_noise(
     latents: Float[Tensor, "batch 4 h w"], scheduler: DDIMScheduler, generator: torch.Generator
 ) -> tuple[Float[Tensor, "batch 4 h w"], Float[Tensor, "batch 4 h w"], Int[Tensor, " batch"]]:
-    """Return noisy latents, v-prediction targets and timesteps. The timesteps are spread evenly over the schedule."""
+    """Return noisy latents, v-prediction targets and timesteps.
+
+    The timesteps of a batch are stratified: item i is uniform in the i-th part of the schedule. The target follows
+    Salimans and Ho (2022), https://arxiv.org/abs/2202.00512.
+    """
     noise = torch.randn(latents.shape, generator=generator)
     spread = (torch.arange(len(latents)) + torch.rand(len(latents), generator=generator)) / len(latents)
     timesteps = (spread * scheduler.config.num_train_timesteps).long()
@@ -239,7 +274,10 @@ def average_of(model: nn.Module, ema: float) -> AveragedModel:
 
 
 def tidy_autoencoder(out: Path) -> None:
-    """Remove entries from a saved autoencoder's configuration that diffusers derives itself and warns about."""
+    """Remove two entries from the configuration of a saved autoencoder.
+
+    `block_out_channels` is derived by diffusers, which warns if it is set; `_name_or_path` is a path of this machine.
+    """
     path = out / "vae" / "config.json"
     config = json.loads(path.read_text())
     kept = {name: value for name, value in config.items() if name not in ("block_out_channels", "_name_or_path")}

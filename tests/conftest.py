@@ -32,7 +32,7 @@ from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, U
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from entropy_probe.models import sample_images
-from recipes.emoji_networks import build_tokenizer
+from recipes.loop import learn_tokenizer
 
 
 def pytest_collection_modifyitems(items):
@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items):
 def tiny_folder(tmp_path_factory):
     """A saved StableDiffusionPipeline with random weights: 64 px, 16 x 16 latents, two levels of attention."""
     torch.manual_seed(0)
-    tokenizer = build_tokenizer(["noto red apple", "flat pizza"], 300)
+    tokenizer = learn_tokenizer(["noto red apple", "flat pizza"], 300)
     text = CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,

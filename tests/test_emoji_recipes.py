@@ -10,8 +10,9 @@ import torch
 from recipes import emoji_transformer
 from recipes.emoji_download import is_selected
 from recipes.emoji_loop import Curve, batch_indices, rate_factor, weight_average
-from recipes.emoji_networks import Recipe, add_noise, build_scheduler, train_tokenizer
+from recipes.emoji_networks import Recipe, train_tokenizer
 from recipes.emoji_rescaling import GAINS, maximum_entropy_gains, minimum_variance_gains, multiply_logits
+from recipes.loop import add_noise, build_scheduler
 
 SMALL = emoji_transformer.Recipe(cycles=(4, 2), batch=2, warmup=2, width=32, head_width=16, layers=1)
 

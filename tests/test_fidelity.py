@@ -123,10 +123,10 @@ def clip_folder(tmp_path):
     """A small CLIP with random weights, as save_pretrained writes it."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPProcessor
 
-    from recipes.emoji_networks import build_tokenizer
+    from recipes.loop import learn_tokenizer
 
     torch.manual_seed(0)
-    tokenizer = build_tokenizer(["noto red apple", "flat pizza"], 300)
+    tokenizer = learn_tokenizer(["noto red apple", "flat pizza"], 300)
     text = dict(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,

@@ -18,9 +18,9 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from recipes.emoji_networks import build_tokenizer
+from recipes.loop import learn_tokenizer
 
-TOKENIZER = build_tokenizer(["a red apple", "flat pizza"], 300)
+TOKENIZER = learn_tokenizer(["a red apple", "flat pizza"], 300)
 TEXT_WIDTH = 32
 TEXT = {"tokenizer": TOKENIZER}
 TINY = {"hidden_size": 16, "intermediate_size": 16}
