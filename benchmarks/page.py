@@ -93,7 +93,7 @@ contender. For memory, glibc is set to return large blocks at once; for times, t
 
 def machine(facts: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    kernels = " and ".join(facts["kernels"]) or "no compiled kernel"
+    kernels = "compiled kernel" if facts["kernels"] else "no compiled kernel"
     gpu = facts["gpu"] or "no GPU"
     return (
         f"{facts['processor']}, {facts['cores']} cores, torch with {facts['threads']} threads, "

@@ -121,6 +121,12 @@ def test_unknown_command_or_missing_prompt_suggests_what_to_type(call):
     )
 
 
+@pytest.mark.parametrize("prompt", ["", "   "])
+def test_sample_refuses_a_blank_prompt(call, prompt):
+    code, _, err = call("sample", prompt)
+    assert (code, err) == (2, "error: a prompt is blank: remove it\n")
+
+
 def test_refuses_empty_prompts_file(call, tiny_folder, tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     code, _, err = call("run", "--model", tiny_folder, "--out", tmp_path / "run", "--prompts", tmp_path / "empty.txt")

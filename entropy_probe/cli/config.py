@@ -81,13 +81,18 @@ def _syntax_tree(path: Path) -> yaml.Node | None:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise InputError(f"cannot read the config file {str(path)!r}: {error.strerror or error}") from error
+        raise InputError(
+            f"cannot read the config file {str(path)!r}: {error.strerror or error}; give --config an existing YAML file"
+        ) from error
     if len(content) > MAX_BYTES:
         raise InputError(f"the config file {str(path)!r} is longer than {MAX_BYTES >> 20} MiB")
     try:
         return yaml.compose(content, Loader=yaml.BaseLoader)
     except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+            reason = f"{error.problem} in line {error.problem_mark.line + 1}"
+        else:
+            reason = " ".join(str(error).split())[:300]
         raise InputError(f"the config file {str(path)!r} is not valid YAML: {reason}") from error
 
 

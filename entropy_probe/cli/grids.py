@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from entropy_probe.cli.loading import EngineChoice, load_pipeline
+from entropy_probe.cli.options import DEFAULT_OUT
 from entropy_probe.cli.output import Messages, make_table, print_json
 from entropy_probe.cli.parsing import check_positive, parse_prompts, parse_rows, parse_seeds, parse_sizes
 from entropy_probe.errors import InputError
@@ -100,6 +101,15 @@ def prepare_grid(
         **asdict(sampling),
         "rows": rows,
     }
+
+
+def folder_of(out: str, quick: bool) -> str:
+    """Return the run directory. By default, a small grid gets its own, so that it replaces no results of the full one.
+
+    >>> folder_of("entropy-run", quick=True), folder_of("mine", quick=True)
+    ('entropy-run-quick', 'mine')
+    """
+    return f"{DEFAULT_OUT}-quick" if quick and str(out) == DEFAULT_OUT else out
 
 
 def default_sizes(trained: Size, quick: bool = False) -> list[Size]:

@@ -100,7 +100,12 @@ RowsOption = Annotated[
     ),
 ]
 QuickOption = Annotated[
-    bool, typer.Option("--quick", rich_help_panel=GRID_PANEL, help="Use a small grid for a first look.")
+    bool,
+    typer.Option(
+        "--quick",
+        rich_help_panel=GRID_PANEL,
+        help="Use a small grid for a first look. The default folder is then entropy-run-quick.",
+    ),
 ]
 LawsOption = Annotated[
     str,
@@ -113,7 +118,7 @@ RoundsOption = Annotated[
     typer.Option(
         min=0,
         rich_help_panel=EVALUATION_PANEL,
-        help="Maximum number of rounds that refine the measured law. Default: 3, or 1 with --quick.",
+        help="Maximum number of rounds that refine the measured law. Default: 3 (run --quick: 1).",
     ),
 ]
 MetricsOption = Annotated[

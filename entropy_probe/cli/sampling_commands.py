@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from entropy_probe.cli.grids import GridOptions, prepare_grid, print_forecast
+from entropy_probe.cli.grids import GridOptions, folder_of, prepare_grid, print_forecast
 from entropy_probe.cli.groups import examples, new_app
 from entropy_probe.cli.loading import choose_engine, choose_scorer, load_pipeline
 from entropy_probe.cli.options import (
@@ -96,6 +96,7 @@ def run(
     from entropy_probe.runs import sweep as sample_grid
 
     check_laws(laws)
+    out = folder_of(out, quick)
     messages = Messages(quiet or as_json)
     scorer = choose_scorer(metrics, images, model)
     choice = choose_engine(
@@ -169,6 +170,7 @@ def sweep(
     from entropy_probe.runs import sweep as sample_grid
 
     messages = Messages(quiet or as_json)
+    out = folder_of(out, quick)
     part = parse_shard(shard)
     choice = choose_engine(
         engine, address, model=model, device=device, dtype=dtype, dry_run=dry_run, local_device="cpu"
@@ -217,9 +219,11 @@ def sample(
     """Sample images under a scaling law."""
     from entropy_probe.laws import resolve
     from entropy_probe.models import check_guidance, check_size, sampling_settings, training_size
+    from entropy_probe.runs import as_texts
 
     if not prompt:
         raise InputError('no prompt: name at least one, such as entropy-probe sample "noto red apple" --sizes 32,64')
+    as_texts(prompt)
     if guidance_scale is not None:
         check_guidance(guidance_scale)
     scaling_law = resolve(law)

@@ -78,7 +78,7 @@ def _local_folder(model: str | Path) -> Path:
     """Return the folder of a pipeline. A pipeline on the hub is downloaded, without its pickle files.
 
     Raises:
-        InputError: if the folder does not exist, or is not a pipeline.
+        InputError: if the folder does not exist, is not a pipeline, or cannot be downloaded.
     """
     folder = Path(model)
     if folder.exists():
@@ -92,7 +92,14 @@ def _local_folder(model: str | Path) -> Path:
             f"unknown model {str(model)!r}: it is not a folder and not a hub id (owner/name). Bundled models are "
             f"{' and '.join(map(repr, REFERENCES))}"
         )
-    return Path(DiffusionPipeline.download(str(model), use_safetensors=True, trust_remote_code=False))
+    try:
+        return Path(DiffusionPipeline.download(str(model), use_safetensors=True, trust_remote_code=False))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0].split(" (")[0][:300]
+        raise InputError(
+            f"cannot download {str(model)!r}: {reason}. Check the name, the network and your access to the model "
+            "(hf auth login), or give the folder of a saved pipeline"
+        ) from error
 
 
 def resolve_device(device: str) -> str:

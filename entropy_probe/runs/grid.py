@@ -108,8 +108,7 @@ class Grid:
             raise InputError(f"seeds must not be negative, got {min(self.seeds)}")
         if max(self.seeds) > MAX_SEED:
             raise InputError(f"seeds must be less than 2^63, got {max(self.seeds)}")
-        for prompt in self.prompts:
-            _check_prompt(prompt)
+        as_texts(self.prompts)
 
     def __len__(self) -> int:
         return len(self.prompts) * len(self.sizes) * len(self.seeds) * len(self.laws)
@@ -206,13 +205,16 @@ def as_texts(prompts: Sequence[str]) -> tuple[str, ...]:
     """Return prompts as a tuple.
 
     Raises:
-        InputError: if `prompts` is a single text, which Python would iterate letter by letter.
+        InputError: if `prompts` is a single text, which Python would iterate letter by letter, or a prompt is blank,
+            too long or not valid Unicode.
 
     >>> as_texts(["a red apple"])
     ('a red apple',)
     """
     if isinstance(prompts, str):
         raise InputError(f"prompts must be a list of texts: use [{prompts[:100]!r}]")
+    for prompt in prompts:
+        _check_prompt(prompt)
     return tuple(prompts)
 
 
