@@ -234,8 +234,8 @@ def _report(recorder: _Recorder, observer: Observer, missing: Literal["error", "
     if observer.seen and recorder.captured.untimed and _has_timesteps(model):
         name = type(find_denoiser(model)).__name__
         warnings.warn(
-            f"no timestep among the arguments of {name}.forward: every forward counts as step 0. If a wrapper hides "
-            "the arguments, pass the module inside it",
+            f"no timestep among the arguments of {name}.forward: every forward pass counts as step 0. If a wrapper "
+            "hides the arguments, pass the module inside it",
             stacklevel=4,
         )
     unseen = [n for n in observer.layers if n in observer.ran and n not in observer.seen and requested(n)]

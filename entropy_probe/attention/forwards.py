@@ -1,4 +1,4 @@
-"""Describe a forward of the denoiser from the arguments that it receives."""
+"""Describe a forward pass of the denoiser from the arguments that it receives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TIMESTEPS = ("timestep", "timesteps", "timestep_ratio", "t")
 
 
 class ForwardReader:
-    """Describes and numbers the forwards of one denoiser.
+    """Describes and numbers the forward passes of one denoiser.
 
     Args:
         denoiser: the denoiser.
@@ -29,7 +29,7 @@ class ForwardReader:
         self._count = 0
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any], trained: Latents | None) -> Forward:
-        """Return the description of the forward that starts.
+        """Return the description of the forward pass that starts.
 
         Args:
             args: positional arguments of the denoiser.

@@ -1,4 +1,4 @@
-"""Run the forwards of a denoiser, and let observers see and scale its attention calls.
+"""Run the forward passes of a denoiser, and let observers see and scale its attention calls.
 
 A forward hook takes the place of `forward` on the denoiser and on each attention layer. It notes which layer runs and
 what the layer received. Then it activates a function mode, which receives query and key of every
@@ -7,7 +7,7 @@ what the layer received. Then it activates a function mode, which receives query
 Hooks made by `register_forward_hook` cannot do this. torch does not run them after a KeyboardInterrupt. Gradient
 checkpointing, PEFT and DDP call layers without them (docs/decisions/0010).
 
-All state of a running forward belongs to its thread. Removing the hooks leaves the model as it was.
+All state of a running forward pass belongs to its thread. Removing the hooks leaves the model as it was.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ class Interception:
             hook: the hook.
             args: positional arguments of the forward.
             kwargs: its keyword arguments.
-            compiler: compiles the forward if the function mode is not active in it. The caller has switched it off.
+            compiler: torch.compile's callback, disabled by the caller. It is enabled again where the function mode is
+                not active.
         """
         if hook.name == "" and self._state.forward is None:
             return self._run_denoiser(hook, args, kwargs, compiler)
@@ -133,7 +134,7 @@ class Interception:
                 push_mode(self._mode)
             output = self._run_layer(hook, args, kwargs, compiler)
             if state.discovering:
-                self._known_sizes.add(state.size)  # not after a failed forward, which may not have made all its calls
+                self._known_sizes.add(state.size)  # not after a failed pass, which may not have made all its calls
                 for observer in self.observers:
                     observer.after_discovery(observer)
             return output
@@ -160,7 +161,7 @@ class Interception:
             if not is_attention and not state.discovering:
                 set_compiler(compiler)
             output = hook.inner(*args, **kwargs)
-            if state.forward is not None:  # not after a failed forward, which may not have made its calls
+            if state.forward is not None:  # not after a failed pass, which may not have made its calls
                 for observer in self.observers:
                     observer.ran.add(hook.name)
             return output
@@ -175,7 +176,7 @@ class Interception:
                 restore(state.running, height, depth)
 
     def _begin(self, state: ThreadState, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Start a forward of the denoiser in this thread.
+        """Start a forward pass of the denoiser in this thread.
 
         Raises:
             CaptureError: if another thread runs one, and an observer requires a single thread.
@@ -198,7 +199,7 @@ class Interception:
         state.discovering = state.size not in self._known_sizes
 
     def _end(self, state: ThreadState, depth: int) -> None:
-        """End a forward of the denoiser. This may run twice."""
+        """End a forward pass of the denoiser. This may run twice."""
         state.forward = None
         state.joins.clear()
         state.items.clear()
@@ -282,7 +283,7 @@ class Interception:
         """Return the call; None if it has no tokens, or if its tensors are nested."""
         caller, nested = self._state.caller(), query.is_nested or key.is_nested
         if not caller.is_attention:
-            self._attention.add(caller.name)  # hooked as an attention layer after this forward
+            self._attention.add(caller.name)  # hooked as an attention layer after this pass
         for observer in self.observers:
             observer.seen.add(caller.name)
             if nested:

@@ -23,9 +23,9 @@ class Observer:
     Attributes:
         on_call: see `OnCall`.
         after_scaling: receive the calls after all scaling.
-        one_thread: refuse a forward while another thread runs one.
+        one_thread: refuse a forward pass while another thread runs one.
         layers: names of the attention layers, see `attention_layers`. The list follows changes of the model.
-        after_discovery: is called with this observer after the first forward of each size.
+        after_discovery: is called with this observer after the first forward pass of each size.
         stop: removes this observer. It may be called twice.
         ran: names of the layers that have run.
         seen: names of the modules that have made an attention call.

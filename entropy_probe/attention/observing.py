@@ -27,7 +27,7 @@ def attention_calls(
         model: a diffusers pipeline, or the module whose forward runs attention.
         on_call: see `OnCall`.
         after_scaling: pass the calls as they are after all scaling, whichever context was opened first.
-        one_thread: refuse a forward while another thread runs one.
+        one_thread: refuse a forward pass while another thread runs one.
 
     Raises:
         CaptureError: for a compiled model.
@@ -64,7 +64,7 @@ def observe(
 ) -> Observer:
     """Start passing attention calls to `on_call`, until `stop_observing`; see `attention_calls`.
 
-    `after_discovery` receives the observer after the first forward of each size.
+    `after_discovery` receives the observer after the first forward pass of each size.
 
     Raises:
         CaptureError: for a compiled model, and for a model that contains another observed model or is a part of one.

@@ -23,7 +23,7 @@ class CallReader:
         trained: size of the latents in training; None if it is unknown.
 
     Args:
-        state: the forward that each thread runs.
+        state: the forward pass that each thread runs.
     """
 
     def __init__(self, state: ThreadState) -> None:
@@ -33,7 +33,7 @@ class CallReader:
         self._past: dict[tuple[Any, ...], Forward] = {}
 
     def is_unlocated(self, layer: str) -> bool:
-        """Whether the image tokens of a layer have not been located yet at the size of this forward."""
+        """Whether the image tokens of a layer have not been located yet at the size of this pass."""
         forward = self._state.forward
         return forward is not None and (layer, forward.latents) not in self._image_starts
 
@@ -85,9 +85,9 @@ class CallReader:
         )
 
     def _forward_of(self, layer: str, query: torch.Size, key: torch.Size) -> Forward:
-        """Return the forward that a call belongs to.
+        """Return the forward pass that a call belongs to.
 
-        Gradient checkpointing calls a layer again after its forward is over, on tensors of the same shapes.
+        Gradient checkpointing calls a layer again after its pass is over, on tensors of the same shapes.
         """
         state = self._state
         if state.forward is None:
@@ -119,7 +119,7 @@ class CallReader:
             lengths, image = state.joins[keys]
             found = image_start(lengths, tokens, latents.others, image)
             start = start if found is None else found
-        # Counted from the end, the start also holds for a text of another length in a later forward.
+        # Counted from the end, the start also holds for a text of another length in a later pass.
         self._image_starts[layer, latents] = start
         first = -1 if start is None else start if start >= 0 else keys + start
         return slice(first, first + tokens) if 0 <= first <= keys - tokens else None

@@ -1,4 +1,4 @@
-"""The state of the forward that a thread runs."""
+"""The state of the forward pass that a thread runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Running:
     def refuse_checkpoint(self) -> None:
         """Refuse to scale a call in a gradient checkpoint that starts inside this module.
 
-        The backward pass would compute the checkpoint again, outside of the hooked forward and so without the law.
+        The backward pass would compute the checkpoint again, outside of the hooked layer and so without the law.
 
         Raises:
             CaptureError: naming the module.
@@ -59,12 +59,12 @@ class ThreadState(threading.local):
 
     Attributes:
         forward: the forward of the denoiser that runs; None outside one.
-        finished: the same forward without its arguments, for layers that run again after it is over.
+        finished: the same pass without its arguments, for layers that run again after it is over.
         size: size of the denoiser's input: its latents, or the shapes of its tensors if it has no latents.
         discovering: this size is new, so every module is watched for attention calls.
         running: the hooked modules that run, outermost first.
-        joins: the concatenations of this forward, by total length.
-        items: number of batch items that each layer has attended for in this forward.
+        joins: the concatenations of this pass, by total length.
+        items: number of batch items that each layer has attended for in this pass.
     """
 
     def __init__(self) -> None:

@@ -56,7 +56,7 @@ def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[
 
     Self-attention and joint attention are scaled; cross-attention and temporal attention are not. N and T count image
     tokens only, also in joint attention. A deep copy of the model is not scaled. A model that is compiled afterwards
-    stays scaled: its graph breaks at each attention layer. The first forward of each size warns of attention layers
+    stays scaled: its graph breaks at each attention layer. The first forward pass of each size warns of layers
     that it could not scale.
 
     Args:
