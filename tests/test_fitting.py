@@ -169,6 +169,26 @@ def test_kappa_is_recovered_within_its_interval():
     assert row["paper"] == pytest.approx(1 / math.log(256))
 
 
+def test_interval_of_a_factor_contains_the_true_factor_in_95_percent():
+    """H = 3 - ln(g m) at g = 1 and m, so an error e of H moves ln g by e."""
+    index = pd.MultiIndex.from_tuples([("a", 1024, 256)], names=["layer", "tokens", "training_tokens"])
+    prompts, covered = [f"p{i}" for i in range(6)], 0
+    for seed in range(300):
+        noise = 0.1 * np.random.default_rng(seed).standard_normal(6)
+        curves = [
+            pd.DataFrame([3.0 - math.log(m) + noise], index=index, columns=prompts)
+            .assign(scale_factor=m)
+            .set_index("scale_factor", append=True)
+            for m in (0.5, 1.0, 2.0)
+        ]
+        target = pd.DataFrame([[3.0] * 6], index=pd.Index(["a"], name="layer"), columns=prompts)
+        estimate = FactorEstimate(pd.Series(1.0, index=index), pd.concat(curves), target)
+        row = FactorEstimate(estimate.next_factors(), pd.concat(curves), target).factors().iloc[0]
+        covered += row["low"] < 1.0 < row["high"]
+        assert row["bound"] == ""
+    assert 275 <= covered <= 295  # 95 % of 300, within three standard errors
+
+
 @pytest.fixture(scope="module")
 def sampled(tiny_pipeline, tmp_path_factory):
     return sweep(

@@ -137,7 +137,16 @@ def derived(base, bounds=()):
     )
     law = Measured(points, dict.fromkeys(points, 1.1), dict.fromkeys(points, 0.1))
     rounds = (Round(0, 0.9, 0.02), Round(1, 0.05, 0.02))
-    return Derivation(law, table, rounds, pd.DataFrame(bounds, columns=["layer", "tokens", "g"]))
+    factors = [
+        {"layer": name, "tokens": h * w // stride**2, "training_tokens": 64**2 // stride**2, "scale_factor": g,
+         "low": low, "high": 1.1 * g if bound == "" else np.nan, "bound": bound}
+        for i, name in enumerate(points)
+        for stride in [4 * (1 + i % 2)]
+        for (h, w), g, low, bound in [((32, 48), 0.4, np.nan, "at most"), ((128, 128), 1.9, 1.8, "")]
+    ]  # fmt: skip
+    return Derivation(
+        law, table, rounds, pd.DataFrame(bounds, columns=["layer", "tokens", "g"]), factors=pd.DataFrame(factors)
+    )
 
 
 def with_quality(outcome):
@@ -285,7 +294,7 @@ def test_plots_return_data_by_layer_size_and_law(drawn, full):
     maps = data["Entropy over the image"][0]
     first = maps[maps["law"] == "original"].iloc[:, 5:21].to_numpy()
     np.testing.assert_allclose(first, full.entropy_maps[0].values, atol=5e-4)
-    assert set(data["The scale factor"][0]["series"]) == {"all sizes", "one size", "paper"}
+    assert set(data["The scale factor"][0]["series"]) == {"law", "paper"}
     assert data["The denoising loss"][0]["change_percent"].min() == pytest.approx(100 * (0.05**2 - 0.04))
     metrics, defects, by_kappa = data[METRICS]
     assert (set(metrics["metric"]), set(defects["metric"])) == ({"text_score"}, {"repetition"})
@@ -411,8 +420,9 @@ def test_page_shows_the_numbers_of_the_results(full, page):
         assert f"<td>{law.slope:.3f} ± {law.slope_se:.3f}</td>" in page
     for drift in full.outcome.drifts:
         assert f"<td>{drift.drift:.3f} [{drift.low:.3f}, {drift.high:.3f}]</td>" in page
-    for row in full.derivation.kappa.itertuples():
-        assert f"<td>{row.kappa:.3f} ± {row.kappa_se:.3f}</td>" in page
+    for row in full.derivation.factors.itertuples():
+        bound = f"{row.bound} {row.scale_factor:.2f}"
+        assert f"<td>{bound if row.bound else f'{row.scale_factor:.2f} [{row.low:.2f}, {row.high:.2f}]'}</td>" in page
     assert "test --x &#39;&lt;i&gt;&#39;" in page
 
 
@@ -469,13 +479,14 @@ def test_report_names_the_missing_results(base):
     assert missing_parts(alone) in Page(alone.html()).text
 
 
-def test_law_without_derivation_has_a_kappa(base):
+def test_law_without_derivation_has_factors_without_intervals(base):
     shown = report(base, law=derived(base).law)
     assert "a derived scaling law" not in missing_parts(shown)
     assert "The scale factor" in sections(shown)
     everywhere = report(base, law=Kappa({"*": 0.5}))
     assert "interval" not in everywhere.verdict()[-1]
-    assert set(run_tables(everywhere)["Scale factor of every layer"]["κ"]) == {"0.500"}
+    table = run_tables(everywhere)["Scale factor of every layer, with 95 % intervals"]
+    assert set(table["g at 128 px"]) == {f"{np.sqrt(1 + 0.5 * np.log(4)):.2f}"}
 
 
 @pytest.mark.parametrize("sizes", [[(64, 64)], [(32, 32)]])

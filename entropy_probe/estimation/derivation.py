@@ -19,13 +19,14 @@ from entropy_probe.estimation.refinement import Refined, Round, knots, refine
 from entropy_probe.estimation.regression import layer_means
 from entropy_probe.laws import DERIVED, Gaussian, Measured, ScalingLaw, from_json, to_json
 from entropy_probe.models import CaptionedImages, Size
-from entropy_probe.runs import Sweep
+from entropy_probe.runs import Grid, Sweep
 from entropy_probe.strict_json import from_strict_json, nan_for_null, read_bounded, to_strict_json
 from entropy_probe.views import Viewed
 
 KAPPA_COLUMNS = ["layer", "kappa", "kappa_se", "low", "high", "paper"]
 ENTROPY_COLUMNS = ["layer", "tokens", "training_tokens", "target", "original", "scaled"]
 BOUND_COLUMNS = ["layer", "tokens", "g"]
+FACTOR_COLUMNS = ["layer", "tokens", "training_tokens", "scale_factor", "low", "high", "bound"]
 
 
 def _empty(columns: list[str]) -> Callable[[], pd.DataFrame]:
@@ -40,8 +41,9 @@ class Derivation(Viewed):
 
     Attributes:
         law: the law to apply.
-        kappa: the law in a single number per layer, g^2 = 1 + kappa ln(N/T). Columns `layer`, `kappa`, `kappa_se`,
-            `low`, `high` (95 % interval), `paper` (the value of the paper's law, 1/ln T).
+        kappa: a fit of g^2 = 1 + kappa ln(N/T) to the factors of each layer. One number does not describe factors that
+            bend at N = T; see `factors`. Columns `layer`, `kappa`, `kappa_se`, `low`, `high` (95 % interval), `paper`
+            (the value of the paper's law, 1/ln T).
         rounds: the drift that remained after each round of sampling; round 0 is the original model. Empty for methods
             that do not sample.
         unreachable: columns `layer`, `tokens`, `g` of the scale factors that reached a bound of the search.
@@ -50,6 +52,8 @@ class Derivation(Viewed):
         calibration: the details of a calibrated law.
         prompts: the prompts whose images the law was derived from. `validate` judges the law on other ones.
         seeds: their seeds.
+        factors: for `measured`, g of each layer at each size with its interval; see
+            `refinement.FactorEstimate.factors`.
     """
 
     law: ScalingLaw
@@ -60,6 +64,7 @@ class Derivation(Viewed):
     calibration: Calibration | None = field(default=None, repr=False)
     prompts: tuple[str, ...] = field(default=(), repr=False)
     seeds: tuple[int, ...] = field(default=(), repr=False)
+    factors: pd.DataFrame = field(default_factory=_empty(FACTOR_COLUMNS), repr=False)
 
     @property
     def name(self) -> str:
@@ -80,6 +85,7 @@ class Derivation(Viewed):
             "calibration": json.loads(self.calibration.to_json()) if self.calibration else None,
             "prompts": self.prompts,
             "seeds": self.seeds,
+            "factors": self.factors.to_dict("records"),
         }
         return to_strict_json({**json.loads(to_json(self.law)), "derivation": record})
 
@@ -97,6 +103,7 @@ class Derivation(Viewed):
         try:
             kappa = pd.DataFrame(record["kappa"], columns=KAPPA_COLUMNS)
             entropies = pd.DataFrame(record.get("entropies", []), columns=ENTROPY_COLUMNS)
+            factors = pd.DataFrame(record.get("factors", []), columns=FACTOR_COLUMNS)
             calibration = record.get("calibration")
             return cls(
                 law,
@@ -107,6 +114,7 @@ class Derivation(Viewed):
                 Calibration.from_json(json.dumps(calibration)) if calibration else None,
                 tuple(map(str, record.get("prompts", []))),
                 tuple(map(int, record.get("seeds", []))),
+                factors.astype(dict.fromkeys(FACTOR_COLUMNS[3:6], float)),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"not a valid derivation: {error!r}") from error
@@ -167,17 +175,23 @@ def derive(
     if rounds < 0:
         raise InputError(f"rounds must be 0 or a positive integer, got {rounds}")
     sizes = _other_sizes(sweep)
-    prompts, seeds = sweep.grid.prompts, sweep.grid.seeds
-    if hold_out:
-        prompts, seeds = prompts[: (len(prompts) + 1) // 2], seeds[: (len(seeds) + 1) // 2]
+    if method == "calibrated":
+        return _calibrated(sweep, layer_means(sweep.frame()), images, progress)
+    images_used = _fitting_half(sweep.grid) if hold_out else {"prompts": sweep.grid.prompts, "seeds": sweep.grid.seeds}
     if method == "measured":
-        refined = refine(sweep, sizes, rounds, prompts=prompts, seeds=seeds, progress=progress, on_round=on_round)
-        return replace(_measured(refined), prompts=prompts, seeds=seeds)
+        refined = refine(sweep, sizes, rounds, **images_used, progress=progress, on_round=on_round)
+        return replace(_measured(refined), **images_used)
+    return replace(_gaussian(_means(sweep, **images_used)), **images_used)
+
+
+def _fitting_half(grid: Grid) -> dict[str, Any]:
+    """Return the prompts and seeds to derive laws from. The others are for judging them."""
+    return {"prompts": grid.prompts[: (len(grid.prompts) + 1) // 2], "seeds": grid.seeds[: (len(grid.seeds) + 1) // 2]}
+
+
+def _means(sweep: Sweep, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> pd.DataFrame:
     frame = sweep.frame()
-    if method == "gaussian":
-        means = layer_means(frame[frame["prompt"].isin(prompts) & frame["seed"].isin(seeds)])
-        return replace(_gaussian(means), prompts=prompts, seeds=seeds)
-    return _calibrated(sweep, layer_means(frame), images, progress)
+    return layer_means(frame[frame["prompt"].isin(prompts) & frame["seed"].isin(seeds)])
 
 
 def check_method(method: str) -> None:
@@ -207,7 +221,9 @@ def _measured(refined: Refined) -> Derivation:
     kappa = refined.best.kappa()
     by_layer = kappa.set_index("layer")
     law = Measured(knots(refined.best.g), by_layer["kappa"].to_dict(), by_layer["kappa_se"].to_dict())
-    return Derivation(law, kappa, refined.rounds, refined.at_bounds(), refined.entropies())
+    return Derivation(
+        law, kappa, refined.rounds, refined.at_bounds(), refined.entropies(), factors=refined.best.factors()
+    )
 
 
 def _gaussian(means: pd.DataFrame) -> Derivation:

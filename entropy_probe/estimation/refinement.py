@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from entropy_probe.attention import visual
 from entropy_probe.errors import InputError
-from entropy_probe.estimation.intervals import jackknife, mean_square, root
+from entropy_probe.estimation.intervals import jackknife, mean_square, root, t_quantile
 from entropy_probe.laws import Measured
 from entropy_probe.models import Size
 from entropy_probe.runs import Sweep, extend
@@ -95,6 +95,25 @@ class FactorEstimate:
         middle = int(np.argmin(np.abs(x)))
         low, high = max(0, middle - 1), min(len(x) - 1, middle + 1)
         return (mean.iloc[:, high] - mean.iloc[:, low]) / (x[high] - x[low])
+
+    def factors(self) -> pd.DataFrame:
+        """Return the scale factors with their 95 % intervals over the prompts.
+
+        An error of H moves ln g by that error divided by dH/d ln g. A factor at a bound of the search has no interval.
+
+        Returns:
+            Columns `layer`, `tokens` (N), `training_tokens` (T), `scale_factor` (g), `low`, `high`, `bound` (`at most`,
+            `at least`, or empty).
+        """
+        differences = self.differences().loc[self.g.index]
+        quantile = t_quantile(differences.shape[1] - 1)
+        steepness = np.minimum(self.slopes().reindex(self.g.index), -1e-3)
+        reach = -quantile * differences.sem(axis=1) / steepness
+        low, high = (self.g * np.exp(sign * reach) for sign in (-1, 1))
+        table = pd.DataFrame({"scale_factor": self.g, "low": low, "high": high})
+        table["bound"] = np.select([self.g <= MIN_FACTOR, self.g >= MAX_FACTOR], ["at most", "at least"], "")
+        table.loc[table["bound"] != "", ["low", "high"]] = np.nan
+        return table.reset_index()
 
     def kappa(self) -> pd.DataFrame:
         """Fit g^2 = 1 + kappa ln(N/T) per layer by least squares. The error comes from resampling the prompts.

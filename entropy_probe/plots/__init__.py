@@ -12,7 +12,7 @@ from entropy_probe.plots.layers import draw_layers, layers_and_heads
 from entropy_probe.plots.losses import draw_loss, loss_by_factor
 from entropy_probe.plots.panels import Plot
 from entropy_probe.plots.quality import quality_by_kappa, quality_by_law
-from entropy_probe.plots.scale_factors import draw_factors, kappa_by_layer
+from entropy_probe.plots.scale_factors import draw_factors, factors_by_layer
 from entropy_probe.plots.svg import inline_svg
 from entropy_probe.plots.theme import PALETTE, page_theme, theme
 from entropy_probe.plots.timesteps import draw_timesteps, entropy_against_timestep
@@ -32,10 +32,10 @@ __all__ = [
     "entropy_against_timestep",
     "entropy_by_layer",
     "entropy_over_layers",
+    "factors_by_layer",
     "growth_of_runs",
     "image_grid",
     "inline_svg",
-    "kappa_by_layer",
     "layers_and_heads",
     "layers_of_runs",
     "loss_by_factor",

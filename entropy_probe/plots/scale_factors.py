@@ -1,4 +1,4 @@
-"""Plot scale factors: g of a law against N/T, and kappa of every layer."""
+"""Plot scale factors: g of a law against N/T, and of every layer at every size."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from entropy_probe.laws import Measured, Paper, ScalingLaw, factors
+from entropy_probe.laws import Paper, ScalingLaw, factors
 from entropy_probe.models import short_name
 from entropy_probe.plots.panels import Plot, half_widths
-from entropy_probe.plots.theme import PALETTE, row_size, shades
+from entropy_probe.plots.theme import row_size, shades
 
 NAMED_LAYERS = 16
 """Maximum number of layers that a legend names."""
@@ -47,67 +46,44 @@ def draw_factors(axes: Axes, law: ScalingLaw) -> pd.DataFrame:
     return data[["law", "layer", "ratio", "scale_factor"]]
 
 
-def kappa_by_layer(kappa: pd.DataFrame, law: ScalingLaw | None = None) -> Plot:
-    """Plot kappa of every layer with its 95 % interval, in network order, and the paper's 1/ln T.
-
-    A measured law has a factor for each size. The plot then shows kappa at each size too: if these values are far
-    apart, one number is not enough for the layer.
+def factors_by_layer(table: pd.DataFrame) -> Plot:
+    """Plot g of every layer at every size with its 95 % interval, in network order, and the paper's g.
 
     Args:
-        kappa: `layer`, `kappa`, `low`, `high`, `paper`; see `Derivation.kappa`.
-        law: the derived law.
+        table: `layer`, `ratio` (N/T), `scale_factor`, `low`, `high`, `paper` (the paper's g); see
+            `tables.factors_with_intervals`.
 
     Returns:
-        The figure, and its data: `layer`, `series` (`all sizes`, `one size`, `paper`), `ln_ratio` (ln(N/T) of the size,
-        NaN for the other series), `kappa`, `low`, `high`.
+        The figure, and its data: `layer`, `series` (`law` or `paper`), `ratio`, `scale_factor`, `low`, `high`.
 
-    >>> kappa = pd.DataFrame({"layer": ["mid"], "kappa": [0.5], "low": [0.4], "high": [0.6], "paper": [0.2]})
-    >>> figure, data = kappa_by_layer(kappa)
+    >>> row = {"layer": "mid", "ratio": 4.0, "scale_factor": 1.5, "low": 1.4, "high": 1.6, "paper": 1.1}
+    >>> figure, data = factors_by_layer(pd.DataFrame([row]))
     >>> data["series"].tolist()
-    ['all sizes', 'paper']
+    ['law', 'paper']
     """
-    names = [short_name(name) for name in kappa["layer"]]
-    height, font = row_size(len(names))
-    figure = Figure(figsize=(8, height * len(names) + 1.4), layout="constrained")
+    layers, ratios = list(dict.fromkeys(table["layer"])), sorted(set(table["ratio"]))
+    height, font = row_size(len(layers))
+    row_height = max(height, 0.1 * len(ratios))
+    figure = Figure(figsize=(8, row_height * len(layers) + 1.6), layout="constrained")
     axes = figure.subplots()
-    y = np.arange(len(names))
-    colours = sns.color_palette(PALETTE)
-    axes.axvline(0, color="0.5", linewidth=0.8)
-    parts = [
-        kappa[["layer", "kappa", "low", "high"]].assign(series="all sizes"),
-        kappa[["layer"]].assign(kappa=kappa["paper"], series="paper"),
-    ]
-    if isinstance(law, Measured):
-        own = _kappa_by_size(law, list(kappa["layer"]))
-        places = own["layer"].map(list(kappa["layer"]).index)
-        style: dict[str, Any] = {"s": 26, "edgecolors": "0.35", "linewidths": 0.6, "zorder": 3}
-        dots = axes.scatter(own["kappa"], places, c=own["ln_ratio"], cmap="vlag", **style)
-        figure.colorbar(dots, ax=axes, label="kappa at one size: its ln(N/T)", shrink=0.6)
-        limit = np.abs(own["ln_ratio"]).max() if len(own) else 0.1
-        dots.set_clim(-limit, limit)
-        parts.append(own)
-    bars = half_widths(kappa["kappa"], kappa["low"], kappa["high"])
-    axes.errorbar(kappa["kappa"], y, xerr=bars, fmt="o", color="black", capsize=3, label="all sizes, 95 % interval")
-    axes.plot(kappa["paper"], y, "D", color=colours[3], markersize=5, label="paper, 1/ln T")
-    axes.set_yticks(y, names, fontsize=font)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlabel("κ in g² = 1 + κ ln(N/T); κ = 0 does not change the layer")
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    columns = ["layer", "series", "ln_ratio", "kappa", "low", "high"]
-    return figure, pd.concat(parts, ignore_index=True).reindex(columns=columns)
-
-
-def _kappa_by_size(law: Measured, layers: list[str]) -> pd.DataFrame:
-    """Compute kappa of each layer at each measured size."""
-    rows = [
-        {
-            "layer": layer,
-            "series": "one size",
-            "ln_ratio": x,
-            "kappa": (g**2 - 1) / x,
-        }
-        for layer in layers
-        for x, g in law.points.get(layer, ())
-        if x
-    ]
-    return pd.DataFrame(rows, columns=["layer", "series", "ln_ratio", "kappa"])
+    axes.axvline(1, color="0.5", linewidth=0.8)
+    columns = ["layer", "ratio", "scale_factor", "low", "high"]
+    parts = [table[columns].assign(series="law"), table[["layer", "ratio"]].assign(scale_factor=table["paper"])]
+    for number, (ratio, colour) in enumerate(zip(ratios, shades(len(ratios)), strict=True)):
+        own = table[table["ratio"] == ratio]
+        places = own["layer"].map(layers.index) + 0.7 * (number - (len(ratios) - 1) / 2) / len(ratios)
+        bars = half_widths(own["scale_factor"], own["low"], own["high"])
+        style: dict[str, Any] = {"fmt": "o", "color": colour, "markersize": 4, "linewidth": 1.2}
+        axes.errorbar(own["scale_factor"], places, xerr=bars, label=f"N/T = {ratio:.3g}", **style)
+        axes.plot(own["paper"], places, "|", color=colour, markersize=7, label=f"_paper, N/T = {ratio:.3g}")
+    axes.plot([], [], "|", color="0.3", markersize=7, label="paper's law")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    axes.set_yticks(np.arange(len(layers)), [short_name(name) for name in layers], fontsize=font)
+    axes.set_ylim(len(layers) - 0.4, -0.6)
+    axes.set_xlabel("scale factor g; 1 does not change the layer")
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    data = pd.concat([parts[0], parts[1].assign(series="paper")], ignore_index=True)
+    return figure, data[["layer", "series", *columns[1:]]]

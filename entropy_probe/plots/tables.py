@@ -10,10 +10,9 @@ import pandas as pd
 
 from entropy_probe.attention import Captured, visual
 from entropy_probe.estimation import Derivation, Fit
-from entropy_probe.estimation.intervals import t_quantile
 from entropy_probe.evaluation import Outcome, Quality, metric_and_network
 from entropy_probe.evaluation.quality_summary import MAX_NEEDED
-from entropy_probe.laws import Kappa, Measured, ScalingLaw, factors
+from entropy_probe.laws import Paper, ScalingLaw, factors
 from entropy_probe.models import format_size, short_name
 
 UNKNOWN = "–"
@@ -113,40 +112,44 @@ def error_by_rows(frame: pd.DataFrame) -> float:
     return float((by_image.sum().pow(0.5) / by_image.size()).max())
 
 
-def kappa_of(law: Measured | Kappa, frame: pd.DataFrame) -> pd.DataFrame | None:
-    """Return kappa of the layers of a law, in the format of `Derivation.kappa`. None if no layer has a kappa.
+def factors_with_intervals(law: ScalingLaw, frame: pd.DataFrame, derivation: Derivation | None) -> pd.DataFrame:
+    """Return g of each layer at each size of a run except the training size, next to the paper's g.
 
-    The interval is Student's t with (number of prompts - 1) degrees of freedom.
+    Args:
+        law: the law.
+        frame: the measurements, for the layers and their token counts.
+        derivation: the derivation of the law, for the intervals.
+
+    Returns:
+        The columns of `factors_at_sizes`, `low`, `high` (95 % interval, NaN if unknown), `bound` (`at most`,
+        `at least`, or empty) and `paper` (g of the paper's law).
     """
-    quantile = t_quantile(frame["prompt"].nunique() - 1)
-    trained = visual(frame).groupby("layer", sort=False)["training_tokens"].first()
-    errors = law.kappa_se if isinstance(law, Measured) else {}
-    rows = []
-    for layer, tokens in trained.items():
-        kappa = law.kappa.get(str(layer), law.kappa.get("*"))
-        if kappa is not None:
-            error = errors.get(str(layer), math.nan)
-            ends = {"low": kappa - quantile * error, "high": kappa + quantile * error}
-            paper = 1 / np.log(tokens) if tokens > 1 else math.nan
-            rows.append({"layer": layer, "kappa": kappa, "kappa_se": error, **ends, "paper": float(paper)})
-    return pd.DataFrame(rows) if rows else None
+    table = factors_at_sizes(law, frame).assign(paper=factors_at_sizes(Paper(), frame)["scale_factor"])
+    table = table[table["ratio"] != 1]
+    keys = ["layer", "tokens", "training_tokens"]
+    known = derivation.factors if derivation else pd.DataFrame(columns=[*keys, "low", "high", "bound"])
+    table = table.merge(known[[*keys, "low", "high", "bound"]], on=keys, how="left")
+    return table.astype({"low": float, "high": float}).fillna({"bound": ""})
 
 
-def kappa_table(kappa: pd.DataFrame, law: ScalingLaw | None = None) -> pd.DataFrame:
-    """Return kappa per layer and, for a measured law, g at every measured ln(N/T)."""
-    rows = []
-    for row in kappa.to_dict("records"):
-        shown = {
-            "layer": short_name(row["layer"]),
-            "κ": with_error(row["kappa"], row["kappa_se"]),
-            "95 % interval": between(row["low"], row["high"]),
-            "paper's κ": number(row["paper"]),
-        }
-        if isinstance(law, Measured):
-            points = law.points.get(row["layer"], ())
-            shown["g at ln(N/T)"] = ", ".join(f"{g:.2f} at {x:+.2f}" for x, g in points)
-        rows.append(shown)
-    return pd.DataFrame(rows)
+def factors_by_size(table: pd.DataFrame) -> pd.DataFrame:
+    """Return g of each layer with its interval as text: a row per layer, and a column per size.
+
+    Args:
+        table: see `factors_with_intervals`.
+    """
+    texts = [
+        f"{row.bound} {row.scale_factor:.2f}"
+        if row.bound
+        else with_interval(row.scale_factor, row.low, row.high, ".2f")
+        for row in table.itertuples()
+    ]
+    shown = table.assign(
+        layer=table["layer"].map(short_name), text=texts, column="g at " + table["size"].astype(str) + " px"
+    )
+    wide = shown.pivot(index="layer", columns="column", values="text")
+    wide = wide.reindex(index=dict.fromkeys(shown["layer"]), columns=dict.fromkeys(shown["column"]))
+    return wide.fillna(UNKNOWN).rename_axis(columns=None).reset_index()
 
 
 def rounds_table(derivation: Derivation) -> pd.DataFrame:

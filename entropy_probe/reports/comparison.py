@@ -21,6 +21,7 @@ from entropy_probe.estimation import POOLED, Fit, LogLaw
 from entropy_probe.estimation.intervals import half_width
 from entropy_probe.evaluation.differences import LEVEL, POWER
 from entropy_probe.evaluation.quality_summary import MAX_NEEDED
+from entropy_probe.laws import factors as law_factors
 from entropy_probe.models import format_size, short_name
 from entropy_probe.plots.tables import (
     UNKNOWN,
@@ -86,18 +87,19 @@ class RunComparison:
         ]  # fmt: skip
         return pd.DataFrame(rows)
 
-    def kappas(self) -> pd.DataFrame:
-        """Return kappa of every layer: `run`, `layer`, `value`, `low`, `high`, `se`.
+    def factors(self) -> pd.DataFrame:
+        """Return g of every layer at N/T = 4: `run`, `layer`, `value`, `low`, `high`, `se` (all NaN).
 
         Runs without a derived law are left out, so the table can be empty.
         """
         parts = [
-            run.kappa.assign(run=name).rename(columns={"kappa": "value", "kappa_se": "se"})
+            law_factors(run.law, [4.0]).rename(columns={"scale_factor": "value"}).assign(run=name)
             for name, run in self.runs.items()
-            if run.kappa is not None
+            if run.law
         ]
         columns = ["run", "layer", "value", "low", "high", "se"]
-        return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+        table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+        return table.reindex(columns=columns).astype({"low": float, "high": float, "se": float})
 
     def drifts(self) -> pd.DataFrame:
         """Return the drift of the layers under every law: `run`, `law`, `size`, `ratio`, `drift`, `low`, `high`.
@@ -141,7 +143,7 @@ class RunComparison:
 
     def to_json(self) -> str:
         """Return the verdict and all numbers as JSON text. Unknown values are null."""
-        tables = {"slopes": self.slopes(), "kappas": self.kappas(), "drifts": self.drifts()}
+        tables = {"slopes": self.slopes(), "factors": self.factors(), "drifts": self.drifts()}
         pooled = [{"run": name, **vars(fit.pooled)} for name, fit in self._fits.items()]
         numbers: dict[str, Any] = {name: table.to_dict("records") for name, table in tables.items()}
         return to_strict_json({"verdict": self.verdict(), "pooled": pooled, **numbers})
@@ -176,11 +178,11 @@ class RunComparison:
                 "the prompts.",
                 partial(plots.timesteps_of_runs, sampling),
             )
-        if len(self.kappas()):
+        if len(self.factors()):
             yield Shown(
                 "The scale factor",
-                "Kappa of every layer in g² = 1 + κ ln(N/T), with 95 % intervals. κ = 0 does not change the layer.",
-                partial(plots.layers_of_runs, _short(self.kappas()), "κ in g² = 1 + κ ln(N/T)", 0.0),
+                "Scale factor g of every layer at four times the tokens of training. 1 does not change the layer.",
+                partial(plots.layers_of_runs, _short(self.factors()), "g at N/T = 4", 1.0),
             )
         if len(self.drifts()):
             yield Shown(
@@ -197,8 +199,8 @@ class RunComparison:
             ),
             "Slope b of every layer": _wide(self.slopes()),
         }
-        if len(self.kappas()):
-            tables["Kappa of every layer"] = _wide(self.kappas())
+        if len(self.factors()):
+            tables["Scale factor of every layer at N/T = 4"] = _wide(self.factors())
         outcomes = {name: run.outcome for name, run in self.runs.items() if run.outcome}
         if outcomes:
             tables["Drift, with 95 % intervals"] = _stacked({n: drift_table(one) for n, one in outcomes.items()})

@@ -11,8 +11,8 @@ import pandas as pd
 from entropy_probe.errors import InputError
 from entropy_probe.estimation import Derivation, Fit
 from entropy_probe.evaluation import Outcome, Quality
-from entropy_probe.laws import Kappa, Measured, ScalingLaw
-from entropy_probe.plots.tables import kappa_of
+from entropy_probe.laws import ScalingLaw
+from entropy_probe.plots.tables import factors_with_intervals
 from entropy_probe.runs import Sweep
 from entropy_probe.runs.entropy_maps import EntropyMap
 from entropy_probe.strict_json import from_strict_json
@@ -61,11 +61,9 @@ class RunResults:
         return self.sampled.frame()
 
     @cached_property
-    def kappa(self) -> pd.DataFrame | None:
-        """Kappa of every layer in the format of `Derivation.kappa`; None if no layer has one."""
-        if self.derivation:
-            return self.derivation.kappa if len(self.derivation.kappa) else None
-        return kappa_of(self.law, self.frame) if isinstance(self.law, Measured | Kappa) else None
+    def factors(self) -> pd.DataFrame | None:
+        """The scale factors of the law; see `plots.tables.factors_with_intervals`. None without a law."""
+        return factors_with_intervals(self.law, self.frame, self.derivation) if self.law else None
 
 
 def read_losses(made: Sweep) -> dict[str, pd.DataFrame]:

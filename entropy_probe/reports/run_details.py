@@ -12,8 +12,8 @@ from entropy_probe.plots.tables import (
     drift_table,
     entropy_table,
     error_by_rows,
+    factors_by_size,
     fit_table,
-    kappa_table,
     quality_table,
     rival_table,
     rounds_table,
@@ -32,8 +32,8 @@ def run_tables(results: RunResults) -> dict[str, pd.DataFrame]:
         tables["Fit H = a + b ln N of every layer"] = fit_table(results.fit)
         tables["Forms of H(N): error in nats at a size left out of the fit"] = rival_table(results.fit)
     tables["Mean entropy ± standard error over the prompts, nats; original model"] = entropy_table(results.frame)
-    if results.kappa is not None:
-        tables["Scale factor of every layer"] = kappa_table(results.kappa, results.law)
+    if results.factors is not None:
+        tables["Scale factor of every layer, with 95 % intervals"] = factors_by_size(results.factors)
     if results.derivation and results.derivation.rounds:
         tables["Rounds of refinement"] = rounds_table(results.derivation)
     if results.outcome:

@@ -84,13 +84,12 @@ def _layers(results: RunResults) -> Iterator[Shown]:
 
 def _scaling(results: RunResults) -> Iterator[Shown]:
     """Yield the scale factor, the drift and the denoising loss."""
-    if results.kappa is not None:
+    if results.factors is not None and len(results.factors):
         yield Shown(
             "The scale factor",
-            "Kappa of each layer with its 95 % interval over the prompts: one number for all sizes. The diamond is the "
-            "paper's value. Small dots are the values at single sizes. If they are far apart, one number does not fit "
-            "all sizes; the measured law has a factor for each.",
-            partial(plots.kappa_by_layer, results.kappa, results.law),
+            "Scale factor g of each layer at each size, with its 95 % interval over the prompts. Strokes are the "
+            "paper's values. A factor without an interval is at a bound of the search, or its error is unknown.",
+            partial(plots.factors_by_layer, results.factors),
         )
     if results.outcome:
         yield Shown(

@@ -122,7 +122,7 @@ class Report(RunResults):
             "verdict": self.verdict(),
             "settings": run_settings(self),
             "fit": json.loads(self.fit.to_json()) if self.fit else None,
-            "kappa": None if self.kappa is None else self.kappa.to_dict("records"),
+            "factors": None if self.factors is None else self.factors.to_dict("records"),
             "derivation": json.loads(self.derivation.to_json()) if self.derivation else None,
             "outcome": json.loads(self.outcome.to_json()) if self.outcome else None,
             "losses": {name: table.to_dict("records") for name, table in self.losses.items()},
@@ -148,7 +148,7 @@ def report(
         fit: the fitted entropy law. By default, it is fitted if the sweep has enough sizes.
         law: the derived law or derivation. By default, the law of `derivation`.
         outcome: the result of `validate`.
-        derivation: the result of `derive`, for kappa, its intervals and the rounds of refinement.
+        derivation: the result of `derive`, for the intervals of the factors and the rounds of refinement.
         entropy_maps: see `runs.entropy_maps.entropy_maps`.
         losses: tables of `LossCurve`, by the name of the number: `{"g": curve.table()}`.
         command: the command line to show.

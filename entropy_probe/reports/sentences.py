@@ -8,9 +8,9 @@ import pandas as pd
 
 from entropy_probe.estimation import POOLED, Derivation, Fit, LogLaw
 from entropy_probe.evaluation.differences import LEVEL
-from entropy_probe.laws import Measured, Paper, ScalingLaw
+from entropy_probe.laws import Measured, ScalingLaw
 from entropy_probe.models import short_name
-from entropy_probe.plots.tables import factors_at_sizes, span
+from entropy_probe.plots.tables import factors_with_intervals, span
 
 NAMED_LAYERS = 4
 """Maximum number of layers that a sentence names."""
@@ -96,9 +96,9 @@ def factor_sentences(law: ScalingLaw, frame: pd.DataFrame) -> list[str]:
         law: the derived law.
         frame: the measurements, for the layers and their token counts.
     """
-    table = factors_at_sizes(law, frame).assign(paper=factors_at_sizes(Paper(), frame)["scale_factor"])
+    table = factors_with_intervals(law, frame, None)
     ratios = table.groupby("size", sort=False)["ratio"].mean()
-    ends = dict.fromkeys(size for size in (ratios.idxmin(), ratios.idxmax()) if ratios[size] != 1)
+    ends = dict.fromkeys((ratios.idxmin(), ratios.idxmax())) if len(ratios) else ()
     sentences = []
     for size in ends:
         own = table[table["size"] == size]
