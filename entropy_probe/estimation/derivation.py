@@ -177,15 +177,16 @@ def derive(
     sizes = _other_sizes(sweep)
     if method == "calibrated":
         return _calibrated(sweep, layer_means(sweep.frame()), images, progress)
-    images_used = _fitting_half(sweep.grid) if hold_out else {"prompts": sweep.grid.prompts, "seeds": sweep.grid.seeds}
-    if method == "measured":
-        refined = refine(sweep, sizes, rounds, **images_used, progress=progress, on_round=on_round)
-        return replace(_measured(refined), **images_used)
-    return replace(_gaussian(_means(sweep, **images_used)), **images_used)
+    used = _images_used(sweep.grid, hold_out)
+    if method == "gaussian":
+        return replace(_gaussian(_means(sweep, **used)), **used)
+    return replace(_measured(refine(sweep, sizes, rounds, **used, progress=progress, on_round=on_round)), **used)
 
 
-def _fitting_half(grid: Grid) -> dict[str, Any]:
+def _images_used(grid: Grid, hold_out: bool) -> dict[str, Any]:
     """Return the prompts and seeds to derive laws from. The others are for judging them."""
+    if not hold_out:
+        return {"prompts": grid.prompts, "seeds": grid.seeds}
     return {"prompts": grid.prompts[: (len(grid.prompts) + 1) // 2], "seeds": grid.seeds[: (len(grid.seeds) + 1) // 2]}
 
 
