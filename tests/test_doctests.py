@@ -35,7 +35,7 @@ PACKAGES = [
 WITHOUT_EXAMPLE = {
     "derive_gaussian", "derive_measured", "validate_sweep",  # deprecated
     "applied", "check_unscaled", "remove",  # in the examples of `apply` and `scaled`
-    "interception_of", "layer_drift", "quality", "stop_observing",
+    "interception_of", "quality", "stop_observing",
 }  # fmt: skip
 
 

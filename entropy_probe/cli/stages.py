@@ -45,5 +45,23 @@ def validate_and_save(sampled: Sweep, laws: str, scorer: Scorer | None, messages
     """Sample the grid under each law, measure drift and image quality, and write outcome.json."""
     from entropy_probe.evaluation import validate
 
-    outcome = validate(sampled, load_laws(sampled, laws), scorer=scorer, progress=messages.progress)
+    resolved = load_laws(sampled, laws)
+    if scorer:
+        _print_power(sampled, [law.name for law in resolved], scorer, messages)
+    outcome = validate(sampled, resolved, scorer=scorer, progress=messages.progress)
     return outcome, sampled.run.write("outcome.json", outcome.to_json())
+
+
+def _print_power(sampled: Sweep, laws: list[str], scorer: Scorer, messages: Messages) -> None:
+    """Print, before the images are sampled, how small a difference of an image metric they can show."""
+    from entropy_probe.evaluation.differences import detectable_difference
+    from entropy_probe.evaluation.image_quality import planned_comparisons
+
+    grid, trained = sampled.grid, sampled.manifest.training_size
+    others = len(set(laws) - {"original"}), len(set(grid.sizes) - {trained})
+    comparisons, pairs = planned_comparisons(*others, scorer), len(grid.prompts) * len(grid.seeds)
+    if comparisons:
+        messages.print(
+            f"{pairs} pairs of images and {comparisons} comparisons per run: a difference of "
+            f"{detectable_difference(pairs, comparisons):.2f} standard deviations is detected with a power of 80 %"
+        )

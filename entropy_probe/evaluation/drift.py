@@ -130,6 +130,14 @@ def layer_drift(
 
     Raises:
         InputError: see `entropy_drift`.
+
+    Examples:
+        >>> rows = [("original", 64, 3.0), ("original", 128, 4.0), ("paper", 128, 2.5)]
+        >>> frame = pd.DataFrame(rows, columns=["law", "height", "entropy"]).assign(
+        ...     width=64, kind="self", axes="spatial", layer="mid", prompt="cat", seed=0, scale_factor=1.0
+        ... )
+        >>> layer_drift(frame, (64, 64))["drift"].tolist()
+        [1.0, -0.5]
     """
     rows = []
     for (law, size), own in _differences(frame, training_size, level, prompts, seeds).items():

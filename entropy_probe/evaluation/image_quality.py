@@ -139,6 +139,18 @@ def _score(
     return _Scores(per_image, values, contributions)
 
 
+def planned_comparisons(laws: int, sizes: int, scorer: Scorer) -> int:
+    """Return the number of comparisons that `quality` corrects for. The Fréchet distance is not counted.
+
+    Args:
+        laws: number of laws other than `original`.
+        sizes: number of sizes other than the training size.
+        scorer: the networks.
+    """
+    readers = sum(isinstance(network, TextImageEncoder) for network in scorer.networks.values())
+    return laws * sizes * (2 + 2 * readers + len(scorer.networks))  # defects, text metrics, kernel distances
+
+
 def _differences(size: Size, scores: dict[str, _Scores], shape: tuple[int, int]) -> list[MetricDifference]:
     """Compare every law with `original` by every metric, before the correction for multiple comparisons."""
     before = scores["original"]
