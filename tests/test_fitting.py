@@ -123,7 +123,7 @@ def test_variance_between_layers_is_not_explained():
 
 
 def test_gaussian_form_has_a_constant():
-    """The entropy of Gaussian logits with an offset of 2 nats, which is no error of the form."""
+    """The entropy of Gaussian logits with an offset of 2 nats, which the constant absorbs."""
     records = Records(lambda n: math.log(n) - 3.0 - 0.1 * (n % 5), variance=lambda n: 2.0 + 0.2 * (n % 5), noise=0.003)
     rivals = fit(records).rivals.set_index(["layer", "form"])["error"]
     assert rivals["a", "gaussian"] < 0.01

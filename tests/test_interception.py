@@ -385,7 +385,7 @@ def test_missing_timestep_raises_a_warning(tiny_pipeline):
     class Hiding(nn.Module):
         def __init__(self, module):
             super().__init__()
-            self.one, self.two = module, nn.Linear(1, 1)  # a wrapper with weights of its own is not unwrapped
+            self.one, self.two = module, nn.Linear(1, 1)  # a wrapper that has other weights is not unwrapped
             self.config, self.dtype, self.device = module.config, module.dtype, module.device
 
         def forward(self, *args, **kwargs):
@@ -400,7 +400,7 @@ def test_missing_timestep_raises_a_warning(tiny_pipeline):
         pipeline.unet(*inputs())
 
 
-def test_wrapper_with_an_attention_layer_of_its_own_is_not_unwrapped(unet):
+def test_wrapper_with_another_attention_layer_is_not_unwrapped(unet):
     class Attending(nn.Module):
         def __init__(self, module):
             super().__init__()

@@ -52,7 +52,7 @@ def test_prompts_and_seeds_are_exchangeable(values):
     ("prompts", "seeds", "of_prompts", "of_seeds"), [(16, 4, 1.0, 1.0), (32, 4, 0.0, 0.3), (64, 1, 1.0, 0.0)]
 )
 def test_interval_misses_the_truth_in_5_percent(prompts, seeds, of_prompts, of_seeds):
-    """4 seeds had a rate of 19 % when the degrees of freedom were those of the prompts."""
+    """4 seeds had a rate of 19 % with the degrees of freedom of the prompts."""
     generator = np.random.default_rng(0)
     missed = 0
     for _ in range(2000):
@@ -65,7 +65,7 @@ def test_mean_square_of_noise_is_zero_and_of_a_shift_its_square():
     generator = np.random.default_rng(0)
     noise = generator.standard_normal((4000, 8, 2))
     assert mean_square(noise) == pytest.approx(0, abs=3 / 4000**0.5 / 16**0.5)
-    assert (noise.mean(axis=(1, 2)) ** 2).mean() == pytest.approx(1 / 16, rel=0.1)  # what is subtracted
+    assert (noise.mean(axis=(1, 2)) ** 2).mean() == pytest.approx(1 / 16, rel=0.1)  # the bias that is subtracted
     assert mean_square(noise + 0.5) == pytest.approx(0.25, abs=0.02)
 
 
@@ -75,7 +75,7 @@ def test_jackknife_of_a_mean_has_its_standard_error():
     assert np.isnan(jackknife(np.mean, values[:2]).error)
 
 
-def test_half_width_of_two_values_is_that_of_the_t_test():
+def test_half_width_of_two_values_equals_the_t_test():
     table = pd.DataFrame({"size": [32, 32, 64], "entropy": [3.0, 3.5, 4.0]})
     widths = half_width(table.groupby("size")["entropy"])
     low, high = stats.ttest_1samp([3.0, 3.5], 0).confidence_interval()

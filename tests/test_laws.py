@@ -249,7 +249,7 @@ def test_visual_attention_is_scaled_by_g(tiny_pipeline, sample):
     assert np.abs(np.asarray(expected[0], int) - np.asarray(by_hand[0], int)).max() <= 1
 
 
-def test_factors_of_a_derivation_are_those_of_its_law():
+def test_factors_of_a_derivation_equal_the_factors_of_its_law():
     pd.testing.assert_frame_equal(factors(Derivation(MEASURED), [0.5, 4.0]), factors(MEASURED, [0.5, 4.0]))
 
 

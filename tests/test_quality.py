@@ -156,7 +156,7 @@ def test_verdict_depends_on_direction_of_metric_and_on_its_margin():
     assert [c.verdict for c in differences] == ["better", "worse", "better", "equivalent", "not enough images"]
 
 
-def test_tests_equal_those_of_scipy_and_statsmodels_with_one_seed():
+def test_p_values_equal_scipy_and_statsmodels_with_one_seed():
     own = compared("repetition", 0.03, noise=0.1, seeds=1)
     values = 0.1 * np.random.default_rng(0).standard_normal((32, 1))[:, 0]
     values += 0.03 - values.mean()

@@ -42,7 +42,7 @@ def test_has_one_row_per_head(captured):
     assert captured["head"].tolist() == [0, 1]
 
 
-def test_methods_are_those_of_the_table(captured):
+def test_methods_equal_the_methods_of_the_table(captured):
     frame = captured.frame()
     pd.testing.assert_frame_equal(captured.head(1), frame.head(1))
     pd.testing.assert_frame_equal(captured.query("head == 1"), frame.query("head == 1"))

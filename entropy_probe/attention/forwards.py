@@ -47,7 +47,7 @@ class ForwardReader:
         """Return the arguments of the denoiser by name. The names in `**kwargs` stay as the caller passed them."""
         try:
             arguments = dict(self._signature.bind_partial(*args, **kwargs).arguments)
-        except TypeError:  # the instance has a forward of its own, with other parameters
+        except TypeError:  # the instance has another forward, with other parameters
             return {f"arguments[{number}]": value for number, value in enumerate(args)} | kwargs
         for parameter in self._signature.parameters.values():
             if parameter.kind is parameter.VAR_KEYWORD:

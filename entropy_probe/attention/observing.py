@@ -43,7 +43,7 @@ def attention_calls(
     """
     observer = None
     try:
-        with delay_interrupt():  # until the observer is known here, so that it is stopped
+        with delay_interrupt():  # otherwise the observer might never be stopped
             observer = observe(model, on_call, after_scaling=after_scaling, one_thread=one_thread)
         yield observer
     finally:
@@ -107,7 +107,7 @@ def interception_of(denoiser: nn.Module) -> Interception | None:
 
 
 def _interceptions(module: nn.Module) -> Iterator[Interception]:
-    """Yield the interceptions whose hooks are on a module: its own, or those of models that contain it."""
+    """Yield the interceptions whose hooks are on a module: its own, and the ones of models that contain it."""
     for place in PLACES:
         forward = module.__dict__.get(place)
         while forward is not None:

@@ -104,7 +104,7 @@ def prepare_grid(
 
 
 def folder_of(out: str, quick: bool) -> str:
-    """Return the run directory. By default, a small grid gets its own, so that it replaces no results of the full one.
+    """Return the run directory. By default, a small grid has another one, and replaces no results of the full grid.
 
     >>> folder_of("entropy-run", quick=True), folder_of("mine", quick=True)
     ('entropy-run-quick', 'mine')

@@ -30,7 +30,7 @@ class Drift:
     """Root mean square of H(N) - H(T) under one law at one size, with 95 % intervals over prompts.
 
     The square is estimated without bias (`estimation.intervals.mean_square`): noise alone gives a drift near 0. The
-    intervals are those of the jackknife over prompts, and NaN with fewer than three prompts.
+    intervals come from the jackknife over prompts. They are NaN with fewer than three prompts.
 
     Attributes:
         law: name of the law.
@@ -197,6 +197,6 @@ def _differences(
 
 
 def _ratio(values: Float[np.ndarray, "laws series prompts seeds"]) -> float:
-    """Return the mean square drift under a law, relative to that of the original model; NaN if that has none."""
+    """Return the mean square drift under a law, relative to the original model; NaN if the original model has none."""
     after, before = map(mean_square, values)
     return max(after, 0.0) / before if before > 0 else float("nan")

@@ -147,7 +147,7 @@ def kernel_contributions(
     """Compute how much each sampled image contributes to the kernel distance, up to a common constant.
 
     To first order, the distance is the mean of the contributions (Hoeffding's projection of the U-statistic), so their
-    standard error is that of the distance with fixed real images. The kernel is that of `kernel_distance`:
+    standard error equals the one of the distance with fixed real images. The kernel is the one of `kernel_distance`:
     (x y / features + 1)^3.
 
     Examples:

@@ -138,7 +138,7 @@ def scaled(
     """
     observer = None
     try:
-        with delay_interrupt():  # until the observer is known here, so that it is stopped
+        with delay_interrupt():  # otherwise the observer might never be stopped
             observer, chosen = _apply(model, law, training_tokens)
         yield chosen
     finally:
