@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from urllib.parse import unquote
 from xml.etree import ElementTree
@@ -28,6 +29,7 @@ from entropy_probe.reports import Report, report
 from entropy_probe.reports.prompts import chosen_prompts
 from entropy_probe.reports.run_details import missing_parts, row_sampling_error, run_tables
 from entropy_probe.reports.run_figures import run_figures
+from entropy_probe.reports.summary import alerts, overview, summary
 from entropy_probe.runs import EntropyMap, Grid, Manifest, RunDirectory, Sweep, entropy_maps, sweep
 
 PARTS = dict.fromkeys(("image_mass", "mass_entropy", "image_entropy", "text_entropy"), float("nan"))
@@ -231,7 +233,7 @@ def sections(results):
 
 def test_page_is_well_formed_and_makes_no_requests(page):
     seen = Page(page)
-    assert seen.tags.count("svg") == 10
+    assert seen.tags.count("svg") == 11
     assert len(seen.ids) == len(set(seen.ids))
     assert all(link.startswith(("#", "data:image/png;base64,", "data:text/csv;")) for link in seen.links)
     inside = {link[1:] for link in [*seen.links, *seen.used] if link.startswith("#")}
@@ -249,7 +251,7 @@ def test_csv_of_every_figure_holds_the_data_of_its_plot(drawn, page):
     """The image tables of `drawn` also have the metrics, which the page does not have."""
     data = [table for section, _, table in drawn if section not in (METRICS, "The denoising loss")]
     saved = [read_numbers(text) for text in Page(page).files]
-    assert len(saved) == len(data) == 10
+    assert len(saved) == len(data) == 11
     for table, expected in zip(saved, data, strict=True):
         expected = expected.drop(columns=["text_score", "repetition"], errors="ignore")
         assert [*table] == [str(name) for name in expected]
@@ -441,6 +443,75 @@ def test_verdict_states_the_numbers(full):
     assert "Entropy drift removed by the measured law: " in text
 
 
+def scored_by(full, *verdicts):
+    """Return the report with a comparison of the measured law at 128 px for each verdict."""
+    numbers = (0.5, 0.1, 0.05, 0.15, 0.01)
+    needed = {verdict: 400.0 if verdict == UNDECIDED else 10.0 for verdict in verdicts}
+    compared = tuple(
+        MetricDifference("measured", (128, 128), "repetition", *numbers, verdict, 16, needed[verdict])
+        for verdict in verdicts
+    )
+    original = pd.DataFrame([{"size": (128, 128), "metric": "repetition", "value": 0.4}])
+    return replace(full, outcome=replace(full.outcome, quality=Quality(pd.DataFrame(), original, compared)))
+
+
+UNDECIDED = "not enough images"
+
+
+def test_summary_says_what_was_measured_whether_it_helped_and_how_sure(full):
+    measured, *helped, sure = summary(scored_by(full, "worse", "equivalent", UNDECIDED))
+    assert measured == (
+        "Measured: the attention entropy of a model trained at 64 px, at 3 sizes (32x48 to 128 px), under the original "
+        "model and the scaling laws paper, measured."
+    )
+    removed = [d.removed for d in full.outcome.drifts if d.law == "measured" and d.level == "layer"]
+    low, high = 100 * min(removed), 100 * max(removed)
+    assert helped[-1] == (
+        f"The measured law removes {low:.0f} to {high:.0f} % of the entropy change; its images are worse in 1, "
+        "equivalent in 1, undecided in 1 of 3 comparisons with the original."
+    )
+    assert sure == (
+        "Based on 3 prompts and 1 seed; intervals are 95 %. About 400 pairs of images would decide the median "
+        "undecided comparison."
+    )
+
+
+def test_summary_without_laws(base):
+    assert summary(report(base))[1] == "No law was sampled, so this report does not show whether one helps."
+    assert not len(overview(report(base)))
+
+
+def test_alerts_name_what_the_results_cannot_show(full, base):
+    text = " ".join(alerts(scored_by(full, "worse", UNDECIDED)))
+    assert "Few prompts: with 3, the intervals are wide." in text
+    assert "Too few images: 1 of 2 comparisons are undecided with 16 pairs." in text
+    assert "Factors at their bounds: 3 of 6." in text
+    assert "The evidence disagrees: the measured law restores the entropy, but its images are worse in 1" in text
+    assert "memorised" not in text
+    bundled = replace(base, manifest=replace(base.manifest, model="reference"))
+    assert "memorised its training images" in " ".join(alerts(report(bundled)))
+
+
+@pytest.mark.parametrize(("changes", "edge"), [((0.0, -0.1, 0.2), False), ((0.0, -0.1, -0.2), True)])
+def test_lowest_loss_at_the_edge_of_the_scan_is_an_alert(base, changes, edge):
+    table = pd.DataFrame({"size": "128", "g": (1.0, 1.2, 1.5), "change": changes, "low": changes, "high": changes})
+    found = " ".join(alerts(report(base, losses={"g": table})))
+    assert ("at 128 px is at the edge of the scan, g = 1.5: widen it" in found) == edge
+
+
+def test_overview_has_a_row_for_each_size_and_law(full):
+    table = overview(scored_by(full, "worse")).set_index(["size, px", "law"])
+    assert set(table.index) == {(size, law) for size in ("32x48", "128") for law in ("paper", "measured")}
+    assert table.loc[("128", "measured"), "repetition (lower is better)"] == "+0.1 [+0.05, +0.15] worse"
+    assert table.loc[("128", "measured"), "images needed"] == "10"
+
+
+def test_top_of_the_page_has_the_summary_the_alerts_the_table_and_the_terms(full, page):
+    top = page[: page.index('id="verdict"')]
+    for text in (*summary(full), *alerts(full), "Five terms", "arXiv:2306.08645", "entropy change removed, %"):
+        assert escape(text) in top
+
+
 def test_verdict_names_the_best_form_and_its_error(full):
     errors = full.fit.rivals[full.fit.rivals["layer"] == "(pooled)"].set_index("form")["error"]
     assert f"left out of the fit: log, error {errors['log']:.3f} nats" in " ".join(full.verdict())
@@ -474,7 +545,7 @@ def test_report_names_the_missing_results(base):
     alone = report(base)
     for part in ("a derived scaling law (entropy-probe derive)", "images under scaling laws (entropy-probe validate)"):
         assert part in missing_parts(alone)
-    assert len(sections(alone)) == 7
+    assert len(sections(alone)) == 8
     assert alone.verdict() == report(base, fit(base)).verdict()
     assert missing_parts(alone) in Page(alone.html()).text
 

@@ -7,7 +7,7 @@ from entropy_probe.plots.baselines import profile_changes
 from entropy_probe.plots.comparison import drift_of_runs, growth_of_runs, layers_of_runs, timesteps_of_runs
 from entropy_probe.plots.drift import draw_drift, drift_by_law
 from entropy_probe.plots.entropy_growth import draw_law, entropy_by_layer, entropy_over_layers
-from entropy_probe.plots.images import draw_map, image_grid, maps_over_images
+from entropy_probe.plots.images import draw_map, image_grid, image_strip, maps_over_images
 from entropy_probe.plots.layers import draw_layers, layers_and_heads
 from entropy_probe.plots.losses import draw_loss, loss_by_factor
 from entropy_probe.plots.panels import Plot
@@ -35,6 +35,7 @@ __all__ = [
     "factors_by_layer",
     "growth_of_runs",
     "image_grid",
+    "image_strip",
     "inline_svg",
     "layers_and_heads",
     "layers_of_runs",

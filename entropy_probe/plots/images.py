@@ -25,6 +25,10 @@ GRID_PIXELS = 400_000
 """Maximum number of pixels in an image grid. Without a limit, a page of 1024 px images would have 100 MB."""
 
 
+STRIP_PIXELS = 65_536
+"""Maximum number of pixels of an image in a strip."""
+
+
 def image_grid(
     sweep: Sweep, frame: pd.DataFrame, prompt: str, quality: Quality | None = None, pixels: float = GRID_PIXELS
 ) -> Plot:
@@ -67,6 +71,38 @@ def image_grid(
                 axes.text(width / 2, -0.02 * highest, format_size((height, width)), ha="center", fontsize=9)
         grid[row, 0].set_ylabel(law, fontsize=9)
     return figure, image_table(frame, prompt, seed, quality)
+
+
+def image_strip(sweep: Sweep, prompt: str) -> Plot:
+    """Show the images of one prompt and the first seed at equal height: rows are laws, columns are sizes.
+
+    Args:
+        sweep: the sampled grid.
+        prompt: one of its prompts.
+
+    Returns:
+        The figure, and a row for each image: `law`, `size`.
+
+    >>> import entropy_probe as ep
+    >>> swept = ep.sweep(ep.reference.load(), prompts=["noto dog"], sizes=[(32, 32)], steps=1, progress=False)
+    >>> image_strip(swept, "noto dog")[1].to_numpy().tolist()
+    [['original', '32']]
+    """
+    sizes = sorted(sweep.grid.sizes, key=lambda s: s[0] * s[1])
+    laws, seed = [law.name for law in sweep.grid.laws], sweep.grid.seeds[0]
+    widths = [width / height for height, width in sizes]
+    unit = min(1.6, 9.0 / sum(widths))  # inches
+    figure = Figure(figsize=(unit * sum(widths) + 1.0, unit * len(laws) + 0.4), layout="constrained")
+    grid = figure.subplots(len(laws), len(sizes), squeeze=False, width_ratios=widths)
+    for row, law in enumerate(laws):
+        for axes, size in zip(grid[row], sizes, strict=True):
+            image = _shrunk(sweep.image(prompt, size, seed, law), STRIP_PIXELS)
+            axes.imshow(image, interpolation="none")
+            without_ticks(axes)
+            if row == 0:
+                axes.set_title(f"{format_size(size)} px", fontsize=9)
+        grid[row][0].set_ylabel(law, fontsize=9)
+    return figure, pd.DataFrame([{"law": law, "size": format_size(size)} for law in laws for size in sizes])
 
 
 def maps_over_images(maps: Sequence[EntropyMap]) -> Plot:

@@ -6,9 +6,9 @@ import base64
 import hashlib
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from csv import QUOTE_NONNUMERIC
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from functools import cache
 from importlib.resources import files
@@ -50,6 +50,11 @@ class Content:
         tables: tables by title.
         facts: settings by name.
         config: a YAML file that repeats the run.
+        summary: three sentences above everything else.
+        alerts: warnings on what the results cannot show.
+        overview: the main table.
+        terms: the terms of the page with their definitions.
+        citation: the paper that the page refers to.
         remark: text under the verdict.
         files: text on the files next to the page.
         nothing: text instead of an empty verdict.
@@ -61,6 +66,11 @@ class Content:
     tables: dict[str, pd.DataFrame]
     facts: dict[str, str]
     config: str = ""
+    summary: Sequence[str] = ()
+    alerts: Sequence[str] = ()
+    overview: pd.DataFrame = field(default_factory=pd.DataFrame)
+    terms: Mapping[str, str] = field(default_factory=dict)
+    citation: str = ""
     remark: str = ""
     files: str = ""
     nothing: str = "No results yet."
@@ -97,6 +107,7 @@ def render(content: Content) -> str:
             content=content,
             sections=sections,
             tables=[_table(title, table) for title, table in content.tables.items()],
+            overview=_table("Overview", content.overview) if len(content.overview) else None,
             today=date.today().isoformat(),
             style=_asset("page.css"),
             script=script,

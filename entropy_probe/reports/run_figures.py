@@ -25,6 +25,13 @@ OPEN_PANELS = 20
 
 def run_figures(results: RunResults) -> Iterator[Shown]:
     """Yield the figures of a run."""
+    prompt = results.sampled.grid.prompts[0]
+    yield Shown(
+        "One prompt at every size",
+        f"“{isolated(prompt)}”, seed {results.sampled.grid.seeds[0]}, at equal height. Rows are laws, columns are "
+        "sizes.",
+        partial(plots.image_strip, results.sampled, prompt),
+    )
     yield from _growth(results)
     yield from _layers(results)
     yield from _scaling(results)
@@ -42,8 +49,8 @@ def _growth(results: RunResults) -> Iterator[Shown]:
         section,
         "Left: the mean entropy of each layer, coloured by depth. The dotted line is the maximum for N tokens. Right: "
         "the mean over the layers (dots) with 95 % intervals over the prompts, and four forms of H(N). The legend "
-        "shows the error of each form at a size left out of its fit. The Gaussian form is not fitted: σ² is the "
-        "measured logit variance.",
+        "shows the error of each form at a size left out of its fit. In the Gaussian form, σ² is the measured logit "
+        "variance, and only the constant c is fitted.",
         partial(plots.entropy_over_layers, results.fit),
     )
     yield Shown(

@@ -18,12 +18,13 @@ from entropy_probe.estimation import Derivation, Fit
 from entropy_probe.estimation import fit as fit_laws
 from entropy_probe.evaluation import Outcome
 from entropy_probe.laws import ScalingLaw
-from entropy_probe.plots.tables import summary
+from entropy_probe.plots.tables import summary as summary_table
 from entropy_probe.reports import page
 from entropy_probe.reports.results import RunResults, read_losses
 from entropy_probe.reports.run_details import missing_parts, run_facts, run_settings, run_tables
 from entropy_probe.reports.run_figures import run_figures
 from entropy_probe.reports.sentences import run_verdict
+from entropy_probe.reports.summary import PAPER, TERMS, alerts, overview, summary
 from entropy_probe.runs import Sweep, open_location, write_atomically
 from entropy_probe.runs.entropy_maps import EntropyMap, entropy_maps
 from entropy_probe.strict_json import to_strict_json
@@ -81,6 +82,11 @@ class Report(RunResults):
         return page.render(
             page.Content(
                 title=f"Attention entropy of {for_terminal(self.sweep.manifest.model)}",
+                summary=summary(self),
+                alerts=alerts(self),
+                overview=overview(self),
+                terms=TERMS,
+                citation=PAPER,
                 verdict=self.verdict(),
                 nothing="This sweep has one size. A comparison needs at least two sizes with different token counts.",
                 shown=list(run_figures(self)),
@@ -108,7 +114,7 @@ class Report(RunResults):
         self.frame.to_parquet(records, index=False, compression="zstd")
         files = {  # everything is made before the first file is written: a failure leaves no incomplete report
             target.with_name("records.parquet"): records.getvalue(),
-            target.with_name("summary.csv"): page.csv(summary(self.frame)).encode(),
+            target.with_name("summary.csv"): page.csv(summary_table(self.frame)).encode(),
             target.with_name("report.json"): self.to_json().encode(),
             target: self.html().encode(),
         }
@@ -119,6 +125,8 @@ class Report(RunResults):
     def to_json(self) -> str:
         """Return the verdict, the settings and all numbers as JSON text. Unknown values are null."""
         fields = {
+            "summary": summary(self),
+            "alerts": alerts(self),
             "verdict": self.verdict(),
             "settings": run_settings(self),
             "fit": json.loads(self.fit.to_json()) if self.fit else None,
