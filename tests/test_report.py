@@ -502,7 +502,7 @@ def test_lowest_loss_at_the_edge_of_the_scan_is_an_alert(base, changes, edge):
 def test_overview_has_a_row_for_each_size_and_law(full):
     table = overview(scored_by(full, "worse")).set_index(["size, px", "law"])
     assert set(table.index) == {(size, law) for size in ("32x48", "128") for law in ("paper", "measured")}
-    assert table.loc[("128", "measured"), "repetition (lower is better)"] == "+0.1 [+0.05, +0.15] worse"
+    assert table.loc[("128", "measured"), "repetition ↓"] == "+0.1 [+0.05, +0.15] worse"
     assert table.loc[("128", "measured"), "images needed"] == "10"
 
 

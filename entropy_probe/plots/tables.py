@@ -314,9 +314,13 @@ def with_interval(value: float, low: float, high: float, digits: str) -> str:
     Examples:
         >>> with_interval(0.5, 0.4, 0.6, ".2f"), with_interval(0.5, math.nan, math.nan, ".2f")
         ('0.50 [0.40, 0.60]', '0.50')
+        >>> with_interval(0.0, 0.0, 0.0, "+.3g")
+        '0'
     """
     if math.isnan(value):
         return UNKNOWN
+    if value == low == high:  # every image has the same value
+        return f"{value:{digits}}".removeprefix("+" if not value else "")
     return f"{value:{digits}}" if math.isnan(low) else f"{value:{digits}} [{low:{digits}}, {high:{digits}}]"
 
 

@@ -8,10 +8,10 @@ from statistics import median
 
 import pandas as pd
 
-from entropy_probe.evaluation import Drift, MetricDifference
+from entropy_probe.evaluation import Drift, MetricDifference, metric_and_network
 from entropy_probe.evaluation.quality_summary import MAX_NEEDED
 from entropy_probe.models import REFERENCES, format_size
-from entropy_probe.plots.tables import UNKNOWN, metric_label, with_interval
+from entropy_probe.plots.tables import UNKNOWN, with_interval
 from entropy_probe.reports.results import RunResults
 
 FEW_PROMPTS = 8
@@ -147,13 +147,23 @@ def overview(results: RunResults) -> pd.DataFrame:
                 "entropy change removed, %": with_interval(removed, low, high, ".0f"),
             }
             row |= {
-                metric_label(c.metric): f"{with_interval(c.difference, c.low, c.high, '+.2g')} {c.verdict}" for c in own
+                _heading(c.metric): f"{with_interval(c.difference, c.low, c.high, '+.2g')} {c.verdict}" for c in own
             }
             needed = [c.needed for c in own if c.needed is not None]
             if own:
                 row["images needed"] = f"{min(median(needed), MAX_NEEDED):,.0f}" if needed else UNKNOWN
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _heading(metric: str) -> str:
+    """Return the title of a metric with an arrow in the better direction.
+
+    >>> _heading("kernel_distance:critic")
+    'kernel distance by critic ↓'
+    """
+    declared, network = metric_and_network(metric)
+    return f"{declared.title}{f' by {network}' if network else ''} {'↑' if declared.higher_is_better else '↓'}"
 
 
 def _layer_drifts(results: RunResults, law: str) -> list[Drift]:
