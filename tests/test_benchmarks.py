@@ -80,7 +80,7 @@ def test_page_shows_reached_and_missed_goals(tmp_path):
     assert "| softmax, then sum / exact entropy, N from 256 | ≥ 5 | 6.67 to 8.89 | yes |" in page
     assert "| extra memory at N = 16,384, relative to q + k | ≤ 2 | 0.62 | yes |" in page
     assert "| growth of the ratio, N = 1,024 to 16,384 | ≤ 1.10 | 1.33 | **no** |" in page
-    assert "a processor, 2 cores, torch with 1 threads, avx2; no GPU; _cpu; torch 2." in page
+    assert "a processor, 2 cores, torch with 1 threads, avx2; no GPU; compiled kernel; torch 2." in page
     assert "No GPU was available" in page
     assert "`python -m benchmarks peers` has not been run." in page
 
