@@ -217,9 +217,9 @@ def test_saved_csv_holds_the_data_of_the_figure_without_formulas(show, tmp_path)
 
 def test_number_under_the_pointer_has_a_tooltip(show):
     page = show()
-    tooltips = page.locator("figure:has(.marks) svg").first.locator(".marks title").all_text_contents()
+    tooltips = page.locator("figure").nth(1).locator(".marks title").all_text_contents()
     assert any("every layer" in text and "mean entropy, nats: " in text for text in tooltips)
-    over = page.locator("figure:has(.marks) svg").first.locator(".marks rect").first
+    over = page.locator("figure").nth(1).locator(".marks rect").first
     over.scroll_into_view_if_needed()
     x, y, width, height = (over.bounding_box()[name] for name in ("x", "y", "width", "height"))
     hit = f"document.elementFromPoint({x + width / 2}, {y + height / 2}).querySelector('title').textContent"
