@@ -15,6 +15,7 @@ from html.parser import HTMLParser
 from importlib.resources import files
 from io import StringIO
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -24,6 +25,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenize
 
 from entropy_probe import reference
 from entropy_probe.cli import main as cli
+from entropy_probe.cli.parsing import parse_prompts
 from entropy_probe.errors import InputError
 from entropy_probe.escape import for_spreadsheet, for_terminal
 from entropy_probe.evaluation.networks import Clip, Vision, load_scorer
@@ -51,6 +53,50 @@ PROMPTS = (
     "x" * 10_000,
 )  # fmt: skip
 LAYERS = (SCRIPT, "=1+1", "@SUM(A1)", "-2+3", "+4", "$\\x", "[link=file:///]a[/link]", "\x1b[2J", "..")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "cpu:x"], "device 'cpu:x' is not available"),
+        (["--seeds", "18446744073709551616"], "seeds must be at least 0 and less than 2^63"),
+        (["--sizes", "1000000"], "height and width must be at most 16384 pixels"),
+        (["--law", "a" * 300], "unknown law 'aaa"),
+        (["--law", "a\0b"], "unknown law 'a"),
+        (["--law", "FIFO"], "there is no file"),
+        (["--law", "FLOOR"], "has a scale factor of 1e+308"),
+        (["--config", "FIFO"], "is not a regular file"),
+        (["--out", "s3://bucket/folder"], "sample writes to a local folder"),
+        (["--model", "a" * 300], "unknown model 'aaa"),
+    ],
+)
+def test_bad_value_is_one_line(arguments, message, tmp_path, capsys, monkeypatch):
+    os.mkfifo(tmp_path / "FIFO")
+    (tmp_path / "FLOOR").write_text('{"law": "kappa", "kappa": {"*": 0.5}, "floor": 1e308}')
+    monkeypatch.chdir(tmp_path)
+    named = [str(tmp_path / value) if value in ("FIFO", "FLOOR") else value for value in arguments]
+    monkeypatch.setattr(sys, "argv", ["entropy-probe", "sample", "cat", "--steps", "1", "--sizes", "32", *named])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert {path.name for path in tmp_path.iterdir()} <= {"FIFO", "FLOOR", "samples"}
+
+
+def test_prompts_of_a_pipe_without_a_writer_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "prompts.txt")
+    with pytest.raises(InputError, match="it is not a regular file"):
+        parse_prompts(str(tmp_path / "prompts.txt"), 8)
+
+
+def test_numbers_of_numpy_are_accepted(tiny_pipeline, tmp_path):
+    swept = sweep(
+        tiny_pipeline, prompts=["a"], sizes=[(64, 64)], seeds=np.arange(2), steps=np.int64(1), rows=np.int64(8),
+        store=tmp_path / "run", progress=False,
+    )  # fmt: skip
+    assert swept.grid.seeds == (0, 1)
+    assert Sweep.open(tmp_path / "run").grid == swept.grid
 
 
 @pytest.fixture(scope="module")

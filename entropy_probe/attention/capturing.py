@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
@@ -120,7 +120,8 @@ def capture(
 
 def _check_rows(**given: object) -> None:
     for name, value in given.items():
-        if value not in ("all", "auto") and (type(value) is not int or value < 1):
+        is_number = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+        if not is_number and not (isinstance(value, str) and value in ("all", "auto")):
             raise InputError(f"{name} must be 'all', 'auto' or a positive integer, got {value!r}")
 
 

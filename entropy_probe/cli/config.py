@@ -77,6 +77,8 @@ def _texts(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _syntax_tree(path: Path) -> yaml.Node | None:
+    if path.exists() and not path.is_file():
+        raise InputError(f"the config file {str(path)!r} is not a regular file: save it as one")
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)

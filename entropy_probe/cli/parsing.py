@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from entropy_probe.errors import InputError
+from entropy_probe.paths import is_file
+from entropy_probe.strict_json import read_bounded
 
 if TYPE_CHECKING:
     from entropy_probe.models import Size
@@ -43,14 +45,14 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     (0, 1)
 
     Raises:
-        InputError: if a seed is negative or not an integer.
+        InputError: if a seed is negative, too large for torch, or not an integer.
     """
     try:
         seeds = tuple(int(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"seeds must be integers separated by commas, such as 0,1, got {text[:100]!r}") from None
-    if min(seeds) < 0:
-        raise InputError(f"seeds must be 0 or larger, got {min(seeds)}")
+    if min(seeds) < 0 or max(seeds) >= 2**63:
+        raise InputError(f"seeds must be at least 0 and less than 2^63, got {min(seeds)} to {max(seeds)}")
     return seeds
 
 
@@ -125,11 +127,12 @@ def parse_prompts(text: str | None, count: int) -> list[str]:
     if text is None or re.fullmatch("-?[0-9]{1,9}", text):
         return _bundled_prompts(count if text is None else int(text))
     try:
-        content = Path(text).read_text("utf-8-sig")
-    except (OSError, ValueError) as error:
-        cause = error.strerror if isinstance(error, OSError) else error
+        if not is_file(text):
+            raise InputError("there is no such file, or it is not a regular file")
+        content = read_bounded(Path(text)).removeprefix("\ufeff")
+    except InputError as error:
         raise InputError(
-            f"cannot read the prompts file {text[:200]!r}: {cause}; pass a text file with one prompt per line, or the "
+            f"cannot read the prompts file {text[:200]!r}: {error}; pass a text file with one prompt per line, or the "
             "number of bundled prompts to use"
         ) from error
     return _prompts_in(content, f"the prompts file {text!r}")

@@ -224,6 +224,8 @@ def sample(
     if not prompt:
         raise InputError('no prompt: name at least one, such as entropy-probe sample "noto red apple" --sizes 32,64')
     as_texts(prompt)
+    if "://" in str(out) or str(out).split(":/")[0] in ("s3", "gs", "az", "http", "https"):
+        raise InputError(f"sample writes to a local folder, got {str(out)!r}: use a local folder for --out")
     if guidance_scale is not None:
         check_guidance(guidance_scale)
     scaling_law = resolve(law)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from entropy_probe.cli.parsing import parse_names
+from entropy_probe.paths import is_file, is_folder
 
 if TYPE_CHECKING:
     from entropy_probe.runs import Sweep
@@ -80,7 +81,7 @@ def save_config(context: typer.Context, sampled: Sweep, device: str, **settings:
 
 def _absolute(name: str | Path, known: Collection[str] = ()) -> str:
     """Return a known name unchanged, and the path of a file or folder as an absolute path."""
-    return str(Path(name).absolute()) if name not in known and Path(name).exists() else str(name)
+    return str(Path(name).absolute()) if name not in known and (is_file(name) or is_folder(name)) else str(name)
 
 
 def _known_settings(context: typer.Context) -> set[str]:

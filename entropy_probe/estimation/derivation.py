@@ -19,6 +19,7 @@ from entropy_probe.estimation.refinement import Refined, Round, knots, refine
 from entropy_probe.estimation.regression import layer_means
 from entropy_probe.laws import DERIVED, Gaussian, Measured, ScalingLaw, from_json, to_json
 from entropy_probe.models import CaptionedImages, Size
+from entropy_probe.paths import is_file
 from entropy_probe.runs import Grid, Sweep
 from entropy_probe.strict_json import from_strict_json, nan_for_null, read_bounded, to_strict_json
 from entropy_probe.views import Viewed
@@ -211,7 +212,7 @@ def derived_from(law: object) -> tuple[set[str], set[int]]:
     >>> derived_from("paper")
     (set(), set())
     """
-    if isinstance(law, str | Path) and Path(law).is_file():
+    if isinstance(law, str | Path) and is_file(law):
         with suppress(InputError):  # a law without a derivation
             law = Derivation.from_json(read_bounded(Path(law)))
     return (set(law.prompts), set(law.seeds)) if isinstance(law, Derivation) else (set(), set())

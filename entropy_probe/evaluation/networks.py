@@ -26,6 +26,7 @@ from entropy_probe.evaluation.critic import load_critic
 from entropy_probe.evaluation.defect_scores import WHITE, Colour
 from entropy_probe.evaluation.image_metrics import ImageEncoder
 from entropy_probe.models import CaptionedImages, ImageFolder, check_safetensors_only
+from entropy_probe.paths import is_folder
 from entropy_probe.reference import images as bundled_images
 
 CRITIC = "critic"
@@ -106,9 +107,9 @@ def _load(name: str) -> ImageEncoder:
         return Inception()
     if name == EFFICIENTNET:
         return EfficientNet()
-    if "/" not in name and not Path(name).is_dir():
+    if "/" not in name and not is_folder(name):
         raise InputError(
-            f"unknown network {name!r}: it is not a folder and not a hub id (owner/name); known names are "
+            f"unknown network {name!r:.200}: it is not a folder and not a hub id (owner/name); known names are "
             f"{', '.join(NAMED)}"
         )
     with _input_errors(name):
@@ -124,7 +125,7 @@ _SAFE: dict[str, Any] = {"trust_remote_code": False}
 @contextmanager
 def _input_errors(model: str | Path) -> Iterator[None]:
     """Turn errors of transformers on loading a network into an InputError of one line. Refuse pickled weights."""
-    if Path(model).is_dir():
+    if is_folder(model):
         check_safetensors_only(Path(model))
     try:
         yield

@@ -28,6 +28,9 @@ from entropy_probe.interruption import delay_interrupt
 from entropy_probe.laws.formulas import Constant, Original, ScalingLaw
 from entropy_probe.laws.resolving import resolve
 
+MAX_FACTOR = 1e6
+"""A larger scale factor can only come from a damaged law."""
+
 
 @dataclass(frozen=True)
 class _Scaling:
@@ -48,6 +51,11 @@ class _Scaling:
                 "pass training_tokens={layer: T}"
             )
         scale_factor = self.law.scale_factor(call.layer, call.tokens, trained)
+        if not abs(scale_factor) <= MAX_FACTOR:  # also for NaN
+            raise InputError(
+                f"the {self.law.name} law has a scale factor of {scale_factor:g} for {call.tokens} tokens in layer "
+                f"{call.layer!r}: it must be a number of at most {MAX_FACTOR:g}"
+            )
         return None if scale_factor == 1.0 else scale_factor
 
 

@@ -279,7 +279,7 @@ def own_law(law: ScalingLaw) -> ScalingLaw:
 
 
 def _from_kappa(kappa: float, tokens: int, training_tokens: int, floor: float) -> float:
-    return math.sqrt(max(floor**2, 1 + kappa * math.log(tokens / training_tokens)))
+    return max(floor, math.sqrt(max(0.0, 1 + kappa * math.log(tokens / training_tokens))))
 
 
 def _of_layer(values: dict[str, Any], layer: str, law: str) -> Any:

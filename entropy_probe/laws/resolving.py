@@ -10,6 +10,7 @@ from typing import Any
 from entropy_probe.errors import InputError
 from entropy_probe.laws.formulas import DERIVED, LAWS, NEEDS_NOTHING, ScalingLaw, own_law
 from entropy_probe.laws.json_format import load_law
+from entropy_probe.paths import is_file
 
 
 class _RenamedMethod:
@@ -70,8 +71,8 @@ def _by_name(name: str) -> ScalingLaw:
 
 def _by_file(law: str | Path, also: Sequence[str]) -> ScalingLaw:
     path = Path(law)
-    if path.is_file():
+    if is_file(path):
         return load_law(path)
     is_path = isinstance(law, Path) or path.suffix or len(path.parts) > 1
-    cause = f"there is no file {str(law)!r}" if is_path else f"unknown law {str(law)!r}"
+    cause = f"there is no file {str(law)!r:.200}" if is_path else f"unknown law {str(law)!r:.200}"
     raise InputError(f"{cause}: give {', '.join([*NEEDS_NOTHING, *also])}, or the JSON file of a law")

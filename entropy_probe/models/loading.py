@@ -7,7 +7,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from entropy_probe.attention import find_denoiser
 from entropy_probe.bundled import bundled
 from entropy_probe.errors import InputError
 from entropy_probe.models.weight_files import check_safetensors_only
+from entropy_probe.paths import is_folder
 
 REFERENCE = "reference"
 """Name of the bundled UNet. Accepted wherever a model name is accepted."""
@@ -67,7 +68,7 @@ def load(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> Dif
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split()).split(". ")[0][:300]
         raise InputError(f"cannot load {str(model)!r} as a diffusers pipeline: {reason}") from error
-    if not is_bundled and not Path(model).exists():
+    if not is_bundled and not is_folder(model):
         pipeline.register_to_config(_name_or_path=str(model))
     find_denoiser(pipeline)
     pipeline.set_progress_bar_config(disable=True)
@@ -81,7 +82,7 @@ def _local_folder(model: str | Path) -> Path:
         InputError: if the folder does not exist, is not a pipeline, or cannot be downloaded.
     """
     folder = Path(model)
-    if folder.exists():
+    if is_folder(folder):
         if not (folder / "model_index.json").is_file():
             raise InputError(
                 f"{folder} is not a diffusers pipeline, it has no model_index.json: save one with save_pretrained"
@@ -89,7 +90,7 @@ def _local_folder(model: str | Path) -> Path:
         return folder
     if str(model).count("/") != 1 or str(model).startswith((".", "/", "~")):
         raise InputError(
-            f"unknown model {str(model)!r}: it is not a folder and not a hub id (owner/name). Bundled models are "
+            f"unknown model {str(model)!r:.200}: it is not a folder and not a hub id (owner/name). Bundled models are "
             f"{' and '.join(map(repr, REFERENCES))}"
         )
     try:
@@ -114,10 +115,11 @@ def resolve_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(device.split(":")[0], False):
-        names = " or ".join(name for name in available if available[name])
-        raise InputError(f"device {device!r} is not available on this machine: use auto or {names}")
-    return device
+    with suppress(RuntimeError):  # torch does not know the name
+        if available.get(torch.device(device).type, False):
+            return device
+    names = " or ".join(name for name in available if available[name])
+    raise InputError(f"device {device!r:.100} is not available on this machine: use auto or {names}")
 
 
 def resolve_dtype(dtype: str, device: str) -> torch.dtype:

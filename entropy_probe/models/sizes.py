@@ -24,6 +24,9 @@ from entropy_probe.errors import InputError
 Size = tuple[int, int]
 """(height, width) in pixels, the order of diffusers."""
 
+MAX_SIDE = 16_384
+"""Largest height and width, in pixels. The latents of a larger image alone would fill the memory."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -112,6 +115,8 @@ def check_size(pipeline: Any, size: Size) -> None:
     height, width = size
     if height <= 0 or width <= 0:
         raise InputError(f"height and width must be positive, got size {format_size(size)}")
+    if max(size) > MAX_SIDE:
+        raise InputError(f"height and width must be at most {MAX_SIDE} pixels, got size {format_size(size)}")
     if height % step or width % step:
         near = (max(step, round(height / step) * step), max(step, round(width / step) * step))
         raise InputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import operator
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -92,7 +93,7 @@ class Grid:
             InputError: if `prompts` is a single text, a size is not a pair of integers, or a law is unknown. See also
                 `Grid`.
         """
-        return cls(as_texts(prompts), as_sizes(sizes), tuple(seeds), tuple(resolve(law) for law in laws))
+        return cls(as_texts(prompts), as_sizes(sizes), as_seeds(seeds), tuple(resolve(law) for law in laws))
 
     def __post_init__(self) -> None:
         _check_list("prompts", self.prompts)
@@ -233,6 +234,21 @@ def as_sizes(sizes: Sequence[Size]) -> tuple[Size, ...]:
             example = f"({size}, {size})" if isinstance(size, Integral) else "(64, 64)"
             raise InputError(f"a size must be (height, width) in pixels, such as {example}, got {size!r:.100}")
     return tuple((int(height), int(width)) for height, width in given)
+
+
+def as_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    """Return seeds as a tuple of Python integers.
+
+    Raises:
+        InputError: if `seeds` is not a list of integers.
+
+    >>> as_seeds(range(2))
+    (0, 1)
+    """
+    try:
+        return tuple(operator.index(seed) for seed in seeds)
+    except TypeError:
+        raise InputError(f"seeds must be a list of integers, such as [0, 1], got {seeds!r:.100}") from None
 
 
 def _check_list(name: str, values: Sequence[object]) -> None:

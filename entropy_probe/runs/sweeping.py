@@ -198,8 +198,12 @@ def extend(
     if base.pipeline is None:
         raise InputError("sampling needs the model: open the run with its pipeline, Sweep.open(path, pipeline)")
     check_unscaled(base.pipeline)
-    chosen = (prompts or base.grid.prompts, sizes or base.grid.sizes, seeds or base.grid.seeds)
-    grid = Grid.build(*chosen, laws)
+    grid = Grid.build(
+        base.grid.prompts if prompts is None else prompts,
+        base.grid.sizes if sizes is None else sizes,
+        base.grid.seeds if seeds is None else seeds,
+        laws,
+    )
     base.run.upgrade()
     sample_missing(base.run, grid, base.manifest, base.pipeline, base.engine, batch=batch, progress=progress)
     return replace(base, grid=grid)
@@ -227,8 +231,8 @@ def _manifest(
         training_size=training_size(pipeline),
         steps=sampling.steps,
         guidance_scale=sampling.guidance_scale,
-        rows=rows,
-        scale_factors=tuple(scale_factors),
+        rows=rows if isinstance(rows, str) else int(rows),
+        scale_factors=tuple(map(float, scale_factors)),
         versions=versions(),
         hardware=hardware(),
     )

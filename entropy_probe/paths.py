@@ -1,0 +1,29 @@
+"""Ask what a path is that may be any text: too long for a file name, or with a NUL byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def is_file(path: str | Path) -> bool:
+    """Return whether there is a regular file.
+
+    >>> is_file("a" * 300), is_file("with a NUL byte \\0"), is_file("/dev/null")
+    (False, False, False)
+    """
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: str | Path) -> bool:
+    """Return whether there is a folder.
+
+    >>> is_folder("a" * 300), is_folder(".")
+    (False, True)
+    """
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
