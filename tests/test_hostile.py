@@ -84,6 +84,20 @@ def test_bad_value_is_one_line(arguments, message, tmp_path, capsys, monkeypatch
     assert {path.name for path in tmp_path.iterdir()} <= {"FIFO", "FLOOR", "samples"}
 
 
+def test_report_of_a_foreign_run_does_not_load_the_model_that_it_names(run, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(run.run.path, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "model": "somebody/a-model"}))
+    monkeypatch.setattr(DiffusionPipeline, "download", lambda *args, **kwargs: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(sys, "argv", ["entropy-probe", "report", "--out", str(folder)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 0
+    assert "no entropy maps: the model 'somebody/a-model' is not on this machine" in capsys.readouterr().err
+    assert (folder / "report.html").is_file()
+
+
 def test_prompts_of_a_pipe_without_a_writer_are_refused(tmp_path):
     os.mkfifo(tmp_path / "prompts.txt")
     with pytest.raises(InputError, match="it is not a regular file"):

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from entropy_probe.cli.interrupts import raise_on_interrupt
 from entropy_probe.cli.parsing import parse_names
 from entropy_probe.errors import InputError
+from entropy_probe.paths import is_folder
 
 if TYPE_CHECKING:
+    from entropy_probe.cli.output import Messages
     from entropy_probe.evaluation import Scorer
     from entropy_probe.laws import ScalingLaw
     from entropy_probe.models import ImageFolder
@@ -63,6 +65,24 @@ def open_run(out: str, model: str | None, device: str) -> Sweep:
 
     manifest = RunDirectory(open_location(out)).manifest()
     return Sweep.open(out, load_pipeline(model or manifest.model, device, manifest.dtype))
+
+
+def open_for_report(out: str, model: str | None, device: str, messages: Messages) -> Sweep:
+    """Open a run directory for a report, with its model if that is on this machine.
+
+    A run directory from somebody else can name any model, so nothing is downloaded unless the user names the model.
+
+    Raises:
+        InputError: if the folder is not a run, or its model cannot be loaded.
+    """
+    from entropy_probe.models import REFERENCES
+    from entropy_probe.runs import RunDirectory, Sweep, open_location
+
+    name = RunDirectory(open_location(out)).manifest().model
+    if model or name in REFERENCES or is_folder(name):
+        return open_run(out, model, device)
+    messages.print(f"no entropy maps: the model {name!r} is not on this machine; name it with --model to sample them")
+    return Sweep.open(out)
 
 
 def choose_engine(

@@ -10,7 +10,7 @@ import typer
 from entropy_probe.cli import stages
 from entropy_probe.cli.grids import FULL
 from entropy_probe.cli.groups import examples, new_app
-from entropy_probe.cli.loading import choose_scorer, load_images, open_run
+from entropy_probe.cli.loading import choose_scorer, load_images, open_for_report, open_run
 from entropy_probe.cli.options import (
     DEFAULT_LAWS,
     DEFAULT_OUT,
@@ -206,9 +206,10 @@ def report(
     """Write report.html from the results in a run directory."""
     from entropy_probe.reports import Report
 
-    sampled = open_run(out, model, device)
+    messages = Messages(quiet or as_json)
+    sampled = open_for_report(out, model, device, messages)
     page = Report.of(sampled, command=command_line())
-    print_report(page, page.save(sampled.run.path / "report.html"), as_json, Messages(quiet or as_json))
+    print_report(page, page.save(sampled.run.path / "report.html"), as_json, messages)
 
 
 @app.command(
