@@ -98,6 +98,28 @@ def test_report_of_a_foreign_run_does_not_load_the_model_that_it_names(run, tmp_
     assert (folder / "report.html").is_file()
 
 
+def test_cells_of_another_run_are_refused(tiny_pipeline, tmp_path):
+    made = [
+        sweep(
+            tiny_pipeline, prompts=["a"], sizes=[(64, 64), (32, 32)], steps=steps, store=tmp_path / f"{steps} steps",
+            progress=False,
+        )
+        for steps in (1, 2)
+    ]  # fmt: skip
+    for folder in ("cells", "images"):
+        for file in (made[0].run.path / folder).iterdir():
+            shutil.copy(file, made[1].run.path / folder / file.name)
+    assert made[1].run.state(next(iter(made[1].grid.cells()))).fault == "from another run"
+    with pytest.raises(InputError, match="is from another run: run the sweep again to sample it"):
+        made[1].frame()
+    with pytest.raises(InputError, match="2 of the 2 cells .* are missing or damaged"):
+        Sweep.open(tmp_path / "2 steps")
+    again = sweep(
+        tiny_pipeline, prompts=["a"], sizes=[(64, 64), (32, 32)], steps=2, store=tmp_path / "2 steps", progress=False
+    )
+    assert set(again.frame()["step"]) == {0, 1}
+
+
 def test_prompts_of_a_pipe_without_a_writer_are_refused(tmp_path):
     os.mkfifo(tmp_path / "prompts.txt")
     with pytest.raises(InputError, match="it is not a regular file"):

@@ -82,11 +82,13 @@ class CellMetadata:
         image: checksum of the image file.
         batch: names of the cells that were sampled in the same batch. The batch influences the last digits and the
             choice of query rows.
+        run: see `Manifest.identity`. It detects files of another run. Empty in files of version 0.1.0.
     """
 
     cell: str
     image: str
     batch: tuple[str, ...]
+    run: str = ""
 
 
 def encode(frame: pd.DataFrame, metadata: CellMetadata) -> bytes:
@@ -122,7 +124,8 @@ def read_metadata(content: bytes) -> CellMetadata | None:
     try:
         parquet = pq.read_metadata(pa.BufferReader(content))
         fields = json.loads(parquet.metadata[METADATA_KEY.encode()])
-        metadata = CellMetadata(str(fields["cell"]), str(fields["image"]), tuple(map(str, fields["batch"])))
+        batch, run = tuple(map(str, fields["batch"])), str(fields.get("run", ""))
+        metadata = CellMetadata(str(fields["cell"]), str(fields["image"]), batch, run)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         return None
     return metadata if parquet.schema.to_arrow_schema().equals(SCHEMA) else None

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -31,17 +32,20 @@ from entropy_probe.runs.manifest import Manifest
 from entropy_probe.runs.migration import upgrade_cell, upgrade_cells
 from entropy_probe.strict_json import read_bounded, to_strict_json
 
+Fault = Literal["missing", "damaged", "from another run"]
+"""Why a cell cannot be used."""
+
 
 @dataclass(frozen=True)
 class CellState:
     """State of a cell on disk.
 
     Attributes:
-        fault: "missing" or "damaged", or None if the cell is complete.
+        fault: "missing", "damaged" or "from another run", or None if the cell is complete.
         batch: names of the cells that were sampled in the same batch.
     """
 
-    fault: Literal["missing", "damaged"] | None
+    fault: Fault | None
     batch: tuple[str, ...] = ()
 
 
@@ -153,12 +157,22 @@ class RunDirectory:
         if content is None:
             return CellState("missing")
         metadata = cells.read_metadata(content)
-        if metadata is None:
-            return CellState("damaged")
+        if metadata is None or (fault := self._fault(cell, metadata)):
+            return CellState("damaged" if metadata is None else fault)
         image = _read(self.image_path(cell))
-        if metadata.cell != cell.name or image is None or cells.checksum(image) != metadata.image:
+        if image is None or cells.checksum(image) != metadata.image:
             return CellState("damaged")
         return CellState(None, metadata.batch)
+
+    def _fault(self, cell: Cell, metadata: cells.CellMetadata) -> Fault | None:
+        """Return why an intact file is not the table of a cell of this run; None if it is."""
+        if metadata.cell != cell.name:
+            return "damaged"
+        return "from another run" if metadata.run not in ("", self._identity) else None
+
+    @cached_property
+    def _identity(self) -> str:
+        return self.manifest().identity()
 
     def save(self, cell: Cell, frame: pd.DataFrame, image: Image.Image, batch: Sequence[Cell] = ()) -> None:
         """Write a cell that is locked. The image is written first: a cell counts as finished once its table exists.
@@ -173,7 +187,8 @@ class RunDirectory:
         image.save(sink, format="PNG")
         content = sink.getvalue()
         replace_file(self.image_path(cell), content)
-        metadata = cells.CellMetadata(cell.name, cells.checksum(content), tuple(c.name for c in batch or [cell]))
+        names = tuple(c.name for c in batch or [cell])
+        metadata = cells.CellMetadata(cell.name, cells.checksum(content), names, self._identity)
         replace_file(self.cell_path(cell), cells.encode(frame, metadata))
         self.failure_path(cell).unlink(missing_ok=True)
 
@@ -232,9 +247,14 @@ class RunDirectory:
 
     def _table(self, cell: Cell, columns: list[str] | None) -> pa.Table:
         content = self._read_cell(cell)
-        if content is None or cells.read_metadata(content) is None:
-            state = "missing" if content is None else "damaged"
-            raise InputError(f"{self.cell_path(cell)} is {state}: run the sweep again to sample it")
+        metadata = None if content is None else cells.read_metadata(content)
+        if content is None or metadata is None:
+            fault: Fault | None = "missing" if content is None else "damaged"
+        else:
+            fault = self._fault(cell, metadata)
+        if fault:
+            raise InputError(f"{self.cell_path(cell)} is {fault}: run the sweep again to sample it")
+        assert content is not None
         return cells.decode(content, columns)
 
     def _table_path(self, name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
@@ -52,6 +53,12 @@ class Manifest:
     format: int = FORMAT
 
     _IDENTITY = ("fingerprint", "dtype", "steps", "guidance_scale", "rows", "scale_factors")
+
+    def identity(self) -> str:
+        """Return a hash of the settings that cells depend on: two runs with the same one can share cells."""
+        own = asdict(self)
+        text = to_strict_json({name: own[name] for name in self._IDENTITY})
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def differences(self, other: Manifest) -> list[str]:
         """List the settings in which two manifests differ, if cells with them cannot share a run directory."""
