@@ -112,7 +112,7 @@ def test_cells_of_another_run_are_refused(tiny_pipeline, tmp_path):
     assert made[1].run.state(next(iter(made[1].grid.cells()))).fault == "from another run"
     with pytest.raises(InputError, match="is from another run: run the sweep again to sample it"):
         made[1].frame()
-    with pytest.raises(InputError, match="2 of the 2 cells .* are missing or damaged"):
+    with pytest.raises(InputError, match=r"2 of the 2 cells .* are missing or damaged"):
         Sweep.open(tmp_path / "2 steps")
     again = sweep(
         tiny_pipeline, prompts=["a"], sizes=[(64, 64), (32, 32)], steps=2, store=tmp_path / "2 steps", progress=False
