@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
 from entropy_probe.errors import InputError
@@ -16,6 +16,9 @@ from entropy_probe.interruption import delay_interrupt
 
 MAX_BYTES = 64 * 2**20
 """Maximum size of a file that is read. The law of a large model takes about 1 % of it."""
+
+FORBID_UNKNOWN_FIELDS = ConfigDict(extra="forbid")
+"""The `__pydantic_config__` of every dataclass that `from_strict_json` returns or that is a field of one."""
 
 T = TypeVar("T")
 
@@ -63,7 +66,7 @@ def from_strict_json(kind: type[T], text: str, *, tagged: bool = False) -> T:
     """Parse JSON text into a dataclass or another type. Unknown fields and implicit conversions are errors.
 
     Args:
-        kind: the type to return.
+        kind: the type to return. Its dataclasses need `FORBID_UNKNOWN_FIELDS`.
         text: JSON text.
         tagged: True if `kind` is a union with a discriminator. Errors then name the field without its union member.
 
@@ -82,7 +85,7 @@ def from_strict_json(kind: type[T], text: str, *, tagged: bool = False) -> T:
         raise InputError(f"the text is longer than {MAX_BYTES >> 20} MiB")
     try:
         with delay_interrupt():  # pydantic would report a KeyboardInterrupt as a value of the wrong type
-            return TypeAdapter(kind).validate_json(text, strict=True, extra="forbid")
+            return TypeAdapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
         raise InputError(_reason(error, tagged)) from error
 
