@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -36,10 +37,11 @@ def to_strict_json(value: Any) -> str:
     '{\n  "slope": 0.9,\n  "slope_se": null\n}\n'
     """
     try:
-        content = to_json(value, indent=2, inf_nan_mode="null", ensure_ascii=True, fallback=_python_scalar)
+        content = to_json(value, indent=2, inf_nan_mode="null", fallback=_python_scalar)
     except PydanticSerializationError as error:
         raise InputError(f"cannot write this as JSON: {error}") from error
-    return content.decode() + "\n"
+    # Only texts have other characters. `ensure_ascii` of to_json needs pydantic 2.12.
+    return re.sub(r"[^\x00-\x7f]", lambda match: json.dumps(match[0])[1:-1], content.decode()) + "\n"
 
 
 def read_bounded(path: Path) -> str:
