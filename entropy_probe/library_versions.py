@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -23,3 +25,12 @@ def dtype_argument(library: str, dtype: Any) -> dict[str, Any]:
     """
     reads_dtype = Version(version(library)) >= Version(_DTYPE_SINCE[library])
     return {"dtype" if reads_dtype else "torch_dtype": dtype}
+
+
+def rng_argument(function: Callable[..., Any], rng: Any) -> dict[str, Any]:
+    """Return a random generator under the keyword that a function of scipy reads: `random_state` before scipy 1.15.
+
+    >>> rng_argument(lambda random_state: None, 0)
+    {'random_state': 0}
+    """
+    return {"rng" if "rng" in inspect.signature(function).parameters else "random_state": rng}
