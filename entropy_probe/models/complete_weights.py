@@ -38,7 +38,7 @@ def load_models(folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
         The models by the name of the component.
 
     Raises:
-        InputError: if weights of a model are missing.
+        InputError: if weights of a model are missing, or the folder contains code of a component.
 
     >>> from entropy_probe.bundled import bundled
     >>> sorted(load_models(bundled("reference"), torch.float32))
@@ -46,6 +46,7 @@ def load_models(folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
     """
     models: dict[str, nn.Module] = {}
     for name, component in read_fields(folder / "model_index.json").items():
+        _refuse_code(folder if name == "_class_name" else folder / name, component)
         if not (isinstance(component, list) and len(component) == 2 and component[0] in _LIBRARIES):
             continue
         library, class_name = component
@@ -54,6 +55,16 @@ def load_models(folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
         if isinstance(model_class, type) and issubclass(model_class, nn.Module) and (folder / name).is_dir():
             models[name] = load_complete(model_class, folder / name, **dtype_argument(library, dtype))
     return models
+
+
+def _refuse_code(folder: Path, component: Any) -> None:
+    """Refuse a component whose class is in a file of the model. diffusers 0.31 would run it without asking.
+
+    Raises:
+        InputError: naming the file.
+    """
+    if isinstance(component, list) and component and (code := folder / f"{component[0]}.py").exists():
+        raise InputError(f"{code} is code of the model, which is not run: use classes of diffusers or transformers")
 
 
 def load_complete(model_class: Any, source: str | Path, **settings: Any) -> Any:
