@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
 from entropy_probe.errors import InputError
@@ -16,6 +17,9 @@ from entropy_probe.interruption import delay_interrupt
 
 MAX_BYTES = 64 * 2**20
 """Maximum size of a file that is read. The law of a large model takes about 1 % of it."""
+
+FORBID_UNKNOWN_FIELDS = ConfigDict(extra="forbid")
+"""The `__pydantic_config__` of every dataclass that `from_strict_json` returns or that is a field of one."""
 
 T = TypeVar("T")
 
@@ -33,10 +37,11 @@ def to_strict_json(value: Any) -> str:
     '{\n  "slope": 0.9,\n  "slope_se": null\n}\n'
     """
     try:
-        content = to_json(value, indent=2, inf_nan_mode="null", ensure_ascii=True, fallback=_python_scalar)
+        content = to_json(value, indent=2, inf_nan_mode="null", fallback=_python_scalar)
     except PydanticSerializationError as error:
         raise InputError(f"cannot write this as JSON: {error}") from error
-    return content.decode() + "\n"
+    # Only texts have other characters. `ensure_ascii` of to_json needs pydantic 2.12.
+    return re.sub(r"[^\x00-\x7f]", lambda match: json.dumps(match[0])[1:-1], content.decode()) + "\n"
 
 
 def read_bounded(path: Path) -> str:
@@ -63,7 +68,7 @@ def from_strict_json(kind: type[T], text: str, *, tagged: bool = False) -> T:
     """Parse JSON text into a dataclass or another type. Unknown fields and implicit conversions are errors.
 
     Args:
-        kind: the type to return.
+        kind: the type to return. Its dataclasses need `FORBID_UNKNOWN_FIELDS`.
         text: JSON text.
         tagged: True if `kind` is a union with a discriminator. Errors then name the field without its union member.
 
@@ -82,7 +87,7 @@ def from_strict_json(kind: type[T], text: str, *, tagged: bool = False) -> T:
         raise InputError(f"the text is longer than {MAX_BYTES >> 20} MiB")
     try:
         with delay_interrupt():  # pydantic would report a KeyboardInterrupt as a value of the wrong type
-            return TypeAdapter(kind).validate_json(text, strict=True, extra="forbid")
+            return TypeAdapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
         raise InputError(_reason(error, tagged)) from error
 

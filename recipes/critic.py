@@ -31,6 +31,7 @@ from recipes import emoji_download
 from recipes.checkpoints import load_checkpoint, save_checkpoint
 from recipes.emoji_loop import Curve, batch_indices
 from recipes.loop import learn_tokenizer
+from recipes.portable import make_portable
 
 CHECKPOINT_STEPS = 250
 
@@ -229,6 +230,7 @@ def export(critic: Critic, folder: Path) -> None:
     critic.image_encoder.save_pretrained(folder / "image")
     critic.text_encoder.save_pretrained(folder / "text")
     critic.tokenizer.save_pretrained(folder / "tokenizer")
+    make_portable(folder)
 
 
 def main(

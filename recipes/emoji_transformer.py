@@ -45,6 +45,7 @@ from recipes.loop import (
     tidy_autoencoder,
     tokenize,
 )
+from recipes.portable import make_portable
 
 PROMPT_LENGTH = 120
 """Length to which the PixArt pipeline pads a prompt, in tokens; the padding is masked."""
@@ -211,6 +212,7 @@ def export(folder: Path, base: Any, denoiser: PixArtTransformer2DModel) -> None:
     pipeline.to(torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
     tidy_autoencoder(folder)
+    make_portable(folder)
 
 
 def main(

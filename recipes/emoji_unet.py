@@ -48,6 +48,7 @@ from recipes.loop import (
     tidy_autoencoder,
     tokenize,
 )
+from recipes.portable import make_portable
 
 
 def train_autoencoder(work: Path, pixels: UInt8[Tensor, "count h w 3"], recipe: Recipe) -> AutoencoderTiny:
@@ -180,6 +181,7 @@ def export(
     pipeline.to(torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
     tidy_autoencoder(folder)
+    make_portable(folder)
 
 
 def main(

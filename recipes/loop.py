@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from entropy_probe.reference import scenes
 from recipes.checkpoints import load_checkpoint, save_checkpoint
+from recipes.portable import write_vocabulary
 
 TEXT_LENGTH = 16
 """Tokens of a caption, padding included."""
@@ -165,20 +167,28 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def learn_tokenizer(texts: Sequence[str], vocabulary: int) -> CLIPTokenizer:
-    """Return a CLIP tokenizer whose byte-pair merges are learned from texts."""
-    from tokenizers import trainers
+    """Return a CLIP tokenizer whose byte-pair merges are learned from texts. It works with old and new transformers."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+    words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    model = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    model.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    model.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(words), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=["<|startoftext|>", "<|endoftext|>"],
         end_of_word_suffix="</w>",
         show_progress=False,
     )
-    model = CLIPTokenizer(model_max_length=TEXT_LENGTH).backend_tokenizer
     model.train_from_iterator(texts, trainer)
-    learned = json.loads(model.to_str())["model"]
-    merges = [tuple(pair) for pair in learned["merges"]]
-    return CLIPTokenizer(vocab=learned["vocab"], merges=merges, model_max_length=TEXT_LENGTH)
+    with TemporaryDirectory() as folder:
+        model.save(f"{folder}/tokenizer.json")
+        write_vocabulary(Path(folder, "tokenizer.json"))
+        return CLIPTokenizer(f"{folder}/vocab.json", f"{folder}/merges.txt", model_max_length=TEXT_LENGTH)
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Int[Tensor, "count length"]:

@@ -32,6 +32,7 @@ from recipes.loop import (
     token_mask,
     train,
 )
+from recipes.portable import make_portable
 
 WIDTH = 192
 LAYERS = 6
@@ -93,6 +94,7 @@ def export(out: Path, base: Path, model: nn.ModuleDict, facts: dict[str, Any]) -
     pipeline.to(torch.float16)
     pipeline.save_pretrained(out, safe_serialization=True)
     tidy_autoencoder(out)
+    make_portable(out)
     (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 

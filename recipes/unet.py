@@ -28,6 +28,7 @@ from recipes.loop import (
     tidy_autoencoder,
     train,
 )
+from recipes.portable import make_portable
 
 CHANNELS = (48, 96)
 HEAD_WIDTH = 24
@@ -73,6 +74,7 @@ def export(out: Path, base: Path, model: nn.ModuleDict, facts: dict[str, Any]) -
     pipeline.to(torch.float16)
     pipeline.save_pretrained(out, safe_serialization=True)
     tidy_autoencoder(out)
+    make_portable(out)
     (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 

@@ -49,7 +49,13 @@ def test_saved_folder_is_loaded(tiny_folder, tiny_pipeline):
     again = load(tiny_folder, device="cpu", dtype="float32")
     assert type(again).__name__ == "StableDiffusionPipeline"
     assert fingerprint(again) == fingerprint(tiny_pipeline)
-    assert load(tiny_folder, dtype="bfloat16", device="cpu").unet.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_all_weights_have_the_requested_dtype(tiny_folder, dtype):
+    loaded = load(tiny_folder, dtype=dtype, device="cpu")
+    models = [loaded.unet, loaded.vae, loaded.text_encoder]
+    assert {weight.dtype for model in models for weight in model.parameters()} == {getattr(torch, dtype)}
 
 
 def without_sample_size(transformer, pipeline, autoencoder=None, **more):

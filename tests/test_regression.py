@@ -94,6 +94,18 @@ def test_profile_is_the_mean_of_the_conditional_rows(tiny, tiny_profile, tmp_pat
     assert row["entropy"] == pytest.approx(values.mean())
 
 
+def test_every_value_of_a_profile_is_in_its_own_cell(tiny):
+    """pandas 2 puts values into other cells if it unstacks prompts that are not in alphabetical order unsorted."""
+    settings = {**TINY, "prompts": ("zebra", "apple"), "seeds": (3, 1, 4, 0), "sizes": ((64, 64), (32, 32))}
+    run = sweep(tiny, **settings, progress=False)
+    frame = run.frame()
+    frame = frame[frame["branch"] == "cond"].astype({"entropy": float})
+    measured = Profile.of(run).entropy
+    assert list(measured.columns) == list(itertools.product(("zebra", "apple"), (3, 1, 4, 0)))
+    for (*keys, prompt, seed), rows in frame.groupby([*HEAD, "prompt", "seed"]):
+        assert measured.loc[tuple(keys), (prompt, seed)] == pytest.approx(rows["entropy"].mean(), abs=1e-6)
+
+
 def test_saved_profile_is_read_back(tiny_profile, tmp_path):
     path = tiny_profile.save(tmp_path / "new" / "b.json")
     again = Profile.open(path)

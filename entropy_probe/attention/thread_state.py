@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.utils.checkpoint as checkpointing
 
 from entropy_probe.attention.call import Forward
 from entropy_probe.attention.joint import ImageSource, Join
@@ -51,7 +53,18 @@ def saved_tensor_hooks() -> object:
     """
     if not torch.is_grad_enabled():
         return None
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) or ()
+    top: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return _checkpoints() if top is None else top(True) or ()
+
+
+def _checkpoints() -> tuple[int, ...]:
+    """Return the running gradient checkpoints. torch 2.5 cannot return the hooks, so they are found on the stack."""
+    found: list[int] = []
+    frame = sys._getframe()
+    while (frame := frame.f_back) is not None:  # type: ignore[assignment]
+        if frame.f_code.co_name == "checkpoint" and frame.f_code.co_filename == checkpointing.__file__:
+            found.append(id(frame))
+    return tuple(found)
 
 
 class ThreadState(threading.local):

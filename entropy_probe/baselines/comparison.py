@@ -35,6 +35,7 @@ from scipy import stats
 from entropy_probe.baselines.profiles import HEAD, Profile
 from entropy_probe.errors import InputError
 from entropy_probe.estimation.intervals import t_quantile
+from entropy_probe.library_versions import rng_argument
 from entropy_probe.strict_json import from_strict_json, to_strict_json
 
 LEVEL = 0.01
@@ -214,7 +215,7 @@ def _largest_z(
         n_resamples=RESAMPLES,
         batch=max(1, _BATCH // (x.size + y.size)),
         axis=-1,
-        rng=np.random.default_rng(0),
+        **rng_argument(stats.permutation_test, np.random.default_rng(0)),
     )
     largest = np.sort(np.abs(test.null_distribution).max(axis=1))
     observed = np.abs(test.statistic) * (1 - 1e-9)  # the test sums the observed arrangement in another order

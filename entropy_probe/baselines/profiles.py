@@ -9,17 +9,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pandas as pd
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from entropy_probe.errors import InputError
 from entropy_probe.laws import Original
 from entropy_probe.models import Size, sampling_settings, training_size
 from entropy_probe.reference import prompts as bundled_prompts
 from entropy_probe.runs import Grid, Sweep, as_sizes, as_texts, sweep, write_atomically
-from entropy_probe.strict_json import from_strict_json, read_bounded, to_strict_json
+from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, from_strict_json, read_bounded, to_strict_json
 
 FORMAT = 1
 """Version of the file format of a baseline."""
@@ -62,6 +62,8 @@ class Settings:
             images per size.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
     prompts: tuple[str, ...]
     sizes: tuple[Size, ...]
     seeds: tuple[int, ...]
@@ -82,6 +84,8 @@ class Settings:
 class _HeadEntropy:
     """The row of a baseline file for one head at one size."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
     layer: str
     kind: str
     head: int
@@ -92,6 +96,8 @@ class _HeadEntropy:
 @dataclass(frozen=True)
 class _ProfileFile:
     """The fields of a baseline file; see `Profile`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
 
     format: Literal[1]
     model: str

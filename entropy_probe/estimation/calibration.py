@@ -24,6 +24,7 @@ from entropy_probe.attention import AttentionCall, attention_calls, find_denoise
 from entropy_probe.deprecation import renamed_arguments
 from entropy_probe.errors import InputError
 from entropy_probe.laws import Calibrated, check_unscaled, from_json, to_json
+from entropy_probe.library_versions import rng_argument
 from entropy_probe.models import CaptionedImages, Objective, Size, format_size, objective, training_size
 from entropy_probe.progress import track
 from entropy_probe.strict_json import from_strict_json, nan_for_null, to_strict_json
@@ -258,7 +259,13 @@ def relative_change(
         return a.mean(axis) / b.mean(axis) - 1
 
     interval = stats.bootstrap(
-        (before, after), change, paired=True, vectorized=True, method="percentile", n_resamples=2000, rng=0
+        (before, after),
+        change,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=2000,
+        **rng_argument(stats.bootstrap, np.random.default_rng(0)),
     ).confidence_interval
     return float(change(before, after)), float(interval.low), float(interval.high)
 

@@ -17,6 +17,8 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer, ResNetForIm
 
 from entropy_probe.bundled import bundled
 from entropy_probe.deprecation import renamed_names
+from entropy_probe.library_versions import dtype_argument
+from entropy_probe.models import load_complete
 
 SIDE = 96
 """Length in pixels to which the shorter side of an image is resized."""
@@ -92,9 +94,10 @@ def load_critic(folder: str | Path | None = None) -> Critic:
         True
     """
     path = bundled("critic") if folder is None else Path(folder)
+    float32 = dtype_argument("transformers", torch.float32)
     critic = Critic(
-        ResNetForImageClassification.from_pretrained(path / "image", dtype=torch.float32, use_safetensors=True),
-        CLIPTextModelWithProjection.from_pretrained(path / "text", dtype=torch.float32, use_safetensors=True),
+        load_complete(ResNetForImageClassification, path / "image", **float32),
+        load_complete(CLIPTextModelWithProjection, path / "text", **float32),
         CLIPTokenizer.from_pretrained(path / "tokenizer"),
     )
     return critic.eval().requires_grad_(False)

@@ -25,7 +25,7 @@ from entropy_probe.errors import InputError
 from entropy_probe.evaluation.critic import load_critic
 from entropy_probe.evaluation.defect_scores import WHITE, Colour
 from entropy_probe.evaluation.image_metrics import ImageEncoder
-from entropy_probe.models import CaptionedImages, ImageFolder, check_safetensors_only
+from entropy_probe.models import CaptionedImages, ImageFolder, check_safetensors_only, load_complete
 from entropy_probe.paths import is_folder
 from entropy_probe.reference import images as bundled_images
 
@@ -163,7 +163,7 @@ class Clip(nn.Module):
         from transformers import CLIPModel, CLIPProcessor
 
         with _input_errors(model):
-            loaded = CLIPModel.from_pretrained(model, use_safetensors=True, **_SAFE).eval().requires_grad_(False)
+            loaded = load_complete(CLIPModel, model, **_SAFE).eval().requires_grad_(False)
             return cls(loaded, CLIPProcessor.from_pretrained(model, **_SAFE))
 
     def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
@@ -202,7 +202,7 @@ class Vision(nn.Module):
         from transformers import AutoImageProcessor, AutoModel
 
         with _input_errors(model):
-            loaded = AutoModel.from_pretrained(model, use_safetensors=True, **_SAFE).eval().requires_grad_(False)
+            loaded = load_complete(AutoModel, model, **_SAFE).eval().requires_grad_(False)
             processor = AutoImageProcessor.from_pretrained(model, **_SAFE)
         if loaded.main_input_name != "pixel_values":
             raise InputError(f"the network {str(model)!r} must take images, but takes {loaded.main_input_name}")

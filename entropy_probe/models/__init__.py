@@ -1,5 +1,6 @@
 """Load a diffusers pipeline, list its sizes and token grids, sample it, and compute its denoising loss."""
 
+from entropy_probe.models.complete_weights import load_complete
 from entropy_probe.models.defaults import SamplingSettings, sampling_defaults, sampling_settings
 from entropy_probe.models.denoising_loss import Objective, encode, encode_with, objective
 from entropy_probe.models.images import CaptionedImages, ImageFolder, to_tensor
@@ -40,6 +41,7 @@ __all__ = [
     "format_size",
     "layers",
     "load",
+    "load_complete",
     "objective",
     "parse_size",
     "pixels_per_latent",

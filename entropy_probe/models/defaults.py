@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from entropy_probe.errors import InputError
 from entropy_probe.models.sizes import check_guidance, check_steps
-from entropy_probe.strict_json import from_strict_json, read_bounded
+from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, from_strict_json, read_bounded
 
 SAMPLING_FILE = "sampling.json"
 """Name of the optional file next to `model_index.json`: `{"steps": 8, "guidance_scale": 4.0}`."""
@@ -25,6 +25,8 @@ class SamplingSettings:
         steps: number of inference steps.
         guidance_scale: scale of classifier-free guidance; 1 disables guidance.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
 
     steps: Annotated[int, Field(ge=1)]
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -21,6 +21,8 @@ from transformers.utils import logging as transformers_logging
 from entropy_probe.attention import find_denoiser
 from entropy_probe.bundled import bundled
 from entropy_probe.errors import InputError
+from entropy_probe.library_versions import dtype_argument
+from entropy_probe.models.complete_weights import load_models
 from entropy_probe.models.weight_files import check_safetensors_only
 from entropy_probe.paths import is_folder
 
@@ -46,8 +48,8 @@ def load(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> Dif
         dtype: "float32", "float16" or "bfloat16". "auto" selects float32 on the CPU and float16 elsewhere.
 
     Raises:
-        InputError: if the model is unknown, a folder is not a pipeline, weights are pickled, or the device or dtype
-            is not available.
+        InputError: if the model is unknown, a folder is not a pipeline, weights are pickled or missing, or the device
+            or dtype is not available.
 
     >>> pipeline = load("reference", device="cpu")
     >>> type(pipeline).__name__, pipeline.device.type
@@ -61,7 +63,11 @@ def load(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> Dif
             folder = bundled(str(model)) if is_bundled else _local_folder(model)
             check_safetensors_only(folder)
             pipeline = DiffusionPipeline.from_pretrained(
-                str(folder.resolve()), dtype=torch_dtype, use_safetensors=True, trust_remote_code=False
+                str(folder.resolve()),
+                use_safetensors=True,
+                trust_remote_code=False,
+                **load_models(folder.resolve(), torch_dtype),
+                **dtype_argument("diffusers", torch_dtype),
             )
     except InputError:
         raise

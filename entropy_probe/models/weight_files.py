@@ -59,7 +59,7 @@ def _check_component(folder: Path) -> None:
 
 
 def _check_setting(config: Path) -> None:
-    name = _read_fields(config).get("transformers_weights")
+    name = read_fields(config).get("transformers_weights")
     if name is not None and not _is_local_name(name, (".safetensors", ".safetensors.index.json")):
         raise InputError(
             f"{config}: transformers_weights must name a .safetensors file next to it, got {name!r}: {_FIX}"
@@ -67,7 +67,7 @@ def _check_setting(config: Path) -> None:
 
 
 def _check_index(index: Path) -> None:
-    shards = _read_fields(index).get("weight_map", {})
+    shards = read_fields(index).get("weight_map", {})
     for name in shards.values() if isinstance(shards, dict) else [shards]:
         if not _is_local_name(name, (".safetensors",)):
             raise InputError(f"{index} must name only .safetensors files next to it, got {name!r}: {_FIX}")
@@ -86,7 +86,7 @@ def _is_local_name(name: Any, suffixes: tuple[str, ...]) -> bool:
     return isinstance(name, str) and name.endswith(suffixes) and not set(name) & set("/\\:")
 
 
-def _read_fields(path: Path) -> dict[str, Any]:
+def read_fields(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.collections import FillBetweenPolyCollection, LineCollection, PathCollection, QuadMesh
+from matplotlib.collections import LineCollection, PathCollection, PolyCollection, QuadMesh
 from matplotlib.colors import to_rgba
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
@@ -217,7 +217,7 @@ def _lines(axes: Axes, marked: bool) -> Iterator[Mark]:
 def _band(axes: Axes, line: Line2D) -> dict[float, Interval]:
     """Return the interval at every x of a line: the band in its colour."""
     for band in axes.collections:
-        if not isinstance(band, FillBetweenPolyCollection):
+        if not isinstance(band, PolyCollection):
             continue
         if not np.allclose(to_rgba(line.get_color())[:3], np.asarray(band.get_facecolor())[0, :3]):
             continue

@@ -134,7 +134,7 @@ def csv(table: pd.DataFrame) -> str:
     def harmless(cell: object) -> object:
         return for_spreadsheet(cell) if isinstance(cell, str) else cell
 
-    texts = table.select_dtypes(["str", "object"]).map(harmless)
+    texts = table.select_dtypes(exclude="number").map(harmless)
     safe = table.assign(**{str(name): column for name, column in texts.items()}).rename(columns=harmless)
     text: str = safe.to_csv(index=False, quoting=QUOTE_NONNUMERIC)
     return text

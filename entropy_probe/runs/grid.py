@@ -12,14 +12,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from entropy_probe.errors import InputError
 from entropy_probe.laws import NEEDS_NOTHING, ScalingLaw, from_json, resolve, to_json
 from entropy_probe.models import Size
-from entropy_probe.strict_json import from_strict_json
+from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, from_strict_json
 
 MAX_PROMPT_LENGTH = 10_000
 """Characters. Text encoders read less than a tenth of this."""
@@ -160,6 +160,8 @@ _Side = Annotated[int, Field(ge=1, le=2**20)]
 @dataclass(frozen=True)
 class _GridFile:
     """Fields of the file that `Grid.to_json` writes."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
 
     prompts: tuple[str, ...]
     sizes: tuple[tuple[_Side, _Side], ...]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from entropy_probe.errors import InputError
 from entropy_probe.runs.cells import FORMAT
 from entropy_probe.runs.migration import OLD_FORMAT, upgrade_manifest
-from entropy_probe.strict_json import from_strict_json, to_strict_json
+from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, from_strict_json, to_strict_json
 from entropy_probe.version import __version__
 
 _Name = Annotated[str, Field(max_length=4096)]
@@ -38,6 +38,8 @@ class Manifest:
         hardware: device that the run was started on.
         format: version of the layout.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
 
     model: _Name
     fingerprint: _Name
