@@ -131,7 +131,7 @@ def test_continued_run_starts_from_the_exported_weights(name, tokenizer):
 
 
 def test_continued_run_must_not_repeat_scenes(tokenizer):
-    with pytest.raises(ValueError, match="seed 0 and a batch of at least 16, got seed 0 and batch 2"):
+    with pytest.raises(ValueError, match="seed 0 and a batch of at least 32, got seed 0 and batch 2"):
         loop.load_start(network(unet, tokenizer), DATA / "scenes-unet", "unet", SETTINGS)
 
 
