@@ -56,7 +56,7 @@ BAD = {
     "no prompts": (["--prompts", "0"], "prompts must be at least 1"),
     "no prompts file": (
         ["--prompts", "nowhere.txt"],
-        "cannot read the prompts file 'nowhere.txt': No such file or directory; pass a text file",
+        "cannot read the prompts file 'nowhere.txt': No such file, or not a regular file; pass a text file",
     ),
     "invalid size without the training size": (["--sizes", "33"], "multiples of 8"),
     "too many steps without the training size": (["--sizes", "32", "--steps", "1001"], "at most 1000, got 1001"),

@@ -22,7 +22,7 @@ def network():
 def test_critic_is_small_and_has_no_pickle():
     paths = [p for p in Path(str(files("entropy_probe.data") / "critic")).rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in paths) < 15e6
-    assert {p.suffix for p in paths} <= {".json", ".safetensors", ".csv", ".md"}
+    assert {p.suffix for p in paths} <= {".json", ".safetensors", ".csv", ".md", ".txt"}
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ def pipelines():
 def test_bundled_models_are_small_and_have_no_pickle(name, max_bytes):
     found = [p for p in Path(str(files("entropy_probe.data") / name)).rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in found) < max_bytes
-    assert {p.suffix for p in found} <= {".json", ".safetensors", ".csv", ".md", ".png", ".gz"}
+    assert {p.suffix for p in found} <= {".json", ".safetensors", ".csv", ".md", ".png", ".gz", ".txt"}
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,10 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         seeds = tuple(int(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"seeds must be integers separated by commas, such as 0,1, got {text[:100]!r}") from None
-    if min(seeds) < 0 or max(seeds) >= 2**63:
-        raise InputError(f"seeds must be at least 0 and less than 2^63, got {min(seeds)} to {max(seeds)}")
+    if min(seeds) < 0:
+        raise InputError(f"seeds must be 0 or larger, got {min(seeds)}")
+    if max(seeds) >= 2**63:
+        raise InputError(f"seeds must be less than 2^63, got {max(seeds)}")
     return seeds
 
 
@@ -128,7 +130,7 @@ def parse_prompts(text: str | None, count: int) -> list[str]:
         return _bundled_prompts(count if text is None else int(text))
     try:
         if not is_file(text):
-            raise InputError("there is no such file, or it is not a regular file")
+            raise InputError("No such file, or not a regular file")
         content = read_bounded(Path(text)).removeprefix("\ufeff")
     except InputError as error:
         raise InputError(
