@@ -458,7 +458,7 @@ def scored_by(full, *verdicts):
 UNDECIDED = "not enough images"
 
 
-def test_summary_says_what_was_measured_whether_it_helped_and_how_sure(full):
+def test_summary_has_the_measurement_the_effect_and_the_certainty(full):
     measured, *helped, sure = summary(scored_by(full, "worse", "equivalent", UNDECIDED))
     assert measured == (
         "Measured: the attention entropy of a model trained at 64 px, at 3 sizes (32x48 to 128 px), under the original "

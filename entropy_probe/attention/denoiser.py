@@ -14,9 +14,6 @@ from entropy_probe.errors import CaptureError, InputError
 _PARTS = ("unet", "transformer", "prior", "decoder")
 """Names that diffusers pipelines give their denoiser."""
 
-_WRAPPED = ("module", "base_model", "model")
-"""Names that wrappers give the module inside: DDP and accelerate, PEFT's model, PEFT's tuner."""
-
 
 def find_denoiser(model: Any) -> nn.Module:
     """Return the module that runs once per sampling step: a pipeline's `unet` or `transformer`, or the module itself.
@@ -80,12 +77,10 @@ def _only_passes_arguments_on(module: nn.Module) -> bool:
 
 
 def _inner(module: nn.Module) -> nn.Module | None:
-    named = [module._modules[name] for name in _WRAPPED if isinstance(module._modules.get(name), nn.Module)]
+    """Return the only child, or the only one with weights; None if there are several."""
     with_weights = [child for child in module.children() if next(child.parameters(), None) is not None]
     children = with_weights or list(module.children())
-    if len(children) == 1:
-        return children[0]
-    return named[0] if named and children == named[:1] else None
+    return children[0] if len(children) == 1 else None
 
 
 def attention_layers(denoiser: nn.Module) -> list[str]:

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections import Counter
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -60,10 +61,11 @@ def saved_tensor_hooks() -> object:
 def _checkpoints() -> tuple[int, ...]:
     """Return the running gradient checkpoints. torch 2.5 cannot return the hooks, so they are found on the stack."""
     found: list[int] = []
-    frame = sys._getframe()
-    while (frame := frame.f_back) is not None:  # type: ignore[assignment]
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
         if frame.f_code.co_name == "checkpoint" and frame.f_code.co_filename == checkpointing.__file__:
             found.append(id(frame))
+        frame = frame.f_back
     return tuple(found)
 
 

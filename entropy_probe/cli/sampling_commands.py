@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -224,7 +225,7 @@ def sample(
     if not prompt:
         raise InputError('no prompt: name at least one, such as entropy-probe sample "noto red apple" --sizes 32,64')
     as_texts(prompt)
-    if "://" in str(out) or str(out).split(":/")[0] in ("s3", "gs", "az", "http", "https"):
+    if re.match(r"[a-z0-9]{2,}:/", str(out)):  # a URL such as s3://bucket, but not the drive C:
         raise InputError(f"sample writes to a local folder, got {str(out)!r}: use a local folder for --out")
     if guidance_scale is not None:
         check_guidance(guidance_scale)
