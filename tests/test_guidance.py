@@ -121,9 +121,9 @@ def test_unreported_guidance_is_detected_from_the_batch():
 )
 def test_layer_name_decides_if_frames_and_tokens_are_equal_in_number(name):
     latents = Latents(32, 32, 1, 16)
-    assert role(name, 16, 16, None, latents)[1] == "temporal"
-    assert role("mid_block.attentions.0.attn1", 16, 16, None, latents)[1] == "spatial"
-    assert role("mid_block.attentions.0.attn1", 16 * 1024, 16 * 1024, None, latents)[1] == "spatio-temporal"
+    assert role(name, 16, 16, latents)[1] == "temporal"
+    assert role("mid_block.attentions.0.attn1", 16, 16, latents)[1] == "spatial"
+    assert role("mid_block.attentions.0.attn1", 16 * 1024, 16 * 1024, latents)[1] == "spatio-temporal"
 
 
 PROMPTS = ["a red apple", "flat pizza"]

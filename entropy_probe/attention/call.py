@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ class Forward:
         latents: size of the input; None if it is unknown.
         trained: size of the latents in training; None if it is unknown.
         batch: items of the input; None if it is unknown.
+        texts: numbers of tokens of the texts among its arguments.
         arguments: all arguments of the denoiser, by name. Empty once the pass is over.
     """
 
@@ -33,6 +35,7 @@ class Forward:
     latents: Latents | None = None
     trained: Latents | None = None
     batch: int | None = None
+    texts: frozenset[int] = frozenset()
     arguments: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -48,7 +51,9 @@ class AttentionCall:
         grid: layout of the image tokens among the queries; None if they are not image tokens, or if it is unknown.
         image_keys: the keys of a joint attention that are image tokens; None elsewhere, or if they are unknown.
         first_item: index of the call's first item in the layer's batch. A layer may split its batch over several calls.
+            None if the layer received only a part of the batch of the denoiser, and it is unknown which.
         items_per_sample: items of the layer's batch per sample of the denoiser: the frames, or positions, of a video.
+            Below 1 if an item covers several samples, whose attention is shared.
         query: queries, in four dimensions.
         key: keys, in four dimensions.
         mask: as the model passes it, broadcastable to four dimensions.
@@ -63,8 +68,8 @@ class AttentionCall:
     axes: Axes
     grid: TokenGrid | None
     image_keys: slice | None
-    first_item: int
-    items_per_sample: int
+    first_item: int | None
+    items_per_sample: int | Fraction
     query: Float[Tensor, "batch heads queries width"]
     key: Float[Tensor, "batch kv_heads keys width"]
     mask: Shaped[Tensor, "*#mask"] | None
@@ -79,7 +84,12 @@ class AttentionCall:
 
     @property
     def tokens(self) -> int:
-        """N: the image tokens of a visual attention, over all its frames. Without a grid, the number of queries."""
+        """N: the image tokens of a visual attention, over all its frames. Without a grid, the number of queries.
+
+        If images share their attention, the tokens of all the images among the keys.
+        """
+        if self.kind == "shared":
+            return self.key.shape[2]
         return self.query.shape[2] if self.grid is None else self.grid.tokens * self._frames
 
     @property
@@ -87,7 +97,10 @@ class AttentionCall:
         """T: N at the training size, for the same number of frames; None if it is unknown."""
         if not self.visual or self.grid is None or self.forward.trained is None:
             return None
-        return self.grid.at(self.forward.trained).tokens * self._frames
+        trained = self.grid.at(self.forward.trained).tokens * self._frames
+        if self.kind == "shared":
+            return trained * self.key.shape[2] // (self.grid.tokens * self._frames)
+        return trained
 
     @property
     def image_queries(self) -> slice:

@@ -16,10 +16,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from entropy_probe.attention.call import AttentionCall
+from entropy_probe.attention.call import AttentionCall, Forward
+from entropy_probe.attention.calling_pipeline import calling_pipeline
 from entropy_probe.attention.denoiser import find_denoiser
 from entropy_probe.attention.forwards import TIMESTEPS
-from entropy_probe.attention.labels import guidance_of, schedule_of, step_count
 from entropy_probe.attention.measuring import (
     CallStatistics,
     as_computed,
@@ -30,6 +30,7 @@ from entropy_probe.attention.measuring import (
 from entropy_probe.attention.observer import Observer
 from entropy_probe.attention.observing import attention_calls
 from entropy_probe.attention.rows import RowBudget, Rows, choose_rows, row_count
+from entropy_probe.attention.steps import step_count
 from entropy_probe.attention.table import Captured
 from entropy_probe.deprecation import renamed_arguments
 from entropy_probe.errors import CaptureError, InputError
@@ -108,6 +109,7 @@ def capture(
         raise InputError(f"missing must be 'error' or 'warn', got {missing!r}")
     recorder = _Recorder(
         model=model,
+        denoiser=find_denoiser(model),
         budget=RowBudget(rows),
         generator=torch.Generator().manual_seed(seed),
         distance=distance,
@@ -141,7 +143,9 @@ def _recording(
     missing: Literal["error", "warn"],
 ) -> Iterator[Captured]:
     """Record the attention calls until the context closes, then report calls that were not measured."""
-    with attention_calls(recorder.model, recorder.record, after_scaling=True, one_thread=True) as observer:
+    with attention_calls(
+        recorder.model, recorder.record, after_scaling=True, one_thread=True, on_forward=recorder.enter
+    ) as observer:
         recorder.measured = select_layers(observer.layers, layers)
         recorder.kept = (select_layers(observer.layers, keep) or set()) if keep else set()
         yield recorder.captured
@@ -155,6 +159,7 @@ class _Recorder:
     """Measures the calls of one capture."""
 
     model: Any
+    denoiser: nn.Module
     budget: RowBudget
     generator: torch.Generator
     distance: bool
@@ -162,15 +167,22 @@ class _Recorder:
     scale_factors: tuple[float, ...]
     curve_rows: int
     captured: Captured = field(default_factory=Captured)
+    steps: int = 1
     measured: set[str] | None = None
     kept: set[str] | frozenset[str] = frozenset()
+
+    def enter(self, forward: Forward) -> None:
+        """Label a forward pass that begins."""
+        self.budget.learn()
+        caller = calling_pipeline(self.denoiser, self.model)
+        self.steps = step_count(getattr(caller.pipeline, "scheduler", None))
+        self.captured.enter(forward, caller)
 
     def record(self, call: AttentionCall) -> None:
         """Measure a call and add it to the table."""
         captured = self.captured
-        if not captured.entered(call.forward):
-            self.budget.learn()
-            captured.enter(call.forward, guidance_of(self.model), schedule_of(self.model))
+        if not captured.entered(call.forward):  # the capture was opened during this pass
+            self.enter(call.forward)
         if self.measured is not None and call.layer not in self.measured:
             return
         if reason := unmeasurable(call):
@@ -213,7 +225,7 @@ class _Recorder:
                 captured.add(one)
 
     def _note(self, layer: tuple[object, ...], statistics: CallStatistics, tokens: int) -> None:
-        self.budget.note(layer, statistics.entropy_se, statistics.rows, tokens, step_count(self.model))
+        self.budget.note(layer, statistics.entropy_se, statistics.rows, tokens, self.steps)
 
 
 def _report(recorder: _Recorder, observer: Observer, missing: Literal["error", "warn"]) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from entropy_probe.errors import CaptureError, InputError
 
-_PARTS = ("unet", "transformer", "prior", "decoder")
+PARTS = ("unet", "transformer", "prior", "decoder")
 """Names that diffusers pipelines give their denoiser."""
 
 
@@ -30,7 +30,7 @@ def find_denoiser(model: Any) -> nn.Module:
     """
     if isinstance(model, nn.Module):
         return unwrap(model)
-    for name in _PARTS:
+    for name in PARTS:
         part = getattr(model, name, None)
         if not isinstance(part, nn.Module):
             continue

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from entropy_probe.attention.call import Forward
+from entropy_probe.attention.joint import CONTEXTS, context_lengths
 from entropy_probe.attention.latents import Latents, find_latents
 
 TIMESTEPS = ("timestep", "timesteps", "timestep_ratio", "t")
@@ -39,7 +40,9 @@ class ForwardReader:
         arguments = self._named(args, kwargs)
         timesteps = (arguments[name] for name in TIMESTEPS if name in arguments)
         latents = find_latents(self._denoiser, arguments)
-        forward = Forward(self._count, next(timesteps, None), latents, trained, _batch(arguments), arguments)
+        forward = Forward(
+            self._count, next(timesteps, None), latents, trained, _batch(arguments), _text_lengths(arguments), arguments
+        )
         self._count += 1
         return forward
 
@@ -56,6 +59,12 @@ class ForwardReader:
                 rest = arguments.pop(parameter.name, ())
                 arguments.update({f"{parameter.name}[{number}]": value for number, value in enumerate(rest)})
         return arguments
+
+
+def _text_lengths(arguments: Mapping[str, Any]) -> frozenset[int]:
+    """Return the numbers of tokens of the texts among the arguments: those that attention layers call a context."""
+    given = [value for name, value in arguments.items() if name.startswith(CONTEXTS)]
+    return context_lengths((), {CONTEXTS[0]: given})
 
 
 def _batch(arguments: Mapping[str, Any]) -> int | None:

@@ -134,6 +134,7 @@ class Interception:
                 push_mode(self._mode)
             output = self._run_layer(hook, args, kwargs, compiler)
             if state.discovering:
+                self._calls.keep_joins()
                 self._known_sizes.add(state.size)  # not after a failed pass, which may not have made all its calls
                 for observer in self.observers:
                     observer.after_discovery(observer)
@@ -197,12 +198,15 @@ class Interception:
             if isinstance(value, Tensor) and not value.is_nested
         )
         state.discovering = state.size not in self._known_sizes
+        for observer in self.observers:
+            observer.on_forward(state.forward)
 
     def _end(self, state: ThreadState, depth: int) -> None:
         """End a forward pass of the denoiser. This may run twice."""
         state.forward = None
         state.joins.clear()
         state.items.clear()
+        state.left.clear()
         state.discovering = False
         with self._lock:
             self._discovering.discard(threading.get_ident())
@@ -295,6 +299,9 @@ class Interception:
         if call.kind == "joint" and call.grid is not None and not located:
             for observer in self.observers:
                 observer.unlocated.add(call.layer)
+        if call.kind == "unknown":
+            for observer in self.observers:
+                observer.unknown.add(call.layer)
         return call
 
     def _scale_factors(self, call: AttentionCall) -> list[float | Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 
 CONCATENATIONS = frozenset((torch.cat, torch.concat, torch.concatenate))
 """The functions by which models join image and text tokens."""
+
+CONTEXTS = ("encoder_hidden_states", "context", "memory")
+"""Names that attention layers give the tokens that they receive in addition to their own."""
 
 
 class Join(NamedTuple):
@@ -74,13 +78,13 @@ def note_join(joins: dict[int, Join], source: ImageSource, args: Sequence[Any], 
 def image_start(lengths: Sequence[int], tokens: int, others: int = 0, image: int | None = None) -> int | None:
     """Return the index of the first image token among the keys of a joint attention.
 
-    The image is the part with the length of its tokens, with or without the reference images that follow. Otherwise
-    it is the only part that is long enough. It starts where that part starts, because images are padded at their end.
+    The image is the part with the length of its tokens, with or without those of other images. Otherwise it is the only
+    part that is long enough. It starts where that part starts, because images are padded at their end.
 
     Args:
         lengths: lengths of the tensors that were concatenated into the keys.
         tokens: number of image tokens.
-        others: number of tokens of reference images that follow them.
+        others: number of tokens of other images next to them.
         image: index of the image part, if it is known.
 
     Returns:
@@ -104,13 +108,68 @@ def image_start(lengths: Sequence[int], tokens: int, others: int = 0, image: int
     return -sum(lengths[fitting[0] :]) if fitting[0] else 0
 
 
-def context_tokens(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
-    """Return the number of text tokens that an attention layer receives in addition to its own; None if it has none."""
-    own = own_input(args, kwargs)
-    context = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
-    if not isinstance(context, Tensor) or context.ndim != 3 or context is own:  # Lumina passes its own input twice
+def start_within(joins: Mapping[int, Join], keys: int, tokens: int, others: int) -> int | None:
+    """Return the index of the first image token among keys, through concatenations of concatenations.
+
+    A model may put the history of a video, or registers, in front of the image, and text next to both.
+
+    Args:
+        joins: the known concatenations, by total length.
+        keys: number of keys.
+        tokens: number of image tokens.
+        others: number of tokens of other images next to them.
+
+    Returns:
+        As `image_start`.
+
+    >>> start_within({20: Join((4, 16), None), 27: Join((20, 7), None)}, keys=27, tokens=16, others=0)
+    -23
+    """
+    if keys not in joins:
         return None
-    return int(context.shape[1]) - _own_tokens(own, context)
+    lengths, image = joins[keys]
+    start = image_start(lengths, tokens, others, image)
+    if start is None:
+        return None
+    part = next(length for number, length in enumerate(lengths) if start in (0, -sum(lengths[number:])))
+    first = start if start >= 0 else keys + start
+    inner = start_within(joins, part, tokens, others) if part > tokens + others and part < keys else None
+    if inner is not None:
+        first += inner if inner >= 0 else part + inner
+        start = first - keys
+    return start
+
+
+def context_lengths(args: Sequence[Any], kwargs: Mapping[str, Any]) -> frozenset[int]:
+    """Return the numbers of tokens that an attention layer receives in addition to its own.
+
+    A layer may receive several texts, or a text and the tokens of images, as IP-Adapter passes them in a tuple.
+    """
+    own = own_input(args, kwargs)
+    given = [kwargs[name] for name in CONTEXTS if name in kwargs] or list(args[1:2])
+    return frozenset(
+        length
+        for context in _tensors(given)
+        if context is not own and context.ndim > 2  # Lumina passes its own input twice
+        for length in _lengths(context, own)
+    )
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested lists and tuples."""
+    if isinstance(values, Tensor):
+        if not values.is_nested:
+            yield values
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _tensors(value)
+
+
+def _lengths(context: Tensor, own: Any) -> tuple[int, ...]:
+    """Return the number of tokens of a context; for several images, also the number of all their tokens."""
+    if context.ndim == 3:
+        return (int(context.shape[1]) - _own_tokens(own, context),)
+    return (int(context.shape[-2]), math.prod(context.shape[1:-1]))
 
 
 def own_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -121,7 +180,7 @@ def own_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 def input_with_context(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     """Return the tokens that an attention layer attends from, if it also receives a text."""
     own = own_input(args, kwargs)
-    return own if isinstance(own, Tensor) and context_tokens(args, kwargs) is not None else None
+    return own if isinstance(own, Tensor) and context_lengths(args, kwargs) else None
 
 
 def _own_tokens(own: Any, context: Tensor) -> int:

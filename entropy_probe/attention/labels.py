@@ -1,99 +1,86 @@
-"""Assign each forward pass a step and a guidance branch."""
+"""Label the forward passes of a denoiser: sampling run, step, and the guidance branch of each batch item.
+
+A label is derived from what each pass received, compared with the other passes of the same evaluation and with the
+texts of the pipeline that runs it. Nothing is decided once for a whole sampling run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
+from entropy_probe.attention.branches import Branch, Items, Part, is_negative, name_parts
 from entropy_probe.attention.call import Forward
-
-Branch = Literal["cond", "uncond", "perturbed"]
-"""The prompt, the empty or negative prompt, and the prompt with some attention perturbed (PAG)."""
-
-GuidanceParts = tuple[Branch, ...]
-"""What a forward pass computes, in the order of its batch."""
-
-PROMPT_FIRST = frozenset(
-    f"{name}Pipeline"
-    for name in ("DiT", "Lumina", "LuminaText2Img", "OmniGen", "StableCascadeDecoder", "StableCascadePrior", "ZImage")
-)
-"""Pipelines of diffusers whose guided batch has the prompts first. In all others the empty prompts come first."""
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """The guidance that a pipeline applies.
-
-    Attributes:
-        batched: whether the prompt and the empty prompt share a batch; None if only the batch itself can show it.
-        prompt_first: the prompt comes first in that batch.
-        perturbed: the batch ends with a second copy of the prompt, for perturbed-attention guidance.
-        driven: a pipeline calls the denoiser. Branches are not distinguished otherwise.
-    """
-
-    batched: bool | None
-    prompt_first: bool
-    perturbed: bool
-    driven: bool
+from entropy_probe.attention.calling_pipeline import NO_TEXT, CallingPipeline
+from entropy_probe.attention.fingerprints import SAME, FingerprintCache, Rows, agree, fingerprint, on_host
+from entropy_probe.attention.forwards import TIMESTEPS
+from entropy_probe.attention.steps import Turn, TurnCounter
 
 
 @dataclass(frozen=True)
 class ForwardLabel:
-    """The sampling run and step of a forward pass, and the data that its branch is determined from.
+    """The place of a forward pass, and the data that its branches are determined from.
 
     Attributes:
-        sampling: number of the sampling run.
-        step: number of the sampling step.
-        turn: number of the forward pass within its step; guidance may take two.
+        turn: its place in the sampling.
         timestep: as the denoiser received it; 0 if it received none.
-        guidance: of the pipeline.
-        copies: for 2 and 3, whether the latents are that number of identical copies, as in batched guidance.
-        text: identifies the text of this forward pass; None if it has no text.
-        batch: items of the forward pass; None if unknown.
         timed: the denoiser received a timestep.
+        batch: items of the forward pass; None if unknown.
+        images: number of images that the pipeline samples; None if unknown.
+        pipeline: class name of the pipeline; None without one.
+        guided: the pipeline reports classifier-free guidance.
+        latents: fingerprints of the items of the latents; None if they cannot be read.
+        texts: fingerprints of everything else that the pass received, by argument; one or several rows for each item.
+        negative: fingerprints of the pipeline's negative prompt.
+        positive: fingerprints of the pipeline's prompt, which may contain the negative prompt.
     """
 
-    sampling: int
-    step: int
-    turn: int
+    turn: Turn
     timestep: float
-    guidance: Guidance
-    copies: Mapping[int, Tensor]
-    text: int | None
-    batch: int | None
     timed: bool
+    batch: int | None
+    images: int | None
+    pipeline: str | None
+    guided: bool
+    latents: Rows | None
+    texts: Mapping[str, Rows]
+    negative: Sequence[Rows]
+    positive: Sequence[Rows]
 
 
-def guidance_of(model: Any) -> Guidance:
-    """Return the guidance that a running pipeline reports. Many pipelines do not, and only the batch shows it."""
-    if isinstance(model, nn.Module):
-        return Guidance(batched=False, prompt_first=False, perturbed=False, driven=False)
-    reported = getattr(model, "do_classifier_free_guidance", None)
-    return Guidance(
-        batched=None if reported is None else bool(reported),
-        prompt_first=type(model).__name__ in PROMPT_FIRST,
-        perturbed=bool(getattr(model, "do_perturbed_attention_guidance", False)),
-        driven=True,
-    )
+@dataclass(frozen=True)
+class ItemLabels:
+    """The labels of the batch items of a forward pass.
 
+    Attributes:
+        branch: branch of each item; empty if the number of items is unknown. They are all `cond` then.
+        sample: number of each item among those of its branch.
+    """
 
-def schedule_of(model: Any) -> object:
-    """Return the timesteps of a running pipeline. Every sampling run sets them again."""
-    return getattr(getattr(model, "scheduler", None), "timesteps", None)
+    branch: tuple[Branch, ...]
+    sample: tuple[int, ...]
 
+    def of_call(self, first_item: int | None, items_per_sample: int | Fraction, batch: int) -> tuple[list[Branch], list[int]]:
+        """Return the branch and the sample of each item of a call.
 
-def step_count(model: Any) -> int:
-    """Return the number of steps of a running pipeline; 1 for a denoiser without a pipeline."""
-    schedule, scheduler = schedule_of(model), getattr(model, "scheduler", None)
-    if not isinstance(schedule, Tensor) or getattr(scheduler, "num_inference_steps", None) is None:
-        return 1
-    return max(1, len(schedule) - int(getattr(scheduler, "begin_index", None) or 0))
+        Args:
+            first_item: see `AttentionCall`.
+            items_per_sample: see `AttentionCall`.
+            batch: items of the call.
+
+        >>> ItemLabels(("uncond", "cond"), (0, 0)).of_call(first_item=1, items_per_sample=1, batch=1)
+        (['cond'], [0])
+        """
+        if first_item is None or not self.branch:
+            return ["cond" if not self.branch else "unknown"] * batch, list(range(batch))
+        items = [int((first_item + number) // items_per_sample) % len(self.branch) for number in range(batch)]
+        return [self.branch[item] for item in items], [self.sample[item] for item in items]
 
 
 class ForwardLabels:
@@ -106,8 +93,8 @@ class ForwardLabels:
     def __init__(self) -> None:
         self.last: ForwardLabel | None = None
         self._by_forward: dict[int, ForwardLabel] = {}
-        self._schedule: object = None
-        self._first: float = 0.0
+        self._turns = TurnCounter()
+        self._cache = FingerprintCache()
 
     def __contains__(self, forward: int) -> bool:
         return forward in self._by_forward
@@ -115,89 +102,150 @@ class ForwardLabels:
     def __getitem__(self, forward: int) -> ForwardLabel:
         return self._by_forward[forward]
 
-    def add(self, forward: Forward, guidance: Guidance, schedule: object) -> None:
-        """Add a forward pass of the denoiser.
+    def add(self, forward: Forward, caller: CallingPipeline) -> None:
+        """Add a forward pass of the denoiser, which has begun.
 
-        A new sampling run starts with a new schedule, or with a return to the first timestep of the same schedule.
-        Without a schedule, it starts with a timestep that rises.
+        Args:
+            forward: the pass.
+            caller: what the pipeline that runs it knows.
         """
         timestep = _to_float(forward.timestep)
-        last = self.last
-        again = last is not None and timestep > last.timestep and (schedule is None or timestep == self._first)
-        if last is None or schedule is not self._schedule or again:
-            sampling, step, turn, self._first = last.sampling + 1 if last else 0, 0, 0, timestep
-        elif timestep == last.timestep:
-            sampling, step, turn = last.sampling, last.step, last.turn + (forward.timestep is not None)
-        else:
-            sampling, step, turn = last.sampling, last.step + 1, 0
-        copies = _copies(forward.arguments) if guidance.batched is None else {}
-        text = forward.arguments.get("encoder_hidden_states")
-        identity = text.data_ptr() if isinstance(text, Tensor) else None
-        timed = forward.timestep is not None
-        self.last = ForwardLabel(sampling, step, turn, timestep, guidance, copies, identity, forward.batch, timed)
+        turn = self._turns.add(timestep, getattr(caller.pipeline, "scheduler", None))
+        latents, others = _latents_and_others(forward.arguments)
+        texts = {} if timestep is None else self._texts(others, forward.batch)
+        self.last = ForwardLabel(
+            turn=turn,
+            timestep=timestep or 0.0,
+            timed=timestep is not None,
+            batch=forward.batch,
+            images=caller.images,
+            pipeline=None if caller.pipeline is None else type(caller.pipeline).__name__,
+            guided=bool(getattr(caller.pipeline, "do_classifier_free_guidance", False)),
+            latents=None if timestep is None else fingerprint(latents),
+            texts=texts,
+            negative=self._fingerprints(caller.negative) if texts else (),
+            positive=self._fingerprints(caller.positive) if texts else (),
+        )
         self._by_forward[forward.number] = self.last
-        self._schedule = schedule
 
-    def parts(self) -> dict[int, GuidanceParts]:
-        """Return which parts of the guidance each forward pass computes."""
-        texts: dict[tuple[int, int], list[int | None]] = {}
-        for label in self._by_forward.values():
-            if label.guidance.driven:
-                seen = texts.setdefault((label.sampling, label.step), [])
-                seen += [label.text] if label.text not in seen else []
-        found: dict[int, GuidanceParts] = {}
-        batched: dict[int, bool] = {}
-        for number, label in self._by_forward.items():
-            in_step = texts.get((label.sampling, label.step), [])
-            if len(in_step) == 2:
-                found[number] = ("cond",) if label.text == in_step[0] else ("uncond",)
-                continue
-            if label.sampling not in batched:
-                batched[label.sampling] = self._batched(label)
-            order: GuidanceParts = ("cond", "uncond") if label.guidance.prompt_first else ("uncond", "cond")
-            own: GuidanceParts = order if batched[label.sampling] else ("cond",)
-            found[number] = (*own, "perturbed") if label.guidance.perturbed else own
+    def _texts(self, arguments: Mapping[str, Any], batch: int | None) -> dict[str, Rows]:
+        found = {
+            name: self._cache.fingerprint(value)
+            for name, value in arguments.items()
+            if isinstance(value, Tensor) or (isinstance(value, list) and len(value) == batch)
+        }
+        return {name: rows for name, rows in found.items() if rows is not None and batch and len(rows) % batch == 0}
+
+    def _fingerprints(self, values: Sequence[Any]) -> list[Rows]:
+        return [rows for rows in map(self._cache.fingerprint, values) if rows is not None]
+
+    def items(self) -> dict[int, ItemLabels]:
+        """Return the labels of the items of each forward pass."""
+        host = _on_host(list(self._by_forward.values()))
+        copies = self._copies(host)
+        found: dict[int, ItemLabels] = {}
+
+        def evaluation(pair: tuple[int, ForwardLabel]) -> tuple[int, int, int]:
+            turn = pair[1].turn
+            return turn.sampling, turn.step, turn.evaluation
+
+        for _, group in itertools.groupby(self._by_forward.items(), key=evaluation):
+            passes = [(number, label, self._count(label, copies)) for number, label in group]
+            parts = [part for number, label, count in passes for part in _parts(number, label, count or 1, host)]
+            known = all(count is not None for _, _, count in passes)
+            if not passes[0][1].timed:
+                names = iter(["cond"] * len(parts))
+            else:
+                names = iter(name_parts(parts) if known else ["unknown"] * len(parts))
+            for number, label, count in passes:
+                own: list[Branch] = [next(names) for _ in range(count or 1)]
+                found[number] = _item_labels(own, label.batch)
         return found
 
-    def _batched(self, label: ForwardLabel) -> bool:
-        """Whether guidance shares a batch: its latents are identical copies in every pass of the sampling run."""
-        if label.guidance.batched is not None:
-            return label.guidance.batched
-        count = 3 if label.guidance.perturbed else 2
-        own = [p.copies.get(count) for p in self._by_forward.values() if p.sampling == label.sampling]
-        return label.guidance.driven and all(copied is not None and bool(copied) for copied in own)
+    def _copies(self, host: Mapping[int, Items]) -> dict[int, int | None]:
+        """Return by sampling run how many identical copies the latents of every pass are; None if unknown.
+
+        In a run of one evaluation, copies may also be different prompts that start from the same noise.
+        """
+        found: dict[int, int | None] = {}
+        by_run = itertools.groupby(self._by_forward.values(), key=lambda label: label.turn.sampling)
+        for run, group in by_run:
+            labels = list(group)
+            latents = [None if label.latents is None else host[id(label.latents)] for label in labels]
+            counts = (n for n in (3, 2) if all(own is not None and _are_copies(own, n) for own in latents))
+            count = next(counts, 1)
+            once = len({label.turn for label in labels}) == 1
+            found[run] = None if count > 1 and (once or labels[0].pipeline is None) and labels[0].texts else count
+        return found
+
+    def _count(self, label: ForwardLabel, copies: Mapping[int, int | None]) -> int | None:
+        """Return the number of parts of a forward pass; None if it is unknown."""
+        if label.batch is None:
+            return 1
+        if label.images is None:
+            return copies[label.turn.sampling]
+        return label.batch // label.images if label.batch % label.images == 0 else None
 
 
-def item_labels(
-    images: int | None, first_item: int, items_per_sample: int, batch: int, parts: int
-) -> tuple[Int[np.ndarray, " batch"], Int[np.ndarray, " batch"]]:
-    """Return the part of the guidance of each item of a call, and its number among the samples of that part.
-
-    Args:
-        images: items of the forward pass; None if unknown.
-        first_item: see `AttentionCall`.
-        items_per_sample: see `AttentionCall`.
-        batch: items of the call.
-        parts: number of parts of the guidance in the forward pass.
-
-    >>> item_labels(images=4, first_item=0, items_per_sample=1, batch=4, parts=2)
-    (array([0, 0, 1, 1]), array([0, 1, 0, 1]))
-    """
-    item = (first_item + np.arange(batch)) // items_per_sample
-    size = max(1, (images or batch) // parts)
-    return np.minimum(item // size, parts - 1), item % size
+def _latents_and_others(arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the latents among the arguments of a forward pass, and the arguments that may be texts."""
+    sample = next(
+        (
+            name
+            for name, value in arguments.items()
+            if (isinstance(value, Tensor) and value.ndim > 2) or (isinstance(value, list) and len(value) > 0)
+        ),
+        None,
+    )
+    names = [name for name in arguments if name != sample and name not in TIMESTEPS and not NO_TEXT.search(name)]
+    return arguments.get(sample or ""), {name: arguments[name] for name in names}
 
 
-def _copies(arguments: Mapping[str, Any]) -> dict[int, Tensor]:
-    """Return for 2 and 3 whether the latents are that number of identical copies; no entry if not divisible by it."""
-    latents = next((value for value in arguments.values() if isinstance(value, Tensor) and value.ndim > 2), None)
-    if latents is None:
-        return {}
-    chunks = {count: latents.detach().chunk(count) for count in (2, 3) if len(latents) % count == 0}
-    return {count: torch.stack([(own[0] == other).all() for other in own[1:]]).all() for count, own in chunks.items()}
+def _on_host(labels: Sequence[ForwardLabel]) -> dict[int, Items]:
+    """Return all fingerprints as arrays, by the identity of their tensors."""
+    tensors = [
+        rows
+        for label in labels
+        for rows in (label.latents, *label.texts.values(), *label.negative, *label.positive)
+        if rows is not None
+    ]
+    return {id(rows): array for rows, array in zip(tensors, on_host(tensors), strict=True)}
 
 
-def _to_float(timestep: Tensor | float | None) -> float:
+def _parts(number: int, label: ForwardLabel, count: int, host: Mapping[int, Items]) -> list[Part]:
+    """Return the parts of a forward pass."""
+    texts = {name: np.split(host[id(rows)], count) for name, rows in label.texts.items()}
+    latents = [None] * count if label.latents is None else np.split(host[id(label.latents)], count)
+    negative = [host[id(rows)] for rows in label.negative]
+    positive = [host[id(rows)] for rows in label.positive]
+    return [
+        Part(
+            forward=number,
+            pipeline=label.pipeline,
+            latents=latents[part],
+            texts={name: own[part] for name, own in texts.items()},
+            negative=is_negative([own[part] for own in texts.values()], negative, positive),
+            guided=label.guided or bool(negative),
+        )
+        for part in range(count)
+    ]
+
+
+def _are_copies(latents: Items, count: int) -> bool:
+    if len(latents) % count:
+        return False
+    first, *others = np.split(latents, count)
+    return all(bool(agree(first, other, SAME).all()) for other in others)
+
+
+def _item_labels(parts: Sequence[Branch], batch: int | None) -> ItemLabels:
+    if batch is None:
+        return ItemLabels((), ())
+    branch = [name for name in parts for _ in range(batch // len(parts))]
+    return ItemLabels(tuple(branch), tuple(branch[:number].count(name) for number, name in enumerate(branch)))
+
+
+def _to_float(timestep: Tensor | float | None) -> float | None:
     if timestep is None:
-        return 0.0
+        return None
     return float(timestep.max()) if isinstance(timestep, Tensor) else float(timestep)  # a given frame's token has 0

@@ -24,6 +24,7 @@ class Latents:
         patch: side of a token of the finest grid, in latent pixels.
         frames: number of frames of tokens; 1 for images.
         others: number of tokens of other images that follow, such as the reference images of an edit.
+        before: number of tokens of other images that come first.
     """
 
     height: int
@@ -31,29 +32,30 @@ class Latents:
     patch: int = 1
     frames: int = 1
     others: int = 0
+    before: int = 0
 
 
 def find_latents(denoiser: nn.Module, arguments: Mapping[str, Any]) -> Latents | None:
     """Return the size of the latents among the arguments of a forward pass; None if there are none.
 
-    Recognised are images (batch, channels, height, width), videos with one more axis before or after the channels, and
-    lists of both. Packed tokens are recognised if the arguments also have `height`, `width` and `num_frames`, or
+    Recognised are images (batch, channels, height, width), videos with one more axis before or after the channels, both
+    with the channels last, and lists of both. The number of channels in the configuration tells these apart. Packed tokens are recognised if the arguments also have `height`, `width` and `num_frames`, or
     `img_shapes`, or rows and columns in `img_ids`.
 
     >>> import torch
     >>> find_latents(nn.Identity(), {"sample": torch.zeros(2, 4, 32, 48)})
-    Latents(height=32, width=48, patch=1, frames=1, others=0)
+    Latents(height=32, width=48, patch=1, frames=1, others=0, before=0)
     """
     config = getattr(denoiser, "config", None)
     patch, patch_frames = _patch(config)
     for name, value in arguments.items():
         shape = None if "mask" in name else _first_shape(value)
         if shape is not None and len(shape) == 4 and isinstance(value, Tensor):
-            return Latents(shape[-2], shape[-1], patch)
+            height, width = _without_channels(shape[1:], _channels(config))
+            return Latents(height, width, patch)
         if shape is not None and len(shape) in (4, 5):  # a list contains videos without a batch axis
-            before = shape[-4:-2]
-            frames = before[0] if len(shape) == 5 and before[1] == getattr(config, "in_channels", None) else before[1]
-            return Latents(shape[-2], shape[-1], patch, frames // patch_frames or 1)
+            frames, height, width = _without_channels(shape[-4:], _channels(config))
+            return Latents(height, width, patch, frames // patch_frames or 1)
     if "img_shapes" in arguments:  # one triple per item, or a list: the image, then its references
         first = arguments["img_shapes"][0]
         shapes = first if isinstance(first[0], Sequence) else [first]
@@ -117,12 +119,35 @@ def default_size(pipeline: Any) -> tuple[int, int] | None:
     return side, side
 
 
+def _channels(config: Any) -> frozenset[int]:
+    """Return the numbers of channels that the latents may have, from the names that families give them."""
+    names = ("in_channels", "in_visual_dim", "in_dim", "num_channels", "num_latent_channels")
+    found = [getattr(config, name, None) for name in names]
+    channels = {int(number) for number in found if isinstance(number, int)}
+    video = getattr(config, "in_visual_dim", None)  # Kandinsky 5 may add an image and its mask
+    return frozenset(channels | ({2 * video + 1} if isinstance(video, int) else set()))
+
+
+def _without_channels(shape: Sequence[int], channels: frozenset[int]) -> tuple[int, ...]:
+    """Return the axes of an image or video without its channels, which are first unless the configuration tells."""
+    axes = list(range(len(shape) - 2)) + [len(shape) - 1]
+    if len(shape) == 4:
+        axes = [1, 0, 3]  # a video's channels may follow its frames
+    channel = next((axis for axis in axes if shape[axis] in channels), 0)
+    return tuple(size for axis, size in enumerate(shape) if axis != channel)
+
+
 def _of_ids(ids: Tensor) -> Latents:
-    """Return the size from ids of packed tokens, (image, row, column). References differ in the first number."""
+    """Return the size from ids of packed tokens, (image, row, column).
+
+    Other images differ in the first number, which is smallest for the image that is sampled.
+    """
     places = ids if ids.ndim == 2 else ids[0]
-    own = places[places[:, 0] == places[0, 0]]
+    is_own = places[:, 0] == places[:, 0].amin()
+    own = places[is_own]
     rows, columns = (own.amax(0) - own.amin(0) + 1).tolist()[1:3]
-    return Latents(int(rows), int(columns), others=len(places) - len(own))
+    before = int(is_own.int().argmax())
+    return Latents(int(rows), int(columns), others=len(places) - len(own) - before, before=before)
 
 
 def _default_latents(config: Any, pipeline: Any) -> tuple[int, int] | None:

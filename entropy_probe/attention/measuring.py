@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -61,8 +62,8 @@ class CallStatistics:
     scale: float
     scale_factor: float
     rows: int
-    first_item: int
-    items_per_sample: int
+    first_item: int | None
+    items_per_sample: int | Fraction
     batch: int
     heads: int
     storage: Float[Tensor, "statistics cells"]

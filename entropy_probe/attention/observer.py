@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor
 
-from entropy_probe.attention.call import AttentionCall
+from entropy_probe.attention.call import AttentionCall, Forward
 
 ScaleFactor = float | Float[Tensor, " heads"] | None
 OnCall = Callable[[AttentionCall], ScaleFactor]
@@ -25,11 +25,13 @@ class Observer:
         after_scaling: receive the calls after all scaling.
         one_thread: refuse a forward pass while another thread runs one.
         layers: names of the attention layers, see `attention_layers`. The list follows changes of the model.
+        on_forward: receives each forward pass of the denoiser before it runs.
         after_discovery: is called with this observer after the first forward pass of each size.
         stop: removes this observer. It may be called twice.
         ran: names of the layers that have run.
         seen: names of the modules that have made an attention call.
         unlocated: names of the joint attentions whose image tokens could not be located.
+        unknown: names of the layers whose tokens could not be related to the image.
         unread: number of calls that could not be read, by layer and reason.
         warned: names of the layers that a warning has named.
     """
@@ -38,10 +40,12 @@ class Observer:
     after_scaling: bool
     one_thread: bool
     layers: list[str]
+    on_forward: Callable[[Forward], None]
     after_discovery: Callable[[Observer], None]
     stop: Callable[[Observer], None]
     ran: set[str] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)
     unlocated: set[str] = field(default_factory=set)
+    unknown: set[str] = field(default_factory=set)
     unread: Counter[tuple[str, str]] = field(default_factory=Counter)
     warned: set[str] = field(default_factory=set)

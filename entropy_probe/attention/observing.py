@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from entropy_probe.attention.call import Forward
 from entropy_probe.attention.denoiser import find_denoiser, refuse_compiled
 from entropy_probe.attention.hooks import PLACES, ForwardHook
 from entropy_probe.attention.interception import Interception
@@ -19,7 +20,12 @@ from entropy_probe.interruption import delay_interrupt
 
 @contextmanager
 def attention_calls(
-    model: Any, on_call: OnCall, *, after_scaling: bool = False, one_thread: bool = False
+    model: Any,
+    on_call: OnCall,
+    *,
+    after_scaling: bool = False,
+    one_thread: bool = False,
+    on_forward: Callable[[Forward], None] = lambda forward: None,
 ) -> Iterator[Observer]:
     """Pass every attention call of a model to `on_call` until the context closes.
 
@@ -28,6 +34,7 @@ def attention_calls(
         on_call: see `OnCall`.
         after_scaling: pass the calls as they are after all scaling, whichever context was opened first.
         one_thread: refuse a forward pass while another thread runs one.
+        on_forward: receives each forward pass before it runs.
 
     Raises:
         CaptureError: for a compiled model.
@@ -44,7 +51,9 @@ def attention_calls(
     observer = None
     try:
         with delay_interrupt():  # otherwise the observer might never be stopped
-            observer = observe(model, on_call, after_scaling=after_scaling, one_thread=one_thread)
+            observer = observe(
+                model, on_call, after_scaling=after_scaling, one_thread=one_thread, on_forward=on_forward
+            )
         yield observer
     finally:
         if observer is not None:
@@ -60,11 +69,12 @@ def observe(
     *,
     after_scaling: bool = False,
     one_thread: bool = False,
+    on_forward: Callable[[Forward], None] = lambda forward: None,
     after_discovery: Callable[[Observer], None] = lambda observer: None,
 ) -> Observer:
     """Start passing attention calls to `on_call`, until `stop_observing`; see `attention_calls`.
 
-    `after_discovery` receives the observer after the first forward pass of each size.
+    `on_forward` receives each forward pass before it runs. `after_discovery` receives the observer after the first forward pass of each size.
 
     Raises:
         CaptureError: for a compiled model, and for a model that contains another observed model or is a part of one.
@@ -84,7 +94,13 @@ def observe(
     interception = interception_of(denoiser) or Interception(denoiser)
     interception.learn_training_size(model)
     observer = Observer(
-        on_call, after_scaling, one_thread, interception.tree.layers, after_discovery, interception.discard
+        on_call,
+        after_scaling,
+        one_thread,
+        interception.tree.layers,
+        on_forward,
+        after_discovery,
+        interception.discard,
     )
     interception.add(observer)
     return observer

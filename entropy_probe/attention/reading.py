@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from entropy_probe.attention.call import AttentionCall, Forward, four_dimensional, frames, plain_mask
+from entropy_probe.attention.calling_pipeline import first_item_left
 from entropy_probe.attention.grid import TokenGrid
-from entropy_probe.attention.joint import context_tokens, image_start, own_input
+from entropy_probe.attention.joint import Join, context_lengths, own_input, start_within
 from entropy_probe.attention.latents import Latents
-from entropy_probe.attention.roles import Axes, role
+from entropy_probe.attention.roles import Axes, Surroundings, role
 from entropy_probe.attention.thread_state import Running, ThreadState
 from entropy_probe.statistics import default_scale
 
@@ -30,6 +32,7 @@ class CallReader:
         self.trained: Latents | None = None
         self._state = state
         self._image_starts: dict[tuple[str, Latents | None], int | None] = {}
+        self._joins: dict[Latents | None, dict[int, Join]] = {}
         self._past: dict[tuple[Any, ...], Forward] = {}
 
     def is_unlocated(self, layer: str) -> bool:
@@ -64,9 +67,13 @@ class CallReader:
         query, key, mask = four_dimensional(query, key, mask, enable_gqa)
         forward = self._forward_of(layer, shape, key.shape)
         queries, keys = query.shape[2], key.shape[2]
-        kind, axes, grid = role(layer, queries, keys, context_tokens(caller.args, caller.kwargs), forward.latents)
+        around = self._surroundings(caller, query.shape[0], keys, forward)
+        kind, axes, grid = role(layer, queries, keys, forward.latents, around)
         joint_grid = grid if kind == "joint" and state.forward is not None else None
-        first_item, items_per_sample = self._items(caller, query.shape, forward)
+        spread = around.images if kind == "shared" and grid is not None and queries > grid.tokens else 1
+        first_item, items_per_sample = (
+            (0, Fraction(1, spread)) if spread > 1 else self._items(caller, query.shape, forward)
+        )
         return AttentionCall(
             forward=forward,
             layer=layer,
@@ -84,6 +91,23 @@ class CallReader:
             enable_gqa=enable_gqa,
         )
 
+    def _surroundings(self, caller: Running, batch: int, keys: int, forward: Forward) -> Surroundings:
+        """Return what a call receives besides its own tokens."""
+        own = forward.batch or batch
+        joins = {**self._joins.get(forward.latents, {}), **self._state.joins}
+        return Surroundings(
+            contexts=context_lengths(caller.args, caller.kwargs),
+            texts=forward.texts,
+            joined=joins[keys].lengths if keys in joins else (),
+            images=own // batch if own % batch == 0 else 1,
+        )
+
+    def keep_joins(self) -> None:
+        """Keep the concatenations of a pass in which every module was watched. Later passes see those of layers."""
+        state = self._state
+        if state.forward is not None:
+            self._joins[state.forward.latents] = dict(state.joins)
+
     def _forward_of(self, layer: str, query: torch.Size, key: torch.Size) -> Forward:
         """Return the forward pass that a call belongs to.
 
@@ -96,7 +120,7 @@ class CallReader:
             self._past[layer, query, key] = state.finished
         return state.forward
 
-    def _items(self, caller: Running, query: torch.Size, forward: Forward) -> tuple[int, int]:
+    def _items(self, caller: Running, query: torch.Size, forward: Forward) -> tuple[int | None, int | Fraction]:
         """Return the call's first item in its layer's batch, and the items of that batch per sample."""
         given = own_input(caller.args, caller.kwargs)
         batch = query[0]
@@ -105,7 +129,16 @@ class CallReader:
         per_sample = whole // own if whole % own == 0 else 1
         begun = self._state.items[caller.name]
         self._state.items[caller.name] += batch
+        if whole < own and isinstance(given, Tensor) and given.ndim > 2 and len(given) == batch:
+            return self._first_item_left(batch, forward), 1
         return begun % (own * per_sample), per_sample
+
+    def _first_item_left(self, items: int, forward: Forward) -> int | None:
+        """Return the first item that a wrapper of the denoiser passed on; see `first_item_left`."""
+        left = self._state.left
+        if items not in left:
+            left[items] = first_item_left(items, forward.arguments)
+        return left[items]
 
     def _image_keys(self, layer: str, grid: TokenGrid, axes: Axes, keys: int) -> slice | None:
         """Return the keys of a joint attention that are image tokens; None if they cannot be located."""
@@ -115,13 +148,16 @@ class CallReader:
         if latents is None:
             return None
         tokens = grid.tokens * frames(axes, latents)
-        if keys in state.joins:
-            lengths, image = state.joins[keys]
-            found = image_start(lengths, tokens, latents.others, image)
-            start = start if found is None else found
+        before, others = latents.before, latents.before + latents.others
+        found = start_within({**self._joins.get(latents, {}), **state.joins}, keys, tokens, others)
+        if found is None and others and keys == tokens + others:
+            found = 0
+        start = start if found is None else found
         # Counted from the end, the start also holds for a text of another length in a later pass.
         self._image_starts[layer, latents] = start
-        first = -1 if start is None else start if start >= 0 else keys + start
+        if start is None:
+            return None
+        first = before + (start if start >= 0 else keys + start)
         return slice(first, first + tokens) if 0 <= first <= keys - tokens else None
 
 

@@ -16,14 +16,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from entropy_probe.attention.call import AttentionCall, Forward
-from entropy_probe.attention.labels import Branch, ForwardLabels, Guidance, GuidanceParts, item_labels
+from entropy_probe.attention.branches import Branch
+from entropy_probe.attention.calling_pipeline import CallingPipeline
+from entropy_probe.attention.labels import ForwardLabels
 from entropy_probe.attention.measuring import PARTS, STATISTICS, CallStatistics
 from entropy_probe.attention.roles import VISUAL
 from entropy_probe.errors import CaptureError, InputError
 from entropy_probe.views import Viewed
 
 COLUMNS = (
-    "sampling", "sample", "step", "timestep", "branch", "layer", "kind", "axes", "head", "tokens", "query_tokens",
+    "sampling", "sample", "step", "evaluation", "timestep", "branch", "layer", "kind", "axes", "head", "tokens", "query_tokens",
     "key_tokens", "training_tokens", "scale", "scale_factor", "rows", "entropy", "entropy_std", "entropy_se",
     "logit_variance", "attention_distance", *PARTS,
 )  # fmt: skip
@@ -101,21 +103,24 @@ class Captured(Viewed):
     @property
     def step(self) -> int:
         """Number of the current sampling step."""
-        return self._labels.last.step if self._labels.last else 0
+        return self._labels.last.turn.step if self._labels.last else 0
 
     @property
-    def turn(self) -> tuple[int, int]:
-        """Number of the current sampling run, and of the forward pass within its step."""
-        return (self._labels.last.sampling, self._labels.last.turn) if self._labels.last else (0, 0)
+    def turn(self) -> tuple[int, int, int]:
+        """Number of the current sampling run, of the evaluation in its step, and of the forward pass in that."""
+        if self._labels.last is None:
+            return 0, 0, 0
+        turn = self._labels.last.turn
+        return turn.sampling, turn.evaluation, turn.forward
 
     def entered(self, forward: Forward) -> bool:
         """Whether a forward pass has started."""
         return forward.number in self._labels
 
-    def enter(self, forward: Forward, guidance: Guidance, schedule: object = None) -> None:
+    def enter(self, forward: Forward, caller: CallingPipeline) -> None:
         """Start a forward pass and finish the previous one."""
         self.settle()
-        self._labels.add(forward, guidance, schedule)
+        self._labels.add(forward, caller)
 
     def add(self, call: CallStatistics) -> None:
         """Add a measured call of the current forward pass."""
@@ -162,8 +167,9 @@ class Captured(Viewed):
             sampling: number of the sampling run.
             sample: number of the image or video in the batch. If the frames or positions of a video attend
                 separately, they have the same number.
-            branch: `cond` for the prompt, `uncond` for the empty or negative prompt, `perturbed` for the part that
-                perturbed-attention guidance adds.
+            step: number of the scheduler's step in the sampling run.
+            evaluation: number of the evaluation in its step; schedulers of second order, as Heun's, have two.
+            branch: see `Branch`; `unknown` if what the forward pass received does not tell.
             scale_factor: g under which the call was measured.
             entropy_se: standard error of `entropy` due to the choice of rows; 0 if all rows were measured.
             image_mass, mass_entropy, image_entropy, text_entropy: parts of a joint attention whose image tokens are
@@ -175,26 +181,24 @@ class Captured(Viewed):
         return self._table.copy()
 
     def _tabulate(self, calls: Sequence[CallStatistics]) -> pd.DataFrame:
-        parts = self._labels.parts()
+        items = self._labels.items()
         labels = [self._labels[call.forward] for call in calls]
         cells = [call.batch * call.heads for call in calls]
         sample, branch = [], []
-        for call, label in zip(calls, labels, strict=True):
-            own: GuidanceParts = parts[call.forward]
-            part, sample_of_item = item_labels(
-                label.batch, call.first_item, call.items_per_sample, call.batch, len(own)
-            )
-            sample.append(np.repeat(sample_of_item, call.heads))
-            branch.append(np.repeat(np.array(own)[part], call.heads))
+        for call in calls:
+            own, numbers = items[call.forward].of_call(call.first_item, call.items_per_sample, call.batch)
+            branch.append(np.repeat(own, call.heads))
+            sample.append(np.repeat(numbers, call.heads))
 
         def each(values: Sequence[Any]) -> Any:
             return np.repeat(np.array(values), cells)
 
         values = torch.cat(list({id(call.storage): call.storage for call in calls}.values()), dim=1).numpy()
         columns = {
-            "sampling": each([label.sampling for label in labels]),
+            "sampling": each([label.turn.sampling for label in labels]),
             "sample": np.concatenate(sample),
-            "step": each([label.step for label in labels]),
+            "step": each([label.turn.step for label in labels]),
+            "evaluation": each([label.turn.evaluation for label in labels]),
             "timestep": each([label.timestep for label in labels]),
             "branch": np.concatenate(branch),
             "head": np.concatenate([np.tile(np.arange(call.heads), call.batch) for call in calls]),
@@ -222,9 +226,8 @@ class Captured(Viewed):
         """Return the batch items of a call that belong to a branch of the guidance; empty if there are none."""
         forward = call.forward if isinstance(call, CallStatistics) else call.forward.number
         batch = call.batch if isinstance(call, CallStatistics) else len(call.query)
-        parts = self._labels.parts()[forward]
-        part, _ = item_labels(self._labels[forward].batch, call.first_item, call.items_per_sample, batch, len(parts))
-        own = [item for item in range(batch) if parts[part[item]] == branch]
+        branches, _ = self._labels.items()[forward].of_call(call.first_item, call.items_per_sample, batch)
+        own = [item for item in range(batch) if branches[item] == branch]
         return slice(own[0], own[-1] + 1) if own else slice(batch, batch)
 
     def entropy_map(
@@ -247,7 +250,7 @@ class Captured(Viewed):
             maps: dict[
                 int, Tensor
             ] = {}  # the first call for every item: a layer may split its batch over several calls
-            for call in group if (label.step, label.sampling) == (step, sampling) else ():
+            for call in group if (label.turn.step, label.turn.sampling) == (step, sampling) else ():
                 if call.entropy_rows is not None and call.grid is not None:
                     rows = call.entropy_rows
                     own = rows if branch is None else rows[self.branch_items(call, branch)]
@@ -264,7 +267,7 @@ class Captured(Viewed):
                 f"capture with keep=[{layer!r}]. Only self-attention over an image has a map, and joint attention "
                 "whose image tokens can be located"
             )
-        kept = sorted({self._labels[call.forward].step for call in calls if call.entropy_rows is not None})
+        kept = sorted({self._labels[call.forward].turn.step for call in calls if call.entropy_rows is not None})
         return f"kept steps are {', '.join(map(str, kept))}" if kept else "the layer was not measured"
 
 

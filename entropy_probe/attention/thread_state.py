@@ -80,6 +80,7 @@ class ThreadState(threading.local):
         running: the hooked modules that run, outermost first.
         joins: the concatenations of this pass, by total length.
         items: number of batch items that each layer has attended for in this pass.
+        left: first item of the batch that a wrapper of the denoiser passed on, by the number of items.
     """
 
     def __init__(self) -> None:
@@ -90,6 +91,7 @@ class ThreadState(threading.local):
         self.running: list[Running] = []
         self.joins: dict[int, Join] = {}
         self.items: Counter[str] = Counter()
+        self.left: dict[int, int | None] = {}
 
     def caller(self) -> Running:
         """Return the module that a call belongs to: the innermost attention layer, or else the innermost module."""

@@ -1,0 +1,161 @@
+"""Name the parts of the guidance, from the texts and latents that the parts of one evaluation received."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from entropy_probe.attention.fingerprints import CAST, SAME, agree
+
+Branch = Literal["cond", "uncond", "image", "perturbed", "unknown"]
+"""`cond`: the prompt; `uncond`: the empty or negative prompt; `image`: the empty prompt with the image that is edited
+(InstructPix2Pix); `perturbed`: one of these again with changed attention, layers or latents (PAG, SAG, skip-layer
+guidance); `unknown`: what the forward pass received does not tell."""
+
+Items = Float[np.ndarray, "_ values"]
+"""Fingerprints of batch items."""
+
+PROMPT_FIRST = frozenset(
+    f"{name}Pipeline"
+    for name in ("DiT", "Lumina", "LuminaText2Img", "OmniGen", "StableCascadeDecoder", "StableCascadePrior", "ZImage")
+)
+"""Pipelines of diffusers whose guided batch has the prompts first. In all others the empty prompts come first.
+This decides only where the texts cannot be compared with those of the pipeline."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the batch of a forward pass: one item for each image.
+
+    Attributes:
+        forward: number of the forward pass.
+        pipeline: class name of the pipeline that runs it; None without one.
+        latents: fingerprints of the latents; None if unknown.
+        texts: fingerprints of everything else that the part received, by argument.
+        negative: whether its text is the negative prompt of the pipeline; None if that cannot be compared.
+        guided: the pipeline reports classifier-free guidance, or has a negative prompt.
+    """
+
+    forward: int
+    pipeline: str | None
+    latents: Items | None
+    texts: Mapping[str, Items]
+    negative: bool | None
+    guided: bool
+
+    def same_text(self, other: Part) -> bool:
+        """Whether another part received the same text."""
+        shared = self.texts.keys() & other.texts.keys()
+        return all(_equal(self.texts[name], other.texts[name], CAST) for name in shared)
+
+    def same_latents(self, other: Part) -> bool:
+        """Whether another part received the same latents."""
+        return self.latents is None or other.latents is None or _equal(self.latents, other.latents, SAME)
+
+
+def is_negative(texts: Sequence[Items], negative: Sequence[Items], positive: Sequence[Items]) -> bool | None:
+    """Return whether texts are the negative prompt of the pipeline; None if they cannot be compared, or are also the
+    prompt.
+
+    Args:
+        texts: the texts of one part, one element for each argument.
+        negative: the negative prompt of the pipeline, in all its forms.
+        positive: its prompt, in all its forms; they may contain the negative prompt too.
+    """
+    if not texts or not negative:
+        return None
+    found = [own for own in texts if any(_all_among(own, one) for one in negative)]
+    if not found:
+        return False
+    others = [one for one in positive for own in found if _comparable(own, one)]
+    if others and all(_all_among(one, other) for one in others for other in negative if _comparable(one, other)):
+        return None
+    return True
+
+
+def name_parts(parts: Sequence[Part]) -> list[Branch]:
+    """Return the branch of each part of one evaluation of the model, in the order in which they ran.
+
+    The text decides if it can be compared with the pipeline's. Otherwise the order decides: in one batch as in
+    `PROMPT_FIRST`, in separate passes the prompt first. A text that comes again is `perturbed`.
+    """
+    if len(parts) == 1:
+        return ["uncond" if parts[0].negative else "cond"]
+    if parts[0].pipeline is None:
+        return ["unknown" if _may_be_guided(parts) else "cond"] * len(parts)
+    first = [next(n for n, other in enumerate(parts) if part.same_text(other)) for part in parts]
+    names = _by_text(parts, first) or _by_order(parts, first)
+    if names is None:
+        return ["unknown"] * len(parts)
+    return [_repeated(parts, names, first, number) for number in range(len(parts))]
+
+
+def _by_text(parts: Sequence[Part], first: Sequence[int]) -> list[Branch] | None:
+    """Return the branches by the pipeline's texts; None if they do not tell the parts apart."""
+    negative = [parts[number].negative for number in first]
+    if None in negative or len(set(negative)) == 1:
+        return None
+    if len({number for number, is_empty in zip(first, negative, strict=True) if not is_empty}) > 1:
+        return None  # several prompts
+    return ["uncond" if is_empty else "cond" for is_empty in negative]
+
+
+def _by_order(parts: Sequence[Part], first: Sequence[int]) -> list[Branch] | None:
+    """Return the branches by the order of the parts; None for an order that is not known."""
+    distinct = sorted(set(first))
+    together = [part for part in parts if part.forward == parts[0].forward]
+    edits = len(together) == len(parts) == 3 and len(distinct) == 2
+    if edits and first[2] == first[1] and not parts[1].same_latents(parts[2]):
+        return ["cond", "uncond", "uncond"]  # InstructPix2Pix: the last part has no image
+    if len(distinct) > 2 or len(together) > 3:
+        return None
+    order: tuple[Branch, Branch] = ("uncond", "cond")
+    if len(together) == 1 or parts[0].pipeline in PROMPT_FIRST:
+        order = ("cond", "uncond")
+    if len(distinct) == 2:
+        return [order[distinct.index(number)] for number in first]
+    guided = parts[0].guided and not all(part.negative is False for part in parts)
+    if guided or len(together) == 3:  # the negative prompt is equal to the prompt
+        return [*order, *("cond" for _ in parts[2:])]
+    return ["cond" for _ in parts]
+
+
+def _may_be_guided(parts: Sequence[Part]) -> bool:
+    """Whether two parts received the same latents with different texts."""
+    return any(
+        one.latents is not None and one.same_latents(other) and not one.same_text(other)
+        for one, other in itertools.combinations(parts, 2)
+    )
+
+
+def _repeated(parts: Sequence[Part], names: Sequence[Branch], first: Sequence[int], number: int) -> Branch:
+    """Return the branch of a part, given whether its text came before or comes again."""
+    part, name = parts[number], names[number]
+    for other in range(len(parts)):
+        if other == number or names[other] != name or first[other] != first[number]:
+            continue
+        edited = parts[other].forward == part.forward and not part.same_latents(parts[other])
+        if other > number and edited and name == "uncond":
+            return "image"
+        if other < number and not edited:
+            return "perturbed"
+    return name
+
+
+def _equal(first: Items, second: Items, tolerance: float) -> bool:
+    return first.shape == second.shape and bool(agree(first, second, tolerance).all())
+
+
+def _comparable(first: Items, second: Items) -> bool:
+    """Whether fingerprints are of items with the same number of elements."""
+    return bool(np.isin(first[:, -1], second[:, -1]).all())
+
+
+def _all_among(items: Items, others: Items) -> bool:
+    """Whether each item is equal to one of the others."""
+    return bool(agree(items[:, None], others[None], CAST).any(1).all())
