@@ -181,14 +181,14 @@ def test_vision_transformer_in_the_style_of_timm_is_measured(class_token):
         with capture(model) as captured:
             assert torch.equal(model(images), plain)
     assert [record.layer for record in captured.calls] == ["blocks.0.attn", "blocks.1.attn"]
-    expected = entropies(unfused_maps(model, images))
-    check(captured, expected)
+    expected = entropies([weights[..., int(class_token) :, :] for weights in unfused_maps(model, images)])
+    check(captured, expected, "joint" if class_token else "self")  # of the rows of the image
     assert all(entropy.min() < 0.9 * math.log(16 + class_token) for entropy in expected)  # far from uniform
     assert {record.query_tokens for record in captured.calls} == {16 + class_token}
-    # With a class token, no grid has the number of tokens.
-    grids = {record.grid and (record.grid.height, record.grid.width) for record in captured.calls}
-    assert grids == ({None} if class_token else {(4, 4)})
-    assert captured.frame()["attention_distance"].isna().all() == class_token
+    assert {(record.grid.height, record.grid.width) for record in captured.calls} == {(4, 4)}
+    frame = captured.frame()
+    assert set(frame["tokens"]) == {16}
+    assert frame["attention_distance"].notna().all()
 
 
 def test_unfused_attention_of_timm_raises_a_warning():

@@ -67,15 +67,14 @@ def is_negative(texts: Sequence[Items], negative: Sequence[Items], positive: Seq
         negative: the negative prompt of the pipeline, in all its forms.
         positive: its prompt, in all its forms; they may contain the negative prompt too.
     """
-    if not texts or not negative:
-        return None
-    found = [own for own in texts if any(_all_among(own, one) for one in negative)]
-    if not found:
-        return False
-    others = [one for one in positive for own in found if _comparable(own, one)]
-    if others and all(_all_among(one, other) for one in others for other in negative if _comparable(one, other)):
-        return None
-    return True
+    compared = [(own, [other for other in negative if _comparable(own, other)]) for own in texts]
+    compared = [(own, others) for own, others in compared if others]
+    equal = [(own, others) for own, others in compared if any(_all_among(own, other) for other in others)]
+    for own, others in equal:
+        prompts = [one for one in positive if _comparable(own, one)]
+        if not any(_all_among(one, other) for one in prompts for other in others):
+            return True  # and the prompt is another text
+    return False if len(compared) > len(equal) else None
 
 
 def name_parts(parts: Sequence[Part]) -> list[Branch]:
@@ -121,7 +120,7 @@ def _by_order(parts: Sequence[Part], first: Sequence[int]) -> list[Branch] | Non
         return [order[distinct.index(number)] for number in first]
     guided = parts[0].guided and not all(part.negative is False for part in parts)
     if guided or len(together) == 3:  # the negative prompt is equal to the prompt
-        return [*order, *("cond" for _ in parts[2:])]
+        return [order[number] if number < 2 else "cond" for number in range(len(parts))]
     return ["cond" for _ in parts]
 
 
@@ -152,8 +151,8 @@ def _equal(first: Items, second: Items, tolerance: float) -> bool:
 
 
 def _comparable(first: Items, second: Items) -> bool:
-    """Whether fingerprints are of items with the same number of elements."""
-    return bool(np.isin(first[:, -1], second[:, -1]).all())
+    """Whether the items of both have the same number of elements."""
+    return bool(np.isin(first[:, -1], second[:, -1]).all() and np.isin(second[:, -1], first[:, -1]).all())
 
 
 def _all_among(items: Items, others: Items) -> bool:

@@ -31,7 +31,7 @@ class Forward:
     """
 
     number: int = -1
-    timestep: Tensor | float | None = None
+    timestep: Tensor | float | int | None = None
     latents: Latents | None = None
     trained: Latents | None = None
     batch: int | None = None

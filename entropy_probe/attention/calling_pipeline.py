@@ -21,7 +21,7 @@ from entropy_probe.attention.denoiser import PARTS, unwrap
 NEGATIVE = re.compile(r"negative|uncond|null")
 """Names of the empty or negative prompt, in any form."""
 
-POSITIVE = re.compile(r"prompt|text|class|cond|caption")
+POSITIVE = re.compile(r"prompt|text|class|cond|caption|embed")
 """Names of the prompt, in any form. It may already be joined with the negative prompt."""
 
 NO_TEXT = re.compile(r"mask|seqlens|lengths?$|_ids$|latents|^num_|size|crops|time")
@@ -149,5 +149,7 @@ def _images(variables: Mapping[str, Any]) -> int | None:
     batch = variables.get("batch_size")
     if not isinstance(batch, int):
         return None
-    each = next((variables[name] for name in ("num_images_per_prompt", "num_videos_per_prompt") if name in variables), 1)
+    each = next(
+        (variables[name] for name in ("num_images_per_prompt", "num_videos_per_prompt") if name in variables), 1
+    )
     return batch * each if isinstance(each, int) else None

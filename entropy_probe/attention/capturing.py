@@ -109,7 +109,6 @@ def capture(
         raise InputError(f"missing must be 'error' or 'warn', got {missing!r}")
     recorder = _Recorder(
         model=model,
-        denoiser=find_denoiser(model),
         budget=RowBudget(rows),
         generator=torch.Generator().manual_seed(seed),
         distance=distance,
@@ -152,6 +151,7 @@ def _recording(
     recorder.captured.settle()
     recorder.captured.unmeasured.update(observer.unread)
     _report(recorder, observer, missing)
+    _warn_of_unknown(recorder, observer)
 
 
 @dataclass
@@ -159,7 +159,6 @@ class _Recorder:
     """Measures the calls of one capture."""
 
     model: Any
-    denoiser: nn.Module
     budget: RowBudget
     generator: torch.Generator
     distance: bool
@@ -174,7 +173,7 @@ class _Recorder:
     def enter(self, forward: Forward) -> None:
         """Label a forward pass that begins."""
         self.budget.learn()
-        caller = calling_pipeline(self.denoiser, self.model)
+        caller = calling_pipeline(find_denoiser(self.model), self.model)
         self.steps = step_count(getattr(caller.pipeline, "scheduler", None))
         self.captured.enter(forward, caller)
 
@@ -256,6 +255,19 @@ def _report(recorder: _Recorder, observer: Observer, missing: Literal["error", "
         _report_unseen(find_denoiser(model), unseen, missing)
     elif not observer.seen:
         warnings.warn(_nothing_seen(find_denoiser(model), ran=bool(observer.ran)), stacklevel=4)
+
+
+def _warn_of_unknown(recorder: _Recorder, observer: Observer) -> None:
+    """Warn of labels that could not be derived."""
+    layers = [name for name in sorted(observer.unknown) if recorder.measured is None or name in recorder.measured]
+    if layers:
+        warnings.warn(
+            f"the kind of {_listed(layers)} is unknown: the number of tokens there has no relation to the image that "
+            "could be found, as with sound, windows or merged tokens. Laws do not scale these layers",
+            stacklevel=4,
+        )
+    for reason, count in recorder.captured.unknown_branches().items():
+        warnings.warn(f"the guidance branch of {count} is unknown: {reason}", stacklevel=4)
 
 
 def _has_timesteps(model: Any) -> bool:

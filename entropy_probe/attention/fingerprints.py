@@ -47,8 +47,7 @@ def agree(
     """
     limit = tolerance * np.maximum(np.abs(first[..., -2:-1]), np.abs(second[..., -2:-1]))
     close = (np.abs(first[..., :-1] - second[..., :-1]) <= limit).all(-1)
-    same: np.ndarray = close & (first[..., -1] == second[..., -1])
-    return same
+    return np.asarray(close & (first[..., -1] == second[..., -1]))
 
 
 class FingerprintCache:
@@ -97,8 +96,9 @@ def _is_plain(value: Any) -> bool:
 def _of_items(items: Tensor) -> Rows:
     values = items.detach().flatten(1) if items.ndim > 1 else items.detach()[:, None]
     if not values.is_floating_point():  # numbers of classes or words, of which neighbours must differ
-        values = torch.sin(values.double() * 12.9898)
-    width = items.shape[-1] if items.ndim > 2 else values.shape[1]
+        waves = torch.tensor([2, 3, 5, 7, 11, 13], device=values.device).sqrt()
+        values = torch.sin(values.double()[..., None] * waves).flatten(1)
+    width = items.shape[-1] if items.ndim > 2 and items.is_floating_point() else values.shape[1]
     rows = values.float().unflatten(1, (-1, width))
     across = torch.arange(width, device=rows.device)
     down = torch.arange(rows.shape[1], device=rows.device)

@@ -133,11 +133,24 @@ def start_within(joins: Mapping[int, Join], keys: int, tokens: int, others: int)
         return None
     part = next(length for number, length in enumerate(lengths) if start in (0, -sum(lengths[number:])))
     first = start if start >= 0 else keys + start
-    inner = start_within(joins, part, tokens, others) if part > tokens + others and part < keys else None
-    if inner is not None:
-        first += inner if inner >= 0 else part + inner
-        start = first - keys
+    if tokens + others < part < keys and part in joins:
+        inner = start_within(joins, part, tokens, others)
+        if inner is None:
+            return None
+        start = first + (inner if inner >= 0 else part + inner) - keys
     return start
+
+
+def parts_of(joins: Mapping[int, Join], tokens: int) -> tuple[int, ...]:
+    """Return the lengths of the parts that a number of tokens was concatenated from; empty if unknown.
+
+    >>> parts_of({20: Join((4, 16), None), 27: Join((20, 7), None)}, 27)
+    (4, 16, 7)
+    """
+    if tokens not in joins:
+        return ()
+    lengths = joins[tokens].lengths
+    return tuple(p for part in lengths for p in ((part < tokens and parts_of(joins, part)) or (part,)))
 
 
 def context_lengths(args: Sequence[Any], kwargs: Mapping[str, Any]) -> frozenset[int]:

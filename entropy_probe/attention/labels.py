@@ -7,7 +7,8 @@ texts of the pipeline that runs it. Nothing is decided once for a whole sampling
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -66,7 +67,9 @@ class ItemLabels:
     branch: tuple[Branch, ...]
     sample: tuple[int, ...]
 
-    def of_call(self, first_item: int | None, items_per_sample: int | Fraction, batch: int) -> tuple[list[Branch], list[int]]:
+    def of_call(
+        self, first_item: int | None, items_per_sample: int | Fraction, batch: int
+    ) -> tuple[list[Branch], list[int]]:
         """Return the branch and the sample of each item of a call.
 
         Args:
@@ -153,14 +156,29 @@ class ForwardLabels:
             passes = [(number, label, self._count(label, copies)) for number, label in group]
             parts = [part for number, label, count in passes for part in _parts(number, label, count or 1, host)]
             known = all(count is not None for _, _, count in passes)
+            names: Iterator[Branch]
             if not passes[0][1].timed:
-                names = iter(["cond"] * len(parts))
+                names = itertools.repeat("cond")
             else:
-                names = iter(name_parts(parts) if known else ["unknown"] * len(parts))
+                names = iter(name_parts(parts)) if known else itertools.repeat("unknown")
             for number, label, count in passes:
                 own: list[Branch] = [next(names) for _ in range(count or 1)]
                 found[number] = _item_labels(own, label.batch)
         return found
+
+    def unknown(self, forwards: Set[int]) -> dict[str, str]:
+        """Return why the branch of some forward passes is unknown, and the number of passes."""
+        found: Counter[str] = Counter()
+        items = self.items()
+        for number in forwards:
+            if "unknown" in items[number].branch:
+                label = self._by_forward[number]
+                found[
+                    "the model ran without a pipeline; pass the pipeline, or run the model from it"
+                    if label.pipeline is None
+                    else f"{label.pipeline} guides in a way that its forward passes do not tell"
+                ] += 1
+        return {reason: f"{count} of {len(forwards)} forward passes" for reason, count in found.items()}
 
     def _copies(self, host: Mapping[int, Items]) -> dict[int, int | None]:
         """Return by sampling run how many identical copies the latents of every pass are; None if unknown.
@@ -245,7 +263,7 @@ def _item_labels(parts: Sequence[Branch], batch: int | None) -> ItemLabels:
     return ItemLabels(tuple(branch), tuple(branch[:number].count(name) for number, name in enumerate(branch)))
 
 
-def _to_float(timestep: Tensor | float | None) -> float | None:
+def _to_float(timestep: Tensor | float | int | None) -> float | None:
     if timestep is None:
         return None
     return float(timestep.max()) if isinstance(timestep, Tensor) else float(timestep)  # a given frame's token has 0

@@ -74,7 +74,8 @@ def observe(
 ) -> Observer:
     """Start passing attention calls to `on_call`, until `stop_observing`; see `attention_calls`.
 
-    `on_forward` receives each forward pass before it runs. `after_discovery` receives the observer after the first forward pass of each size.
+    `on_forward` receives each forward pass before it runs. `after_discovery` receives the observer after the first
+    pass of each size.
 
     Raises:
         CaptureError: for a compiled model, and for a model that contains another observed model or is a part of one.

@@ -11,7 +11,7 @@ from torch import Tensor
 from entropy_probe.attention.call import AttentionCall, Forward, four_dimensional, frames, plain_mask
 from entropy_probe.attention.calling_pipeline import first_item_left
 from entropy_probe.attention.grid import TokenGrid
-from entropy_probe.attention.joint import Join, context_lengths, own_input, start_within
+from entropy_probe.attention.joint import Join, context_lengths, own_input, parts_of, start_within
 from entropy_probe.attention.latents import Latents
 from entropy_probe.attention.roles import Axes, Surroundings, role
 from entropy_probe.attention.thread_state import Running, ThreadState
@@ -98,7 +98,7 @@ class CallReader:
         return Surroundings(
             contexts=context_lengths(caller.args, caller.kwargs),
             texts=forward.texts,
-            joined=joins[keys].lengths if keys in joins else (),
+            joined=parts_of(joins, keys),
             images=own // batch if own % batch == 0 else 1,
         )
 

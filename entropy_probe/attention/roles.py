@@ -39,7 +39,7 @@ class Surroundings:
     Attributes:
         contexts: numbers of tokens that the layer receives in addition to its own.
         texts: numbers of tokens of the texts that the denoiser receives.
-        joined: lengths of the tensors that were concatenated into the keys; empty if unknown.
+        joined: lengths of the tensors that were concatenated into the keys, one after the other; empty if unknown.
         images: number of batch items of the denoiser that one item of the call covers.
     """
 
@@ -111,7 +111,8 @@ def _of_other_queries(
             return "shared", "spatial", grid
     if queries > finest.tokens * latents.frames:
         return "joint", "spatial" if latents.frames == 1 else "spatio-temporal", finest
-    parts = [grid for length in around.joined if (grid := token_grid(length, latents)) is not None]
-    if len(parts) == 1:  # a class token, or registers
-        return "joint", "spatial", parts[0]
+    # Next to a class token, registers or a text. One or two tokens are no image.
+    images = [grid for part in around.joined if part > 2 and (grid := token_grid(part, latents)) is not None]
+    if len(images) == 1:
+        return "joint", "spatial", images[0]
     return "unknown", "spatial", None

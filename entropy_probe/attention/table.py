@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from entropy_probe.attention.call import AttentionCall, Forward
 from entropy_probe.attention.branches import Branch
+from entropy_probe.attention.call import AttentionCall, Forward
 from entropy_probe.attention.calling_pipeline import CallingPipeline
 from entropy_probe.attention.labels import ForwardLabels
 from entropy_probe.attention.measuring import PARTS, STATISTICS, CallStatistics
@@ -25,8 +25,8 @@ from entropy_probe.errors import CaptureError, InputError
 from entropy_probe.views import Viewed
 
 COLUMNS = (
-    "sampling", "sample", "step", "evaluation", "timestep", "branch", "layer", "kind", "axes", "head", "tokens", "query_tokens",
-    "key_tokens", "training_tokens", "scale", "scale_factor", "rows", "entropy", "entropy_std", "entropy_se",
+    "sampling", "sample", "step", "evaluation", "timestep", "branch", "layer", "kind", "axes", "head", "tokens",
+    "query_tokens", "key_tokens", "training_tokens", "scale", "scale_factor", "rows", "entropy", "entropy_std", "entropy_se",
     "logit_variance", "attention_distance", *PARTS,
 )  # fmt: skip
 """Columns of a table, also of one without rows."""
@@ -210,6 +210,15 @@ class Captured(Viewed):
         }
         return pd.DataFrame({name: columns[name] for name in COLUMNS})
 
+    def unknown_branches(self) -> dict[str, str]:
+        """Return why branches are unknown, with how many forward passes or layers this concerns."""
+        reasons = self._labels.unknown({call.forward for call in self._settled()})
+        if unplaced := {call.layer for call in self._settled() if call.first_item is None}:
+            reasons["they receive a part of the batch only, and which part could not be found"] = (
+                f"{len(unplaced)} layers"
+            )
+        return reasons
+
     def summary(self) -> pd.DataFrame:
         """Return the mean entropy of every layer, nats, with its standard error over the images (NaN for one image)."""
         if not self._settled():
@@ -247,9 +256,7 @@ class Captured(Viewed):
         calls = [call for call in self._settled() if call.layer == layer and call.scale_factor == 1.0]
         for forward, group in itertools.groupby(calls, key=lambda call: call.forward):
             label = self._labels[forward]
-            maps: dict[
-                int, Tensor
-            ] = {}  # the first call for every item: a layer may split its batch over several calls
+            maps: dict[int | None, Tensor] = {}  # a layer may split its batch over several calls
             for call in group if (label.turn.step, label.turn.sampling) == (step, sampling) else ():
                 if call.entropy_rows is not None and call.grid is not None:
                     rows = call.entropy_rows
