@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-import inspect
 import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -17,8 +17,7 @@ import torch
 from torch import nn
 
 from entropy_probe.attention.call import AttentionCall
-from entropy_probe.attention.denoiser import find_denoiser
-from entropy_probe.attention.forwards import TIMESTEPS
+from entropy_probe.attention.denoiser import find_denoiser, takes_timestep
 from entropy_probe.attention.labels import guidance_of, schedule_of, step_count
 from entropy_probe.attention.measuring import (
     CallStatistics,
@@ -28,9 +27,10 @@ from entropy_probe.attention.measuring import (
     unmeasurable,
 )
 from entropy_probe.attention.observer import Observer
-from entropy_probe.attention.observing import attention_calls
+from entropy_probe.attention.observing import attention_calls, companions
 from entropy_probe.attention.rows import RowBudget, Rows, choose_rows, row_count
 from entropy_probe.attention.table import Captured
+from entropy_probe.attention.unseen import Unseen, find_unseen, listed
 from entropy_probe.deprecation import renamed_arguments
 from entropy_probe.errors import CaptureError, InputError
 
@@ -71,7 +71,9 @@ def capture(
 ) -> AbstractContextManager[Captured]:
     """Measure every attention call of a pipeline's denoiser, or of any torch module, until the context closes.
 
-    The output stays bit-identical. The model is left as it was, also after an error or Ctrl-C.
+    The output stays bit-identical. The model is left as it was, also after an error or Ctrl-C. Other modules of a
+    pipeline that run attention in the sampling steps, such as a ControlNet, are captured separately; a warning names
+    them.
 
     Args:
         model: a diffusers pipeline or a `torch.nn.Module`.
@@ -141,7 +143,10 @@ def _recording(
     missing: Literal["error", "warn"],
 ) -> Iterator[Captured]:
     """Record the attention calls until the context closes, then report calls that were not measured."""
-    with attention_calls(recorder.model, recorder.record, after_scaling=True, one_thread=True) as observer:
+    notice = partial(_warn_of_companions, recorder.model, layers)
+    with attention_calls(
+        recorder.model, recorder.record, after_scaling=True, one_thread=True, after_discovery=notice
+    ) as observer:
         recorder.measured = select_layers(observer.layers, layers)
         recorder.kept = (select_layers(observer.layers, keep) or set()) if keep else set()
         yield recorder.captured
@@ -216,6 +221,18 @@ class _Recorder:
         self.budget.note(layer, statistics.entropy_se, statistics.rows, tokens, step_count(self.model))
 
 
+def _warn_of_companions(model: Any, layers: str | Iterable[str] | None, observer: Observer) -> None:
+    """Warn of modules that run attention next to the denoiser, unless the user has chosen layers of the denoiser."""
+    for part, module in companions(model, measured=True).items() if layers is None else ():
+        if f"pipe.{part}" not in observer.warned:
+            observer.warned.add(f"pipe.{part}")
+            warnings.warn(
+                f"the attention of pipe.{part} ({type(module).__name__}), which also runs in the sampling steps, is "
+                f"not measured: capture pipe.{part} too",
+                stacklevel=2,
+            )
+
+
 def _report(recorder: _Recorder, observer: Observer, missing: Literal["error", "warn"]) -> None:
     """Warn of, or raise for, calls that were not measured although they were requested."""
     model = recorder.model
@@ -226,7 +243,7 @@ def _report(recorder: _Recorder, observer: Observer, missing: Literal["error", "
     unlocated = [name for name in observer.layers if name in observer.unlocated and requested(name)]
     if unlocated:
         warnings.warn(
-            f"could not locate the image tokens in the joint attention of {_listed(unlocated)} at every size: there, "
+            f"could not locate the image tokens in the joint attention of {listed(unlocated)} at every size: there, "
             "all tokens are measured, and image_mass is empty. One cause is a prompt with the same number of tokens as "
             "the image: choose another max_sequence_length or another size",
             stacklevel=4,
@@ -239,18 +256,16 @@ def _report(recorder: _Recorder, observer: Observer, missing: Literal["error", "
             "hides the arguments, pass the module inside it",
             stacklevel=4,
         )
-    unseen = [n for n in observer.layers if n in observer.ran and n not in observer.seen and requested(n)]
-    if unseen:
-        _report_unseen(find_denoiser(model), unseen, missing)
+    unseen = find_unseen(find_denoiser(model), observer, requested)
+    if unseen.layers:
+        _report_unseen(unseen, missing)
     elif not observer.seen:
         warnings.warn(_nothing_seen(find_denoiser(model), ran=bool(observer.ran)), stacklevel=4)
 
 
 def _has_timesteps(model: Any) -> bool:
     """Return whether a model is a pipeline, or contains a module that receives timesteps."""
-    return not isinstance(model, nn.Module) or any(
-        not {*inspect.signature(type(module).forward).parameters}.isdisjoint(TIMESTEPS) for module in model.modules()
-    )
+    return not isinstance(model, nn.Module) or any(map(takes_timestep, model.modules()))
 
 
 def _warn_of_unmeasured(unmeasured: Counter[tuple[str, str]]) -> None:
@@ -258,12 +273,7 @@ def _warn_of_unmeasured(unmeasured: Counter[tuple[str, str]]) -> None:
     for reason in reasons:
         layers = [layer for layer, own in unmeasured if own == reason]
         count = sum(number for (_, own), number in unmeasured.items() if own == reason)
-        warnings.warn(f"{count} attention calls of {_listed(layers)} were not measured: {reason}", stacklevel=5)
-
-
-def _listed(layers: Sequence[str]) -> str:
-    names = [name or "the model itself" for name in layers]
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        warnings.warn(f"{count} attention calls of {listed(layers)} were not measured: {reason}", stacklevel=5)
 
 
 def _nothing_seen(denoiser: nn.Module, ran: bool) -> str:
@@ -276,23 +286,10 @@ def _nothing_seen(denoiser: nn.Module, ran: bool) -> str:
     )
 
 
-def _report_unseen(denoiser: nn.Module, unseen: list[str], missing: Literal["error", "warn"]) -> None:
-    named = [name or type(denoiser).__name__ for name in unseen]
-    if all(isinstance(denoiser.get_submodule(name), nn.MultiheadAttention) for name in unseen):
-        remedy = (
-            "torch's own nn.MultiheadAttention hides its call, for any value of need_weights. Project queries, keys "
-            "and values in your own module, and pass them to torch.nn.functional.scaled_dot_product_attention. To "
-            "measure only the other layers"
-        )
-    else:
-        remedy = (
-            "Choose the native attention backend (`pipe.unet.set_attn_processor(AttnProcessor2_0())`, or "
-            "`set_attention_backend('native')` on a transformer). Linear attention has no softmax and no entropy. To "
-            "measure only the other layers"
-        )
+def _report_unseen(unseen: Unseen, missing: Literal["error", "warn"]) -> None:
     message = (
-        f"these attention layers ran, but did not call torch's scaled_dot_product_attention: {_listed(named)}. "
-        f"{remedy}, name them with layers=[...], or pass missing='warn'."
+        f"these attention layers ran, but did not call torch's scaled_dot_product_attention: {unseen.names}. "
+        f"{unseen.remedy}. To measure only the other layers, name them with layers=[...], or pass missing='warn'."
     )
     if missing == "error":
         raise CaptureError(message)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from entropy_probe.attention.denoiser import find_denoiser, refuse_compiled
+from entropy_probe.attention.denoiser import find_denoiser, other_attention, refuse_compiled
 from entropy_probe.attention.hooks import PLACES, ForwardHook
 from entropy_probe.attention.interception import Interception
 from entropy_probe.attention.observer import Observer, OnCall
@@ -19,7 +19,12 @@ from entropy_probe.interruption import delay_interrupt
 
 @contextmanager
 def attention_calls(
-    model: Any, on_call: OnCall, *, after_scaling: bool = False, one_thread: bool = False
+    model: Any,
+    on_call: OnCall,
+    *,
+    after_scaling: bool = False,
+    one_thread: bool = False,
+    after_discovery: Callable[[Observer], None] = lambda observer: None,
 ) -> Iterator[Observer]:
     """Pass every attention call of a model to `on_call` until the context closes.
 
@@ -28,6 +33,7 @@ def attention_calls(
         on_call: see `OnCall`.
         after_scaling: pass the calls as they are after all scaling, whichever context was opened first.
         one_thread: refuse a forward pass while another thread runs one.
+        after_discovery: is called with the observer after the first forward pass of each size.
 
     Raises:
         CaptureError: for a compiled model.
@@ -44,7 +50,13 @@ def attention_calls(
     observer = None
     try:
         with delay_interrupt():  # otherwise the observer might never be stopped
-            observer = observe(model, on_call, after_scaling=after_scaling, one_thread=one_thread)
+            observer = observe(
+                model,
+                on_call,
+                after_scaling=after_scaling,
+                one_thread=one_thread,
+                after_discovery=after_discovery,
+            )
         yield observer
     finally:
         if observer is not None:
@@ -63,8 +75,6 @@ def observe(
     after_discovery: Callable[[Observer], None] = lambda observer: None,
 ) -> Observer:
     """Start passing attention calls to `on_call`, until `stop_observing`; see `attention_calls`.
-
-    `after_discovery` receives the observer after the first forward pass of each size.
 
     Raises:
         CaptureError: for a compiled model, and for a model that contains another observed model or is a part of one.
@@ -86,6 +96,7 @@ def observe(
     observer = Observer(
         on_call, after_scaling, one_thread, interception.tree.layers, after_discovery, interception.discard
     )
+    observer.by_hand = interception.by_hand
     interception.add(observer)
     return observer
 
@@ -104,6 +115,28 @@ def interception_of(denoiser: nn.Module) -> Interception | None:
     if compiled is not None:
         return interception_of(compiled)
     return next((own for own in _interceptions(denoiser) if own.denoiser is denoiser), None)
+
+
+def companions(model: Any, measured: bool) -> dict[str, nn.Module]:
+    """Return the modules of a pipeline that run attention in the sampling steps and that nobody measures or scales.
+
+    Args:
+        model: a pipeline. A module has no companions.
+        measured: leave out modules that are measured; otherwise, modules that are scaled.
+
+    Returns:
+        The modules by their name in the pipeline, such as `controlnet`.
+    """
+    return {
+        name: part
+        for name, part in other_attention(model).items()
+        if not any(
+            observer.after_scaling == measured
+            for module in part.modules()
+            for interception in _interceptions(module)
+            for observer in interception.observers
+        )
+    }
 
 
 def _interceptions(module: nn.Module) -> Iterator[Interception]:

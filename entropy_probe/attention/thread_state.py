@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.utils.checkpoint as checkpointing
 
+from entropy_probe.attention.by_hand import ByHand
 from entropy_probe.attention.call import Forward
 from entropy_probe.attention.joint import ImageSource, Join
 from entropy_probe.attention.latents import Latents
@@ -80,6 +81,7 @@ class ThreadState(threading.local):
         running: the hooked modules that run, outermost first.
         joins: the concatenations of this pass, by total length.
         items: number of batch items that each layer has attended for in this pass.
+        by_hand: follows the attention that modules compute by hand in this pass.
     """
 
     def __init__(self) -> None:
@@ -90,6 +92,7 @@ class ThreadState(threading.local):
         self.running: list[Running] = []
         self.joins: dict[int, Join] = {}
         self.items: Counter[str] = Counter()
+        self.by_hand = ByHand()
 
     def caller(self) -> Running:
         """Return the module that a call belongs to: the innermost attention layer, or else the innermost module."""
