@@ -71,9 +71,8 @@ def capture(
 ) -> AbstractContextManager[Captured]:
     """Measure every attention call of a pipeline's denoiser, or of any torch module, until the context closes.
 
-    The output stays bit-identical. The model is left as it was, also after an error or Ctrl-C. Other modules of a
-    pipeline that run attention in the sampling steps, such as a ControlNet, are captured separately; a warning names
-    them.
+    The output stays bit-identical. The model is left as it was, also after an error or Ctrl-C. Capture a ControlNet
+    separately, and other modules that run attention in the sampling steps; a warning names them.
 
     Args:
         model: a diffusers pipeline or a `torch.nn.Module`.
@@ -106,8 +105,7 @@ def capture(
     [2.1972, 2.1972]
     """
     _check_rows(rows=rows, curve_rows=curve_rows)
-    if missing not in ("error", "warn"):
-        raise InputError(f"missing must be 'error' or 'warn', got {missing!r}")
+    _check_missing(missing)
     recorder = _Recorder(
         model=model,
         budget=RowBudget(rows),
@@ -125,6 +123,11 @@ def _check_rows(**given: object) -> None:
         is_number = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
         if not is_number and not (isinstance(value, str) and value in ("all", "auto")):
             raise InputError(f"{name} must be 'all', 'auto' or a positive integer, got {value!r}")
+
+
+def _check_missing(missing: object) -> None:
+    if missing not in ("error", "warn"):
+        raise InputError(f"missing must be 'error' or 'warn', got {missing!r}")
 
 
 def _checked_factors(scale_factors: Sequence[Any]) -> tuple[float, ...]:

@@ -39,5 +39,7 @@ def may_take_fast_path(module: nn.Module) -> bool:
     """
     if isinstance(module, nn.MultiheadAttention):
         return True
-    trains = all(part.training for part in module.modules())
-    return not trains and not (torch.is_grad_enabled() and any(weight.requires_grad for weight in module.parameters()))
+    if all(part.training for part in module.modules()):
+        return False
+    with torch._C.DisableTorchFunction():  # modes of other libraries see no access of these weights
+        return not (torch.is_grad_enabled() and any(weight.requires_grad for weight in module.parameters()))

@@ -23,12 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from entropy_probe.attention.by_hand import ByHand
-from entropy_probe.attention.call import AttentionCall
+from entropy_probe.attention.call import AttentionCall, unpack_heads
 from entropy_probe.attention.compiling import Compiler, set_compiler
 from entropy_probe.attention.fast_path import may_take_fast_path
 from entropy_probe.attention.forwards import ForwardReader
 from entropy_probe.attention.hooks import ForwardHook
-from entropy_probe.attention.joint import CONCATENATIONS, ImageSource, input_with_context, note_join
+from entropy_probe.attention.joint import CONCATENATIONS, ImageSource, input_with_context, note_join, own_input
 from entropy_probe.attention.latents import Latents, training_latents
 from entropy_probe.attention.modes import (
     TORCH_SDPA,
@@ -301,7 +301,7 @@ class Interception:
                 self._state.caller().refuse_checkpoint()
         for factor in factors:
             if isinstance(factor, Tensor):
-                query = query * factor.to(query).view(-1, *(1,) * min(2, query.ndim - 1))  # 2-D: a single head
+                query = query * factor.to(query).view(_per_head(query, len(factor)))
             else:
                 scale = (default_scale(query) if scale is None else scale) * factor
         return TORCH_SDPA(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
@@ -319,12 +319,22 @@ class Interception:
                 observer.unread[caller.name, "nested tensors have no common number of tokens"] += 1
         if nested or query.numel() == 0 or key.numel() == 0:
             return None
+        if groups := self._packed_heads(caller, query):
+            query, mask = unpack_heads(query, mask, groups)
+            enable_gqa = True
         call = self._calls.read(caller, query, key, mask, is_causal, scale, enable_gqa)
         located = call.image_keys is not None or self._state.forward is None
         if call.kind == "joint" and call.grid is not None and not located:
             for observer in self.observers:
                 observer.unlocated.add(call.layer)
         return call
+
+    def _packed_heads(self, caller: Running, query: Tensor) -> int:
+        """Return the number of heads that transformers has packed into the queries of one token; 0 if it has not."""
+        groups = getattr(self.tree.by_name.get(caller.name), "num_key_value_groups", 1)
+        given = own_input(caller.args, caller.kwargs)
+        packed = groups > 1 and query.ndim == 4 and query.shape[2] == groups
+        return groups if packed and isinstance(given, Tensor) and given.ndim == 3 and given.shape[1] == 1 else 0
 
     def _scale_factors(self, call: AttentionCall) -> list[float | Tensor]:
         """Return the scale factors of all observers. Those that measure see the call as the others have scaled it."""
@@ -339,3 +349,10 @@ class Interception:
                 call = replace(call, scale=call.scale * factor)
             factors += [] if factor is None else [factor]
         return factors
+
+
+def _per_head(query: Tensor, heads: int) -> tuple[int, ...]:
+    """Return the shape in which one number per head multiplies a query. The heads may be packed as queries."""
+    if query.ndim == 4 and query.shape[1] < heads == query.shape[1] * query.shape[2]:
+        return heads // query.shape[2], query.shape[2], 1
+    return -1, *(1,) * min(2, query.ndim - 1)  # 2-D: a single head

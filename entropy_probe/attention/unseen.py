@@ -46,12 +46,11 @@ def find_unseen(
     silent = {name for name in (ran - observer.seen) | (ran & observer.by_hand) if requested(name)}
     layers = [*filter(silent.__contains__, observer.layers), *sorted(silent - set(observer.layers))]
     modules = {name: denoiser.get_submodule(name) for name in layers}
-    causes = [] if observer.replacement is None else [_replaced(observer.replacement)]
     return Unseen(
         layers=layers,
         total=len(ran | observer.seen),
         names=listed([name or type(denoiser).__name__ for name in layers]),
-        remedy=". ".join([*causes, *_remedies(denoiser, modules)]),
+        remedy=_replaced(observer.replacement) if observer.replacement else ". ".join(_remedies(denoiser, modules)),
     )
 
 

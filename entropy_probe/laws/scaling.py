@@ -128,7 +128,7 @@ class Scaling:
                 "no law was applied: the model ran, but did not call torch's scaled_dot_product_attention. Compute "
                 "its attention with torch.nn.functional.scaled_dot_product_attention(query, key, value)"
             )
-        if self._scaled or isinstance(self.law, Original):
+        if self._scaled or not self._others or isinstance(self.law, Original):
             return None
         return (
             f"no law was applied: the model has {', '.join(sorted(self._others))} attention only, and laws scale the "
