@@ -163,8 +163,6 @@ def _resized(name: str, value: Any, size: Size) -> Any:
     if isinstance(value, Image.Image) and value.size != (size[1], size[0]):
         resampling = Image.Resampling.NEAREST if "mask" in name else Image.Resampling.LANCZOS
         return value.resize((size[1], size[0]), resampling)
-            (size[1], size[0]), Image.Resampling.NEAREST if "mask" in name else Image.Resampling.LANCZOS
-        )
     is_image = isinstance(value, Tensor) and re.search("image|mask|video", name) and value.ndim in (3, 4)
     if is_image and tuple(value.shape[-2:]) != tuple(size):
         batch = value if value.ndim == 4 else value[None]
