@@ -126,6 +126,9 @@ def companions(model: Any, measured: bool) -> dict[str, nn.Module]:
 
     Returns:
         The modules by their name in the pipeline, such as `controlnet`.
+
+    >>> companions(nn.Identity(), measured=True)
+    {}
     """
     return {
         name: part

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,16 +41,24 @@ def find_unseen(
         denoiser: the denoiser.
         observer: an observer of it.
         requested: whether a layer counts.
+
+    >>> import torch
+    >>> from entropy_probe.attention.observing import observe, stop_observing
+    >>> model = nn.MultiheadAttention(4, 2)
+    >>> observer = observe(model, lambda call: None)
+    >>> output = model(*[torch.zeros(3, 1, 4)] * 3)
+    >>> find_unseen(model, observer).layers, find_unseen(model, observer).names
+    ([''], 'MultiheadAttention')
+    >>> stop_observing(observer)
     """
     ran = observer.ran & {*observer.layers, *observer.by_hand}
     silent = {name for name in (ran - observer.seen) | (ran & observer.by_hand) if requested(name)}
     layers = [*filter(silent.__contains__, observer.layers), *sorted(silent - set(observer.layers))]
-    modules = {name: denoiser.get_submodule(name) for name in layers}
     return Unseen(
         layers=layers,
         total=len(ran | observer.seen),
         names=listed([name or type(denoiser).__name__ for name in layers]),
-        remedy=_replaced(observer.replacement) if observer.replacement else ". ".join(_remedies(denoiser, modules)),
+        remedy=_replaced(observer.replacement) if observer.replacement else ". ".join(_remedies(denoiser, layers)),
     )
 
 
@@ -64,10 +72,14 @@ def listed(layers: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _remedies(denoiser: nn.Module, modules: Mapping[str, nn.Module]) -> list[str]:
+def _remedies(denoiser: nn.Module, layers: Sequence[str]) -> list[str]:
     """Return one fix, of one sentence or more, for each kind of layer."""
     found: dict[str, None] = {}
-    for module in modules.values():
+    for name in layers:
+        try:
+            module = denoiser.get_submodule(name)
+        except AttributeError:  # it was removed from the model in the meantime
+            continue
         if isinstance(module, nn.MultiheadAttention):
             remedy = (
                 "torch's own nn.MultiheadAttention hides its call, for any value of need_weights. Project queries, "

@@ -50,7 +50,7 @@ def check_call(pipeline: Any, sizes: Sequence[Size], given: Mapping[str, Any]) -
     for argument in given:
         if argument in _OWN:
             raise InputError(f"pipeline_kwargs cannot contain {argument!r}, which is set for every batch: remove it")
-        if argument not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        if argument not in known:  # **kwargs of diffusers are deprecated names
             raise InputError(f"{name} has no argument {argument!r}; its arguments are: {', '.join([*known][1:])}")
     needed = [p.name for p in [*known.values()][1:] if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     if missing := [argument for argument in needed if argument not in given and argument not in _OWN]:
