@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*also runs in the sampling step
 PHOTO = Image.effect_noise((100, 80), 60).convert("RGB")
 MASK = Image.new("L", (100, 80))
 MASK.paste(255, (10, 10, 60, 60))
-GRID = {"prompts": ["noto red apple", "flat pizza"], "sizes": [(32, 48), (64, 64)], "seeds": [0, 1], "steps": 3}
+GRID = {"prompts": ["noto red apple", "flat pizza"], "sizes": [(32, 48), (64, 64)], "seeds": [0, 1], "steps": 2}
 
 
 def image_to_image(parts):
@@ -88,12 +88,11 @@ def dit():
 @pytest.mark.parametrize("kind", NEED_IMAGES)
 def test_sweep_equals_own_calls_of_the_pipeline(build, kind, tmp_path):
     pipeline, given = build(kind)
-    grid = GRID | {"sizes": [(32, 48), (64, 64), (64, 96)]}
-    swept = ep.sweep(pipeline, **grid, store=tmp_path / "run", batch=1, progress=False, pipeline_kwargs=given)
+    swept = ep.sweep(pipeline, **GRID, store=tmp_path / "run", batch=1, progress=False, pipeline_kwargs=given)
     frame = swept.frame()
     assert set(frame["layer"]) == set(attention_layers(pipeline.unet))
-    assert len(frame.groupby(["prompt", "seed", "height", "width"])) == 12
-    for height, width in grid["sizes"]:
+    assert len(frame.groupby(["prompt", "seed", "height", "width"])) == 8
+    for height, width in GRID["sizes"]:
         own = {
             name: value.resize((width, height), 0 if value is MASK else Image.Resampling.LANCZOS)
             if isinstance(value, Image.Image)
@@ -103,7 +102,7 @@ def test_sweep_equals_own_calls_of_the_pipeline(build, kind, tmp_path):
         own |= {} if kind is image_to_image else {"height": height, "width": width}
         with ep.capture(pipeline) as captured:
             expected = pipeline(
-                "flat pizza", num_inference_steps=3, guidance_scale=swept.manifest.guidance_scale,
+                "flat pizza", num_inference_steps=2, guidance_scale=swept.manifest.guidance_scale,
                 generator=torch.Generator().manual_seed(1), **own,
             ).images[0]  # fmt: skip
         assert np.array_equal(swept.image("flat pizza", (height, width), 1), expected)
