@@ -28,7 +28,13 @@ Scalar = str | int | float | bool | None
 
 
 def takes_prompt(pipeline: Any) -> bool:
-    """Return whether the call of a pipeline has a prompt. Unconditional and class-conditional pipelines have none."""
+    """Return whether the call of a pipeline has a prompt. Unconditional and class-conditional pipelines have none.
+
+    >>> class Pipeline:
+    ...     def __call__(self, batch_size=1): ...
+    >>> takes_prompt(Pipeline())
+    False
+    """
     return "prompt" in inspect.signature(type(pipeline).__call__).parameters
 
 
