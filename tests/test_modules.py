@@ -9,9 +9,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, AutoTokenizer, BertConfig, CLIPTextConfig, GPT2Config, ViTConfig
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    CLIPTextConfig,
+    GPT2Config,
+    LlamaConfig,
+    Qwen2Config,
+    ViTConfig,
+)
 
 from entropy_probe import capture
+from entropy_probe.attention import attention_calls
+from entropy_probe.errors import CaptureError
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
@@ -191,13 +203,71 @@ def test_vision_transformer_in_the_style_of_timm_is_measured(class_token):
     assert frame["attention_distance"].notna().all()
 
 
-def test_unfused_attention_of_timm_raises_a_warning():
+def test_unfused_attention_of_timm_is_named():
     model, images = timm_model(class_token=True)
-    for block in model.blocks:
-        block.attn.fused_attn = False
-    with (
-        torch.no_grad(),
-        pytest.warns(UserWarning, match=r"TimmVisionTransformer ran, but did not call torch's scaled_dot_product"),
-        capture(model),
-    ):
+    model.blocks[1].attn.fused_attn = False
+    with torch.no_grad(), pytest.raises(CaptureError, match=r"blocks\.1\.attn\. Compute"), capture(model) as captured:
         model(images)
+    assert set(captured["layer"]) == {"blocks.0.attn"}
+
+
+def one_entropy(attention, counted):
+    """Return the mean entropy over the rows that are not padding, (batch, heads)."""
+    rows = torch.special.entr(attention.double()).sum(-1)
+    weights = counted[:, None] if attention.shape[2] == counted.shape[1] else torch.ones_like(rows)
+    return (rows * weights).sum(-1) / weights.expand_as(rows).sum(-1)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("kind", [LlamaConfig, Qwen2Config])
+def test_grouped_heads_are_measured_while_a_language_model_generates(kind, padded):
+    """With padding, transformers packs the heads that share a key as the queries of one head."""
+    torch.manual_seed(0)
+    config = kind(vocab_size=50, num_key_value_heads=2, pad_token_id=1, bos_token_id=0, eos_token_id=None,
+                  **SMALL | {"num_attention_heads": 8})  # fmt: skip
+    eager, fused = (
+        AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=name).eval()
+        for name in ("eager", "sdpa")
+    )
+    for name, weight in eager.named_parameters():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            weight.data *= 20  # random projections attend almost uniformly
+    fused.load_state_dict(eager.state_dict())
+    tokens = torch.randint(2, 49, (2, 6), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(6) >= torch.tensor([[3 * padded], [0]])).long()
+    given = {"attention_mask": mask, "max_new_tokens": 4, "do_sample": False, "use_cache": True}
+    plain = fused.generate(tokens, **given)
+    shapes = []
+    with (
+        capture(fused, rows="all") as captured,
+        attention_calls(fused, lambda call: shapes.append((call.query.shape[1:3], call.tokens))),
+    ):
+        assert torch.equal(fused.generate(tokens, **given), plain)
+    truth = eager.generate(tokens, output_attentions=True, return_dict_in_generate=True, **given)
+    assert torch.equal(truth.sequences, plain)
+    maps = [attention for step in truth.attentions for attention in step]
+    assert len(maps) == len(captured.calls) == 2 * 4
+    assert shapes == [((8, attention.shape[2]), attention.shape[2]) for attention in maps]
+    for record, attention in zip(captured.calls, maps, strict=True):
+        assert (record.query_tokens, record.key_tokens) == tuple(attention.shape[2:])
+        assert record.entropy.double().sub(one_entropy(attention, mask)).abs().max() <= 1e-5, record.layer
+    assert min(record.entropy.min() for record in captured.calls) < 1
+    assert set(captured["head"]) == set(range(8))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_one_factor_per_head_scales_grouped_heads(padded):
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=50, num_key_value_heads=2, **SMALL | {"num_attention_heads": 8})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    tokens = torch.randint(2, 49, (2, 6), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(7) >= torch.tensor([[3 * padded], [0]])).long()
+    factors = torch.tensor([0.0, 1.0, 2.0, 0.0, 1.0, 1.0, 0.0, 3.0])
+    with torch.no_grad():
+        cache = model(tokens, attention_mask=mask[:, :6], use_cache=True).past_key_values
+        with attention_calls(model, lambda call: factors), capture(model) as captured:
+            model(tokens[:, :1], attention_mask=mask, past_key_values=cache)
+    uniform = torch.tensor([7 - 3 * padded, 7]).log()[:, None].expand(2, 8)
+    for record in captured.calls:
+        assert record.entropy.sub(uniform)[:, factors == 0].abs().max() <= 1e-5
+        assert (record.entropy < uniform - 1e-6)[:, factors > 0].all()

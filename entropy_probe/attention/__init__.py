@@ -7,9 +7,10 @@ from entropy_probe.attention.grid import TokenGrid, token_grid
 from entropy_probe.attention.latents import Latents, configured_size, default_size
 from entropy_probe.attention.measuring import CallStatistics
 from entropy_probe.attention.observer import Observer
-from entropy_probe.attention.observing import attention_calls, interception_of, observe, stop_observing
+from entropy_probe.attention.observing import attention_calls, companions, interception_of, observe, stop_observing
 from entropy_probe.attention.rows import Rows
 from entropy_probe.attention.table import Captured, visual
+from entropy_probe.attention.unseen import find_unseen
 
 __all__ = [
     "AttentionCall",
@@ -23,9 +24,11 @@ __all__ = [
     "attention_calls",
     "attention_layers",
     "capture",
+    "companions",
     "configured_size",
     "default_size",
     "find_denoiser",
+    "find_unseen",
     "interception_of",
     "observe",
     "select_layers",

@@ -168,6 +168,29 @@ def four_dimensional(
     return shaped(query, single_head), shaped(key, single_head), mask
 
 
+def unpack_heads(query: Tensor, mask: Tensor | None, groups: int) -> tuple[Tensor, Tensor | None]:
+    """Return query and mask of a decoding step with one query per head, if the heads were packed as queries.
+
+    For a single token, transformers passes the heads that share a key as the queries of one head.
+
+    Args:
+        query: (batch, kv_heads, groups, width).
+        mask: broadcastable to (batch, kv_heads, groups, keys), or None.
+        groups: the number of heads that share a key.
+
+    Returns:
+        query (batch, heads, 1, width), and a mask that broadcasts to (batch, heads, 1, keys). The keys are unchanged:
+        the call has grouped heads.
+
+    >>> import torch
+    >>> unpack_heads(torch.zeros(3, 2, 4, 8), torch.zeros(3, 1, 1, 9), 4)[0].shape
+    torch.Size([3, 8, 1, 8])
+    """
+    if mask is not None and mask.shape[-2] == groups:
+        mask = mask.expand(*mask.shape[:-3], query.shape[1], *mask.shape[-2:]).flatten(-3, -2).unsqueeze(-2)
+    return query.flatten(1, 2).unsqueeze(2), mask
+
+
 def plain_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> tuple[Tensor | None, bool]:
     """Return a mask without torch's `CausalBias` subclasses, and whether the call is causal from the upper left.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-import inspect
 import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -18,8 +18,7 @@ from torch import nn
 
 from entropy_probe.attention.call import AttentionCall, Forward
 from entropy_probe.attention.calling_pipeline import calling_pipeline
-from entropy_probe.attention.denoiser import find_denoiser
-from entropy_probe.attention.forwards import TIMESTEPS
+from entropy_probe.attention.denoiser import find_denoiser, takes_timestep
 from entropy_probe.attention.measuring import (
     CallStatistics,
     as_computed,
@@ -28,10 +27,11 @@ from entropy_probe.attention.measuring import (
     unmeasurable,
 )
 from entropy_probe.attention.observer import Observer
-from entropy_probe.attention.observing import attention_calls
+from entropy_probe.attention.observing import attention_calls, companions
 from entropy_probe.attention.rows import RowBudget, Rows, choose_rows, row_count
 from entropy_probe.attention.steps import step_count
 from entropy_probe.attention.table import Captured
+from entropy_probe.attention.unseen import Unseen, find_unseen, listed
 from entropy_probe.deprecation import renamed_arguments
 from entropy_probe.errors import CaptureError, InputError
 
@@ -72,7 +72,8 @@ def capture(
 ) -> AbstractContextManager[Captured]:
     """Measure every attention call of a pipeline's denoiser, or of any torch module, until the context closes.
 
-    The output stays bit-identical. The model is left as it was, also after an error or Ctrl-C.
+    The output stays bit-identical. The model is left as it was, also after an error or Ctrl-C. Capture a ControlNet
+    separately, and other modules that run attention in the sampling steps; a warning names them.
 
     Args:
         model: a diffusers pipeline or a `torch.nn.Module`.
@@ -105,8 +106,7 @@ def capture(
     [2.1972, 2.1972]
     """
     _check_rows(rows=rows, curve_rows=curve_rows)
-    if missing not in ("error", "warn"):
-        raise InputError(f"missing must be 'error' or 'warn', got {missing!r}")
+    _check_missing(missing)
     recorder = _Recorder(
         model=model,
         budget=RowBudget(rows),
@@ -126,6 +126,11 @@ def _check_rows(**given: object) -> None:
             raise InputError(f"{name} must be 'all', 'auto' or a positive integer, got {value!r}")
 
 
+def _check_missing(missing: object) -> None:
+    if missing not in ("error", "warn"):
+        raise InputError(f"missing must be 'error' or 'warn', got {missing!r}")
+
+
 def _checked_factors(scale_factors: Sequence[Any]) -> tuple[float, ...]:
     """Return scale factors as floats, or raise InputError for one that is not a positive finite number."""
     for factor in scale_factors:
@@ -142,8 +147,14 @@ def _recording(
     missing: Literal["error", "warn"],
 ) -> Iterator[Captured]:
     """Record the attention calls until the context closes, then report calls that were not measured."""
+    notice = partial(_warn_of_companions, recorder.model, layers)
     with attention_calls(
-        recorder.model, recorder.record, after_scaling=True, one_thread=True, on_forward=recorder.enter
+        recorder.model,
+        recorder.record,
+        after_scaling=True,
+        one_thread=True,
+        on_forward=recorder.enter,
+        after_discovery=notice,
     ) as observer:
         recorder.measured = select_layers(observer.layers, layers)
         recorder.kept = (select_layers(observer.layers, keep) or set()) if keep else set()
@@ -227,6 +238,18 @@ class _Recorder:
         self.budget.note(layer, statistics.entropy_se, statistics.rows, tokens, self.steps)
 
 
+def _warn_of_companions(model: Any, layers: str | Iterable[str] | None, observer: Observer) -> None:
+    """Warn of modules that run attention next to the denoiser, unless the user has chosen layers of the denoiser."""
+    for part, module in companions(model, measured=True).items() if layers is None else ():
+        if f"pipe.{part}" not in observer.warned:
+            observer.warned.add(f"pipe.{part}")
+            warnings.warn(
+                f"the attention of pipe.{part} ({type(module).__name__}), which also runs in the sampling steps, is "
+                f"not measured: capture pipe.{part} too",
+                stacklevel=2,
+            )
+
+
 def _report(recorder: _Recorder, observer: Observer, missing: Literal["error", "warn"]) -> None:
     """Warn of, or raise for, calls that were not measured although they were requested."""
     model = recorder.model
@@ -237,7 +260,7 @@ def _report(recorder: _Recorder, observer: Observer, missing: Literal["error", "
     unlocated = [name for name in observer.layers if name in observer.unlocated and requested(name)]
     if unlocated:
         warnings.warn(
-            f"could not locate the image tokens in the joint attention of {_listed(unlocated)} at every size: there, "
+            f"could not locate the image tokens in the joint attention of {listed(unlocated)} at every size: there, "
             "all tokens are measured, and image_mass is empty. One cause is a prompt with the same number of tokens as "
             "the image: choose another max_sequence_length or another size",
             stacklevel=4,
@@ -250,9 +273,9 @@ def _report(recorder: _Recorder, observer: Observer, missing: Literal["error", "
             "hides the arguments, pass the module inside it",
             stacklevel=4,
         )
-    unseen = [n for n in observer.layers if n in observer.ran and n not in observer.seen and requested(n)]
-    if unseen:
-        _report_unseen(find_denoiser(model), unseen, missing)
+    unseen = find_unseen(find_denoiser(model), observer, requested)
+    if unseen.layers:
+        _report_unseen(unseen, missing)
     elif not observer.seen:
         warnings.warn(_nothing_seen(find_denoiser(model), ran=bool(observer.ran)), stacklevel=4)
 
@@ -262,7 +285,7 @@ def _warn_of_unknown(recorder: _Recorder, observer: Observer) -> None:
     layers = [name for name in sorted(observer.unknown) if recorder.measured is None or name in recorder.measured]
     if layers:
         warnings.warn(
-            f"the kind of {_listed(layers)} is unknown: the number of tokens there has no relation to the image that "
+            f"the kind of {listed(layers)} is unknown: the number of tokens there has no relation to the image that "
             "could be found, as with sound, windows or merged tokens. Laws do not scale these layers",
             stacklevel=4,
         )
@@ -272,9 +295,7 @@ def _warn_of_unknown(recorder: _Recorder, observer: Observer) -> None:
 
 def _has_timesteps(model: Any) -> bool:
     """Return whether a model is a pipeline, or contains a module that receives timesteps."""
-    return not isinstance(model, nn.Module) or any(
-        not {*inspect.signature(type(module).forward).parameters}.isdisjoint(TIMESTEPS) for module in model.modules()
-    )
+    return not isinstance(model, nn.Module) or any(map(takes_timestep, model.modules()))
 
 
 def _warn_of_unmeasured(unmeasured: Counter[tuple[str, str]]) -> None:
@@ -282,12 +303,7 @@ def _warn_of_unmeasured(unmeasured: Counter[tuple[str, str]]) -> None:
     for reason in reasons:
         layers = [layer for layer, own in unmeasured if own == reason]
         count = sum(number for (_, own), number in unmeasured.items() if own == reason)
-        warnings.warn(f"{count} attention calls of {_listed(layers)} were not measured: {reason}", stacklevel=5)
-
-
-def _listed(layers: Sequence[str]) -> str:
-    names = [name or "the model itself" for name in layers]
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        warnings.warn(f"{count} attention calls of {listed(layers)} were not measured: {reason}", stacklevel=5)
 
 
 def _nothing_seen(denoiser: nn.Module, ran: bool) -> str:
@@ -300,23 +316,10 @@ def _nothing_seen(denoiser: nn.Module, ran: bool) -> str:
     )
 
 
-def _report_unseen(denoiser: nn.Module, unseen: list[str], missing: Literal["error", "warn"]) -> None:
-    named = [name or type(denoiser).__name__ for name in unseen]
-    if all(isinstance(denoiser.get_submodule(name), nn.MultiheadAttention) for name in unseen):
-        remedy = (
-            "torch's own nn.MultiheadAttention hides its call, for any value of need_weights. Project queries, keys "
-            "and values in your own module, and pass them to torch.nn.functional.scaled_dot_product_attention. To "
-            "measure only the other layers"
-        )
-    else:
-        remedy = (
-            "Choose the native attention backend (`pipe.unet.set_attn_processor(AttnProcessor2_0())`, or "
-            "`set_attention_backend('native')` on a transformer). Linear attention has no softmax and no entropy. To "
-            "measure only the other layers"
-        )
+def _report_unseen(unseen: Unseen, missing: Literal["error", "warn"]) -> None:
     message = (
-        f"these attention layers ran, but did not call torch's scaled_dot_product_attention: {_listed(named)}. "
-        f"{remedy}, name them with layers=[...], or pass missing='warn'."
+        f"these attention layers ran, but did not call torch's scaled_dot_product_attention: {unseen.names}. "
+        f"{unseen.remedy}. To measure only the other layers, name them with layers=[...], or pass missing='warn'."
     )
     if missing == "error":
         raise CaptureError(message)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from entropy_probe.attention.forwards import TIMESTEPS
 from entropy_probe.errors import CaptureError, InputError
 
 PARTS = ("unet", "transformer", "prior", "decoder")
 """Names that diffusers pipelines give their denoiser."""
+_ATTENTION = re.compile(r"^(?!.*Pool).*(attention|attn)", re.IGNORECASE)
+_QUERIES = re.compile(r"(^|_)w?(q|qkv|query|queries)(_|$)|^(c_attn|in_proj|att_proj)", re.IGNORECASE)
+"""Names of the projection of the queries, or of queries, keys and values."""
 
 
 def find_denoiser(model: Any) -> nn.Module:
@@ -41,6 +46,40 @@ def find_denoiser(model: Any) -> nn.Module:
             )
         return unwrap(part)
     raise InputError(f"{type(model).__name__} has no unet or transformer: pass a diffusers pipeline or a torch module")
+
+
+def other_attention(pipeline: Any) -> dict[str, nn.Module]:
+    """Return the modules of a pipeline, other than its denoiser, that run attention in the sampling steps.
+
+    These receive a timestep and contain attention layers, such as a ControlNet. Text encoders and autoencoders do not.
+
+    Returns:
+        The modules by their name in the pipeline; none for a module.
+    """
+    if isinstance(pipeline, nn.Module):
+        return {}
+    denoiser = find_denoiser(pipeline)
+    parts: dict[str, Any] = {}
+    for name, part in vars(pipeline).items():
+        several = isinstance(part, list | tuple)
+        parts |= {f"{name}[{number}]": one for number, one in enumerate(part)} if several else {name: part}
+    return {
+        name: part
+        for name, part in parts.items()
+        if isinstance(part, nn.Module)
+        and unwrap(part) is not denoiser
+        and takes_timestep(unwrap(part))
+        and attention_layers(part)
+    }
+
+
+def takes_timestep(module: nn.Module) -> bool:
+    """Return whether the forward of a module has an argument for the timestep.
+
+    >>> takes_timestep(nn.Identity())
+    False
+    """
+    return not {*inspect.signature(type(module).forward).parameters}.isdisjoint(TIMESTEPS)
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -84,7 +123,11 @@ def _inner(module: nn.Module) -> nn.Module | None:
 
 
 def attention_layers(denoiser: nn.Module) -> list[str]:
-    """Return the names of the attention layers: diffusers' attention classes and `nn.MultiheadAttention`.
+    """Return the names of the attention layers.
+
+    These are `nn.MultiheadAttention`, diffusers' attention classes, and other classes whose name contains "Attention"
+    or "Attn" and that project their queries themselves, such as those of transformers. Layers that pool text into one
+    token do not count.
 
     >>> from torch import nn
     >>> attention_layers(nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(4, 2)))
@@ -95,12 +138,28 @@ def attention_layers(denoiser: nn.Module) -> list[str]:
 
 def attention_among(modules: Mapping[str, nn.Module]) -> list[str]:
     """Return the names of the modules that are attention layers."""
-    return [
-        name
-        for name, module in modules.items()
-        if isinstance(module, nn.MultiheadAttention)
-        or ("Attention" in type(module).__name__ and hasattr(module, "processor"))
-    ]
+    named = {name for name, module in modules.items() if _has_processor(module)}
+    others = [name for name, module in modules.items() if name not in named and _projects_queries(module)]
+    around = {outer for name in (*named, *others) for outer in _containers(name)}
+    named.update(name for name in others if name not in around)  # the innermost one attends
+    return [name for name in modules if name in named]
+
+
+def _containers(name: str) -> Iterator[str]:
+    """Yield the names of the modules that contain a module."""
+    while name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def _has_processor(module: nn.Module) -> bool:
+    name = type(module).__name__
+    return isinstance(module, nn.MultiheadAttention) or ("Attention" in name and hasattr(module, "processor"))
+
+
+def _projects_queries(module: nn.Module) -> bool:
+    name = type(module).__name__
+    return bool(_ATTENTION.search(name)) and any(map(_QUERIES.search, (*module._modules, *module._parameters)))
 
 
 def refuse_compiled(denoiser: nn.Module) -> None:

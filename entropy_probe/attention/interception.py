@@ -22,13 +22,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from entropy_probe.attention.call import AttentionCall
+from entropy_probe.attention.by_hand import ByHand
+from entropy_probe.attention.call import AttentionCall, unpack_heads
 from entropy_probe.attention.compiling import Compiler, set_compiler
+from entropy_probe.attention.fast_path import may_take_fast_path
 from entropy_probe.attention.forwards import ForwardReader
 from entropy_probe.attention.hooks import ForwardHook
-from entropy_probe.attention.joint import CONCATENATIONS, ImageSource, input_with_context, note_join
+from entropy_probe.attention.joint import CONCATENATIONS, ImageSource, input_with_context, note_join, own_input
 from entropy_probe.attention.latents import Latents, training_latents
-from entropy_probe.attention.modes import CallMode, finish_contexts, mode_depth, push_mode, restore
+from entropy_probe.attention.modes import (
+    TORCH_SDPA,
+    CallMode,
+    finish_contexts,
+    is_active,
+    mode_depth,
+    push_mode,
+    put_back,
+    restore,
+    take_out,
+)
 from entropy_probe.attention.module_tree import ModuleTree
 from entropy_probe.attention.observer import Observer
 from entropy_probe.attention.reading import CallReader
@@ -47,10 +59,12 @@ class Interception:
         denoiser: the denoiser.
         tree: its modules.
         observers: all observers, those that scale before those that measure.
+        by_hand: names of the modules that compute attention without a visible call.
     """
 
     def __init__(self, denoiser: nn.Module) -> None:
         self.observers: tuple[Observer, ...] = ()
+        self.by_hand: set[str] = set()
         self.denoiser = denoiser
         self.tree = ModuleTree(denoiser)
         self._attention = set(self.tree.layers)
@@ -71,10 +85,11 @@ class Interception:
 
     def add(self, observer: Observer) -> None:
         """Add an observer. The first one installs the hooks."""
+        self._known_sizes.clear()  # the next pass shows this observer what the model computes by hand
         self.observers = tuple(sorted((*self.observers, observer), key=lambda one: one.after_scaling))
         if not self._hooks:
             try:
-                for name in ("", *filter(None, self.tree.layers)):
+                for name in {"": 0, **dict.fromkeys((*self.tree.layers, *self.tree.fast_paths))}:
                     self._hook(name, self._hooks)
             except BaseException:
                 self.discard(observer)
@@ -131,7 +146,6 @@ class Interception:
             self._begin(state, args, kwargs)
             if state.discovering:
                 self._watch_every_module()
-                push_mode(self._mode)
             output = self._run_layer(hook, args, kwargs, compiler)
             if state.discovering:
                 self._calls.keep_joins()
@@ -150,21 +164,24 @@ class Interception:
 
     def _run_layer(self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any], compiler: Compiler) -> Any:
         state, depth = self._state, mode_depth()
-        height = len(state.running)
+        height, level = len(state.running), None
         try:
             is_attention = hook.name in self._attention
             outermost = is_attention and not any(running.is_attention for running in state.running)
             unlocated = outermost and self._calls.is_unlocated(hook.name)
             source = ImageSource(input_with_context(args, kwargs) if unlocated else None)
             state.running.append(Running(hook.name, is_attention, args, kwargs, source, saved_tensor_hooks()))
-            if outermost and not state.discovering:
+            hidden = hook.name in self.tree.fast_paths and may_take_fast_path(hook.module)
+            if hidden:
+                level = take_out(self._mode)
+            elif (is_attention or state.discovering) and not is_active(self._mode):
                 push_mode(self._mode)
             if not is_attention and not state.discovering:
                 set_compiler(compiler)
             output = hook.inner(*args, **kwargs)
             if state.forward is not None:  # not after a failed pass, which may not have made its calls
                 for observer in self.observers:
-                    observer.ran.add(hook.name)
+                    observer.ran.update((hook.name, *(self.tree.fast_paths[hook.name] if hidden else ())))
             return output
         except BaseException as interruption:
             finish_contexts(interruption.__traceback__)
@@ -172,8 +189,10 @@ class Interception:
         finally:
             try:
                 set_compiler(None)
+                put_back(self._mode, level)
                 restore(state.running, height, depth)
             finally:  # a KeyboardInterrupt may interrupt the first attempt
+                put_back(self._mode, level)
                 restore(state.running, height, depth)
 
     def _begin(self, state: ThreadState, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -200,6 +219,10 @@ class Interception:
         state.discovering = state.size not in self._known_sizes
         for observer in self.observers:
             observer.on_forward(state.forward)
+        state.by_hand = ByHand()
+        if F.scaled_dot_product_attention is not TORCH_SDPA:
+            for observer in self.observers:
+                observer.replacement = F.scaled_dot_product_attention
 
     def _end(self, state: ThreadState, depth: int) -> None:
         """End a forward pass of the denoiser. This may run twice."""
@@ -207,6 +230,7 @@ class Interception:
         state.joins.clear()
         state.items.clear()
         state.left.clear()
+        state.by_hand = ByHand()
         state.discovering = False
         with self._lock:
             self._discovering.discard(threading.get_ident())
@@ -240,18 +264,25 @@ class Interception:
             self._hooks.remove(hook)
         self._attention = {*self.tree.layers, *(self._attention & modules.keys())}
         self.tree.watch(self._attention)
-        for name in self._attention - {hook.name for hook in self._hooks}:
+        for name in {*self._attention, *self.tree.fast_paths} - {hook.name for hook in self._hooks}:
             self._hook(name, self._hooks)
         self._known_sizes.clear()
 
     def note(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
-        """Note a concatenation or a projection. They may locate the image tokens of a joint attention."""
+        """Note a concatenation or a projection, which may locate the image tokens of a joint attention.
+
+        During a discovery, also note the operations of attention by hand.
+        """
         state = self._state
+        if state.discovering:
+            with torch._C.DisableTorchFunction():
+                if state.by_hand.completes_attention(func, args, kwargs, result):
+                    self.by_hand.add(state.caller().name)
         layer = next((running for running in state.running if running.is_attention), None)
         source = layer.source if layer is not None else ImageSource(None)
         if func in CONCATENATIONS:
             note_join(state.joins, source, args, kwargs)
-        else:
+        elif func is F.linear:
             source.projected(args[0] if args else kwargs.get("input"), result)
 
     def attend(
@@ -274,12 +305,10 @@ class Interception:
                 self._state.caller().refuse_checkpoint()
         for factor in factors:
             if isinstance(factor, Tensor):
-                query = query * factor.to(query).view(-1, *(1,) * min(2, query.ndim - 1))  # 2-D: a single head
+                query = query * factor.to(query).view(_per_head(query, len(factor)))
             else:
                 scale = (default_scale(query) if scale is None else scale) * factor
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        return TORCH_SDPA(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
 
     def _read(
         self, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None, enable_gqa: bool
@@ -294,6 +323,9 @@ class Interception:
                 observer.unread[caller.name, "nested tensors have no common number of tokens"] += 1
         if nested or query.numel() == 0 or key.numel() == 0:
             return None
+        if groups := self._packed_heads(caller, query):
+            query, mask = unpack_heads(query, mask, groups)
+            enable_gqa = True
         call = self._calls.read(caller, query, key, mask, is_causal, scale, enable_gqa)
         located = call.image_keys is not None or self._state.forward is None
         if call.kind == "joint" and call.grid is not None and not located:
@@ -303,6 +335,13 @@ class Interception:
             for observer in self.observers:
                 observer.unknown.add(call.layer)
         return call
+
+    def _packed_heads(self, caller: Running, query: Tensor) -> int:
+        """Return the number of heads that transformers has packed into the queries of one token; 0 if it has not."""
+        groups = getattr(self.tree.by_name.get(caller.name), "num_key_value_groups", 1)
+        given = own_input(caller.args, caller.kwargs)
+        packed = groups > 1 and query.ndim == 4 and query.shape[2] == groups
+        return groups if packed and isinstance(given, Tensor) and given.ndim == 3 and given.shape[1] == 1 else 0
 
     def _scale_factors(self, call: AttentionCall) -> list[float | Tensor]:
         """Return the scale factors of all observers. Those that measure see the call as the others have scaled it."""
@@ -317,3 +356,10 @@ class Interception:
                 call = replace(call, scale=call.scale * factor)
             factors += [] if factor is None else [factor]
         return factors
+
+
+def _per_head(query: Tensor, heads: int) -> tuple[int, ...]:
+    """Return the shape in which one number per head multiplies a query. The heads may be packed as queries."""
+    if query.ndim == 4 and query.shape[1] < heads == query.shape[1] * query.shape[2]:
+        return heads // query.shape[2], query.shape[2], 1
+    return -1, *(1,) * min(2, query.ndim - 1)  # 2-D: a single head

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from entropy_probe.attention.denoiser import attention_among
+from entropy_probe.attention.fast_path import has_fast_path
 
 
 class ModuleTree:
@@ -18,6 +19,7 @@ class ModuleTree:
     Attributes:
         by_name: the modules, as `named_modules` returns them.
         layers: names of the attention layers. `update` changes this list in place.
+        fast_paths: names of the modules with a fast path of torch, and of the attention layers inside them.
     """
 
     def __init__(self, denoiser: nn.Module) -> None:
@@ -49,6 +51,11 @@ class ModuleTree:
             if "_orig_mod" not in module._modules
         }
         self.layers[:] = attention_among(self.by_name)
+        self.fast_paths = {
+            name: [layer for layer in self.layers if layer.startswith(f"{name}." if name else "")]
+            for name, module in self.by_name.items()
+            if has_fast_path(module)
+        }
         self.watch(self.layers)
 
     def watch(self, names: Iterable[str]) -> None:

@@ -34,6 +34,8 @@ class Observer:
         unknown: names of the layers whose tokens could not be related to the image.
         unread: number of calls that could not be read, by layer and reason.
         warned: names of the layers that a warning has named.
+        replacement: the function that another library has put in the place of torch's; None if there is none.
+        by_hand: names of the modules that compute attention without such a call. The interception adds to this set.
     """
 
     on_call: OnCall
@@ -49,3 +51,5 @@ class Observer:
     unknown: set[str] = field(default_factory=set)
     unread: Counter[tuple[str, str]] = field(default_factory=Counter)
     warned: set[str] = field(default_factory=set)
+    replacement: Callable[..., Tensor] | None = None
+    by_hand: set[str] = field(default_factory=set)

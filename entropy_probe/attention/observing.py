@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from entropy_probe.attention.call import Forward
-from entropy_probe.attention.denoiser import find_denoiser, refuse_compiled
+from entropy_probe.attention.denoiser import find_denoiser, other_attention, refuse_compiled
 from entropy_probe.attention.hooks import PLACES, ForwardHook
 from entropy_probe.attention.interception import Interception
 from entropy_probe.attention.observer import Observer, OnCall
@@ -26,6 +26,7 @@ def attention_calls(
     after_scaling: bool = False,
     one_thread: bool = False,
     on_forward: Callable[[Forward], None] = lambda forward: None,
+    after_discovery: Callable[[Observer], None] = lambda observer: None,
 ) -> Iterator[Observer]:
     """Pass every attention call of a model to `on_call` until the context closes.
 
@@ -35,6 +36,7 @@ def attention_calls(
         after_scaling: pass the calls as they are after all scaling, whichever context was opened first.
         one_thread: refuse a forward pass while another thread runs one.
         on_forward: receives each forward pass before it runs.
+        after_discovery: is called with the observer after the first forward pass of each size.
 
     Raises:
         CaptureError: for a compiled model.
@@ -52,7 +54,12 @@ def attention_calls(
     try:
         with delay_interrupt():  # otherwise the observer might never be stopped
             observer = observe(
-                model, on_call, after_scaling=after_scaling, one_thread=one_thread, on_forward=on_forward
+                model,
+                on_call,
+                after_scaling=after_scaling,
+                one_thread=one_thread,
+                on_forward=on_forward,
+                after_discovery=after_discovery,
             )
         yield observer
     finally:
@@ -73,9 +80,6 @@ def observe(
     after_discovery: Callable[[Observer], None] = lambda observer: None,
 ) -> Observer:
     """Start passing attention calls to `on_call`, until `stop_observing`; see `attention_calls`.
-
-    `on_forward` receives each forward pass before it runs. `after_discovery` receives the observer after the first
-    pass of each size.
 
     Raises:
         CaptureError: for a compiled model, and for a model that contains another observed model or is a part of one.
@@ -103,6 +107,7 @@ def observe(
         after_discovery,
         interception.discard,
     )
+    observer.by_hand = interception.by_hand
     interception.add(observer)
     return observer
 
@@ -121,6 +126,31 @@ def interception_of(denoiser: nn.Module) -> Interception | None:
     if compiled is not None:
         return interception_of(compiled)
     return next((own for own in _interceptions(denoiser) if own.denoiser is denoiser), None)
+
+
+def companions(model: Any, measured: bool) -> dict[str, nn.Module]:
+    """Return the modules of a pipeline that run attention in the sampling steps and that nobody measures or scales.
+
+    Args:
+        model: a pipeline. A module has no companions.
+        measured: leave out modules that are measured; otherwise, modules that are scaled.
+
+    Returns:
+        The modules by their name in the pipeline, such as `controlnet`.
+
+    >>> companions(nn.Identity(), measured=True)
+    {}
+    """
+    return {
+        name: part
+        for name, part in other_attention(model).items()
+        if not any(
+            observer.after_scaling == measured
+            for module in part.modules()
+            for interception in _interceptions(module)
+            for observer in interception.observers
+        )
+    }
 
 
 def _interceptions(module: nn.Module) -> Iterator[Interception]:

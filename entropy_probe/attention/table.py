@@ -26,8 +26,8 @@ from entropy_probe.views import Viewed
 
 COLUMNS = (
     "sampling", "sample", "step", "evaluation", "timestep", "branch", "layer", "kind", "axes", "head", "tokens",
-    "query_tokens", "key_tokens", "training_tokens", "scale", "scale_factor", "rows", "entropy", "entropy_std", "entropy_se",
-    "logit_variance", "attention_distance", *PARTS,
+    "query_tokens", "key_tokens", "training_tokens", "scale", "scale_factor", "rows", "entropy", "entropy_std",
+    "entropy_se", "logit_variance", "attention_distance", *PARTS,
 )  # fmt: skip
 """Columns of a table, also of one without rows."""
 

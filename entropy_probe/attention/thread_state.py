@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.utils.checkpoint as checkpointing
 
+from entropy_probe.attention.by_hand import ByHand
 from entropy_probe.attention.call import Forward
 from entropy_probe.attention.joint import ImageSource, Join
 from entropy_probe.attention.latents import Latents
@@ -81,6 +82,7 @@ class ThreadState(threading.local):
         joins: the concatenations of this pass, by total length.
         items: number of batch items that each layer has attended for in this pass.
         left: first item of the batch that a wrapper of the denoiser passed on, by the number of items.
+        by_hand: follows the attention that modules compute by hand in this pass.
     """
 
     def __init__(self) -> None:
@@ -92,6 +94,7 @@ class ThreadState(threading.local):
         self.joins: dict[int, Join] = {}
         self.items: Counter[str] = Counter()
         self.left: dict[int, int | None] = {}
+        self.by_hand = ByHand()
 
     def caller(self) -> Running:
         """Return the module that a call belongs to: the innermost attention layer, or else the innermost module."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from entropy_probe.cli.loading import EngineChoice, load_pipeline
 from entropy_probe.cli.options import DEFAULT_OUT
 from entropy_probe.cli.output import Messages, make_table, print_json
 from entropy_probe.cli.parsing import check_positive, parse_prompts, parse_rows, parse_seeds, parse_sizes
+from entropy_probe.cli.pipeline_kwargs import read_pipeline_kwargs
 from entropy_probe.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class GridOptions:
     guidance_scale: float | None
     rows: str
     quick: bool
+    pipeline_kwargs: Path | None = None
 
     @property
     def plan(self) -> Plan:
@@ -69,9 +72,10 @@ def prepare_grid(
     Raises:
         InputError: if an option is invalid for this pipeline, or there are too few sizes.
     """
-    from entropy_probe.models import check_guidance, check_size, sampling_settings, training_size
+    from entropy_probe.models import check_guidance, check_size, sampling_settings, takes_prompt, training_size
 
-    prompts = parse_prompts(options.prompts, options.plan.prompts)
+    given = read_pipeline_kwargs(options.pipeline_kwargs)
+    prompts: list[str] | None = parse_prompts(options.prompts, options.plan.prompts)
     seeds = options.plan.seeds if options.seeds is None else parse_seeds(options.seeds)
     sizes = parse_sizes(options.sizes)
     if options.steps is not None:
@@ -80,6 +84,8 @@ def prepare_grid(
         check_guidance(options.guidance_scale)
     rows = parse_rows(options.rows)
     pipeline = load_pipeline(options.model, engine.device, engine.dtype)
+    if options.prompts is None and not takes_prompt(pipeline):
+        prompts = None
     sampling = sampling_settings(pipeline, options.steps, options.guidance_scale)
     for size in sizes or []:
         check_size(pipeline, size)
@@ -100,6 +106,7 @@ def prepare_grid(
         "seeds": seeds,
         **asdict(sampling),
         "rows": rows,
+        "pipeline_kwargs": given,
     }
 
 
@@ -143,7 +150,7 @@ def print_forecast(pipeline: Any, grid: dict[str, Any], *, rounds: int, laws: in
     rows, seconds, size_on_disk = [], 0.0, 0
     for estimate in forecast(pipeline, **grid):
         refined = 0 if estimate.size == trained else rounds * ((seeds + 1) // 2)
-        cells = estimate.cells + len(grid["prompts"]) * (refined + laws * seeds)
+        cells = estimate.cells + len(grid["prompts"] or [""]) * (refined + laws * seeds)
         seconds, size_on_disk = seconds + cells * estimate.seconds, size_on_disk + cells * estimate.bytes
         rows.append(
             {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from entropy_probe.cli.interrupts import raise_on_interrupt
 from entropy_probe.cli.parsing import parse_names
+from entropy_probe.cli.pipeline_kwargs import recorded_pipeline_kwargs
 from entropy_probe.errors import InputError
 from entropy_probe.paths import is_folder
 
@@ -63,8 +64,11 @@ def open_run(out: str, model: str | None, device: str) -> Sweep:
     """
     from entropy_probe.runs import RunDirectory, Sweep, open_location
 
-    manifest = RunDirectory(open_location(out)).manifest()
-    return Sweep.open(out, load_pipeline(model or manifest.model, device, manifest.dtype))
+    run = RunDirectory(open_location(out))
+    manifest = run.manifest()
+    given = recorded_pipeline_kwargs(run.path) if manifest.pipeline_kwargs else {}
+    pipeline = load_pipeline(model or manifest.model, device, manifest.dtype)
+    return Sweep.open(out, pipeline, pipeline_kwargs=given)
 
 
 def open_for_report(out: str, model: str | None, device: str, messages: Messages) -> Sweep:

@@ -99,6 +99,14 @@ RowsOption = Annotated[
         help="Query rows to measure per attention call: all, a number, or auto (enough for an error of 0.01 nats).",
     ),
 ]
+PipelineKwargsOption = Annotated[
+    Path | None,
+    typer.Option(
+        rich_help_panel=GRID_PANEL,
+        help="YAML file with further arguments of the pipeline's call, such as `image: photo.png` or `strength: 0.8`. "
+        "The names of image files are relative to it.",
+    ),
+]
 QuickOption = Annotated[
     bool,
     typer.Option(

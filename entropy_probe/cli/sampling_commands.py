@@ -30,6 +30,7 @@ from entropy_probe.cli.options import (
     MetricsOption,
     ModelOption,
     OutOption,
+    PipelineKwargsOption,
     PromptsOption,
     QuickOption,
     QuietOption,
@@ -42,6 +43,7 @@ from entropy_probe.cli.options import (
 )
 from entropy_probe.cli.output import Messages, command_line, print_json, print_report
 from entropy_probe.cli.parsing import check_laws, parse_names, parse_seeds, parse_shard, parse_sizes
+from entropy_probe.cli.pipeline_kwargs import read_pipeline_kwargs
 from entropy_probe.cli.settings import save_config
 from entropy_probe.cli.stages import derive_and_save, fit_and_save, validate_and_save
 from entropy_probe.errors import InputError
@@ -80,6 +82,7 @@ def run(
     images: ImagesOption = None,
     rounds: RoundsOption = None,
     rows: RowsOption = "auto",
+    pipeline_kwargs: PipelineKwargsOption = None,
     engine: EngineOption = "local",
     address: AddressOption = None,
     device: DeviceOption = "auto",
@@ -103,7 +106,7 @@ def run(
     choice = choose_engine(
         engine, address, model=model, device=device, dtype=dtype, dry_run=dry_run, local_device="auto"
     )
-    options = GridOptions(model, sizes, prompts, seeds, steps, guidance_scale, rows, quick)
+    options = GridOptions(model, sizes, prompts, seeds, steps, guidance_scale, rows, quick, pipeline_kwargs)
     max_rounds = options.plan.rounds if rounds is None else rounds
     pipeline, grid = prepare_grid(options, choice, messages, min_sizes=2)
     if dry_run:
@@ -112,7 +115,8 @@ def run(
         print_forecast(pipeline, grid, rounds=refinements, laws=len(names - {"original"}), as_json=as_json)
         return
     sampled = sample_grid(pipeline, store=out, model=model, engine=choice.engine, progress=messages.progress, **grid)
-    save_config(context, sampled, device, laws=laws, metrics=metrics, images=images, rounds=max_rounds)
+    extra = {"laws": laws, "metrics": metrics, "images": images, "rounds": max_rounds}
+    save_config(context, sampled, device, **extra, **{"pipeline-kwargs": pipeline_kwargs})
     _analyse(sampled, laws, max_rounds, scorer, as_json, messages)
 
 
@@ -153,6 +157,7 @@ def sweep(
     steps: StepsOption = None,
     guidance_scale: GuidanceOption = None,
     rows: RowsOption = "auto",
+    pipeline_kwargs: PipelineKwargsOption = None,
     shard: ShardOption = "1/1",
     engine: EngineOption = "local",
     address: AddressOption = None,
@@ -176,7 +181,7 @@ def sweep(
     choice = choose_engine(
         engine, address, model=model, device=device, dtype=dtype, dry_run=dry_run, local_device="cpu"
     )
-    options = GridOptions(model, sizes, prompts, seeds, steps, guidance_scale, rows, quick)
+    options = GridOptions(model, sizes, prompts, seeds, steps, guidance_scale, rows, quick, pipeline_kwargs)
     pipeline, grid = prepare_grid(options, choice, messages)
     if dry_run:
         print_forecast(pipeline, {**grid, "shard": part}, rounds=0, laws=0, as_json=as_json)
@@ -184,7 +189,7 @@ def sweep(
     sampled = sample_grid(
         pipeline, store=out, model=model, shard=part, engine=choice.engine, progress=messages.progress, **grid
     )
-    save_config(context, sampled, device)
+    save_config(context, sampled, device, **{"pipeline-kwargs": pipeline_kwargs})
     if as_json:
         print_json({"run": str(out), "cells": len(sampled.grid)})
     messages.print(f"{len(sampled.grid)} cells in {out}")
@@ -208,6 +213,7 @@ def sample(
     seeds: SeedsOption = "0",
     steps: StepsOption = None,
     guidance_scale: GuidanceOption = None,
+    pipeline_kwargs: PipelineKwargsOption = None,
     law: Annotated[
         str, typer.Option(rich_help_panel=EVALUATION_PANEL, help="Scaling law: a name or a JSON file.")
     ] = "original",
@@ -219,7 +225,7 @@ def sample(
 ) -> None:
     """Sample images under a scaling law."""
     from entropy_probe.laws import resolve
-    from entropy_probe.models import check_guidance, check_size, sampling_settings, training_size
+    from entropy_probe.models import check_call, check_guidance, check_size, sampling_settings, training_size
     from entropy_probe.runs import as_texts
 
     if not prompt:
@@ -237,6 +243,8 @@ def sample(
         check_size(pipeline, size)
     settings = asdict(sampling_settings(pipeline, steps, guidance_scale))
     messages = Messages(quiet or as_json)
+    settings["pipeline_kwargs"] = read_pipeline_kwargs(pipeline_kwargs)
+    check_call(pipeline, size_list, settings["pipeline_kwargs"])
     saved = _sample_and_save(pipeline, scaling_law, prompt, size_list, seed_list, settings, out, messages)
     if as_json:
         print_json({"law": scaling_law.name, "images": saved})

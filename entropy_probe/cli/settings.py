@@ -54,13 +54,14 @@ def save_config(context: typer.Context, sampled: Sweep, device: str, **settings:
     from entropy_probe.evaluation import NAMED
     from entropy_probe.laws import LAWS
     from entropy_probe.models import REFERENCES, format_size
+    from entropy_probe.runs import NO_PROMPT
 
     path = sampled.run.path / "config.yaml"
     earlier = read_config(path, _known_settings(context)) if path.exists() else {}
     resolved = {
         "model": _absolute(sampled.manifest.model, REFERENCES),
         "sizes": list(map(format_size, sampled.grid.sizes)),
-        "prompts": list(sampled.grid.prompts),
+        "prompts": None if sampled.grid.prompts == (NO_PROMPT,) else list(sampled.grid.prompts),
         "seeds": list(sampled.grid.seeds),
         "steps": sampled.manifest.steps,
         "guidance-scale": sampled.manifest.guidance_scale,
@@ -73,8 +74,9 @@ def save_config(context: typer.Context, sampled: Sweep, device: str, **settings:
     if "metrics" in settings:
         names = parse_names(settings["metrics"])
         settings["metrics"] = ",".join(_absolute(name, (*NAMED, "auto", "none")) for name in names)
-    if settings.get("images"):
-        settings["images"] = _absolute(settings["images"])
+    for name in ("images", "pipeline-kwargs"):
+        if settings.get(name):
+            settings[name] = _absolute(settings[name])
     merged = {**earlier, **resolved, **settings}
     sampled.run.write(path.name, to_yaml({name: value for name, value in merged.items() if value is not None}))
 

@@ -19,6 +19,7 @@ from entropy_probe.laws.formulas import (
 )
 from entropy_probe.laws.json_format import from_json, load_law, save_law, to_json
 from entropy_probe.laws.resolving import resolve
+from entropy_probe.laws.scaling import Scaling
 
 __all__ = [
     "DERIVED",
@@ -32,6 +33,7 @@ __all__ = [
     "Measured",
     "Original",
     "Paper",
+    "Scaling",
     "ScalingLaw",
     "Yarn",
     "applied",

@@ -5,6 +5,7 @@ from entropy_probe.models.defaults import SamplingSettings, sampling_defaults, s
 from entropy_probe.models.denoising_loss import Objective, encode, encode_with, objective
 from entropy_probe.models.images import CaptionedImages, ImageFolder, to_tensor
 from entropy_probe.models.loading import REFERENCE, REFERENCES, fingerprint, load, quiet_libraries
+from entropy_probe.models.pipeline_call import check_call, describe, takes_prompt
 from entropy_probe.models.sampling import sample_images
 from entropy_probe.models.sizes import (
     Layer,
@@ -31,10 +32,12 @@ __all__ = [
     "Objective",
     "SamplingSettings",
     "Size",
+    "check_call",
     "check_guidance",
     "check_safetensors_only",
     "check_size",
     "check_steps",
+    "describe",
     "encode",
     "encode_with",
     "fingerprint",
@@ -50,6 +53,7 @@ __all__ = [
     "sampling_defaults",
     "sampling_settings",
     "short_name",
+    "takes_prompt",
     "to_tensor",
     "training_size",
     "training_tokens",

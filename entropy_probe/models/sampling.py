@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from PIL.Image import Image
 
-from entropy_probe.models.sizes import Size, at_exact_size
+from entropy_probe.models.pipeline_call import call_arguments, explain_missing
+from entropy_probe.models.sizes import Size
 
 
 def sample_images(
@@ -19,31 +19,31 @@ def sample_images(
     *,
     steps: int,
     guidance_scale: float,
+    pipeline_kwargs: Mapping[str, Any] | None = None,
 ) -> list[Image]:
     """Sample one image per prompt and seed, in one batch.
 
     The initial noise of an image depends only on its seed and size. It is sampled on the CPU for all devices.
 
     Args:
-        pipeline: a diffusers text-to-image pipeline.
-        prompts: texts.
+        pipeline: a diffusers pipeline that samples images.
+        prompts: texts; not used by a pipeline without prompts.
         size: (height, width) in pixels.
         seeds: one seed per prompt.
         steps: number of sampling steps.
         guidance_scale: scale of classifier-free guidance; 1 disables it.
+        pipeline_kwargs: further arguments of the pipeline's call, such as `image`. Images are resized to `size`.
+
+    Raises:
+        InputError: if the pipeline needs an argument that is missing.
 
     >>> import entropy_probe as ep
     >>> images = sample_images(ep.reference.load(), ["noto dog"], (32, 48), [0], steps=1, guidance_scale=4.0)
     >>> images[0].size  # (width, height)
     (48, 32)
     """
-    images: list[Image] = pipeline(
-        prompt=list(prompts),
-        height=size[0],
-        width=size[1],
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        **at_exact_size(pipeline),
-    ).images
+    given = pipeline_kwargs or {}
+    arguments = call_arguments(pipeline, prompts, size, seeds, steps, guidance_scale, given)
+    with explain_missing(pipeline, given):
+        images: list[Image] = pipeline(**arguments).images
     return images

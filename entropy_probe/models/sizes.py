@@ -165,6 +165,23 @@ def at_exact_size(pipeline: Any) -> dict[str, Any]:
     return {"use_resolution_binning": False} if "use_resolution_binning" in known else {}
 
 
+def image_arguments(pipeline: Any) -> list[str]:
+    """Return the arguments of a pipeline's call that take images and have the default None or no default.
+
+    Whether the pipeline needs them is not known. Images for an IP-Adapter do not count.
+
+    >>> class Pipeline:
+    ...     def __call__(self, prompt, image=None, mask_image=None, ip_adapter_image=None): ...
+    >>> image_arguments(Pipeline())
+    ['image', 'mask_image']
+    """
+    return [
+        name
+        for name, parameter in inspect.signature(type(pipeline).__call__).parameters.items()
+        if re.fullmatch("(control_|mask_|init_|source_)?images?", name) and parameter.default in (None, parameter.empty)
+    ]
+
+
 def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
     """Return the attention layers in the order in which they run, with their token grids at a size.
 
@@ -199,7 +216,7 @@ def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
     with attention_calls(pipeline, note), torch.no_grad():
         hook = denoiser.register_forward_hook(stop)
         try:
-            pipeline(**_short(pipeline, (height, width)))
+            _call(pipeline, (height, width))
         except _FirstCallError:
             pipeline.maybe_free_model_hooks()
         finally:
@@ -208,6 +225,18 @@ def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
                 if module.processor is not processor:
                     module.processor = processor
     return list(found.values())
+
+
+def _call(pipeline: Any, size: Size) -> None:
+    """Call a pipeline without images that have the default None, or else with a black image for each of them."""
+    arguments = _short(pipeline, size)
+    try:
+        pipeline(**arguments)
+    except (TypeError, ValueError, AttributeError):
+        images = [name for name in image_arguments(pipeline) if name not in arguments]
+        if not images:
+            raise
+        pipeline(**arguments, **dict.fromkeys(images, Image.new("RGB", (size[1], size[0]))))
 
 
 class _FirstCallError(Exception):
@@ -242,7 +271,7 @@ def _short(pipeline: Any, size: Size) -> dict[str, Any]:
             f"cannot sample {type(pipeline).__name__} without {', '.join(sorted(missing))}: call it yourself in a "
             "capture, `with entropy_probe.capture(pipe) as captured: pipe(...)`"
         )
-    if "height" not in known and size != training_size(pipeline):
+    if "height" not in known and size != training_size(pipeline) and not image_arguments(pipeline):
         raise InputError(
             f"{type(pipeline).__name__} samples only {format_size(training_size(pipeline))} pixels, got size "
             f"{format_size(size)}"

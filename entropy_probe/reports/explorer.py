@@ -118,6 +118,7 @@ def layer_view(sweep: Sweep, prompt: str, size: Size, layer: str, step: int) -> 
             sweep.grid.seeds[:1],
             steps=sweep.manifest.steps,
             guidance_scale=sweep.manifest.guidance_scale,
+            pipeline_kwargs=sweep.pipeline_kwargs,
         )[0]
     of_prompt = ((c, captured.branch_items(c, "cond").start) for c in calls)
     call, item = next(((c, start) for c, start in of_prompt if start < len(c.query)), (None, 0))

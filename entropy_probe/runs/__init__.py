@@ -10,10 +10,11 @@ from entropy_probe.runs.grid import Cell, Grid, as_sizes, as_texts
 from entropy_probe.runs.manifest import Manifest
 from entropy_probe.runs.ray_engine import RayEngine
 from entropy_probe.runs.sampling import FailedCell, SampledCell, sample_cells
-from entropy_probe.runs.sweeping import CURVE_SCALE_FACTORS, Sweep, extend, sweep
+from entropy_probe.runs.sweeping import CURVE_SCALE_FACTORS, NO_PROMPT, Sweep, extend, sweep
 
 __all__ = [
     "CURVE_SCALE_FACTORS",
+    "NO_PROMPT",
     "Cell",
     "Engine",
     "EntropyMap",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from entropy_probe.laws import ScalingLaw
@@ -14,10 +14,11 @@ from entropy_probe.runs.sampling import FailedCell, SampledCell, sample_cells
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A batch of cells of one size and law."""
+    """A batch of cells of one size and law, and further arguments of the pipeline's call."""
 
     cells: tuple[Cell, ...]
     law: ScalingLaw
+    pipeline_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 class TakeTask(Protocol):
@@ -52,4 +53,4 @@ class LocalEngine:
     def sample(self, pipeline: Any, manifest: Manifest, take: TakeTask) -> Generator[TaskResult, None, None]:
         """Sample all tasks, one after another."""
         while task := take(wait=True):
-            yield task, sample_cells(pipeline, list(task.cells), task.law, manifest)
+            yield task, sample_cells(pipeline, list(task.cells), task.law, manifest, task.pipeline_kwargs)

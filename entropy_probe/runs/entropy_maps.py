@@ -92,6 +92,7 @@ def _sample_map(sweep: Sweep, size: Size, law: ScalingLaw, layer: str, step: int
             sweep.grid.seeds[:1],
             steps=sweep.manifest.steps,
             guidance_scale=sweep.manifest.guidance_scale,
+            pipeline_kwargs=sweep.pipeline_kwargs,
         )[0]
     values = captured.entropy_map(layer, step, branch="cond")[0].mean(0).numpy()
     return EntropyMap(image, values, size, layer, step, law.name)

@@ -11,7 +11,7 @@ from typing import Any
 from entropy_probe.errors import IncompleteError, InputError
 from entropy_probe.models import Size, training_size
 from entropy_probe.runs.grid import Grid, batches, select_shard
-from entropy_probe.runs.sweeping import Sweep, extend, sweep
+from entropy_probe.runs.sweeping import Sweep, extend, grid_prompts, sweep
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class Forecast:
 
 
 def forecast(
-    pipeline: Any, *, prompts: Sequence[str], sizes: Sequence[Size], seeds: Sequence[int] = (0,), batch: int = 8,
-    shard: tuple[int, int] = (1, 1), **settings: Any,
+    pipeline: Any, *, prompts: Sequence[str] | None = None, sizes: Sequence[Size], seeds: Sequence[int] = (0,),
+    batch: int = 8, shard: tuple[int, int] = (1, 1), **settings: Any,
 ) -> list[Forecast]:  # fmt: skip
     """Estimate time and disk space of a `sweep` with the same arguments, small sizes first. Nothing is kept.
 
     Args:
-        pipeline: a diffusers text-to-image pipeline.
-        prompts: texts.
+        pipeline: a diffusers pipeline.
+        prompts: texts; None for a pipeline without prompts.
         sizes: (height, width) in pixels.
         seeds: seeds of the initial noise.
         batch: see `sweep`.
@@ -56,6 +56,7 @@ def forecast(
     >>> [(estimate.size, estimate.cells) for estimate in estimates]
     [((32, 32), 9)]
     """
+    prompts = grid_prompts(pipeline, prompts)
     grid = Grid.build(prompts, sizes, seeds, ["original"])
     cells, trained = list(grid.cells()), training_size(pipeline)
     parts = select_shard(list(batches(cells, batch, trained)), *shard)

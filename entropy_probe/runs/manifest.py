@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
@@ -36,6 +36,7 @@ class Manifest:
         scale_factors: values of g of the measured curves H(g), in addition to 1.
         versions: versions of the libraries that the run was started with.
         hardware: device that the run was started on.
+        pipeline_kwargs: description, with a hash, of each further argument of the pipeline's call.
         format: version of the layout.
     """
 
@@ -52,14 +53,15 @@ class Manifest:
     scale_factors: Annotated[tuple[_Number, ...], Field(max_length=1000)]
     versions: Annotated[dict[_Name, _Name], Field(max_length=100)]
     hardware: _Name
+    pipeline_kwargs: Annotated[dict[_Name, _Name], Field(max_length=100)] = field(default_factory=dict)
     format: int = FORMAT
 
-    _IDENTITY = ("fingerprint", "dtype", "steps", "guidance_scale", "rows", "scale_factors")
+    _IDENTITY = ("fingerprint", "dtype", "steps", "guidance_scale", "rows", "scale_factors", "pipeline_kwargs")
 
     def identity(self) -> str:
         """Return a hash of the settings that cells depend on: two runs with the same one can share cells."""
         own = asdict(self)
-        text = to_strict_json({name: own[name] for name in self._IDENTITY})
+        text = to_strict_json({name: own[name] for name in self._IDENTITY if name != "pipeline_kwargs" or own[name]})
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def differences(self, other: Manifest) -> list[str]:

@@ -7,7 +7,7 @@ import textwrap
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,9 +52,11 @@ class Worker:
         if fingerprint(self._pipeline) != self._manifest.fingerprint:
             raise InputError(f"a worker loaded another model as {self._source!r} than this process")
 
-    def sample(self, cells: Sequence[Cell], law: ScalingLaw) -> list[SampledCell | FailedCell]:
+    def sample(
+        self, cells: Sequence[Cell], law: ScalingLaw, pipeline_kwargs: Mapping[str, Any]
+    ) -> list[SampledCell | FailedCell]:
         """Sample cells; see `sample_cells`."""
-        return list(sample_cells(self._pipeline, list(cells), law, self._manifest))
+        return list(sample_cells(self._pipeline, list(cells), law, self._manifest, pipeline_kwargs))
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +137,8 @@ class WorkerPool:
     def _assign(self) -> None:
         while self._idle and (assignment := self._next_assignment()):
             worker = self._idle.pop()
-            self._busy[worker.sample.remote(assignment.cells, assignment.task.law)] = worker, assignment
+            task = assignment.task
+            self._busy[worker.sample.remote(assignment.cells, task.law, task.pipeline_kwargs)] = worker, assignment
 
     def _next_assignment(self) -> Assignment | None:
         if self._retry:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -52,17 +52,22 @@ class FailedCell:
 
 
 def sample_cells(
-    pipeline: Any, cells: list[Cell], law: ScalingLaw, manifest: Manifest
+    pipeline: Any,
+    cells: list[Cell],
+    law: ScalingLaw,
+    manifest: Manifest,
+    pipeline_kwargs: Mapping[str, Any] | None = None,
 ) -> Iterator[SampledCell | FailedCell]:
     """Sample cells of one size and law in one batch. If the memory is too small, split the batch into halves.
 
     On a CPU, the same batch gives bit-identical records. Another batch can change the last digits.
 
     Args:
-        pipeline: a diffusers text-to-image pipeline.
+        pipeline: a diffusers pipeline.
         cells: cells of one size and law.
         law: that law.
         manifest: settings of the run.
+        pipeline_kwargs: further arguments of the pipeline's call.
 
     >>> import entropy_probe as ep
     >>> from entropy_probe.laws import Original
@@ -73,7 +78,7 @@ def sample_cells(
     """
     try:
         with _interruptible_between_steps(pipeline):
-            sampled = _sample_batch(pipeline, cells, law, manifest)
+            sampled = _sample_batch(pipeline, cells, law, manifest, pipeline_kwargs)
         yield from sampled
         return
     except (RuntimeError, MemoryError) as error:
@@ -86,7 +91,7 @@ def sample_cells(
         yield FailedCell(cells[0], f"out of memory at {format_size(cells[0].size)}: {reason}")
         return
     for part in (cells[: len(cells) // 2], cells[len(cells) // 2 :]):
-        yield from sample_cells(pipeline, part, law, manifest)
+        yield from sample_cells(pipeline, part, law, manifest, pipeline_kwargs)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -96,7 +101,9 @@ def _is_out_of_memory(error: Exception) -> bool:
     return bool(should_reduce_batch_size(error))
 
 
-def _sample_batch(pipeline: Any, cells: list[Cell], law: ScalingLaw, manifest: Manifest) -> list[SampledCell]:
+def _sample_batch(
+    pipeline: Any, cells: list[Cell], law: ScalingLaw, manifest: Manifest, pipeline_kwargs: Mapping[str, Any] | None
+) -> list[SampledCell]:
     size = cells[0].size
     under_law = nullcontext() if isinstance(law, Original) else scaled(pipeline, law)
     # Each batch samples other rows: the variance over images then includes the variance from sampling rows.
@@ -109,6 +116,7 @@ def _sample_batch(pipeline: Any, cells: list[Cell], law: ScalingLaw, manifest: M
             [cell.seed for cell in cells],
             steps=manifest.steps,
             guidance_scale=manifest.guidance_scale,
+            pipeline_kwargs=pipeline_kwargs,
         )
     frame = captured.frame()
     sampled = []

@@ -6,7 +6,7 @@ import itertools
 import math
 import warnings
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, closing
 from typing import Any
 
@@ -32,6 +32,7 @@ def sample_missing(
     batch: int,
     shard: tuple[int, int] = (1, 1),
     progress: bool = True,
+    pipeline_kwargs: Mapping[str, Any] | None = None,
 ) -> None:
     """Sample the cells of a grid that are not on disk.
 
@@ -44,6 +45,7 @@ def sample_missing(
         batch: images per batch at the training size.
         shard: (i, n) samples the i-th of n parts of the grid.
         progress: show a progress bar.
+        pipeline_kwargs: further arguments of the pipeline's call.
 
     Raises:
         IncompleteError: after all other cells are sampled, if some cells failed.
@@ -62,7 +64,7 @@ def sample_missing(
         done, work = len(cells) - len(missing), sum(math.prod(cell.size) for cell in missing)
         with (
             show_progress(len(cells), "sampling cells", done=done, work=work, shown=progress) as advance,
-            _TaskQueue(run, grid, todo, set(missing), advance) as queue,
+            _TaskQueue(run, grid, todo, set(missing), advance, pipeline_kwargs or {}) as queue,
             closing(engine.sample(pipeline, manifest, queue.take)) as sampled,
         ):
             for task, results in sampled:
@@ -98,11 +100,19 @@ class _TaskQueue:
         todo: batches to sample.
         missing: cells that are not on disk. A batch may also contain other cells.
         advance: function that records progress.
+        pipeline_kwargs: further arguments of the pipeline's call.
     """
 
     def __init__(
-        self, run: RunDirectory, grid: Grid, todo: Iterable[list[Cell]], missing: set[Cell], advance: Advance
+        self,
+        run: RunDirectory,
+        grid: Grid,
+        todo: Iterable[list[Cell]],
+        missing: set[Cell],
+        advance: Advance,
+        pipeline_kwargs: Mapping[str, Any],
     ) -> None:
+        self._pipeline_kwargs = pipeline_kwargs
         self._run, self._todo, self._missing, self._advance = run, deque(todo), missing, advance
         self._laws = {law_id(law): law for law in grid.laws}
         self._taken: dict[Task, tuple[set[Cell], ExitStack]] = {}
@@ -156,7 +166,7 @@ class _TaskQueue:
                 return None
             missing = {cell for cell in cells if self._run.state(cell).fault}
             if missing:
-                task = Task(tuple(cells), self._laws[cells[0].law_id])
+                task = Task(tuple(cells), self._laws[cells[0].law_id], self._pipeline_kwargs)
                 self._taken[task] = missing, locks.pop_all()
                 return task
         self._record(to_lock)

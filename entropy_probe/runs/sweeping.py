@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +18,13 @@ from entropy_probe.errors import InputError
 from entropy_probe.laws import ScalingLaw, check_unscaled
 from entropy_probe.models import (
     Size,
+    check_call,
     check_size,
+    describe,
     fingerprint,
     format_size,
     sampling_settings,
+    takes_prompt,
     training_size,
 )
 from entropy_probe.runs.directory import RunDirectory
@@ -37,6 +40,9 @@ from entropy_probe.views import Viewed
 CURVE_SCALE_FACTORS = (0.2, 0.4, 0.65, 1.5, 2.3, 4.0)
 """Values of g, in addition to 1, at which the curve H(g) of every attention layer over the image is measured."""
 
+NO_PROMPT = "(no prompt)"
+"""Prompt of the cells of a pipeline without prompts."""
+
 
 @dataclass(frozen=True)
 class Sweep(Viewed):
@@ -48,6 +54,7 @@ class Sweep(Viewed):
         manifest: model and settings.
         pipeline: the pipeline that was sampled, or None if the run was opened without it.
         engine: engine that samples further cells.
+        pipeline_kwargs: further arguments of the pipeline's call.
     """
 
     grid: Grid
@@ -55,6 +62,7 @@ class Sweep(Viewed):
     manifest: Manifest
     pipeline: Any = field(default=None, repr=False, compare=False)
     engine: Engine = field(default=LocalEngine(), repr=False, compare=False)
+    pipeline_kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     _temporary: Any = field(default=None, repr=False, compare=False)
 
     def frame(self, *, curves: bool = False) -> pd.DataFrame:
@@ -70,21 +78,26 @@ class Sweep(Viewed):
         return frame if curves else frame[frame["scale_factor"] == 1.0].reset_index(drop=True)
 
     @classmethod
-    def open(cls, path: str | Path, pipeline: Any = None) -> Sweep:
+    def open(cls, path: str | Path, pipeline: Any = None, *, pipeline_kwargs: Mapping[str, Any] | None = None) -> Sweep:
         """Open a run directory. Nothing is written.
 
         Args:
             path: folder or URL.
             pipeline: the model. Stages that sample again need it.
+            pipeline_kwargs: the further arguments of the pipeline's call, if the run has them; needed as `pipeline`.
 
         Raises:
-            InputError: if the folder is not a run directory, cells are missing, or the pipeline is another model.
+            InputError: if the folder is not a run directory, cells are missing, the pipeline is another model, or it
+                is given without the arguments with which the run was sampled.
         """
         run = RunDirectory(open_location(path))
         manifest = run.manifest()
         grid = _read_grid(run)
         if pipeline is not None and fingerprint(pipeline) != manifest.fingerprint:
             raise InputError(f"{path} was sampled from another model ({manifest.model}): load that model")
+        if pipeline is not None and describe(pipeline_kwargs or {}) != manifest.pipeline_kwargs:
+            values = ", ".join(f"{name} ({what})" for name, what in manifest.pipeline_kwargs.items())
+            raise InputError(f"{path} was sampled with pipeline_kwargs {values or 'empty'}: pass the same")
         missing = [cell for cell in grid.cells() if run.state(cell).fault]
         if failed := run.failures(missing):
             sizes = ", ".join(map(format_size, dict.fromkeys(cell.size for cell in failed)))
@@ -97,7 +110,7 @@ class Sweep(Viewed):
             raise InputError(
                 f"{len(missing)} of the {len(grid)} cells of {path} are missing or damaged: rerun the sweep"
             )
-        return cls(grid, run, manifest, pipeline)
+        return cls(grid, run, manifest, pipeline, pipeline_kwargs=pipeline_kwargs or {})
 
     def image(self, prompt: str, size: Size, seed: int, law: str = "original") -> Image.Image:
         """Return the image of a cell.
@@ -118,19 +131,20 @@ class Sweep(Viewed):
 
 @renamed_arguments(multipliers="scale_factors")
 def sweep(
-    pipeline: Any, *, prompts: Sequence[str], sizes: Sequence[Size], seeds: Sequence[int] = (0,),
+    pipeline: Any, *, prompts: Sequence[str] | None = None, sizes: Sequence[Size], seeds: Sequence[int] = (0,),
     laws: Sequence[ScalingLaw | str | Path] = ("original",), steps: int | None = None,
     guidance_scale: float | None = None, store: str | Path | None = None, model: str | None = None,
     rows: Rows = "auto", scale_factors: Sequence[float] = CURVE_SCALE_FACTORS, batch: int = 8,
     shard: tuple[int, int] = (1, 1), engine: Engine | Literal["local", "ray"] = "local", progress: bool = True,
+    pipeline_kwargs: Mapping[str, Any] | None = None,
 ) -> Sweep:  # fmt: skip
     """Sample prompts x sizes x seeds x laws, with every attention layer measured.
 
     Call it again with the same `store` to resume: finished cells are kept. Several processes can share one store.
 
     Args:
-        pipeline: a diffusers text-to-image pipeline.
-        prompts: texts.
+        pipeline: a diffusers pipeline that samples images: text-to-image, image-to-image, unconditional, ...
+        prompts: texts. A pipeline without prompts needs none.
         sizes: (height, width) in pixels.
         seeds: seeds of the initial noise; one image per prompt, size and seed.
         laws: scaling laws to sample under: names, JSON files or laws.
@@ -144,9 +158,12 @@ def sweep(
         shard: (i, n) samples the i-th of n parts of the grid, counted from 1.
         engine: "local" samples in this process, "ray" on a Ray cluster; see `RayEngine`.
         progress: show a progress bar with the time left.
+        pipeline_kwargs: further arguments of the pipeline's call, the same for all cells: `{"image": image}`. Images,
+            and tensors of images, are resized to the size of the cell. The manifest keeps their hashes.
 
     Raises:
-        InputError: if an argument is invalid, a law is applied to the pipeline, or the store holds another run.
+        InputError: if an argument is invalid or missing, a law is applied to the pipeline, or the store holds another
+            run.
         IncompleteError: after all other cells are sampled, if the memory was too small for some cells.
 
     >>> import entropy_probe as ep
@@ -154,15 +171,18 @@ def sweep(
     >>> bool(swept.frame()["entropy"].mean() > 0)
     True
     """
-    grid = Grid.build(prompts, sizes, seeds, laws)
+    given = dict(pipeline_kwargs or {})
+    grid = Grid.build(grid_prompts(pipeline, prompts), sizes, seeds, laws)
     sampler = _resolve_engine(engine)
-    manifest = _manifest(pipeline, grid, steps, guidance_scale, model, rows, scale_factors)
+    manifest = _manifest(pipeline, grid, steps, guidance_scale, model, rows, scale_factors, given)
     temporary = tempfile.TemporaryDirectory(prefix="entropy-probe-") if store is None else None
     run = RunDirectory(open_location(temporary.name if temporary else store or ""))
     run.create(manifest)
     run.write("grid.json", grid.to_json())
-    sample_missing(run, grid, manifest, pipeline, sampler, batch=batch, shard=shard, progress=progress)
-    return Sweep(grid, run, manifest, pipeline, sampler, temporary)
+    sample_missing(
+        run, grid, manifest, pipeline, sampler, batch=batch, shard=shard, progress=progress, pipeline_kwargs=given
+    )
+    return Sweep(grid, run, manifest, pipeline, sampler, given, temporary)
 
 
 def extend(
@@ -205,8 +225,27 @@ def extend(
         laws,
     )
     base.run.upgrade()
-    sample_missing(base.run, grid, base.manifest, base.pipeline, base.engine, batch=batch, progress=progress)
+    sample_missing(
+        base.run, grid, base.manifest, base.pipeline, base.engine,
+        batch=batch, progress=progress, pipeline_kwargs=base.pipeline_kwargs,
+    )  # fmt: skip
     return replace(base, grid=grid)
+
+
+def grid_prompts(pipeline: Any, prompts: Sequence[str] | None) -> Sequence[str]:
+    """Return the prompts of the grid. A pipeline without prompts has one, which only names its cells.
+
+    Raises:
+        InputError: if prompts are missing, or the pipeline takes none.
+    """
+    name = type(pipeline).__name__
+    if takes_prompt(pipeline):
+        if prompts is None:
+            raise InputError(f"{name} needs prompts: pass prompts=[...]")
+        return prompts
+    if prompts is not None and tuple(prompts) != (NO_PROMPT,):
+        raise InputError(f"{name} takes no prompts: leave prompts out")
+    return (NO_PROMPT,)
 
 
 def _manifest(
@@ -217,11 +256,13 @@ def _manifest(
     model: str | None,
     rows: Rows,
     scale_factors: Sequence[float],
+    pipeline_kwargs: Mapping[str, Any],
 ) -> Manifest:
     """Check the settings against the pipeline and return them as a manifest."""
     check_unscaled(pipeline)
     for size in grid.sizes:
         check_size(pipeline, size)
+    check_call(pipeline, grid.sizes, pipeline_kwargs)
     sampling = sampling_settings(pipeline, steps, guidance_scale)
     return Manifest(
         model=model or str(getattr(pipeline, "name_or_path", "") or type(pipeline).__name__),
@@ -235,6 +276,7 @@ def _manifest(
         scale_factors=tuple(map(float, scale_factors)),
         versions=versions(),
         hardware=hardware(),
+        pipeline_kwargs=describe(pipeline_kwargs),
     )
 
 

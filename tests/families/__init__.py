@@ -59,9 +59,9 @@ is unknown, all rows are measured, these columns are empty, and a warning is sho
 
 ## Other torch modules
 
-Any torch module works. The tests compare BERT (MiniLM with its trained weights), CLIP, ViT and GPT-2 with its cache
-with the attention maps that transformers returns. They compare a ViT in the style of timm with timm's own unfused
-attention.
+Any torch module works. The tests compare BERT (MiniLM with its trained weights), CLIP, ViT, GPT-2 with its cache, and
+Llama and Qwen2 with grouped heads while they generate, with the attention maps that transformers returns. They
+compare a ViT in the style of timm with timm's own unfused attention.
 
 N includes a class token. If the configuration contains the patch size, as in transformers, the class token makes the
 attention `joint`, and the patches have a grid. Otherwise, as in timm, the attention is `self`, and the grid is the
@@ -73,6 +73,14 @@ These work and are tested: LoRA, T2I-Adapter, ControlNet, IP-Adapter (its image 
 layer), image to image, and inpainting. So do autocast, inference mode, gradients, channels last, fused projections,
 layerwise casting and group offloading, and accelerate's offloading of a model, of its modules, and to disk. Two
 pipelines can be measured at the same time: alternately, one between the steps of the other, or in separate threads.
+
+A capture or a law on a pipeline covers its denoiser. A ControlNet, or another module that runs attention in the
+sampling steps, is separate, and a warning names it: use `ep.capture(pipe.controlnet)`, and
+`ep.scaled(pipe.controlnet, law, training_tokens={{layer: T}})`, because its configuration has no training size. T is
+that of the layer of the same name in the UNet: `scaling.frame()` of the UNet's law lists it.
+
+`ep.sweep` passes `pipeline_kwargs={{"image": image}}` to the pipeline: this works and is tested for image to image,
+inpainting, ControlNet, DDPM (without prompts) and DiT (`class_labels`).
 
 ## `entropy-probe info`
 
@@ -86,7 +94,8 @@ regardless of the size.
 
 Attention that does not call torch's function cannot be measured. If it is an attention layer, the error names it.
 This concerns the flash-attn, sage, xformers, flex and hub-kernel backends of diffusers, sliced and eager processors,
-and `nn.MultiheadAttention`. Of these backends, the tests run only flex, which needs no additional package. diffusers
+transformers with `attn_implementation="eager"`, attention that a module computes by hand, and
+`nn.MultiheadAttention`. Of these backends, the tests run only flex, which needs no additional package. diffusers
 calls all of them from the same place, and the error only depends on whether torch's function was called while the
 layer ran. A model that was compiled with `torch.compile` before the measurement is refused.
 

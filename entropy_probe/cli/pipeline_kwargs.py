@@ -1,0 +1,59 @@
+"""Read the further arguments of a pipeline's call from a YAML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from entropy_probe.errors import InputError
+from entropy_probe.paths import is_file
+from entropy_probe.strict_json import read_bounded
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+"""Values that end with one of these are names of image files."""
+
+
+def read_pipeline_kwargs(path: Path | None) -> dict[str, Any]:
+    """Return the arguments in a YAML file, with the images that it names; none without a file.
+
+    Raises:
+        InputError: if the file is not a mapping of names to values, or an image cannot be read.
+
+    >>> read_pipeline_kwargs(None)
+    {}
+    """
+    if path is None:
+        return {}
+    try:
+        content = yaml.safe_load(read_bounded(path))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise InputError(f"{path} must contain one argument per line, such as `image: photo.png`")
+    return {name: _value(value, path.parent) for name, value in content.items()}
+
+
+def recorded_pipeline_kwargs(run: Path) -> dict[str, Any]:
+    """Return the arguments in the file that the config.yaml of a run directory names; none if it names no file."""
+    path = run / "config.yaml"
+    recorded = yaml.safe_load(read_bounded(path)) if is_file(path) else None
+    name = recorded.get("pipeline-kwargs") if isinstance(recorded, dict) else None
+    return read_pipeline_kwargs(Path(name)) if isinstance(name, str) else {}
+
+
+def _value(value: Any, folder: Path) -> Any:
+    if isinstance(value, list):
+        return [_value(item, folder) for item in value]
+    if not (isinstance(value, str) and value.lower().endswith(IMAGES)):
+        return value
+    from PIL import Image
+
+    if not is_file(folder / value):
+        raise InputError(f"cannot read {folder / value} as an image: there is no such file")
+    try:
+        with Image.open(folder / value) as image:
+            return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    except OSError as error:
+        raise InputError(f"cannot read {folder / value} as an image: {error.strerror or error}") from error
