@@ -24,7 +24,7 @@ NEGATIVE = re.compile(r"negative|uncond|null")
 POSITIVE = re.compile(r"prompt|text|class|cond|caption|embed")
 """Names of the prompt, in any form. It may already be joined with the negative prompt."""
 
-NO_TEXT = re.compile(r"mask|seqlens|lengths?$|_ids$|latents|^num_|size|crops|time")
+NO_TEXT = re.compile(r"mask|seqlens|lengths?$|_ids$|latents|noise|pred|^num_|size|crops|time")
 """Names that are no text, although they match the others."""
 
 _NOT_CALLERS = ("torch.", "accelerate.", "diffusers.hooks", "entropy_probe.attention", "contextlib", "functools")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Iterator, Mapping
@@ -95,7 +96,7 @@ def unwrap(module: nn.Module) -> nn.Module:
             "DataParallel runs a copy of the model on each device, and the copies cannot be measured or scaled: use "
             "DistributedDataParallel, or pass the module inside and run it on one device"
         )
-    while not _is_compiled(module) and _only_passes_arguments_on(module):
+    while not _is_compiled(module) and _only_passes_arguments_on(type(module).forward):
         inner = _inner(module)
         if inner is None:
             return module
@@ -107,8 +108,8 @@ def _is_compiled(module: nn.Module) -> bool:
     return isinstance(module, torch.jit.ScriptModule) or "_orig_mod" in module._modules
 
 
-def _only_passes_arguments_on(module: nn.Module) -> bool:
-    forward = type(module).forward
+@functools.lru_cache(maxsize=256)  # each forward pass asks
+def _only_passes_arguments_on(forward: Callable[..., Any]) -> bool:
     if forward is nn.Module.forward:
         return False
     parameters = list(inspect.signature(forward).parameters.values())[1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -100,11 +101,14 @@ def _of_items(items: Tensor) -> Rows:
         values = torch.sin(values.double()[..., None] * waves).flatten(1)
     width = items.shape[-1] if items.ndim > 2 and items.is_floating_point() else values.shape[1]
     rows = values.float().unflatten(1, (-1, width))
-    across = torch.arange(width, device=rows.device)
-    down = torch.arange(rows.shape[1], device=rows.device)
-    columns = [
-        ((rows * torch.cos((1.1 + wave) * across + wave)).sum(-1) * torch.cos((0.7 + wave) * down)).sum(-1)
-        for wave in range(PROJECTIONS)
-    ]
+    across, down = _waves(width, rows.device), _waves(rows.shape[1], rows.device)
+    columns = [((rows * across[wave]).sum(-1) * down[-1 - wave]).sum(-1) for wave in range(PROJECTIONS)]
     norm = rows.square().sum((1, 2)).sqrt()
     return torch.stack([*columns, norm, torch.full_like(norm, values.shape[1])], -1)
+
+
+@functools.lru_cache(maxsize=64)
+def _waves(length: int, device: torch.device) -> Float[Tensor, "projections length"]:
+    """Return fixed waves. No product of matrices applies them, because autocast would round it."""
+    place = torch.arange(length, device=device)
+    return torch.stack([torch.cos((1.1 + 0.83 * wave) * place + wave) for wave in range(PROJECTIONS)])
