@@ -165,5 +165,5 @@ def _print_comparison(
         write_text(markdown, output.markdown(comparison))
     if as_json:
         sys.stdout.write(comparison.to_json())
-    messages.print(output.text(comparison))
+    messages.print_lines(output.text(comparison))
     raise typer.Exit(0 if comparison.same else 1)

@@ -16,7 +16,7 @@ from scipy import stats
 from entropy_probe import plots
 from entropy_probe.attention import visual
 from entropy_probe.errors import InputError
-from entropy_probe.escape import for_terminal
+from entropy_probe.escape import one_line
 from entropy_probe.estimation import POOLED, Fit, LogLaw
 from entropy_probe.estimation.intervals import half_width
 from entropy_probe.evaluation.differences import LEVEL, POWER
@@ -258,7 +258,7 @@ def compare(runs: Sequence[str | Path], *, command: str | None = None) -> RunCom
         raise InputError("a run is given twice: compare different run directories")
     named = [path.resolve().name for path in paths]
     names = named if len(set(named)) == len(named) else [str(path) for path in paths]
-    made = RunComparison({for_terminal(n): Report.open(p) for n, p in zip(names, paths, strict=True)}, command)
+    made = RunComparison({one_line(n): Report.open(p) for n, p in zip(names, paths, strict=True)}, command)
     assert made._fits
     return made
 

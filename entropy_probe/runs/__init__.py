@@ -6,7 +6,7 @@ from entropy_probe.runs.entropy_maps import EntropyMap, entropy_maps
 from entropy_probe.runs.environment import versions
 from entropy_probe.runs.files import open_location, write_atomically
 from entropy_probe.runs.forecasting import Forecast, forecast
-from entropy_probe.runs.grid import Cell, Grid, as_sizes, as_texts
+from entropy_probe.runs.grid import Cell, Grid, as_seeds, as_sizes, as_texts
 from entropy_probe.runs.manifest import Manifest
 from entropy_probe.runs.ray_engine import RayEngine
 from entropy_probe.runs.sampling import FailedCell, SampledCell, sample_cells
@@ -26,6 +26,7 @@ __all__ = [
     "RunDirectory",
     "SampledCell",
     "Sweep",
+    "as_seeds",
     "as_sizes",
     "as_texts",
     "entropy_maps",
