@@ -65,24 +65,34 @@ def to_strict_json(value: Any) -> str:
     return re.sub(r"[^\x00-\x7f]", lambda match: json.dumps(match[0])[1:-1], content.decode()) + "\n"
 
 
-def read_bounded(path: Path) -> str:
-    """Return the text of a file. Reading stops after `MAX_BYTES`, because the file may come from anybody.
+def read_bounded(path: Path, limit: int = MAX_BYTES) -> str:
+    """Return the text of a file. Reading stops after the limit, because the file may come from anybody.
+
+    Args:
+        path: a regular file. Reading a pipe would wait for its writer.
+        limit: maximum number of bytes.
 
     Raises:
         InputError: if the file cannot be read, is too long, or is not UTF-8 text.
     """
     content = bytearray()
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is not a regular file")
         with path.open("rb") as file:
-            while (chunk := file.read(2**20)) and len(content) <= MAX_BYTES:
+            while (chunk := file.read(2**20)) and len(content) <= limit:
                 content += chunk
-        if len(content) <= MAX_BYTES:
+        if len(content) <= limit:
             return content.decode("utf-8")
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is damaged: {error}") from error
-    raise InputError(f"{path} is longer than {MAX_BYTES >> 20} MiB")
+        raise InputError(f"{path} is damaged: it is not UTF-8 text at byte {error.start}") from error
+    except ValueError as error:  # the name contains NUL
+        raise InputError(f"cannot read {path}: {error}") from error
+    raise InputError(f"{path} is longer than {limit >> 20} MiB")
 
 
 def from_strict_json(kind: type[T], text: str, *, tagged: bool = False) -> T:

@@ -37,6 +37,7 @@ from entropy_probe.baselines.profiles import HEAD, Profile
 from entropy_probe.errors import InputError
 from entropy_probe.estimation.intervals import t_quantile
 from entropy_probe.library_versions import rng_argument
+from entropy_probe.models import fingerprint_version
 from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, Count, Number, Side, from_strict_json, to_strict_json
 
 LEVEL = 0.01
@@ -140,7 +141,13 @@ class ProfileComparison:
         names = dict.fromkeys([*before.versions, *after.versions])
         pairs |= {name: (before.versions.get(name, "none"), after.versions.get(name, "none")) for name in names}
         pairs["hardware"] = (before.hardware, after.hardware)
-        weights = [] if before.fingerprint == after.fingerprint else ["different weights or configuration"]
+        versions = fingerprint_version(before.fingerprint), fingerprint_version(after.fingerprint)
+        if before.fingerprint == after.fingerprint:
+            weights = []
+        elif versions[0] != versions[1]:
+            weights = [f"weights not compared: their fingerprints have the versions {versions[0]} and {versions[1]}"]
+        else:
+            weights = ["different weights, configuration or tokenizer"]
         return weights + [f"{name} {old} -> {new}" for name, (old, new) in pairs.items() if old != new]
 
     def circumstances(self) -> list[str]:

@@ -17,6 +17,7 @@ from pydantic import ConfigDict
 from entropy_probe.errors import InputError
 from entropy_probe.laws import Original
 from entropy_probe.models import Size, sampling_settings, training_size
+from entropy_probe.paths import exists
 from entropy_probe.reference import prompts as bundled_prompts
 from entropy_probe.runs import Grid, Sweep, as_seeds, as_sizes, as_texts, sweep, write_atomically
 from entropy_probe.strict_json import (
@@ -212,8 +213,8 @@ class Profile:
         Raises:
             InputError: with the name of the file, if it cannot be read or is not a profile.
         """
-        file, named = Path(path), f"cannot read the baseline {str(path)!r}"
-        if not file.exists():
+        file, named = Path(path), f"cannot read the baseline {str(path)!r:.200}"
+        if not exists(file):
             raise InputError(f"{named}: No such file or directory; create one with entropy-probe baseline save")
         try:
             return cls.from_json(read_bounded(file))

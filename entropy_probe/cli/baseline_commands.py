@@ -76,8 +76,10 @@ def save(
 ) -> None:
     """Sample a model and save its entropy profile: every head, size and image."""
     from entropy_probe.baselines import profile
+    from entropy_probe.runs import check_file_name
 
     messages = Messages(quiet or as_json)
+    check_file_name(out)
     options = {
         "prompts": None if prompts is None else parse_prompts(prompts, 0),
         "sizes": parse_sizes(sizes),

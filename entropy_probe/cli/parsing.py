@@ -14,6 +14,9 @@ from entropy_probe.strict_json import read_bounded
 if TYPE_CHECKING:
     from entropy_probe.models import Size
 
+MAX_PROMPTS_BYTES = 8 * 2**20
+"""Maximum size of a file of prompts: about 100,000 prompts."""
+
 
 def parse_names(text: str) -> list[str]:
     """Split a list at its commas and drop empty items.
@@ -131,7 +134,7 @@ def parse_prompts(text: str | None, count: int) -> list[str]:
     try:
         if not is_file(text):
             raise InputError("No such file, or not a regular file")
-        content = read_bounded(Path(text)).removeprefix("\ufeff")
+        content = read_bounded(Path(text), MAX_PROMPTS_BYTES).removeprefix("\ufeff")
     except InputError as error:
         raise InputError(
             f"cannot read the prompts file {text[:200]!r}: {error}; pass a text file with one prompt per line, or the "

@@ -4,7 +4,7 @@ from entropy_probe.runs.directory import RunDirectory
 from entropy_probe.runs.engines import Engine, LocalEngine
 from entropy_probe.runs.entropy_maps import EntropyMap, entropy_maps
 from entropy_probe.runs.environment import versions
-from entropy_probe.runs.files import open_location, write_atomically
+from entropy_probe.runs.files import check_file_name, open_location, write_atomically
 from entropy_probe.runs.forecasting import Forecast, forecast
 from entropy_probe.runs.grid import Cell, Grid, as_seeds, as_sizes, as_texts
 from entropy_probe.runs.manifest import Manifest
@@ -29,6 +29,7 @@ __all__ = [
     "as_seeds",
     "as_sizes",
     "as_texts",
+    "check_file_name",
     "entropy_maps",
     "extend",
     "forecast",

@@ -278,6 +278,8 @@ def _is_foreign(path: Path) -> bool:
 
 def _read(path: Path) -> bytes | None:
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for its writer
+            raise InputError(f"{path} is not a regular file: delete it")
         return path.read_bytes()
     except FileNotFoundError:
         return None
