@@ -17,14 +17,13 @@ from entropy_probe.deprecation import renamed_arguments, warn_renamed
 from entropy_probe.errors import InputError
 from entropy_probe.estimation.calibration import ALL_LAYERS, Calibration, calibrate
 from entropy_probe.estimation.refinement import Refined, Round, knots, refine
-from entropy_probe.estimation.regression import layer_means
+from entropy_probe.estimation.regression import Tokens, layer_means
 from entropy_probe.laws import DERIVED, Gaussian, Measured, ScalingLaw, from_json, to_json
 from entropy_probe.models import CaptionedImages, Size
 from entropy_probe.paths import is_file
 from entropy_probe.runs import Grid, Sweep
 from entropy_probe.strict_json import (
     FORBID_UNKNOWN_FIELDS,
-    Count,
     Number,
     from_strict_json,
     read_bounded,
@@ -63,7 +62,7 @@ class _Bound:
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
 
     layer: str
-    tokens: Count
+    tokens: Tokens
     g: Number
 
 
@@ -74,8 +73,8 @@ class _Entropy:
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
 
     layer: str
-    tokens: Count
-    training_tokens: Number
+    tokens: Tokens
+    training_tokens: Tokens | Number
     target: Number
     original: Number
     scaled: Number
@@ -88,8 +87,8 @@ class _Factor:
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
 
     layer: str
-    tokens: Count
-    training_tokens: Number
+    tokens: Tokens
+    training_tokens: Tokens | Number
     scale_factor: Number
     low: Number
     high: Number

@@ -93,6 +93,10 @@ class _Rival:
     error: Number
 
 
+Tokens = Annotated[int, Field(ge=1, le=2**53)]
+"""A number of tokens in a file."""
+
+
 @dataclass(frozen=True)
 class _Points:
     """The columns of `Fit.points`; all are empty in a file of version 0.1.0."""
@@ -100,8 +104,8 @@ class _Points:
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
 
     layer: list[str] = field(default_factory=list)
-    tokens: list[Annotated[int, Field(ge=1, le=2**53)]] = field(default_factory=list)
-    training_tokens: list[Number] = field(default_factory=list)
+    tokens: list[Tokens] = field(default_factory=list)
+    training_tokens: list[Tokens | Number] = field(default_factory=list)
     height: list[Side] = field(default_factory=list)
     width: list[Side] = field(default_factory=list)
     prompt: list[str] = field(default_factory=list)

@@ -45,7 +45,9 @@ class _Image:
 
     def fields(self) -> dict[str, Any]:
         """Return the row as `Quality.to_json` writes it."""
-        return {**{name: getattr(self, name) for name in _IMAGE}, **self.metrics}
+        first, last = ("prompt", "seed"), ("law", "height", "width")
+        own = {name: getattr(self, name) for name in _IMAGE}
+        return {**{n: own[n] for n in first}, **self.metrics, **{n: own[n] for n in last}}
 
 
 @dataclass(frozen=True)
