@@ -92,7 +92,7 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         "merges": merges,
         "max_length": tokenizer.model_max_length,
         "padding": (tokenizer.pad_token_id, tokenizer.padding_side),
-        "tokens": [tokenizer(text).input_ids for text in _PROBES],
+        "tokens": [tokenizer(text, verbose=False).input_ids for text in _PROBES],
     }
 
 
