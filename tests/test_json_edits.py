@@ -1,4 +1,4 @@
-"""Edited JSON files end in a result or in an InputError of one line. `python -m benchmarks.json_edits` counts all edits."""
+"""Edited JSON files end in a result or in an InputError of one line: `python -m benchmarks.json_edits` counts them."""
 
 import json
 

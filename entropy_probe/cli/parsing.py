@@ -55,9 +55,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     except ValueError:
         raise InputError(f"seeds must be integers separated by commas, such as 0,1, got {text[:100]!r}") from None
     if min(seeds) < 0:
-        raise InputError(f"seeds must be 0 or larger, got {min(seeds)}")
+        raise InputError(f"seeds must be 0 or larger, got {min(seeds)!s:.50}")
     if max(seeds) >= 2**63:
-        raise InputError(f"seeds must be less than 2^63, got {max(seeds)}")
+        raise InputError(f"seeds must be less than 2^63, got {max(seeds)!s:.50}")
     return seeds
 
 
@@ -161,7 +161,7 @@ def check_laws(text: str) -> None:
     if not names:
         raise InputError("laws must name at least one law, such as original,paper, got an empty list")
     if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise InputError(f"laws must not repeat a law, got {repeated!r} twice")
+        raise InputError(f"laws must not repeat a law, got {repeated!r:.100} twice")
     for name in names:
         if name not in DERIVED:
             resolve(name, also=DERIVED)

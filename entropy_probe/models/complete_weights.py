@@ -76,9 +76,7 @@ def check_components(folder: Path) -> None:
             continue
         class_name, own = str(component[1]), folder / name
         if not own.is_dir():
-            raise InputError(
-                f"{folder} lacks the folder {name!r:.100} of a component: save the complete pipeline again"
-            )
+            raise InputError(f"{folder} lacks the component {name!r:.100}: save the complete pipeline again")
         needed: tuple[tuple[str, ...], ...] = ()
         if "Tokenizer" in class_name:
             needed = (("tokenizer_config.json",), _VOCABULARIES)

@@ -324,9 +324,11 @@ def parse_size(text: str) -> Size:
     except ValueError:
         numbers = []
     if len(numbers) not in (1, 2):
-        raise InputError(f"a size must be one number of pixels or HEIGHTxWIDTH, such as 96 or 96x128, got {text!r}")
+        raise InputError(
+            f"a size must be one number of pixels or HEIGHTxWIDTH, such as 96 or 96x128, got {text!r:.100}"
+        )
     if min(numbers) <= 0:
-        raise InputError(f"height and width must be positive, got size {text!r}")
+        raise InputError(f"height and width must be positive, got size {text!r:.100}")
     return numbers[0], numbers[-1]
 
 

@@ -97,9 +97,13 @@ class RunDirectory:
         Raises:
             InputError: if it is missing, damaged, or has a format that this version cannot read.
         """
-        if not self.manifest_path.is_file():
+        try:
+            found = self.manifest_path.is_file()
+        except (OSError, ValueError):  # the name is too long, or contains NUL
+            found = False
+        if not found:
             raise InputError(
-                f"{self.path} is not a run directory, it has no manifest.json: create one with entropy-probe sweep"
+                f"{self.path!s:.300} is not a run directory, it has no manifest.json: create one with entropy-probe sweep"
             )
         text = self.read_text("manifest.json")
         try:
