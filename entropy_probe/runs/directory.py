@@ -103,7 +103,8 @@ class RunDirectory:
             found = False
         if not found:
             raise InputError(
-                f"{self.path!s:.300} is not a run directory, it has no manifest.json: create one with entropy-probe sweep"
+                f"{self.path!s:.300} is not a run directory, it has no manifest.json: create one with "
+                "entropy-probe sweep"
             )
         text = self.read_text("manifest.json")
         try:
