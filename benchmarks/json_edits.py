@@ -42,6 +42,9 @@ VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 """A value is replaced by each of these."""
 
+HEADING = "## Edited JSON files"
+"""Heading of the section of docs/reliability.md."""
+
 MAX_ITEMS = 3
 """Only the first items of a list are edited: the others have the same fields."""
 
@@ -271,7 +274,7 @@ def section(counts: Sequence[Count], command: str, minutes: float) -> str:
     rows = "\n".join(
         f"| {c.name} | {c.possible:,} | {c.edits:,} | {c.read:,} | {c.refused:,} | {len(c.faults):,} |" for c in counts
     )
-    return f"""## Edited JSON files
+    return f"""{HEADING}
 
 Every value of every file is deleted, replaced by each of {len(VALUES)} values, and put into a list and into an object.
 Items are repeated, lists are reversed, and objects get a further field. Of a list, the first {MAX_ITEMS} items are
