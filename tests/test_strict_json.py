@@ -32,8 +32,8 @@ def classes_in(schema):
 
 
 KINDS = [
-    _ProfileFile, _ComparisonFile, _LawFile, _Record, _CalibrationFile, _FitFile, _OutcomeFile, _QualityFile, _CurveFile,
-    _ByFactor, _ByKappa, SamplingSettings, _GridFile, Manifest, _Holder,
+    _ProfileFile, _ComparisonFile, _LawFile, _Record, _CalibrationFile, _FitFile, _OutcomeFile, _QualityFile,
+    _CurveFile, _ByFactor, _ByKappa, SamplingSettings, _GridFile, Manifest, _Holder,
 ]  # fmt: skip
 
 
