@@ -31,6 +31,7 @@ from entropy_probe.models import (
     training_size,
 )
 from entropy_probe.runs import Manifest, Sweep, sweep
+from research.storage import fingerprint_as_stored
 from tests.test_regression import profile_of
 
 
@@ -199,6 +200,12 @@ def test_run_with_an_old_fingerprint_is_resumed(tiny_pipeline, tmp_path):
     assert sweep(tiny_pipeline, **{**grid, "sizes": [(64, 64), (32, 32)]}).manifest == old
     assert Sweep.open(tmp_path / "run", tiny_pipeline).frame()["entropy"].notna().all()
     assert fingerprint_version(new.manifest.fingerprint) == 2
+
+
+def test_study_with_an_old_fingerprint_is_resumed(tiny_pipeline, tmp_path):
+    assert fingerprint_as_stored(tmp_path, tiny_pipeline) == fingerprint(tiny_pipeline)
+    (tmp_path / "settings.json").write_text('{"fingerprint": "0123456789abcdef"}')
+    assert fingerprint_as_stored(tmp_path, tiny_pipeline) == fingerprint(tiny_pipeline, version=1)
 
 
 def test_comparison_says_that_fingerprints_of_two_versions_cannot_be_compared():
