@@ -65,16 +65,17 @@ def to_strict_json(value: Any) -> str:
     return re.sub(r"[^\x00-\x7f]", lambda match: json.dumps(match[0])[1:-1], content.decode()) + "\n"
 
 
-def read_bounded(path: Path, limit: int = MAX_BYTES) -> str:
+def read_bounded(path: Path, limit: int | None = None) -> str:
     """Return the text of a file. Reading stops after the limit, because the file may come from anybody.
 
     Args:
         path: a regular file. Reading a pipe would wait for its writer.
-        limit: maximum number of bytes.
+        limit: maximum number of bytes. By default, `MAX_BYTES`.
 
     Raises:
         InputError: if the file cannot be read, is too long, or is not UTF-8 text.
     """
+    limit = MAX_BYTES if limit is None else limit
     content = bytearray()
     try:
         if path.exists() and not path.is_file():
