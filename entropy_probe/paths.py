@@ -5,6 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 
+def exists(path: str | Path) -> bool:
+    """Return whether there is a file, a folder or anything else.
+
+    >>> exists("a" * 300), exists("/dev/null")
+    (False, True)
+    """
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def is_file(path: str | Path) -> bool:
     """Return whether there is a regular file.
 

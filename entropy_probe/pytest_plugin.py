@@ -45,6 +45,7 @@ class EntropyBaseline:
         __tracebackhide__ = True
         from entropy_probe.baselines import Profile, compare, profile
         from entropy_probe.errors import InputError
+        from entropy_probe.escape import one_line
 
         try:
             baseline = None if self.regenerate or not self.path.exists() else Profile.open(self.path)
@@ -56,26 +57,26 @@ class EntropyBaseline:
                 measured.save(self.path)
                 if self.regenerate:
                     return
-                pytest.fail(f"no baseline yet: wrote {self.path}, check it and commit it", pytrace=False)
+                pytest.fail(one_line(f"no baseline yet: wrote {self.path}, check it and commit it"), pytrace=False)
             comparison = compare(baseline, measured)
         except InputError as error:
-            pytest.fail(f"{error} (--entropy-regen writes a new {self.path})", pytrace=False)
+            pytest.fail(one_line(f"{error} (--entropy-regen writes a new {self.path})"), pytrace=False)
         if not comparison.same:
             pytest.fail(self._describe(comparison), pytrace=False)
 
     def _describe(self, comparison: ProfileComparison) -> str:
         """Save the figure and the profile of a failure, and return its message."""
         from entropy_probe.baselines import text
+        from entropy_probe.escape import one_line
         from entropy_probe.plots import profile_changes
 
         image = self.scratch / f"{self.path.stem}.png"
         figure, _ = profile_changes(comparison)
         figure.savefig(image, dpi=100)
         measured = comparison.now.save(self.scratch / self.path.name)
-        return (
-            f"{text(comparison)}\n\nfigure: {image}\nprofile: {measured}\nbaseline: {self.path}\n"
-            "If the change is intended, write a new baseline with --entropy-regen."
-        )
+        files = {"figure": image, "profile": measured, "baseline": self.path}
+        lines = "\n".join(one_line(f"{name}: {path}") for name, path in files.items())
+        return f"{text(comparison)}\n\n{lines}\nIf the change is intended, write a new baseline with --entropy-regen."
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

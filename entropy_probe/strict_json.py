@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import numpy as np
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator
 from pydantic_core import PydanticSerializationError, to_json
 
 from entropy_probe.errors import InputError
@@ -22,6 +23,26 @@ FORBID_UNKNOWN_FIELDS = ConfigDict(extra="forbid")
 """The `__pydantic_config__` of every dataclass that `from_strict_json` returns or that is a field of one."""
 
 T = TypeVar("T")
+
+MAX_NUMBER = 1e30
+"""Largest number in a file. It is far above every result, and its powers and sums do not overflow."""
+
+
+def _nan_for_null(value: Any, validate: Any) -> float:
+    return math.nan if value is None else float(validate(value))
+
+
+Finite = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER, allow_inf_nan=False)]
+"""A number of a file that is never unknown."""
+
+Number = Annotated[Finite, WrapValidator(_nan_for_null)]
+"""A number of a file. `to_strict_json` writes NaN as null, so null is NaN."""
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""A count of a file. JSON parsers in other languages read larger integers inexactly."""
+
+Side = Annotated[int, Field(ge=1, le=2**20)]
+"""The height or width of an image in a file, pixels."""
 
 
 def to_strict_json(value: Any) -> str:
@@ -44,24 +65,35 @@ def to_strict_json(value: Any) -> str:
     return re.sub(r"[^\x00-\x7f]", lambda match: json.dumps(match[0])[1:-1], content.decode()) + "\n"
 
 
-def read_bounded(path: Path) -> str:
-    """Return the text of a file. Reading stops after `MAX_BYTES`, because the file may come from anybody.
+def read_bounded(path: Path, limit: int | None = None) -> str:
+    """Return the text of a file. Reading stops after the limit, because the file may come from anybody.
+
+    Args:
+        path: a regular file. Reading a pipe would wait for its writer.
+        limit: maximum number of bytes. By default, `MAX_BYTES`.
 
     Raises:
         InputError: if the file cannot be read, is too long, or is not UTF-8 text.
     """
+    limit = MAX_BYTES if limit is None else limit
     content = bytearray()
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is not a regular file")
         with path.open("rb") as file:
-            while (chunk := file.read(2**20)) and len(content) <= MAX_BYTES:
+            while (chunk := file.read(2**20)) and len(content) <= limit:
                 content += chunk
-        if len(content) <= MAX_BYTES:
+        if len(content) <= limit:
             return content.decode("utf-8")
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is damaged: {error}") from error
-    raise InputError(f"{path} is longer than {MAX_BYTES >> 20} MiB")
+        raise InputError(f"{path} is damaged: it is not UTF-8 text at byte {error.start}") from error
+    except ValueError as error:  # the name contains NUL
+        raise InputError(f"cannot read {path}: {error}") from error
+    raise InputError(f"{path} is longer than {limit >> 20} MiB")
 
 
 def from_strict_json(kind: type[T], text: str, *, tagged: bool = False) -> T:
@@ -87,9 +119,14 @@ def from_strict_json(kind: type[T], text: str, *, tagged: bool = False) -> T:
         raise InputError(f"the text is longer than {MAX_BYTES >> 20} MiB")
     try:
         with delay_interrupt():  # pydantic would report a KeyboardInterrupt as a value of the wrong type
-            return TypeAdapter(kind).validate_json(text, strict=True)
+            return cast(T, _adapter(cast(Any, kind)).validate_json(text, strict=True))
     except ValidationError as error:
         raise InputError(_reason(error, tagged)) from error
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _reason(error: ValidationError, tagged: bool) -> str:
@@ -114,15 +151,6 @@ def _reason(error: ValidationError, tagged: bool) -> str:
             got = repr(first["input"][tag.strip("'")])[:100]
             return f"{tag} must be one of {first['ctx']['expected_tags']}, got {got}"
     return f"{field} {re.sub(r'^[A-Z][a-z]+ should', 'must', first['msg'])}, got {value}"
-
-
-def nan_for_null(fields: dict[str, Any]) -> dict[str, Any]:
-    """Replace None by NaN in numeric fields: the inverse of how `to_strict_json` writes NaN.
-
-    >>> nan_for_null({"slope": 0.9, "slope_se": None})
-    {'slope': 0.9, 'slope_se': nan}
-    """
-    return {name: math.nan if value is None else value for name, value in fields.items()}
 
 
 def _python_scalar(value: Any) -> Any:

@@ -19,13 +19,21 @@ from entropy_probe import plots
 from entropy_probe.estimation import derive
 from entropy_probe.evaluation import Outcome, Scorer, in_order, load_scorer
 from entropy_probe.laws import Kappa, Original, Paper, ScalingLaw, from_json
-from entropy_probe.models import Size, fingerprint, format_size, load, quiet_libraries, training_tokens
+from entropy_probe.models import Size, format_size, load, quiet_libraries, training_tokens
 from entropy_probe.plots.tables import kappa_of_laws, metric_label
 from entropy_probe.reference import prompts
 from entropy_probe.runs import Sweep, extend, sweep, write_atomically
 from research.agreement import JUDGES, SHOWN
 from research.losses import SIZES, layer_groups
-from research.storage import check_settings, log, markdown, stored_law, stored_outcome, write_table
+from research.storage import (
+    check_settings,
+    fingerprint_as_stored,
+    log,
+    markdown,
+    stored_law,
+    stored_outcome,
+    write_table,
+)
 from research.study import LAW_PROMPTS, LAW_SEEDS, ROWS
 from research.study_page import percent_removed
 
@@ -245,7 +253,7 @@ def main(
     settings: dict[str, Any] = {"steps": steps, "guidance_scale": 4.0, "model": model}
     results = docs / "results" / model
     check_settings(results, {"prompts": count, "seeds": seeds, "steps": steps}, "ablations-settings.json")
-    measured = law_of_study(results, {**settings, "fingerprint": fingerprint(pipeline)})
+    measured = law_of_study(results, {**settings, "fingerprint": fingerprint_as_stored(results, pipeline)})
     if measured is None:
         first = sweep(
             pipeline, prompts=prompts()[:LAW_PROMPTS], sizes=SIZES, seeds=LAW_SEEDS, store=out / "law", **settings

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from entropy_probe.evaluation import Outcome, Scorer, outcome_of
 from entropy_probe.laws import ScalingLaw, from_json, to_json
+from entropy_probe.models import fingerprint, fingerprint_version
 from entropy_probe.runs import Sweep, write_atomically
 
 log = Console(stderr=True, highlight=False).print
@@ -59,6 +60,13 @@ def check_settings(results: Path, settings: dict[str, Any], name: str = "setting
         raise SystemExit(f"{results} holds results of other settings, {stored}: delete them, or name another folder")
     results.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text.encode())
+
+
+def fingerprint_as_stored(results: Path, pipeline: Any, name: str = "settings.json") -> str:
+    """Return the fingerprint of a model, in the version that the settings of a folder of results have."""
+    path = results / name
+    stored = json.loads(path.read_text()).get("fingerprint") if path.exists() else None
+    return fingerprint(pipeline, fingerprint_version(stored)) if isinstance(stored, str) else fingerprint(pipeline)
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -16,13 +16,21 @@ from entropy_probe import plots
 from entropy_probe.estimation import derive, fit
 from entropy_probe.evaluation import Outcome, load_scorer
 from entropy_probe.laws import ScalingLaw, resolve
-from entropy_probe.models import fingerprint, load, quiet_libraries, training_tokens
+from entropy_probe.models import load, quiet_libraries, training_tokens
 from entropy_probe.plots.tables import quality_table
 from entropy_probe.reference import images, prompts
 from entropy_probe.runs import Sweep, extend, sweep, write_atomically
 from research.agreement import JUDGES, Agreement, judge_table
 from research.losses import SIZES, Tables, calibrated_law, factors_figure, losses_figure, measure_losses
-from research.storage import check_settings, log, markdown, stored_law, stored_outcome, write_table
+from research.storage import (
+    check_settings,
+    fingerprint_as_stored,
+    log,
+    markdown,
+    stored_law,
+    stored_outcome,
+    write_table,
+)
 from research.study_page import PAGE, best_table, changes_table, drift_table
 
 ROWS = 64
@@ -174,7 +182,7 @@ def main(
     results = results or docs / "results" / model
     out.mkdir(parents=True, exist_ok=True)
     pipeline = load(model, device="auto")
-    settings.check(results, fingerprint(pipeline))
+    settings.check(results, fingerprint_as_stored(results, pipeline))
     found = measure(pipeline, settings, out, results)
     assert found.outcome.quality is not None
     write_atomically(results / "fit.json", fit(found.first).to_json().encode())

@@ -29,7 +29,7 @@ def old_run(tmp_path):
 def same_model(monkeypatch):
     """Make the tiny pipeline pass for the model of the fixture, which takes longer to sample."""
     fingerprint = json.loads((OLD_RUN / "manifest.json").read_text())["fingerprint"]
-    monkeypatch.setattr(sweeping, "fingerprint", lambda pipeline: fingerprint)
+    monkeypatch.setattr(sweeping, "fingerprint", lambda pipeline, version=1: fingerprint)
 
 
 def contents(path):

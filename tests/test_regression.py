@@ -316,7 +316,7 @@ def test_detects_attention_scale_wrong_by_five_percent(tiny, tiny_profile, queri
     largest = comparison.heads.iloc[0]
     assert largest["kind"] == "self"
     assert largest["difference"] < 0  # a larger scale lowers the entropy
-    assert comparison.other_differences() == ["different weights or configuration"]
+    assert comparison.other_differences() == ["different weights, configuration or tokenizer"]
 
 
 def test_detects_half_precision_and_perturbed_weights(tiny, tiny_profile, tiny_folder):
@@ -353,7 +353,7 @@ def test_table_lists_moved_heads_by_decreasing_z(moved):
     errors = [float(line.split()[-1]) for line in lines[3:-1]]
     assert len(errors) == 20
     assert errors == sorted(errors, key=abs, reverse=True)
-    assert markdown(moved).startswith("## Entropy of m: changed\n")
+    assert markdown(moved).startswith("## Entropy of `m`: changed\n")
     assert "| layer | head | size |" in markdown(moved)
 
 

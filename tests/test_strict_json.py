@@ -3,10 +3,19 @@
 import pytest
 from pydantic import TypeAdapter
 
+from entropy_probe.baselines.comparison import _ComparisonFile
 from entropy_probe.baselines.profiles import _ProfileFile
+from entropy_probe.estimation.calibration import _CalibrationFile
+from entropy_probe.estimation.derivation import _Record
+from entropy_probe.estimation.regression import _FitFile
+from entropy_probe.evaluation.loss_curves import _CurveFile
+from entropy_probe.evaluation.quality_summary import _QualityFile
+from entropy_probe.evaluation.validation import _OutcomeFile
 from entropy_probe.laws.json_format import _LawFile
 from entropy_probe.models import SamplingSettings
+from entropy_probe.reports.results import _ByFactor, _ByKappa
 from entropy_probe.runs.grid import _GridFile
+from entropy_probe.runs.holders import _Holder
 from entropy_probe.runs.manifest import Manifest
 
 
@@ -22,7 +31,13 @@ def classes_in(schema):
             yield from classes_in(value)
 
 
-@pytest.mark.parametrize("kind", [_ProfileFile, _LawFile, SamplingSettings, _GridFile, Manifest])
+KINDS = [
+    _ProfileFile, _ComparisonFile, _LawFile, _Record, _CalibrationFile, _FitFile, _OutcomeFile, _QualityFile,
+    _CurveFile, _ByFactor, _ByKappa, SamplingSettings, _GridFile, Manifest, _Holder,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_class_of_a_file_forbids_unknown_fields(kind):
     found = list(classes_in(TypeAdapter(kind).core_schema))
     assert found

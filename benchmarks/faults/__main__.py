@@ -39,6 +39,7 @@ from benchmarks.faults.storage import (
     truncate,
 )
 from benchmarks.faults.trial import GRID, Fault, Trial, log
+from benchmarks.json_edits import HEADING
 from entropy_probe.models import load
 from entropy_probe.runs import sweep
 from entropy_probe.runs.environment import hardware, versions
@@ -71,7 +72,9 @@ def main() -> None:
         if options.ray:  # last: with Ray the process has threads
             faults += on_ray(trial, Path(name), options.ray)
     if options.out:
-        options.out.write_text(page(faults, long, options, trial.seconds, time.monotonic() - began))
+        before = options.out.read_text() if options.out.exists() else ""
+        edits = before[before.index(HEADING) :] if HEADING in before else ""  # `benchmarks.json_edits` writes it
+        options.out.write_text(page(faults, long, options, trial.seconds, time.monotonic() - began, edits))
     else:
         print(json.dumps([asdict(fault) for fault in faults]))
 
@@ -104,8 +107,10 @@ def run_faults(trial: Trial, folder: Path, kills: int, times: int, stride: int) 
         yield result
 
 
-def page(faults: list[Fault], long: Endurance | None, options: argparse.Namespace, seconds: float, total: float) -> str:
-    """Return docs/reliability.md."""
+def page(
+    faults: list[Fault], long: Endurance | None, options: argparse.Namespace, seconds: float, total: float, edits: str
+) -> str:
+    """Return docs/reliability.md. Its last section, on edited JSON files, is `edits`."""
     rows = "\n".join(f"| {f.name} | {f.tried} | {f.lost} | {f.seen} |" for f in faults)
     cells = len(GRID["prompts"]) * len(GRID["sizes"]) * len(GRID["seeds"])
     named = ", ".join(f"{name} {version}" for name, version in versions().items())
@@ -130,7 +135,8 @@ failure (files and folders are flushed to disk before a cell counts as done), an
 process that the system kills for lack of memory is like any other kill, and is killed again without more memory. The
 Ray cluster is two nodes on one machine, with one worker each.
 
-{section(long) if long else ""}"""
+{section(long) if long else ""}
+{edits}"""
 
 
 if __name__ == "__main__":

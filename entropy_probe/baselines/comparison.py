@@ -25,18 +25,20 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from pydantic import ConfigDict, Field
 from scipy import stats
 
 from entropy_probe.baselines.profiles import HEAD, Profile
 from entropy_probe.errors import InputError
 from entropy_probe.estimation.intervals import t_quantile
 from entropy_probe.library_versions import rng_argument
-from entropy_probe.strict_json import from_strict_json, to_strict_json
+from entropy_probe.models import fingerprint_version
+from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, Count, Number, Side, from_strict_json, to_strict_json
 
 LEVEL = 0.01
 """Probability of any false alarm in one comparison."""
@@ -55,6 +57,41 @@ COLUMNS = [*HEAD, *NUMBERS, "moved"]
 """Columns of `ProfileComparison.heads`."""
 
 Images = Float[np.ndarray, "*heads images"]
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A row of `ProfileComparison.heads`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
+    layer: str
+    kind: str
+    head: Count
+    height: Side
+    width: Side
+    baseline: Number
+    now: Number
+    difference: Number
+    se: Number
+    z: Number
+    p: Number
+    moved: bool
+
+
+@dataclass(frozen=True)
+class _ComparisonFile:
+    """The fields that `ProfileComparison.to_json` writes."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
+    same: bool
+    paired: bool
+    level: Annotated[float, Field(gt=0, lt=1)]
+    circumstances: list[str]
+    vanished: tuple[str, ...]
+    appeared: tuple[str, ...]
+    heads: list[_Head]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +141,13 @@ class ProfileComparison:
         names = dict.fromkeys([*before.versions, *after.versions])
         pairs |= {name: (before.versions.get(name, "none"), after.versions.get(name, "none")) for name in names}
         pairs["hardware"] = (before.hardware, after.hardware)
-        weights = [] if before.fingerprint == after.fingerprint else ["different weights or configuration"]
+        versions = fingerprint_version(before.fingerprint), fingerprint_version(after.fingerprint)
+        if before.fingerprint == after.fingerprint:
+            weights = []
+        elif versions[0] != versions[1]:
+            weights = [f"weights not compared: their fingerprints have the versions {versions[0]} and {versions[1]}"]
+        else:
+            weights = ["different weights, configuration or tokenizer"]
         return weights + [f"{name} {old} -> {new}" for name, (old, new) in pairs.items() if old != new]
 
     def circumstances(self) -> list[str]:
@@ -131,15 +174,15 @@ class ProfileComparison:
             InputError: if the text is not a comparison, or compares other heads than the heads of these profiles.
         """
         try:
-            fields = from_strict_json(dict[str, Any], text)
-            heads = pd.DataFrame(fields["heads"], columns=COLUMNS).astype(dict.fromkeys(NUMBERS, float))
-            vanished, appeared = tuple(fields["vanished"]), tuple(fields["appeared"])
-            result = cls(baseline, now, bool(fields["paired"]), float(fields["level"]), heads, vanished, appeared)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"not a valid comparison of profiles: {error!r}") from error
+            file = from_strict_json(_ComparisonFile, text)
+        except InputError as error:
+            raise InputError(f"not a valid comparison of profiles: {error}") from error
+        heads = pd.DataFrame([vars(head) for head in file.heads], columns=COLUMNS)
+        heads = heads.astype({**dict.fromkeys(NUMBERS, float), "moved": bool})
+        result = cls(baseline, now, file.paired, file.level, heads, file.vanished, file.appeared)
         compared = pd.MultiIndex.from_frame(heads[HEAD])
         common = baseline.entropy.index.intersection(now.entropy.index)
-        if len(compared) != len(common) or not compared.isin(common).all():
+        if len(compared) != len(common) or set(compared) != set(common):
             raise InputError("the comparison has other heads than the two profiles: give the compared profiles")
         return result
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from xml.etree import ElementTree
 
 import pandas as pd
 
 from entropy_probe.baselines.comparison import ProfileComparison
+from entropy_probe.escape import for_markdown, for_xml, one_line
 from entropy_probe.models import format_size, short_name
 
 MAX_ROWS = 20
@@ -22,10 +24,11 @@ def text(comparison: ProfileComparison) -> str:
     >>> print(text(compare(before, before)))
     0 of 104 mean entropies moved (same 8 images). False-alarm rate: at most 1 %.
     """
+    summary = _summary(comparison, one_line)
     if comparison.moved.empty:
-        return "\n".join(_summary(comparison))
-    table = _table(comparison.moved.head(MAX_ROWS)).to_string(index=False)
-    return "\n".join([*_summary(comparison), "", table, *_omitted(comparison)])
+        return "\n".join(summary)
+    table = _table(comparison.moved.head(MAX_ROWS), one_line).to_string(index=False)
+    return "\n".join([*summary, "", table, *_omitted(comparison)])
 
 
 def markdown(comparison: ProfileComparison) -> str:
@@ -35,12 +38,13 @@ def markdown(comparison: ProfileComparison) -> str:
     >>> from entropy_probe.baselines import compare, profile
     >>> before = profile(ep.reference.load(), prompts=["noto dog"], sizes=[(32, 32)], seeds=range(8), steps=1)
     >>> print(markdown(compare(before, before)).splitlines()[0])
-    ## Entropy of .../reference: no change detected
+    ## Entropy of `.../reference`: no change detected
     """
     verdict = "no change detected" if comparison.same else "changed"
-    lines = [f"## Entropy of {comparison.now.model}: {verdict}", "", *(f"- {s}" for s in _summary(comparison))]
+    title = f"## Entropy of {for_markdown(comparison.now.model)}: {verdict}"
+    lines = [title, "", *(f"- {sentence}" for sentence in _summary(comparison, for_markdown))]
     if not comparison.moved.empty:
-        table = _table(comparison.moved.head(MAX_ROWS))
+        table = _table(comparison.moved.head(MAX_ROWS), for_markdown)
         rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
         lines += ["", *("| " + " | ".join(row) + " |" for row in rows), "", *_omitted(comparison)]
     return "\n".join(lines).rstrip() + "\n"
@@ -55,12 +59,13 @@ def junit(comparison: ProfileComparison) -> str:
     >>> ElementTree.fromstring(junit(compare(before, before))).attrib["failures"]
     '0'
     """
-    suite = ElementTree.Element("testsuite", name=f"entropy of {comparison.now.model}")
-    _add_case(suite, "attention heads", _head_changes(comparison), "the attention heads differ from the baseline")
+    suite = ElementTree.Element("testsuite", name=for_xml(f"entropy of {one_line(comparison.now.model)}"))
+    changes = _head_changes(comparison, one_line)
+    _add_case(suite, "attention heads", changes, "the attention heads differ from the baseline")
     for (layer, kind, height, width), heads in comparison.heads.groupby(["layer", "kind", "height", "width"]):
         moved = heads[heads["moved"]]
-        details = [] if moved.empty else [_table(moved).to_string(index=False)]
-        name = f"{short_name(layer)}, {kind}, at {format_size((height, width))}"
+        details = [] if moved.empty else [_table(moved, one_line).to_string(index=False)]
+        name = one_line(f"{short_name(layer)}, {kind}, at {format_size((height, width))}")
         _add_case(suite, name, details, f"{len(moved)} of {len(heads)} heads moved")
     failures = len(suite.findall("testcase/failure"))
     suite.attrib.update(tests=str(len(suite)), failures=str(failures), errors="0", skipped="0")
@@ -68,7 +73,11 @@ def junit(comparison: ProfileComparison) -> str:
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _summary(comparison: ProfileComparison) -> list[str]:
+Escape = Callable[[str], str]
+"""A function of `escape` for names of models and layers, which can be any text."""
+
+
+def _summary(comparison: ProfileComparison, escape: Escape) -> list[str]:
     before, after = comparison.baseline.settings, comparison.now.settings
     same_images = f"same {len(before.prompts) * len(before.seeds)} images"
     new_seeds = f"{len(after.seeds)} new seeds, {len(before.seeds)} seeds in the baseline"
@@ -77,20 +86,20 @@ def _summary(comparison: ProfileComparison) -> list[str]:
         f"({same_images if comparison.paired else new_seeds}). "
         f"False-alarm rate: at most {100 * comparison.level:g} %."
     ]
-    lines += _head_changes(comparison, MAX_ROWS)
-    differences = comparison.other_differences()
+    lines += _head_changes(comparison, escape, MAX_ROWS)
+    differences = list(map(escape, comparison.other_differences()))
     return lines + ([f"other differences: {'; '.join(differences)}"] if differences else [])
 
 
-def _head_changes(comparison: ProfileComparison, limit: int | None = None) -> list[str]:
-    removed = [f"only in the baseline: {head}" for head in comparison.vanished[:limit]]
-    return removed + [f"not in the baseline: {head}" for head in comparison.appeared[:limit]]
+def _head_changes(comparison: ProfileComparison, escape: Escape, limit: int | None = None) -> list[str]:
+    removed = [f"only in the baseline: {escape(head)}" for head in comparison.vanished[:limit]]
+    return removed + [f"not in the baseline: {escape(head)}" for head in comparison.appeared[:limit]]
 
 
-def _table(rows: pd.DataFrame) -> pd.DataFrame:
+def _table(rows: pd.DataFrame, escape: Escape) -> pd.DataFrame:
     """Format rows of `ProfileComparison.heads` as text."""
     columns = {
-        "layer": rows["layer"].map(short_name),
+        "layer": [escape(short_name(layer)) for layer in rows["layer"]],
         "head": rows["head"].map(str),
         "size": [format_size((h, w)) for h, w in zip(rows["height"], rows["width"], strict=True)],
         "baseline": rows["baseline"].map("{:.4f}".format),
@@ -107,6 +116,6 @@ def _omitted(comparison: ProfileComparison) -> list[str]:
 
 
 def _add_case(suite: ElementTree.Element, name: str, details: list[str], message: str) -> None:
-    case = ElementTree.SubElement(suite, "testcase", classname="entropy_baseline", name=name)
+    case = ElementTree.SubElement(suite, "testcase", classname="entropy_baseline", name=for_xml(name))
     if details:
-        ElementTree.SubElement(case, "failure", message=message).text = "\n".join(details)
+        ElementTree.SubElement(case, "failure", message=message).text = for_xml("\n".join(details))

@@ -9,17 +9,26 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
 from entropy_probe.errors import InputError
 from entropy_probe.laws import Original
 from entropy_probe.models import Size, sampling_settings, training_size
+from entropy_probe.paths import exists
 from entropy_probe.reference import prompts as bundled_prompts
-from entropy_probe.runs import Grid, Sweep, as_sizes, as_texts, sweep, write_atomically
-from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, from_strict_json, read_bounded, to_strict_json
+from entropy_probe.runs import Grid, Sweep, as_seeds, as_sizes, as_texts, sweep, write_atomically
+from entropy_probe.strict_json import (
+    FORBID_UNKNOWN_FIELDS,
+    Count,
+    Finite,
+    Side,
+    from_strict_json,
+    read_bounded,
+    to_strict_json,
+)
 
 FORMAT = 1
 """Version of the file format of a baseline."""
@@ -65,10 +74,10 @@ class Settings:
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
 
     prompts: tuple[str, ...]
-    sizes: tuple[Size, ...]
+    sizes: tuple[tuple[Side, Side], ...]
     seeds: tuple[int, ...]
-    steps: int
-    guidance_scale: float
+    steps: Count
+    guidance_scale: Finite
 
     def __post_init__(self) -> None:
         Grid(self.prompts, self.sizes, self.seeds, (Original(),))  # raises InputError for an invalid grid
@@ -88,9 +97,9 @@ class _HeadEntropy:
 
     layer: str
     kind: str
-    head: int
-    size: Size
-    images: list[Annotated[float, Field(allow_inf_nan=False)]]
+    head: Count
+    size: tuple[Side, Side]
+    images: list[Finite]
 
 
 @dataclass(frozen=True)
@@ -204,8 +213,8 @@ class Profile:
         Raises:
             InputError: with the name of the file, if it cannot be read or is not a profile.
         """
-        file, named = Path(path), f"cannot read the baseline {str(path)!r}"
-        if not file.exists():
+        file, named = Path(path), f"cannot read the baseline {str(path)!r:.200}"
+        if not exists(file):
             raise InputError(f"{named}: No such file or directory; create one with entropy-probe baseline save")
         try:
             return cls.from_json(read_bounded(file))
@@ -252,7 +261,7 @@ def profile(
     settings = Settings(
         as_texts(bundled_prompts()[:PROMPTS] if prompts is None else prompts),
         as_sizes(sizes),
-        tuple(seeds),
+        as_seeds(seeds),
         sampling.steps,
         sampling.guidance_scale,
     )

@@ -76,8 +76,10 @@ def save(
 ) -> None:
     """Sample a model and save its entropy profile: every head, size and image."""
     from entropy_probe.baselines import profile
+    from entropy_probe.runs import check_file_name
 
     messages = Messages(quiet or as_json)
+    check_file_name(out)
     options = {
         "prompts": None if prompts is None else parse_prompts(prompts, 0),
         "sizes": parse_sizes(sizes),
@@ -165,5 +167,5 @@ def _print_comparison(
         write_text(markdown, output.markdown(comparison))
     if as_json:
         sys.stdout.write(comparison.to_json())
-    messages.print(output.text(comparison))
+    messages.print_lines(output.text(comparison))
     raise typer.Exit(0 if comparison.same else 1)

@@ -77,14 +77,17 @@ def _texts(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _syntax_tree(path: Path) -> yaml.Node | None:
-    if path.exists() and not path.is_file():
-        raise InputError(f"the config file {str(path)!r} is not a regular file: save it as one")
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"the config file {str(path)!r} is not a regular file: save it as one")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
-    except OSError as error:
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: the name contains NUL
+        cause = getattr(error, "strerror", None) or error
         raise InputError(
-            f"cannot read the config file {str(path)!r}: {error.strerror or error}; give --config an existing YAML file"
+            f"cannot read the config file {str(path)!r:.200}: {cause}; give --config an existing YAML file"
         ) from error
     if len(content) > MAX_BYTES:
         raise InputError(f"the config file {str(path)!r} is longer than {MAX_BYTES >> 20} MiB")
@@ -117,4 +120,6 @@ def _text(name: str, value: yaml.Node, where: str) -> str:
     if not nodes or not all(isinstance(node, yaml.ScalarNode) and node.value for node in nodes):
         raise InputError(f"{where}: {name} must be a text, a number, or a list of these")
     texts = [str(node.value) for node in nodes]
+    if sum(map(len, texts)) + len(texts) > MAX_BYTES:  # an alias repeats a long text without making the file longer
+        raise InputError(f"{where}: {name} is longer than {MAX_BYTES >> 20} MiB: remove its aliases")
     return "".join(f"{text}\n" for text in texts) if is_list and name == "prompts" else ",".join(texts)

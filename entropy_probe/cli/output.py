@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from entropy_probe.escape import for_terminal
+from entropy_probe.escape import for_terminal, one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,20 +33,24 @@ class Messages:
         self._console = Console(stderr=True, quiet=quiet, highlight=False)
 
     def print(self, message: str | Table) -> None:
-        """Print a line or a table. Control characters of a line are escaped."""
+        """Print one line, in which control characters and line breaks are escaped, or a table."""
         if isinstance(message, str):
-            self._console.print(for_terminal(message), markup=False, soft_wrap=True)
+            self._console.print(one_line(message), markup=False, soft_wrap=True)
         else:
             self._console.print(message)
+
+    def print_lines(self, text: str) -> None:
+        """Print a text of several lines. The names in it must be escaped already."""
+        self._console.print(for_terminal(text), markup=False, soft_wrap=True)
 
 
 def make_table(rows: list[dict[str, Any]]) -> Table:
     """Return rows as a table for the terminal. The keys of the first row are the headings; None is an empty cell."""
     table = Table()
     for number, name in enumerate(rows[0] if rows else ()):
-        table.add_column(name, no_wrap=number == 0)
+        table.add_column(Text(one_line(name)), no_wrap=number == 0)
     for row in rows:
-        table.add_row(*(Text(for_terminal(_cell(value))) for value in row.values()))
+        table.add_row(*(Text(one_line(_cell(value))) for value in row.values()))
     return table
 
 

@@ -14,6 +14,9 @@ from entropy_probe.strict_json import read_bounded
 if TYPE_CHECKING:
     from entropy_probe.models import Size
 
+MAX_PROMPTS_BYTES = 8 * 2**20
+"""Maximum size of a file of prompts: about 100,000 prompts."""
+
 
 def parse_names(text: str) -> list[str]:
     """Split a list at its commas and drop empty items.
@@ -52,9 +55,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     except ValueError:
         raise InputError(f"seeds must be integers separated by commas, such as 0,1, got {text[:100]!r}") from None
     if min(seeds) < 0:
-        raise InputError(f"seeds must be 0 or larger, got {min(seeds)}")
+        raise InputError(f"seeds must be 0 or larger, got {min(seeds)!s:.50}")
     if max(seeds) >= 2**63:
-        raise InputError(f"seeds must be less than 2^63, got {max(seeds)}")
+        raise InputError(f"seeds must be less than 2^63, got {max(seeds)!s:.50}")
     return seeds
 
 
@@ -131,7 +134,7 @@ def parse_prompts(text: str | None, count: int) -> list[str]:
     try:
         if not is_file(text):
             raise InputError("No such file, or not a regular file")
-        content = read_bounded(Path(text)).removeprefix("\ufeff")
+        content = read_bounded(Path(text), MAX_PROMPTS_BYTES).removeprefix("\ufeff")
     except InputError as error:
         raise InputError(
             f"cannot read the prompts file {text[:200]!r}: {error}; pass a text file with one prompt per line, or the "
@@ -158,7 +161,7 @@ def check_laws(text: str) -> None:
     if not names:
         raise InputError("laws must name at least one law, such as original,paper, got an empty list")
     if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise InputError(f"laws must not repeat a law, got {repeated!r} twice")
+        raise InputError(f"laws must not repeat a law, got {repeated!r:.100} twice")
     for name in names:
         if name not in DERIVED:
             resolve(name, also=DERIVED)

@@ -223,8 +223,10 @@ def compare(
 ) -> None:
     """Compare runs of several models, or of versions of one model, on one page. Nothing is sampled."""
     from entropy_probe.reports import compare as compare_runs
+    from entropy_probe.runs import check_file_name, open_location
 
     messages = Messages(quiet or as_json)
+    check_file_name(open_location(out))
     comparison = compare_runs(runs, command=command_line())
     path = comparison.save(out)
     if as_json:

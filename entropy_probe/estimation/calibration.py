@@ -11,12 +11,13 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from pydantic import ConfigDict
 from scipy import stats
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from entropy_probe.laws import Calibrated, check_unscaled, from_json, to_json
 from entropy_probe.library_versions import rng_argument
 from entropy_probe.models import CaptionedImages, Objective, Size, format_size, objective, training_size
 from entropy_probe.progress import track
-from entropy_probe.strict_json import from_strict_json, nan_for_null, to_strict_json
+from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, Count, Number, Side, from_strict_json, to_strict_json
 
 ALL_LAYERS = "*"
 """Key of a single g that applies to every layer."""
@@ -56,11 +57,38 @@ class LossChange:
         images: number of images.
     """
 
-    size: Size
-    change: float
-    low: float
-    high: float
-    images: int
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
+    size: tuple[Side, Side]
+    change: Number
+    low: Number
+    high: Number
+    images: Count
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A row of `Calibration.points`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
+    layer: str
+    size: tuple[Side, Side]
+    ratio: Number
+    g: Number
+    g_first: Number
+    g_second: Number
+
+
+@dataclass(frozen=True)
+class _CalibrationFile:
+    """The fields that `Calibration.to_json` writes."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
+    law: dict[str, Any]
+    points: list[_Point]
+    changes: tuple[LossChange, ...]
 
 
 @dataclass(frozen=True)
@@ -99,16 +127,13 @@ class Calibration:
             InputError: if the text is not a calibration.
         """
         try:
-            fields = from_strict_json(dict[str, Any], text)
-            law = from_json(to_strict_json(fields["law"]))
-            points = pd.DataFrame(fields["points"], columns=POINT_COLUMNS)
-            points["size"] = points["size"].map(tuple)
-            changes = tuple(LossChange(**{**nan_for_null(c), "size": tuple(c["size"])}) for c in fields["changes"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"not a valid calibration: {error!r}") from error
+            file = from_strict_json(_CalibrationFile, text)
+            law = from_json(to_strict_json(file.law))
+        except InputError as error:
+            raise InputError(f"not a valid calibration: {error}") from error
         if not isinstance(law, Calibrated):
             raise InputError(f"not a valid calibration: its law is {law.name!r}, not 'calibrated'")
-        return cls(law, points, changes)
+        return cls(law, pd.DataFrame([vars(p) for p in file.points], columns=POINT_COLUMNS), file.changes)
 
 
 @renamed_arguments(pictures="images")
@@ -248,7 +273,8 @@ def relative_change(
     """Compute the relative change of the mean loss, with its 95 % bootstrap interval over the images.
 
     Returns:
-        The change (0.1 is an increase by 10 %), and the lower and upper end of the interval.
+        The change (0.1 is an increase by 10 %), and the lower and upper end of the interval. They are NaN with a
+        single image.
 
     Examples:
         >>> relative_change(np.array([1.0, 2.0]), np.array([0.5, 1.0]))
@@ -258,6 +284,8 @@ def relative_change(
     def change(b: Any, a: Any, axis: int = -1) -> Any:
         return a.mean(axis) / b.mean(axis) - 1
 
+    if len(before) < 2:
+        return float(change(before, after)), math.nan, math.nan
     interval = stats.bootstrap(
         (before, after),
         change,

@@ -8,20 +8,27 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
+from pydantic import ConfigDict
 
 from entropy_probe.deprecation import renamed_arguments, warn_renamed
 from entropy_probe.errors import InputError
 from entropy_probe.estimation.calibration import ALL_LAYERS, Calibration, calibrate
 from entropy_probe.estimation.refinement import Refined, Round, knots, refine
-from entropy_probe.estimation.regression import layer_means
+from entropy_probe.estimation.regression import Tokens, layer_means
 from entropy_probe.laws import DERIVED, Gaussian, Measured, ScalingLaw, from_json, to_json
 from entropy_probe.models import CaptionedImages, Size
 from entropy_probe.paths import is_file
 from entropy_probe.runs import Grid, Sweep
-from entropy_probe.strict_json import from_strict_json, nan_for_null, read_bounded, to_strict_json
+from entropy_probe.strict_json import (
+    FORBID_UNKNOWN_FIELDS,
+    Number,
+    from_strict_json,
+    read_bounded,
+    to_strict_json,
+)
 from entropy_probe.views import Viewed
 
 KAPPA_COLUMNS = ["layer", "kappa", "kappa_se", "low", "high", "paper"]
@@ -32,6 +39,80 @@ FACTOR_COLUMNS = ["layer", "tokens", "training_tokens", "scale_factor", "low", "
 
 def _empty(columns: list[str]) -> Callable[[], pd.DataFrame]:
     return lambda: pd.DataFrame(columns=columns)
+
+
+@dataclass(frozen=True)
+class _Kappa:
+    """A row of `Derivation.kappa`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
+    layer: str
+    kappa: Number
+    kappa_se: Number
+    low: Number
+    high: Number
+    paper: Number
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A row of `Derivation.unreachable`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
+    layer: str
+    tokens: Tokens
+    g: Number
+
+
+@dataclass(frozen=True)
+class _Entropy:
+    """A row of `Derivation.entropies`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
+    layer: str
+    tokens: Tokens
+    training_tokens: Tokens | Number
+    target: Number
+    original: Number
+    scaled: Number
+
+
+@dataclass(frozen=True)
+class _Factor:
+    """A row of `Derivation.factors`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
+    layer: str
+    tokens: Tokens
+    training_tokens: Tokens | Number
+    scale_factor: Number
+    low: Number
+    high: Number
+    bound: Literal["at most", "at least", ""]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The record of a derivation in the file of a law. Version 0.1.0 wrote the first three fields."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
+    kappa: list[_Kappa]
+    rounds: tuple[Round, ...]
+    unreachable: list[_Bound]
+    entropies: list[_Entropy] = field(default_factory=list)
+    calibration: dict[str, Any] | None = None
+    prompts: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    factors: list[_Factor] = field(default_factory=list)
+
+
+def _table(rows: list[Any], columns: list[str]) -> pd.DataFrame:
+    return pd.DataFrame([vars(row) for row in rows], columns=columns)
 
 
 @dataclass(frozen=True)
@@ -102,23 +183,21 @@ class Derivation(Viewed):
         if record is None:
             raise InputError(f"the {law.name} law has no 'derivation' record: read it with laws.from_json")
         try:
-            kappa = pd.DataFrame(record["kappa"], columns=KAPPA_COLUMNS)
-            entropies = pd.DataFrame(record.get("entropies", []), columns=ENTROPY_COLUMNS)
-            factors = pd.DataFrame(record.get("factors", []), columns=FACTOR_COLUMNS)
-            calibration = record.get("calibration")
-            return cls(
-                law,
-                kappa.astype(dict.fromkeys(KAPPA_COLUMNS[1:], float)),
-                tuple(Round(**nan_for_null(r)) for r in record["rounds"]),
-                pd.DataFrame(record["unreachable"], columns=BOUND_COLUMNS),
-                entropies.astype(dict.fromkeys(ENTROPY_COLUMNS[3:], float)),
-                Calibration.from_json(json.dumps(calibration)) if calibration else None,
-                tuple(map(str, record.get("prompts", []))),
-                tuple(map(int, record.get("seeds", []))),
-                factors.astype(dict.fromkeys(FACTOR_COLUMNS[3:6], float)),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"not a valid derivation: {error!r}") from error
+            file = from_strict_json(_Record, json.dumps(record))
+            calibration = None if file.calibration is None else Calibration.from_json(json.dumps(file.calibration))
+        except InputError as error:
+            raise InputError(f"not a valid derivation: {error}") from error
+        return cls(
+            law,
+            _table(file.kappa, KAPPA_COLUMNS),
+            file.rounds,
+            _table(file.unreachable, BOUND_COLUMNS),
+            _table(file.entropies, ENTROPY_COLUMNS).astype(dict.fromkeys(ENTROPY_COLUMNS[3:], float)),
+            calibration,
+            file.prompts,
+            file.seeds,
+            _table(file.factors, FACTOR_COLUMNS).astype(dict.fromkeys(FACTOR_COLUMNS[3:6], float)),
+        )
 
 
 @renamed_arguments(pictures="images")

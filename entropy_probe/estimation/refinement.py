@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from pydantic import ConfigDict
 
 from entropy_probe.attention import visual
 from entropy_probe.errors import InputError
@@ -25,6 +26,7 @@ from entropy_probe.estimation.intervals import jackknife, mean_square, root, t_q
 from entropy_probe.laws import Measured
 from entropy_probe.models import Size
 from entropy_probe.runs import Sweep, extend
+from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, Count, Number
 
 MIN_FACTOR, MAX_FACTOR = 0.2, 6.0
 """Bounds of g. A layer that needs more cannot reach its target: its entropy is near 0 or near ln N."""
@@ -43,9 +45,11 @@ class Round:
         drift_se: its standard error, nats. NaN with fewer than three prompts.
     """
 
-    number: int
-    drift: float
-    drift_se: float
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
+    number: Count
+    drift: Number
+    drift_se: Number
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import statsmodels.formula.api as smf
 from jaxtyping import Float
+from pydantic import ConfigDict, Field
 
 from entropy_probe.attention import visual
 from entropy_probe.errors import InputError
 from entropy_probe.runs import Sweep
-from entropy_probe.strict_json import from_strict_json, nan_for_null, to_strict_json
+from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, Count, Number, Side, from_strict_json, to_strict_json
 from entropy_probe.views import Viewed
 
 POOLED = "(pooled)"
@@ -60,23 +61,72 @@ class LogLaw:
         bend_p: p value of the hypothesis that both slopes are equal (t test, errors clustered by prompt).
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
     layer: str
-    intercept: float
-    intercept_se: float
-    slope: float
-    slope_se: float
-    slope_low: float
-    slope_high: float
-    r_squared: float
-    tokens: tuple[int, ...]
-    prompts: int
-    slope_below: float = math.nan
-    slope_below_low: float = math.nan
-    slope_below_high: float = math.nan
-    slope_above: float = math.nan
-    slope_above_low: float = math.nan
-    slope_above_high: float = math.nan
-    bend_p: float = math.nan
+    intercept: Number
+    intercept_se: Number
+    slope: Number
+    slope_se: Number
+    slope_low: Number
+    slope_high: Number
+    r_squared: Number
+    tokens: tuple[Count, ...]
+    prompts: Count
+    slope_below: Number = math.nan
+    slope_below_low: Number = math.nan
+    slope_below_high: Number = math.nan
+    slope_above: Number = math.nan
+    slope_above_low: Number = math.nan
+    slope_above_high: Number = math.nan
+    bend_p: Number = math.nan
+
+
+@dataclass(frozen=True)
+class _Rival:
+    """A row of `Fit.rivals`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
+    layer: str
+    form: str
+    error: Number
+
+
+Tokens = Annotated[int, Field(ge=1, le=2**53)]
+"""A number of tokens in a file."""
+
+
+@dataclass(frozen=True)
+class _Points:
+    """The columns of `Fit.points`; all are empty in a file of version 0.1.0."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
+    layer: list[str] = field(default_factory=list)
+    tokens: list[Tokens] = field(default_factory=list)
+    training_tokens: list[Tokens | Number] = field(default_factory=list)
+    height: list[Side] = field(default_factory=list)
+    width: list[Side] = field(default_factory=list)
+    prompt: list[str] = field(default_factory=list)
+    seed: list[int] = field(default_factory=list)
+    entropy: list[Number] = field(default_factory=list)
+    logit_variance: list[Number] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if len({len(column) for column in vars(self).values()}) > 1:
+            raise InputError("the columns of 'points' must have the same length")
+
+
+@dataclass(frozen=True)
+class _FitFile:
+    """The fields that `Fit.to_json` writes."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
+    layers: Annotated[tuple[LogLaw, ...], Field(min_length=1)]
+    rivals: list[_Rival]
+    points: _Points = field(default_factory=_Points)
 
 
 @dataclass(frozen=True)
@@ -123,12 +173,11 @@ class Fit(Viewed):
             InputError: if the text is not a fit.
         """
         try:
-            fields = from_strict_json(dict[str, Any], text)
-            layers = tuple(LogLaw(**{**nan_for_null(law), "tokens": tuple(law["tokens"])}) for law in fields["layers"])
-            rivals = pd.DataFrame(fields["rivals"], columns=["layer", "form", "error"]).astype({"error": float})
-            return cls(layers, rivals, pd.DataFrame(fields.get("points", {})))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"not a valid fit: {error!r}") from error
+            file = from_strict_json(_FitFile, text)
+        except InputError as error:
+            raise InputError(f"not a valid fit: {error}") from error
+        rivals = pd.DataFrame([vars(row) for row in file.rivals], columns=["layer", "form", "error"])
+        return cls(file.layers, rivals.astype({"error": float}), pd.DataFrame(vars(file.points)))
 
     def __str__(self) -> str:
         errors = self.rivals[self.rivals["layer"] == POOLED]

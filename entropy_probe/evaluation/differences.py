@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
+from pydantic import ConfigDict
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from entropy_probe.estimation.intervals import Estimate, crossed_mean
-from entropy_probe.evaluation.metrics import metric_and_network
+from entropy_probe.evaluation.metrics import MetricName, metric_and_network
 from entropy_probe.models import Size
+from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, Count, Number, Side
 
 LEVEL, POWER = 0.05, 0.8
 """Significance level after Holm's correction, and the power that `MetricDifference.needed` refers to."""
@@ -47,20 +50,22 @@ class MetricDifference:
             correction. NaN in files of version 0.1.0.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
     law: str
-    size: Size
-    metric: str
-    value: float
-    difference: float
-    low: float
-    high: float
-    p: float
+    size: tuple[Side, Side]
+    metric: MetricName
+    value: Number
+    difference: Number
+    low: Number
+    high: Number
+    p: Number
     verdict: str
-    images: int
-    needed: float | None
-    error: float = math.nan
-    margin: float = math.nan
-    p_equivalent: float = math.nan
+    images: Count
+    needed: Number | None
+    error: Number = math.nan
+    margin: Number = math.nan
+    p_equivalent: Number = math.nan
 
 
 def metric_difference(

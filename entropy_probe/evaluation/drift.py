@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from pydantic import ConfigDict
 
 from entropy_probe.attention import visual
 from entropy_probe.errors import InputError
 from entropy_probe.estimation.intervals import crossed_mean, crossed_variance, jackknife, mean_square, root
 from entropy_probe.models import Size
+from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, Number, Side
 
 LEVELS = {"layer": ["layer"], "head": ["layer", "head"], "step": ["layer", "head", "step"]}
 """Columns by which H is averaged before H(N) - H(T) is computed.
@@ -47,16 +49,18 @@ class Drift:
             drift far below it cannot be told from 0. NaN with a single image.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
     law: str
-    size: Size
+    size: tuple[Side, Side]
     level: Level
-    drift: float
-    low: float
-    high: float
-    removed: float
-    removed_low: float
-    removed_high: float
-    noise: float = float("nan")
+    drift: Number
+    low: Number
+    high: Number
+    removed: Number
+    removed_low: Number
+    removed_high: Number
+    noise: Number = float("nan")
 
 
 def entropy_drift(

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from pydantic import ConfigDict, Field
 
 from entropy_probe.deprecation import renamed_arguments, warn_renamed
 from entropy_probe.errors import InputError
@@ -22,12 +23,51 @@ from entropy_probe.estimation.calibration import EVALUATION_BATCH, EVALUATION_TI
 from entropy_probe.laws import Constant, Kappa, ScalingLaw, scaled
 from entropy_probe.models import CaptionedImages, Objective, Size, format_size, objective
 from entropy_probe.progress import track
-from entropy_probe.strict_json import from_strict_json, to_strict_json
+from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, Count, Finite, Side, from_strict_json, to_strict_json
 
 SCALE_FACTORS = (0.6, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
 KAPPAS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5)
 RESAMPLES = 1000
 LOSS_COLUMNS = ["image", "loss", "size", "x", "timestep"]
+
+
+_Loss = Annotated[Finite, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """The columns of `LossCurve.losses`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
+    size: list[tuple[Side, Side]]
+    x: list[Finite]
+    image: list[Count]
+    timestep: list[Finite]
+    loss: list[_Loss]
+
+
+@dataclass(frozen=True)
+class _CurveFile:
+    """The fields that `LossCurve.to_json` writes."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
+    name: Literal["g", "kappa"]
+    neutral: Finite
+    losses: _Losses
+
+    def __post_init__(self) -> None:
+        columns = list(vars(self.losses).values())
+        if len({len(column) for column in columns}) > 1:
+            raise InputError("the columns of 'losses' must have the same length")
+        rows = set(zip(self.losses.size, self.losses.x, self.losses.image, self.losses.timestep, strict=True))
+        full = {(s, x, i, t) for s in {*columns[0]} for x in {*columns[1], self.neutral} for i in {*columns[2]}
+                for t in {*columns[3]}}  # fmt: skip
+        if not rows or rows != full or len(rows) < len(columns[0]):
+            raise InputError(
+                "'losses' must have one loss for every size, image, timestep and value, and the neutral value"
+            )
 
 
 @dataclass(frozen=True)
@@ -46,6 +86,8 @@ class LossCurve:
 
     def table(self, *, by_timestep: bool = False) -> pd.DataFrame:
         """Return the relative change of the mean loss from the neutral value, with 95 % intervals over the images.
+
+        With a single image, there are no intervals: they are NaN.
 
         Args:
             by_timestep: one row per size, timestep and value instead of one per size and value.
@@ -71,8 +113,8 @@ class LossCurve:
 
         Returns:
             Columns `size`, the name of the number (NaN at an edge), `low`, `high` (95 % bootstrap interval over the
-            images), `edge` (`lower`, `upper` or empty), `minimum` (the value, at an edge the end of the scan),
-            `optimum` (text).
+            images; NaN with a single image), `edge` (`lower`, `upper` or empty), `minimum` (the value, at an edge the
+            end of the scan), `optimum` (text).
         """
         rows = []
         generator = np.random.default_rng(0)
@@ -81,11 +123,10 @@ class LossCurve:
             x, losses = values.index.to_numpy(float), values.to_numpy()
             resamples = generator.integers(losses.shape[1], size=(RESAMPLES, losses.shape[1]))
             minima = [_minimum(x, losses[:, index].mean(1))[0] for index in resamples]
-            low, high = np.percentile(minima, [2.5, 97.5])
+            low, high = np.percentile(minima, [2.5, 97.5]) if losses.shape[1] > 1 else (math.nan, math.nan)
             value, edge = _minimum(x, losses.mean(1))
-            text = {"lower": f"at most {value:.2f}", "upper": f"at least {value:.2f}"}.get(
-                edge, f"{value:.2f} [{low:.2f}, {high:.2f}]"
-            )
+            inside = f"{value:.2f}" if math.isnan(low) else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+            text = {"lower": f"at most {value:.2f}", "upper": f"at least {value:.2f}"}.get(edge, inside)
             where = {"size": format_size(size), self.name: math.nan if edge else value, "low": low, "high": high}
             rows.append({**where, "edge": edge, "minimum": value, "optimum": text})
         return pd.DataFrame(rows)
@@ -103,12 +144,10 @@ class LossCurve:
             InputError: if the text is not a loss curve.
         """
         try:
-            fields = from_strict_json(dict[str, Any], text)
-            losses = pd.DataFrame(fields["losses"])
-            losses["size"] = losses["size"].map(tuple)
-            return cls(str(fields["name"]), float(fields["neutral"]), losses)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"not a valid loss curve: {error!r}") from error
+            file = from_strict_json(_CurveFile, text)
+        except InputError as error:
+            raise InputError(f"not a valid loss curve: {error}") from error
+        return cls(file.name, file.neutral, pd.DataFrame(vars(file.losses))[LOSS_COLUMNS])
 
 
 @renamed_arguments(pictures="images", multipliers="scale_factors")

@@ -18,6 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from entropy_probe.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,16 @@ def metric_and_network(column: str) -> tuple[Metric, str]:
     """
     name, _, network = column.partition(":")
     return METRICS[name], network
+
+
+def _check_name(column: str) -> str:
+    if column.partition(":")[0] not in METRICS:
+        raise InputError(f"unknown metric {column!r:.100}: the metrics are {', '.join(METRICS)}")
+    return column
+
+
+MetricName = Annotated[str, AfterValidator(_check_name)]
+"""The name of a metric in a file; see `metric_and_network`."""
 
 
 def in_order(columns: Iterable[str]) -> list[str]:

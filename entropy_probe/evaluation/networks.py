@@ -112,29 +112,46 @@ def _load(name: str) -> ImageEncoder:
             f"unknown network {name!r:.200}: it is not a folder and not a hub id (owner/name); known names are "
             f"{', '.join(NAMED)}"
         )
-    with _input_errors(name):
+    with _network_folder(name) as folder:
         from transformers import AutoConfig
 
-        is_clip = AutoConfig.from_pretrained(name, **_SAFE).model_type == "clip"
+        is_clip = AutoConfig.from_pretrained(folder, **_SAFE).model_type == "clip"
     return Clip.load(name) if is_clip else Vision.load(name)
 
 
 _SAFE: dict[str, Any] = {"trust_remote_code": False}
 
 
+_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+"""Files of a network that are downloaded."""
+
+
 @contextmanager
-def _input_errors(model: str | Path) -> Iterator[None]:
-    """Turn errors of transformers on loading a network into an InputError of one line. Refuse pickled weights."""
-    if is_folder(model):
-        check_safetensors_only(Path(model))
+def _network_folder(model: str | Path) -> Iterator[Path]:
+    """Yield the folder of a network, after a check that its weights are safetensors. A hub id is downloaded first.
+
+    Raises:
+        InputError: in one line, for pickled weights and for every error of the libraries in the context.
+    """
     try:
-        yield
-    except (ImportError, OSError, ValueError, KeyError) as error:  # processors of some models need torchvision
+        folder = Path(model) if is_folder(model) else _download(str(model))
+        check_safetensors_only(folder)
+        yield folder
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # the libraries meet a damaged file with any error
         reason = shorten(str(error), 200, placeholder=" ...")
         raise InputError(
             f"cannot load the network {str(model)!r}: give {', '.join(map(repr, NAMED))}, the hub id of a CLIP or "
             f"another image model of transformers, or a folder written by save_pretrained ({reason})"
         ) from error
+
+
+def _download(name: str) -> Path:
+    """Download a network from the hub, or find it in the cache, without its pickles and subfolders."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, allow_patterns=list(_FILES), ignore_patterns=["*/*"]))
 
 
 def _images(images: UInt8[Tensor, "batch 3 height width"]) -> list[Image.Image]:
@@ -162,9 +179,9 @@ class Clip(nn.Module):
         """
         from transformers import CLIPModel, CLIPProcessor
 
-        with _input_errors(model):
-            loaded = load_complete(CLIPModel, model, **_SAFE).eval().requires_grad_(False)
-            return cls(loaded, CLIPProcessor.from_pretrained(model, **_SAFE))
+        with _network_folder(model) as folder:
+            loaded = load_complete(CLIPModel, folder, **_SAFE).eval().requires_grad_(False)
+            return cls(loaded, CLIPProcessor.from_pretrained(folder, **_SAFE))
 
     def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
         """Return embeddings of length 1."""
@@ -201,9 +218,9 @@ class Vision(nn.Module):
         """
         from transformers import AutoImageProcessor, AutoModel
 
-        with _input_errors(model):
-            loaded = load_complete(AutoModel, model, **_SAFE).eval().requires_grad_(False)
-            processor = AutoImageProcessor.from_pretrained(model, **_SAFE)
+        with _network_folder(model) as folder:
+            loaded = load_complete(AutoModel, folder, **_SAFE).eval().requires_grad_(False)
+            processor = AutoImageProcessor.from_pretrained(folder, **_SAFE)
         if loaded.main_input_name != "pixel_values":
             raise InputError(f"the network {str(model)!r} must take images, but takes {loaded.main_input_name}")
         return cls(loaded, processor)

@@ -2,19 +2,74 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import pandas as pd
+from pydantic import BeforeValidator, ConfigDict
 
 from entropy_probe.errors import InputError
 from entropy_probe.evaluation.differences import EQUIVALENT, UNDECIDED, MetricDifference
+from entropy_probe.evaluation.metrics import MetricName
 from entropy_probe.models import format_size
-from entropy_probe.strict_json import from_strict_json, nan_for_null, to_strict_json
+from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, Number, Side, from_strict_json, to_strict_json
 
 MAX_NEEDED = 100_000
 """Sentences do not name a number of images above this one."""
+
+
+_IMAGE = ("law", "height", "width", "prompt", "seed")
+"""Fields of a row of `Quality.images` that identify the image. The other fields are metrics."""
+
+
+def _metrics_apart(row: Any) -> Any:
+    if not isinstance(row, dict):
+        return row
+    metrics = {name: value for name, value in row.items() if name not in _IMAGE}
+    return {**{name: row[name] for name in _IMAGE if name in row}, "metrics": metrics}
+
+
+@dataclass(frozen=True)
+class _Image:
+    """A row of `Quality.images`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
+    law: str
+    height: Side
+    width: Side
+    prompt: str
+    seed: int
+    metrics: dict[MetricName, Number]
+
+    def fields(self) -> dict[str, Any]:
+        """Return the row as `Quality.to_json` writes it."""
+        first, last = ("prompt", "seed"), ("law", "height", "width")
+        own = {name: getattr(self, name) for name in _IMAGE}
+        return {**{n: own[n] for n in first}, **self.metrics, **{n: own[n] for n in last}}
+
+
+@dataclass(frozen=True)
+class _OriginalValue:
+    """A row of `Quality.original`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
+    size: tuple[Side, Side]
+    metric: MetricName
+    value: Number
+
+
+@dataclass(frozen=True)
+class _QualityFile:
+    """The tables that `Quality.to_json` writes."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
+    images: list[Annotated[_Image, BeforeValidator(_metrics_apart)]]
+    original: list[_OriginalValue]
+    comparisons: list[MetricDifference]
 
 
 @dataclass(frozen=True)
@@ -49,12 +104,12 @@ class Quality:
             InputError: if the text is not a quality.
         """
         try:
-            fields = from_strict_json(dict[str, Any], text)
-            original = pd.DataFrame(fields["original"])
-            original["size"] = original["size"].map(tuple)
-            return cls(pd.DataFrame(fields["images"]), original, tuple(map(_difference, fields["comparisons"])))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"not a valid image quality: {error!r}") from error
+            file = from_strict_json(_QualityFile, text)
+        except InputError as error:
+            raise InputError(f"not a valid image quality: {error}") from error
+        images = pd.DataFrame([row.fields() for row in file.images])
+        original = pd.DataFrame([vars(row) for row in file.original], columns=["size", "metric", "value"])
+        return cls(images, original, tuple(map(_with_known_verdict, file.comparisons)))
 
     def table(self) -> pd.DataFrame:
         """Return the comparisons as a table, one row each."""
@@ -90,11 +145,7 @@ def _rounded(count: float) -> str:
     return f"{int(float(f'{count:.2g}')):,}"
 
 
-def _difference(fields: dict[str, Any]) -> MetricDifference:
-    """Read a comparison. Files of version 0.1.0 have no tests of equivalence."""
-    verdict = fields["verdict"] if fields["verdict"] in ("better", "worse", EQUIVALENT) else UNDECIDED
-    numbers = nan_for_null({name: value for name, value in fields.items() if name != "needed"})
-    # `needed` may be None; elsewhere null represents NaN.
-    return MetricDifference(
-        **{**numbers, "size": tuple(fields["size"]), "verdict": verdict, "needed": fields["needed"]}
-    )
+def _with_known_verdict(comparison: MetricDifference) -> MetricDifference:
+    """Replace the verdict "no difference shown" of version 0.1.0, which had no tests of equivalence."""
+    known = comparison.verdict in ("better", "worse", EQUIVALENT)
+    return comparison if known else replace(comparison, verdict=UNDECIDED)

@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import pandas as pd
+from pydantic import ConfigDict
 
 from entropy_probe.deprecation import renamed_arguments, warn_renamed
 from entropy_probe.errors import InputError
@@ -21,8 +22,41 @@ from entropy_probe.evaluation.quality_summary import Quality
 from entropy_probe.laws import ScalingLaw, resolve
 from entropy_probe.models import Size, format_size, training_size
 from entropy_probe.runs import Grid, Sweep, as_sizes, extend, sweep
-from entropy_probe.strict_json import from_strict_json, nan_for_null, to_strict_json
+from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, from_strict_json, to_strict_json
 from entropy_probe.views import Viewed
+
+
+@dataclass(frozen=True)
+class _OutcomeFile:
+    """The fields that `Outcome.to_json` writes. Version 0.1.0 wrote the first three."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
+    grid: dict[str, Any]
+    drifts: tuple[Drift, ...]
+    quality: dict[str, Any] | None = None
+    prompts: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    in_sample: bool = False
+
+
+def _check_parts(file: _OutcomeFile, grid: Grid, scored: Quality | None) -> None:
+    """Check that the results in a file are about its grid, each once.
+
+    Raises:
+        InputError: naming the first that is not.
+    """
+    laws, sizes = {law.name for law in grid.laws}, set(grid.sizes)
+    compared = scored.comparisons if scored else ()
+    keys = [(d.law, d.size, d.level) for d in file.drifts] + [(c.law, c.size, c.metric) for c in compared]
+    for law, size, _ in keys:
+        if law not in laws or size not in sizes:
+            raise InputError(f"the grid has no law {law!r:.100} at size {format_size(size)}")
+    if len(set(keys)) < len(keys):
+        law, size, what = next(key for key in keys if keys.count(key) > 1)
+        raise InputError(f"{what} of the law {law} at size {format_size(size)} is given twice")
+    if not (set(file.prompts) <= set(grid.prompts) and set(file.seeds) <= set(grid.seeds)):
+        raise InputError("the drift was measured on prompts or seeds that the grid does not have")
 
 
 @dataclass(frozen=True)
@@ -99,19 +133,18 @@ class Outcome(Viewed):
         assert isinstance(text, str)
         assert isinstance(sweep, Sweep)
         try:
-            fields = from_strict_json(dict[str, Any], text)
-            drifts = tuple(Drift(**{**nan_for_null(d), "size": tuple(d["size"])}) for d in fields["drifts"])
-            scored = Quality.from_json(json.dumps(fields["quality"])) if fields.get("quality") else None
-            grid = Grid.from_json(json.dumps(fields["grid"]))
-            prompts, seeds = (tuple(fields.get(name, ())) for name in ("prompts", "seeds"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"not a valid outcome: {error!r}") from error
+            file = from_strict_json(_OutcomeFile, text)
+            scored = None if file.quality is None else Quality.from_json(json.dumps(file.quality))
+            grid = Grid.from_json(json.dumps(file.grid))
+            _check_parts(file, grid, scored)
+        except InputError as error:
+            raise InputError(f"not a valid outcome: {error}") from error
         missing = sum(sweep.run.state(cell).fault is not None for cell in grid.cells())
         if missing:
             raise InputError(
                 f"{missing} of the {len(grid)} validated cells of {sweep.run.path} are missing: run validate again"
             )
-        return cls(replace(sweep, grid=grid), drifts, scored, prompts, seeds, bool(fields.get("in_sample")))
+        return cls(replace(sweep, grid=grid), file.drifts, scored, file.prompts, file.seeds, file.in_sample)
 
     def verdict(self) -> list[str]:
         """Return a sentence for each law: the fraction of the drift it removes. Then the verdict on the images."""

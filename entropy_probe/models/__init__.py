@@ -3,8 +3,10 @@
 from entropy_probe.models.complete_weights import load_complete
 from entropy_probe.models.defaults import SamplingSettings, sampling_defaults, sampling_settings
 from entropy_probe.models.denoising_loss import Objective, encode, encode_with, objective
+from entropy_probe.models.failures import is_out_of_memory
+from entropy_probe.models.fingerprints import FINGERPRINT_VERSION, fingerprint, fingerprint_version
 from entropy_probe.models.images import CaptionedImages, ImageFolder, to_tensor
-from entropy_probe.models.loading import REFERENCE, REFERENCES, fingerprint, load, quiet_libraries
+from entropy_probe.models.loading import REFERENCE, REFERENCES, load, quiet_libraries
 from entropy_probe.models.pipeline_call import check_call, describe, takes_prompt
 from entropy_probe.models.sampling import sample_images
 from entropy_probe.models.sizes import (
@@ -24,6 +26,7 @@ from entropy_probe.models.sizes import (
 from entropy_probe.models.weight_files import check_safetensors_only
 
 __all__ = [
+    "FINGERPRINT_VERSION",
     "REFERENCE",
     "REFERENCES",
     "CaptionedImages",
@@ -41,7 +44,9 @@ __all__ = [
     "encode",
     "encode_with",
     "fingerprint",
+    "fingerprint_version",
     "format_size",
+    "is_out_of_memory",
     "layers",
     "load",
     "load_complete",

@@ -57,6 +57,37 @@ def load_models(folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
     return models
 
 
+_VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
+"""Files of which a tokenizer needs one. Without them, transformers makes an empty tokenizer."""
+
+
+def check_components(folder: Path) -> None:
+    """Refuse a pipeline without the files of a component. transformers would replace some of them by defaults.
+
+    Raises:
+        InputError: naming the missing folder or file.
+
+    >>> from entropy_probe.bundled import bundled
+    >>> check_components(bundled("reference"))
+    """
+    for name, component in read_fields(folder / "model_index.json").items():
+        is_named = isinstance(component, list) and len(component) == 2 and all(isinstance(n, str) for n in component)
+        if name.startswith("_") or not is_named:
+            continue
+        class_name, own = str(component[1]), folder / name
+        if not own.is_dir():
+            raise InputError(f"{folder} lacks the component {name!r:.100}: save the complete pipeline again")
+        needed: tuple[tuple[str, ...], ...] = ()
+        if "Tokenizer" in class_name:
+            needed = (("tokenizer_config.json",), _VOCABULARIES)
+        elif component[0] == "transformers" and isinstance(getattr(transformers, class_name, None), type):
+            is_model = issubclass(getattr(transformers, class_name), nn.Module)
+            needed = (("config.json",),) if is_model else ()
+        for names in needed:
+            if not any(path.is_file() for pattern in names for path in own.glob(pattern)):
+                raise InputError(f"{own} lacks {' or '.join(names)}: save the complete pipeline again")
+
+
 def _refuse_code(folder: Path, component: Any) -> None:
     """Refuse a component whose class is in a file of the model. diffusers 0.31 would run it without asking.
 
@@ -76,7 +107,7 @@ def load_complete(model_class: Any, source: str | Path, **settings: Any) -> Any:
         settings: arguments of `from_pretrained`.
 
     Raises:
-        InputError: with the names of the missing weights, if there are any.
+        InputError: with the names of the weights, if some are missing or have the wrong shape.
 
     >>> from diffusers import UNet2DConditionModel
     >>> from entropy_probe.bundled import bundled
@@ -84,7 +115,15 @@ def load_complete(model_class: Any, source: str | Path, **settings: Any) -> Any:
     >>> unet.config.sample_size
     16
     """
+    if model_class.__module__.startswith("transformers."):  # otherwise its error names no weight
+        settings = {"ignore_mismatched_sizes": True, **settings}
     model, info = model_class.from_pretrained(source, output_loading_info=True, use_safetensors=True, **settings)
+    if mismatched := sorted(info.get("mismatched_keys") or ()):
+        name, found, expected = mismatched[0]
+        raise InputError(
+            f"{source} has {len(mismatched)} weights of another shape than its config.json says, the first is {name} "
+            f"with {tuple(found)} instead of {tuple(expected)}: save the complete model again"
+        )
     if missing := sorted(info["missing_keys"]):
         names = ", ".join(missing[:_NAMES]) + (f" and {len(missing) - _NAMES} more" if len(missing) > _NAMES else "")
         raise InputError(

@@ -14,9 +14,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from entropy_probe.errors import InputError
-from entropy_probe.models.sizes import Size
+from entropy_probe.models.sizes import MAX_SIDE, Size
+from entropy_probe.paths import is_folder
+from entropy_probe.strict_json import read_bounded
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+MAX_CAPTION_BYTES = 2**20
+"""Maximum size of the file of a caption."""
 
 
 class CaptionedImages(Protocol):
@@ -53,12 +58,12 @@ class ImageFolder:
         """Find the images in a folder.
 
         Raises:
-            InputError: if the folder does not exist or has no images.
+            InputError: if the folder does not exist or has no images, or a caption is not UTF-8 text.
         """
         folder = Path(path)
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise InputError(f"{str(path)!r} is not a folder: give a folder of images")
-        files = tuple(sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES))
+        files = tuple(sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file()))
         if not files:
             raise InputError(f"the folder {str(path)!r} has no images: add files with {', '.join(SUFFIXES)}")
         return cls(folder, files, tuple(_caption(file) for file in files))
@@ -70,7 +75,7 @@ class ImageFolder:
         """Return all images at (height, width), as bytes.
 
         Raises:
-            InputError: if a file cannot be read as an image.
+            InputError: if a file cannot be read as an image, or has a side of more than `MAX_SIDE` pixels.
         """
         return torch.stack([_read(file, size) for file in self.files])
 
@@ -86,12 +91,21 @@ def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
 
 def _caption(file: Path) -> str:
     text = file.with_suffix(".txt")
-    return text.read_text().strip() if text.is_file() else file.stem.replace("-", " ").replace("_", " ")
+    if not text.exists():
+        return file.stem.replace("-", " ").replace("_", " ")
+    try:
+        return read_bounded(text, MAX_CAPTION_BYTES).strip()
+    except InputError as error:
+        raise InputError(f"cannot read the caption of {file.name}: {error}: save it as UTF-8 text") from error
 
 
 def _read(file: Path, size: Size) -> UInt8[Tensor, "3 height width"]:
     try:
         with Image.open(file) as image:
+            if max(image.size) > MAX_SIDE:
+                width, height = image.size
+                raise InputError(f"it has {width} x {height} pixels, the maximum is {MAX_SIDE} per side: resize it")
             return to_tensor(ImageOps.fit(image.convert("RGB"), (size[1], size[0]), Image.Resampling.LANCZOS))
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"cannot read {file} as an image: {error}") from error
+    except (Image.DecompressionBombError, UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"cannot read {file} as an image: {reason}") from error

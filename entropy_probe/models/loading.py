@@ -1,28 +1,24 @@
-"""Load a diffusers pipeline from safetensors, select device and dtype, and identify a model by its weights."""
+"""Load a diffusers pipeline from safetensors, and select device and dtype."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate.utils.modeling import get_state_dict_offloaded_model
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from entropy_probe.attention import find_denoiser
 from entropy_probe.bundled import bundled
 from entropy_probe.errors import InputError
 from entropy_probe.library_versions import dtype_argument
-from entropy_probe.models.complete_weights import load_models
+from entropy_probe.models.complete_weights import check_components, load_models
+from entropy_probe.models.sizes import check_sample_size
 from entropy_probe.models.weight_files import check_safetensors_only
 from entropy_probe.paths import is_folder
 
@@ -31,12 +27,6 @@ REFERENCE = "reference"
 
 REFERENCES = (REFERENCE, "reference-dit")
 """Names of both bundled models: a UNet and a transformer."""
-
-_LOADING_SETTINGS = ("dtype", "transformers_version")
-"""Settings of a configuration that depend on how a model was loaded or saved. They are not part of its fingerprint."""
-
-_ADAPTER_SETTINGS = ("active_adapters", "scaling", "disable_adapters")
-"""Attributes of PEFT layers: which adapters are active, and how strongly."""
 
 
 def load(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> DiffusionPipeline:
@@ -48,8 +38,8 @@ def load(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> Dif
         dtype: "float32", "float16" or "bfloat16". "auto" selects float32 on the CPU and float16 elsewhere.
 
     Raises:
-        InputError: if the model is unknown, a folder is not a pipeline, weights are pickled or missing, or the device
-            or dtype is not available.
+        InputError: if the model is unknown, a folder is not a pipeline or is damaged, weights are pickled or missing,
+            or the device or dtype is not available.
 
     >>> pipeline = load("reference", device="cpu")
     >>> type(pipeline).__name__, pipeline.device.type
@@ -62,6 +52,7 @@ def load(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> Dif
         with _quiet() if is_bundled else nullcontext():
             folder = bundled(str(model)) if is_bundled else _local_folder(model)
             check_safetensors_only(folder)
+            check_components(folder)
             pipeline = DiffusionPipeline.from_pretrained(
                 str(folder.resolve()),
                 use_safetensors=True,
@@ -69,14 +60,14 @@ def load(model: str | Path, *, device: str = "auto", dtype: str = "auto") -> Dif
                 **load_models(folder.resolve(), torch_dtype),
                 **dtype_argument("diffusers", torch_dtype),
             )
-    except InputError:
+    except (InputError, MemoryError):
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0][:300]
+    except Exception as error:  # the libraries meet a damaged file with any error
+        reason = " ".join(str(error).split()).split(". ")[0][:300] or type(error).__name__
         raise InputError(f"cannot load {str(model)!r} as a diffusers pipeline: {reason}") from error
     if not is_bundled and not is_folder(model):
         pipeline.register_to_config(_name_or_path=str(model))
-    find_denoiser(pipeline)
+    check_sample_size(find_denoiser(pipeline))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device_name)
 
@@ -143,60 +134,6 @@ def resolve_dtype(dtype: str, device: str) -> torch.dtype:
     if dtype not in known:
         raise InputError(f"dtype must be auto, {', '.join(known)}, got {dtype!r}")
     return known[dtype]
-
-
-def fingerprint(pipeline: Any) -> str:
-    """Return a hash of the configuration, weights and buffers of all components. It identifies the model of a run.
-
-    All bits are included. One gigabyte of weights takes about a second.
-
-    Raises:
-        InputError: if weights are offloaded to a place where they cannot be read.
-
-    >>> pipeline = load("reference", device="cpu")
-    >>> before = fingerprint(pipeline)
-    >>> with torch.no_grad():
-    ...     _ = pipeline.unet.conv_in.bias.add_(1)
-    >>> fingerprint(pipeline) == before
-    False
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    components = getattr(pipeline, "components", None) or {"denoiser": find_denoiser(pipeline)}
-    for name, component in sorted(components.items()):
-        config: Any = getattr(component, "config", None)
-        settings: dict[str, Any] = config.to_dict() if hasattr(config, "to_dict") else dict(config or {})
-        own = {key: v for key, v in settings.items() if not key.startswith("_") and key not in _LOADING_SETTINGS}
-        digest.update(f"{name} {type(component).__name__}".encode())
-        digest.update(json.dumps(own, sort_keys=True, default=str).encode())
-        if isinstance(component, nn.Module):
-            _hash_weights(digest, component)
-    return digest.hexdigest()
-
-
-def _hash_weights(digest: hashlib.blake2b, component: nn.Module) -> None:
-    """Add the weights, the buffers and the state of PEFT adapters to a hash."""
-    for name, values in _weights(component).items():
-        if type(values).__module__.startswith("torchao."):  # these tensors have no bytes that can be viewed
-            values = values.dequantize()
-        digest.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())
-        digest.update(values.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy().data)
-    for name, module in component.named_modules():
-        if type(module).__module__.startswith("peft."):
-            digest.update(f"{name} {[getattr(module, setting, None) for setting in _ADAPTER_SETTINGS]}".encode())
-
-
-def _weights(component: nn.Module) -> Mapping[str, Tensor]:
-    """Return the weights and buffers. Those that accelerate has offloaded are fetched."""
-    weights = {name: values for name, values in component.state_dict().items() if isinstance(values, Tensor)}
-    if any(values.is_meta for values in weights.values()):
-        fetched: Mapping[str, Tensor] = get_state_dict_offloaded_model(component)
-        weights = {name: fetched.get(name, values) for name, values in weights.items()}
-    if missing := [name for name, values in weights.items() if values.is_meta]:
-        raise InputError(
-            f"the weights {missing[0]!r} of {type(component).__name__} are not in memory: load the model without "
-            "offloading them"
-        )
-    return weights
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL.Image import Image
 
+from entropy_probe.models.failures import report_model_errors
 from entropy_probe.models.pipeline_call import call_arguments, explain_missing
 from entropy_probe.models.sizes import Size
 
@@ -35,7 +36,7 @@ def sample_images(
         pipeline_kwargs: further arguments of the pipeline's call, such as `image`. Images are resized to `size`.
 
     Raises:
-        InputError: if the pipeline needs an argument that is missing.
+        InputError: if the pipeline needs an argument that is missing, or fails for a reason other than lack of memory.
 
     >>> import entropy_probe as ep
     >>> images = sample_images(ep.reference.load(), ["noto dog"], (32, 48), [0], steps=1, guidance_scale=4.0)
@@ -44,6 +45,6 @@ def sample_images(
     """
     given = pipeline_kwargs or {}
     arguments = call_arguments(pipeline, prompts, size, seeds, steps, guidance_scale, given)
-    with explain_missing(pipeline, given):
+    with report_model_errors(pipeline, size), explain_missing(pipeline, given):
         images: list[Image] = pipeline(**arguments).images
     return images

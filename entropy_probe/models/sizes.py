@@ -20,6 +20,8 @@ from entropy_probe.attention import (
     find_denoiser,
 )
 from entropy_probe.errors import InputError
+from entropy_probe.escape import one_line
+from entropy_probe.models.failures import report_model_errors
 
 Size = tuple[int, int]
 """(height, width) in pixels, the order of diffusers."""
@@ -83,20 +85,50 @@ def training_size(pipeline: Any) -> Size:
     """Return (height, width) in pixels at training: the denoiser's `sample_size`, or the pipeline's default size.
 
     Raises:
-        InputError: if the configuration has neither.
+        InputError: if the configuration has neither, or a `sample_size` that is not a size.
 
     >>> import entropy_probe as ep
     >>> training_size(ep.reference.load())
     (64, 64)
     """
-    if latents := configured_size(find_denoiser(pipeline)):
-        return latents[0] * pixels_per_latent(pipeline), latents[1] * pixels_per_latent(pipeline)
+    denoiser = find_denoiser(pipeline)
+    check_sample_size(denoiser)
+    if latents := configured_size(denoiser):
+        size = latents[0] * pixels_per_latent(pipeline), latents[1] * pixels_per_latent(pipeline)
+        if max(size) > MAX_SIDE:
+            raise InputError(
+                f"the training size {format_size(size)} of {type(denoiser).__name__} is larger than {MAX_SIDE} pixels: "
+                "correct sample_size in its config.json"
+            )
+        return size
     if default := default_size(pipeline):
         return default
     raise InputError(
         f"the configuration of {type(pipeline).__name__} does not contain its training size: set sample_size in the "
         "configuration of the denoiser"
     )
+
+
+def check_sample_size(denoiser: Any) -> None:
+    """Check the training size in the configuration of a denoiser, which can be any JSON value.
+
+    Raises:
+        InputError: if it is neither a positive integer nor a list of at least two.
+
+    >>> from types import SimpleNamespace
+    >>> check_sample_size(SimpleNamespace(config=SimpleNamespace(sample_size=1.5)))
+    Traceback (most recent call last):
+        ...
+    entropy_probe.errors.InputError: sample_size must be a positive integer or (height, width), got 1.5: ...
+    """
+    config = getattr(denoiser, "config", None)
+    for name in ("sample_size", "sample_height", "sample_width"):
+        value = getattr(config, name, None)
+        sides = value if isinstance(value, list | tuple) and len(value) >= 2 else [value]
+        is_size = all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides)
+        if value is not None and not is_size:
+            what = "a positive integer or (height, width)" if name == "sample_size" else "a positive integer"
+            raise InputError(f"{name} must be {what}, got {value!r:.100}: correct the config.json of the denoiser")
 
 
 def check_size(pipeline: Any, size: Size) -> None:
@@ -216,7 +248,8 @@ def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
     with attention_calls(pipeline, note), torch.no_grad():
         hook = denoiser.register_forward_hook(stop)
         try:
-            _call(pipeline, (height, width))
+            with report_model_errors(pipeline, (height, width)):
+                _call(pipeline, (height, width))
         except _FirstCallError:
             pipeline.maybe_free_model_hooks()
         finally:
@@ -297,12 +330,12 @@ def training_tokens(pipeline: Any) -> dict[str, int]:
 
 
 def short_name(layer: str) -> str:
-    """Shorten the name of a layer for tables and figures.
+    """Shorten the name of a layer for tables and figures, and escape its control characters.
 
     >>> short_name("down_blocks.0.attentions.1.transformer_blocks.0.attn1")
     'down.0.1.0.attn1'
     """
-    return re.sub(r"_blocks?(?=\.)", "", layer).replace("attentions.", "").replace("transformer.", "")
+    return one_line(re.sub(r"_blocks?(?=\.)", "", layer).replace("attentions.", "").replace("transformer.", ""))
 
 
 def parse_size(text: str) -> Size:
@@ -320,9 +353,11 @@ def parse_size(text: str) -> Size:
     except ValueError:
         numbers = []
     if len(numbers) not in (1, 2):
-        raise InputError(f"a size must be one number of pixels or HEIGHTxWIDTH, such as 96 or 96x128, got {text!r}")
+        raise InputError(
+            f"a size must be one number of pixels or HEIGHTxWIDTH, such as 96 or 96x128, got {text!r:.100}"
+        )
     if min(numbers) <= 0:
-        raise InputError(f"height and width must be positive, got size {text!r}")
+        raise InputError(f"height and width must be positive, got size {text!r:.100}")
     return numbers[0], numbers[-1]
 
 

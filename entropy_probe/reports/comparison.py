@@ -16,7 +16,7 @@ from scipy import stats
 from entropy_probe import plots
 from entropy_probe.attention import visual
 from entropy_probe.errors import InputError
-from entropy_probe.escape import for_terminal
+from entropy_probe.escape import one_line
 from entropy_probe.estimation import POOLED, Fit, LogLaw
 from entropy_probe.estimation.intervals import half_width
 from entropy_probe.evaluation.differences import LEVEL, POWER
@@ -254,11 +254,15 @@ def compare(runs: Sequence[str | Path], *, command: str | None = None) -> RunCom
     if len(runs) < 2:
         raise InputError(f"a comparison needs at least two runs, got {len(runs)}: add a run directory")
     paths = [open_location(run) for run in runs]
-    if len({path.resolve() for path in paths}) < len(paths):
+    try:
+        resolved = [path.resolve() for path in paths]
+    except (OSError, ValueError) as error:  # a name is too long, or contains NUL
+        raise InputError(f"cannot read {str(runs)[:300]}: {error}") from error
+    if len(set(resolved)) < len(paths):
         raise InputError("a run is given twice: compare different run directories")
-    named = [path.resolve().name for path in paths]
+    named = [path.name for path in resolved]
     names = named if len(set(named)) == len(named) else [str(path) for path in paths]
-    made = RunComparison({for_terminal(n): Report.open(p) for n, p in zip(names, paths, strict=True)}, command)
+    made = RunComparison({one_line(n): Report.open(p) for n, p in zip(names, paths, strict=True)}, command)
     assert made._fits
     return made
 

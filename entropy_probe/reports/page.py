@@ -18,7 +18,7 @@ from urllib.parse import quote
 import jinja2
 import pandas as pd
 
-from entropy_probe.escape import for_spreadsheet, for_terminal
+from entropy_probe.escape import for_spreadsheet
 from entropy_probe.plots import Plot, inline_svg, page_theme
 
 
@@ -138,16 +138,6 @@ def csv(table: pd.DataFrame) -> str:
     safe = table.assign(**{str(name): column for name, column in texts.items()}).rename(columns=harmless)
     text: str = safe.to_csv(index=False, quoting=QUOTE_NONNUMERIC)
     return text
-
-
-def isolated(text: str) -> str:
-    r"""Return untrusted text for use in a sentence. Text that runs from right to left does not affect the sentence.
-
-    Examples:
-        >>> isolated("a cat")
-        '\u2068a cat\u2069'
-    """
-    return f"\u2068{for_terminal(text)}\u2069"
 
 
 def _figure(number: int, shown: Shown) -> _Figure:

@@ -5,20 +5,48 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Annotated, Any, ClassVar
 
 import pandas as pd
+from pydantic import AfterValidator, ConfigDict
 
 from entropy_probe.errors import InputError
 from entropy_probe.estimation import Derivation, Fit
 from entropy_probe.evaluation import Outcome, Quality
 from entropy_probe.laws import ScalingLaw
+from entropy_probe.models import format_size, parse_size
 from entropy_probe.plots.tables import factors_with_intervals
 from entropy_probe.runs import Sweep
 from entropy_probe.runs.entropy_maps import EntropyMap
-from entropy_probe.strict_json import from_strict_json
+from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, Finite, Number, from_strict_json
 
 LOSSES = {"g": "loss-g.json", "kappa": "loss-kappa.json"}
 """Files of a run directory with the denoising loss as a function of these numbers."""
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What the rows of both tables of losses have in common."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
+    size: Annotated[str, AfterValidator(lambda text: format_size(parse_size(text)))]
+    change: Finite
+    low: Number
+    high: Number
+
+
+@dataclass(frozen=True)
+class _ByFactor(_Change):
+    g: Finite
+
+
+@dataclass(frozen=True)
+class _ByKappa(_Change):
+    kappa: Finite
+
+
+_ROWS = {"g": _ByFactor, "kappa": _ByKappa}
 
 
 @dataclass(frozen=True)
@@ -82,10 +110,14 @@ def read_losses(made: Sweep) -> dict[str, pd.DataFrame]:
 def _loss_table(text: str, name: str) -> pd.DataFrame:
     """Parse a table of `LossCurve` from JSON records."""
     try:
-        table = pd.DataFrame(from_strict_json(list[dict[str, str | float | None]], text))
-        return table.astype(dict.fromkeys((name, "change", "low", "high"), float)).astype({"size": str})
-    except (InputError, KeyError, ValueError) as error:
+        kind: Any = _ROWS[name]
+        rows = from_strict_json(list[kind], text)
+        if not rows:
+            raise InputError("it is empty")
+    except InputError as error:
         raise InputError(
             f"{LOSSES[name]} is not a table of denoising losses: {error}; delete the file, and run entropy-probe loss "
             "again"
         ) from error
+    table = pd.DataFrame([vars(row) for row in rows])
+    return table.astype(dict.fromkeys((name, "change", "low", "high"), float))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from entropy_probe.escape import for_html
 from entropy_probe.models import format_size
 from entropy_probe.plots.tables import (
     drift_table,
@@ -18,7 +19,6 @@ from entropy_probe.plots.tables import (
     rival_table,
     rounds_table,
 )
-from entropy_probe.reports.page import isolated
 from entropy_probe.reports.results import RunResults
 
 COMPARED_IMAGES = "Images under each law compared with the original, in pairs, with 95 % intervals"
@@ -68,20 +68,21 @@ def run_settings(results: RunResults) -> dict[str, Any]:
 def run_facts(results: RunResults) -> dict[str, str]:
     """Return the settings of a run as text for the page."""
     known = run_settings(results)
+    model, pipeline, weights = (for_html(known[name]) for name in ("model", "pipeline", "fingerprint"))
     return {
         "command": known["command"] or "called from Python",
-        "model": f"{known['model']} ({known['pipeline']}, weights {known['fingerprint']})",
+        "model": f"{model} ({pipeline}, weights {weights})",
         "training size": f"{format_size(known['training_size'])} pixels",
         "sizes": ", ".join(map(format_size, known["sizes"])) + " pixels (height x width)",
         "laws": ", ".join(known["laws"]),
-        "prompts": "; ".join(map(isolated, known["prompts"])),
+        "prompts": "; ".join(map(for_html, known["prompts"])),
         "seeds": ", ".join(map(str, known["seeds"])),
         "steps": str(known["steps"]),
         "guidance scale": str(known["guidance_scale"]),
         "attention rows": f"{known['rows']}{row_sampling_error(results.frame)}",
-        "dtype": known["dtype"],
-        "versions": ", ".join(f"{name} {number}" for name, number in known["versions"].items()),
-        "hardware": known["hardware"],
+        "dtype": for_html(known["dtype"]),
+        "versions": ", ".join(for_html(f"{name} {number}") for name, number in known["versions"].items()),
+        "hardware": for_html(known["hardware"]),
     }
 
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from functools import partial
 
 from entropy_probe import plots
+from entropy_probe.escape import for_html
 from entropy_probe.evaluation import Quality, in_order
 from entropy_probe.models import short_name
 from entropy_probe.plots.tables import kappa_of_laws
-from entropy_probe.reports.page import Shown, isolated
+from entropy_probe.reports.page import Shown
 from entropy_probe.reports.prompts import chosen_prompts
 from entropy_probe.reports.results import RunResults
 
@@ -28,7 +29,7 @@ def run_figures(results: RunResults) -> Iterator[Shown]:
     prompt = results.sampled.grid.prompts[0]
     yield Shown(
         "One prompt at every size",
-        f"“{isolated(prompt)}”, seed {results.sampled.grid.seeds[0]}, at equal height. Rows are laws, columns are "
+        f"“{for_html(prompt)}”, seed {results.sampled.grid.seeds[0]}, at equal height. Rows are laws, columns are "
         "sizes.",
         partial(plots.image_strip, results.sampled, prompt),
     )
@@ -151,7 +152,7 @@ def _images(results: RunResults) -> Iterator[Shown]:
         change = f" The laws change its pixels by {100 * difference:.1f} % on average." if difference else ""
         yield Shown(
             "Images",
-            f"“{isolated(prompt)}”, seed {sampled.grid.seeds[0]}.{change} Rows are laws, columns are sizes in pixels, "
+            f"“{for_html(prompt)}”, seed {sampled.grid.seeds[0]}.{change} Rows are laws, columns are sizes in pixels, "
             "all at the same scale. Known defects: cut-off shapes at small sizes, repeated shapes at large sizes.",
             partial(plots.image_grid, sampled, results.frame, prompt, results.quality),
         )

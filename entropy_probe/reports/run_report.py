@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from entropy_probe.errors import InputError
-from entropy_probe.escape import for_terminal
+from entropy_probe.escape import one_line
 from entropy_probe.estimation import Derivation, Fit
 from entropy_probe.estimation import fit as fit_laws
 from entropy_probe.evaluation import Outcome
@@ -81,7 +81,7 @@ class Report(RunResults):
         """Return the page. It is self-contained and makes no requests."""
         return page.render(
             page.Content(
-                title=f"Attention entropy of {for_terminal(self.sweep.manifest.model)}",
+                title=f"Attention entropy of {one_line(self.sweep.manifest.model)}",
                 summary=summary(self),
                 alerts=alerts(self),
                 overview=overview(self),

@@ -4,9 +4,9 @@ from entropy_probe.runs.directory import RunDirectory
 from entropy_probe.runs.engines import Engine, LocalEngine
 from entropy_probe.runs.entropy_maps import EntropyMap, entropy_maps
 from entropy_probe.runs.environment import versions
-from entropy_probe.runs.files import open_location, write_atomically
+from entropy_probe.runs.files import check_file_name, open_location, write_atomically
 from entropy_probe.runs.forecasting import Forecast, forecast
-from entropy_probe.runs.grid import Cell, Grid, as_sizes, as_texts
+from entropy_probe.runs.grid import Cell, Grid, as_seeds, as_sizes, as_texts
 from entropy_probe.runs.manifest import Manifest
 from entropy_probe.runs.ray_engine import RayEngine
 from entropy_probe.runs.sampling import FailedCell, SampledCell, sample_cells
@@ -27,8 +27,10 @@ __all__ = [
     "RunDirectory",
     "SampledCell",
     "Sweep",
+    "as_seeds",
     "as_sizes",
     "as_texts",
+    "check_file_name",
     "entropy_maps",
     "extend",
     "forecast",

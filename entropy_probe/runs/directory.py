@@ -97,9 +97,14 @@ class RunDirectory:
         Raises:
             InputError: if it is missing, damaged, or has a format that this version cannot read.
         """
-        if not self.manifest_path.is_file():
+        try:
+            found = self.manifest_path.is_file()
+        except (OSError, ValueError):  # the name is too long, or contains NUL
+            found = False
+        if not found:
             raise InputError(
-                f"{self.path} is not a run directory, it has no manifest.json: create one with entropy-probe sweep"
+                f"{self.path!s:.300} is not a run directory, it has no manifest.json: create one with "
+                "entropy-probe sweep"
             )
         text = self.read_text("manifest.json")
         try:
@@ -278,6 +283,8 @@ def _is_foreign(path: Path) -> bool:
 
 def _read(path: Path) -> bytes | None:
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for its writer
+            raise InputError(f"{path} is not a regular file: delete it")
         return path.read_bytes()
     except FileNotFoundError:
         return None

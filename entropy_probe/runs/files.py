@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,11 @@ from typing import cast
 from filelock import FileLock, Timeout
 
 from entropy_probe.errors import InputError
+from entropy_probe.paths import is_folder
+from entropy_probe.runs.holders import forget_holder, holder, record_holder
+
+PATIENCE = 5.0
+"""Seconds after which a process that waits for a lock warns."""
 
 
 def open_location(location: str | Path) -> Path:
@@ -58,8 +64,24 @@ def write_atomically(path: Path, content: bytes) -> None:
     ...     (Path(folder) / "fit.json").read_text()
     '{}'
     """
+    check_file_name(path)
     with lock([path]):
         replace_file(path, content)
+
+
+def check_file_name(path: Path) -> None:
+    """Check that a path can be the path of a file.
+
+    Raises:
+        InputError: if it has no file name, such as an empty text.
+
+    >>> check_file_name(Path(""))
+    Traceback (most recent call last):
+        ...
+    entropy_probe.errors.InputError: cannot write '.': give the name of a file
+    """
+    if not path.name or (not _is_remote(path) and is_folder(path)):
+        raise InputError(f"cannot write {str(path)!r:.200}: give the name of a file")
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -96,6 +118,8 @@ def lock(paths: Iterable[Path], *, wait: bool = True) -> Iterator[bool]:
     A lock belongs to the operating system and ends with its process, however the process ends. Object stores have no
     locks: there, two processes that write a cell at the same time write the same bytes.
 
+    A process that waits for more than `PATIENCE` seconds warns with the process that holds the lock, and since when.
+
     Args:
         paths: the files. All processes lock them in the same order, which prevents deadlocks.
         wait: wait until other processes release the files.
@@ -103,13 +127,14 @@ def lock(paths: Iterable[Path], *, wait: bool = True) -> Iterator[bool]:
     Raises:
         InputError: if the folder is not writable.
     """
-    local = [path for path in paths if not _is_remote(path)]
-    locks = [FileLock(_lock_path(path), timeout=-1 if wait else 0) for path in sorted(local)]
+    local = sorted(path for path in paths if not _is_remote(path))
+    locks = {path: FileLock(_lock_path(path)) for path in local}
     try:
-        yield all(_acquire(one) for one in locks)
+        yield all(_acquire(one, path, wait) for path, one in locks.items())
     finally:
-        for one in locks:
+        for path, one in locks.items():
             if one.is_locked:
+                forget_holder(path)
                 # Remove the file before the release: a waiting process sees that it is gone and creates a new one.
                 Path(one.lock_file).unlink(missing_ok=True)
                 one.release()
@@ -124,11 +149,12 @@ def remove_leftovers(folder: Path, owner: Callable[[Path], Path] = lambda path: 
     """
     if _is_remote(folder):
         return
-    suffixes = ("lock", "part")
+    suffixes = ("lock", "part", "holder")
     for path in {path.with_name(path.stem[1:]) for suffix in suffixes for path in folder.glob(f".*.{suffix}")}:
         with lock([owner(path)], wait=False) as locked:
             if locked:
                 _temporary_path(path).unlink(missing_ok=True)
+                forget_holder(path)
 
 
 def make_folder(path: Path) -> None:
@@ -148,7 +174,7 @@ def is_temporary(path: Path) -> bool:
     >>> is_temporary(Path(".manifest.json.lock"))
     True
     """
-    return path.name.startswith(".") and path.suffix in (".lock", ".part")
+    return path.name.startswith(".") and path.suffix in (".lock", ".part", ".holder")
 
 
 @contextmanager
@@ -179,13 +205,19 @@ def _is_remote(path: object) -> bool:
     return not isinstance(path, Path)
 
 
-def _acquire(file_lock: FileLock) -> bool:
-    try:
-        with report_write_errors(Path(file_lock.lock_file)):
-            Path(file_lock.lock_file).parent.stat()  # FileLock would create a missing folder
-            file_lock.acquire()
-    except Timeout:
-        return False
+def _acquire(file_lock: FileLock, path: Path, wait: bool) -> bool:
+    with report_write_errors(Path(file_lock.lock_file)):
+        Path(file_lock.lock_file).parent.stat()  # FileLock would create a missing folder
+        try:
+            file_lock.acquire(timeout=PATIENCE if wait else 0)
+        except Timeout:
+            if not wait:
+                return False
+            warnings.warn(
+                f"waiting for {path.name}, which {holder(path)}; end that process if it is stuck", stacklevel=2
+            )
+            file_lock.acquire(timeout=-1)
+    record_holder(path)
     return True
 
 

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
 from entropy_probe.errors import InputError
 from entropy_probe.laws import NEEDS_NOTHING, ScalingLaw, from_json, resolve, to_json
 from entropy_probe.models import Size
-from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, from_strict_json
+from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, Side, from_strict_json
 
 MAX_PROMPT_LENGTH = 10_000
 """Characters. Text encoders read less than a tenth of this."""
@@ -154,9 +154,6 @@ class Grid:
         return Cell(prompt, size, seed, law, law_id(named))
 
 
-_Side = Annotated[int, Field(ge=1, le=2**20)]
-
-
 @dataclass(frozen=True)
 class _GridFile:
     """Fields of the file that `Grid.to_json` writes."""
@@ -164,7 +161,7 @@ class _GridFile:
     __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
 
     prompts: tuple[str, ...]
-    sizes: tuple[tuple[_Side, _Side], ...]
+    sizes: tuple[tuple[Side, Side], ...]
     seeds: tuple[int, ...]
     laws: tuple[dict[str, Any], ...]
 

@@ -12,12 +12,11 @@ from pydantic import ConfigDict, Field
 from entropy_probe.errors import InputError
 from entropy_probe.runs.cells import FORMAT
 from entropy_probe.runs.migration import OLD_FORMAT, upgrade_manifest
-from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, from_strict_json, to_strict_json
+from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, Finite, Side, from_strict_json, to_strict_json
 from entropy_probe.version import __version__
 
 _Name = Annotated[str, Field(max_length=4096)]
 _Count = Annotated[int, Field(ge=1, le=2**31)]
-_Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,11 @@ class Manifest:
     fingerprint: _Name
     pipeline: _Name
     dtype: _Name
-    training_size: tuple[_Count, _Count]
+    training_size: tuple[Side, Side]
     steps: _Count
-    guidance_scale: _Number
+    guidance_scale: Finite
     rows: _Count | Literal["all", "auto"]
-    scale_factors: Annotated[tuple[_Number, ...], Field(max_length=1000)]
+    scale_factors: Annotated[tuple[Finite, ...], Field(max_length=1000)]
     versions: Annotated[dict[_Name, _Name], Field(max_length=100)]
     hardware: _Name
     pipeline_kwargs: Annotated[dict[_Name, _Name], Field(max_length=100)] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from entropy_probe.errors import InputError
 from entropy_probe.laws import ScalingLaw
-from entropy_probe.models import fingerprint, load, quiet_libraries
+from entropy_probe.models import fingerprint, fingerprint_version, load, quiet_libraries
 from entropy_probe.runs.engines import TakeTask, Task, TaskResult
 from entropy_probe.runs.grid import Cell
 from entropy_probe.runs.manifest import Manifest
@@ -49,7 +49,8 @@ class Worker:
         else:
             _avoid_hook_id_clash(self._source)
             self._pipeline = self._source.to(self._device)
-        if fingerprint(self._pipeline) != self._manifest.fingerprint:
+        expected = self._manifest.fingerprint
+        if fingerprint(self._pipeline, fingerprint_version(expected)) != expected:
             raise InputError(f"a worker loaded another model as {self._source!r} than this process")
 
     def sample(

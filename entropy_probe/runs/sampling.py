@@ -9,13 +9,13 @@ from typing import Any
 from zlib import crc32
 
 import pandas as pd
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from PIL import Image
 
 from entropy_probe.attention import capture, find_denoiser
 from entropy_probe.interruption import delay_interrupt
 from entropy_probe.laws import Original, ScalingLaw, scaled
-from entropy_probe.models import format_size, sample_images
+from entropy_probe.models import format_size, is_out_of_memory, sample_images
 from entropy_probe.runs.cells import COLUMNS
 from entropy_probe.runs.grid import Cell
 from entropy_probe.runs.manifest import Manifest
@@ -82,7 +82,7 @@ def sample_cells(
         yield from sampled
         return
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:300]
     # Outside the except clause: its traceback keeps the tensors of the failed batch alive.
@@ -92,13 +92,6 @@ def sample_cells(
         return
     for part in (cells[: len(cells) // 2], cells[len(cells) // 2 :]):
         yield from sample_cells(pipeline, part, law, manifest, pipeline_kwargs)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Recognise lack of memory. oneDNN, which computes convolutions on a CPU, reports it without naming it."""
-    if isinstance(error, MemoryError) or "could not create a primitive" in str(error):
-        return True
-    return bool(should_reduce_batch_size(error))
 
 
 def _sample_batch(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +18,13 @@ from entropy_probe.deprecation import renamed_arguments
 from entropy_probe.errors import InputError
 from entropy_probe.laws import ScalingLaw, check_unscaled
 from entropy_probe.models import (
+    FINGERPRINT_VERSION,
     Size,
     check_call,
     check_size,
     describe,
     fingerprint,
+    fingerprint_version,
     format_size,
     sampling_settings,
     takes_prompt,
@@ -93,11 +96,19 @@ class Sweep(Viewed):
         run = RunDirectory(open_location(path))
         manifest = run.manifest()
         grid = _read_grid(run)
-        if pipeline is not None and fingerprint(pipeline) != manifest.fingerprint:
+        if pipeline is not None and manifest.fingerprint != fingerprint(
+            pipeline, fingerprint_version(manifest.fingerprint)
+        ):
             raise InputError(f"{path} was sampled from another model ({manifest.model}): load that model")
         if pipeline is not None and describe(pipeline_kwargs or {}) != manifest.pipeline_kwargs:
             values = ", ".join(f"{name} ({what})" for name, what in manifest.pipeline_kwargs.items())
             raise InputError(f"{path} was sampled with pipeline_kwargs {values or 'empty'}: pass the same")
+        if pipeline is not None and training_size(pipeline) != manifest.training_size:
+            size = format_size(manifest.training_size)
+            raise InputError(
+                f"{run.manifest_path} was edited: its training size is {size}, the model's is "
+                f"{format_size(training_size(pipeline))}. Correct it"
+            )
         missing = [cell for cell in grid.cells() if run.state(cell).fault]
         if failed := run.failures(missing):
             sizes = ", ".join(map(format_size, dict.fromkeys(cell.size for cell in failed)))
@@ -174,7 +185,8 @@ def sweep(
     given = dict(pipeline_kwargs or {})
     grid = Grid.build(grid_prompts(pipeline, prompts), sizes, seeds, laws)
     sampler = _resolve_engine(engine)
-    manifest = _manifest(pipeline, grid, steps, guidance_scale, model, rows, scale_factors, given)
+    version = FINGERPRINT_VERSION if store is None else _fingerprint_version(store)
+    manifest = _manifest(pipeline, grid, steps, guidance_scale, model, rows, scale_factors, given, version)
     temporary = tempfile.TemporaryDirectory(prefix="entropy-probe-") if store is None else None
     run = RunDirectory(open_location(temporary.name if temporary else store or ""))
     run.create(manifest)
@@ -257,8 +269,9 @@ def _manifest(
     rows: Rows,
     scale_factors: Sequence[float],
     pipeline_kwargs: Mapping[str, Any],
+    version: int,
 ) -> Manifest:
-    """Check the settings against the pipeline and return them as a manifest."""
+    """Check the settings against the pipeline and return them as a manifest, with a fingerprint of this version."""
     check_unscaled(pipeline)
     for size in grid.sizes:
         check_size(pipeline, size)
@@ -266,7 +279,7 @@ def _manifest(
     sampling = sampling_settings(pipeline, steps, guidance_scale)
     return Manifest(
         model=model or str(getattr(pipeline, "name_or_path", "") or type(pipeline).__name__),
-        fingerprint=fingerprint(pipeline),
+        fingerprint=fingerprint(pipeline, version),
         pipeline=type(pipeline).__name__,
         dtype=str(find_denoiser(pipeline).dtype).removeprefix("torch."),
         training_size=training_size(pipeline),
@@ -278,6 +291,13 @@ def _manifest(
         hardware=hardware(),
         pipeline_kwargs=describe(pipeline_kwargs),
     )
+
+
+def _fingerprint_version(store: str | Path) -> int:
+    """Return the version of the fingerprint in a run that is resumed; for a new run, the current one."""
+    with suppress(InputError, OSError):  # `RunDirectory.create` reports both
+        return fingerprint_version(RunDirectory(open_location(store)).manifest().fingerprint)
+    return FINGERPRINT_VERSION
 
 
 def _read_grid(run: RunDirectory) -> Grid:
