@@ -122,6 +122,22 @@ def test_self_attention_guidance_is_perturbed(tiny_pipeline):
         assert branches(table(pipeline, lambda: run(1.0), missing="warn")) == [["cond", "perturbed"]] * 2
 
 
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("guidance_scale", [4.0, 1.0])
+def test_the_views_of_a_panorama_are_not_perturbed(tiny_pipeline, views, guidance_scale):
+    parts = {**tiny_pipeline.components, "requires_safety_checker": False}
+    pipeline = quiet(diffusers.StableDiffusionPanoramaPipeline(**parts))
+
+    def run():
+        asked = {"height": 512, "width": 576, "num_inference_steps": 2, "output_type": "latent"}
+        pipeline(PROMPT, guidance_scale=guidance_scale, view_batch_size=views, generator=generator(), **asked)
+
+    frame = table(pipeline, run, rows=16, distance=False)
+    own = ["uncond", "cond"] if guidance_scale > 1 else ["cond"]
+    assert len(frame) > 4 * len(own)
+    assert branches(frame) == [own * (len(frame) // len(own) // 2)] * 2
+
+
 @pytest.mark.parametrize("images", [1, 2])
 def test_the_parts_of_an_edit_are_named_and_its_images_counted(tiny_pipeline, images):
     torch.manual_seed(0)

@@ -39,6 +39,7 @@ class Part:
         texts: fingerprints of everything else that the part received, by argument.
         negative: whether its text is the negative prompt of the pipeline; None if that cannot be compared.
         guided: the pipeline reports classifier-free guidance, or has a negative prompt.
+        degrades: the pipeline has degraded latents, as self-attention guidance has.
     """
 
     forward: int
@@ -47,6 +48,7 @@ class Part:
     texts: Mapping[str, Items]
     negative: bool | None
     guided: bool
+    degrades: bool
 
     def same_text(self, other: Part) -> bool:
         """Whether another part received the same text."""
@@ -135,15 +137,16 @@ def _may_be_guided(parts: Sequence[Part]) -> bool:
 def _repeated(parts: Sequence[Part], names: Sequence[Branch], first: Sequence[int], number: int) -> Branch:
     """Return the branch of a part, given whether its text came before or comes again."""
     part, name = parts[number], names[number]
-    for other in range(len(parts)):
-        if other == number or names[other] != name or first[other] != first[number]:
-            continue
-        edited = parts[other].forward == part.forward and not part.same_latents(parts[other])
-        if other > number and edited and name == "uncond":
-            return "image"
-        if other < number and not edited:
-            return "perturbed"
-    return name
+    again = [n for n in range(len(parts)) if first[n] == first[number] and names[n] == name]
+    together = [n for n in range(len(parts)) if parts[n].forward == part.forward]
+    if len(together) == 3 and again == together[1:] and name == "uncond" and number == again[0]:
+        return "uncond" if part.same_latents(parts[again[1]]) else "image"  # InstructPix2Pix: the last has no image
+    earlier = [parts[n] for n in again if n < number]
+    if any(part.same_latents(other) for other in earlier):
+        return "perturbed"
+    # Other latents are another tile of the image, or a degraded copy of it.
+    degrades = part.degrades and any(other.forward != part.forward for other in earlier)
+    return "perturbed" if degrades else name
 
 
 def _equal(first: Items, second: Items, tolerance: float) -> bool:

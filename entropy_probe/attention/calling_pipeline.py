@@ -43,12 +43,14 @@ class CallingPipeline:
         images: number of images that it samples; None if unknown.
         negative: tensors of the negative prompt, or lists of them.
         positive: tensors of the prompt, or lists of them.
+        degrades: it has degraded latents, as self-attention guidance has.
     """
 
     pipeline: Any = None
     images: int | None = None
     negative: tuple[Any, ...] = ()
     positive: tuple[Any, ...] = ()
+    degrades: bool = False
 
 
 def calling_pipeline(denoiser: nn.Module, model: Any) -> CallingPipeline:
@@ -74,14 +76,15 @@ def calling_pipeline(denoiser: nn.Module, model: Any) -> CallingPipeline:
             variables = {**own, **variables}
     if pipeline is None:
         return CallingPipeline()
-    named = [(name, value) for key, given in variables.items() for name, value in _flat(key, given)]
+    named = [(name, value) for key, given in variables.items() for name, value in flat(key, given)]
     negative = tuple(v for name, v in named if NEGATIVE.search(name) and not NO_TEXT.search(name))
     positive = tuple(
         value
         for name, value in named
         if POSITIVE.search(name) and not NEGATIVE.search(name) and not NO_TEXT.search(name)
     )
-    return CallingPipeline(pipeline, _images(variables), negative, positive)
+    degrades = any("degraded" in name for name in variables)
+    return CallingPipeline(pipeline, _images(variables), negative, positive, degrades)
 
 
 def first_item_left(items: int, arguments: Mapping[str, Any]) -> int | None:
@@ -133,7 +136,7 @@ def _runs(candidate: Any, denoiser: nn.Module) -> bool:
     return any(isinstance(part, nn.Module) and unwrap(part) is denoiser for part in parts)
 
 
-def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield a variable, or the values of a dictionary of texts."""
     if isinstance(value, Mapping):
         yield from ((f"{name} {key}", one) for key, one in value.items())

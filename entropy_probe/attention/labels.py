@@ -18,7 +18,7 @@ from torch import Tensor
 
 from entropy_probe.attention.branches import Branch, Items, Part, is_negative, name_parts
 from entropy_probe.attention.call import Forward
-from entropy_probe.attention.calling_pipeline import NO_TEXT, CallingPipeline
+from entropy_probe.attention.calling_pipeline import NO_TEXT, CallingPipeline, flat
 from entropy_probe.attention.fingerprints import SAME, FingerprintCache, Rows, agree, fingerprint, on_host
 from entropy_probe.attention.forwards import TIMESTEPS
 from entropy_probe.attention.steps import Turn, TurnCounter
@@ -36,6 +36,7 @@ class ForwardLabel:
         images: number of images that the pipeline samples; None if unknown.
         pipeline: class name of the pipeline; None without one.
         guided: the pipeline reports classifier-free guidance.
+        degrades: the pipeline has degraded latents.
         latents: fingerprints of the items of the latents; None if they cannot be read.
         texts: fingerprints of everything else that the pass received, by argument; one or several rows for each item.
         negative: fingerprints of the pipeline's negative prompt.
@@ -49,6 +50,7 @@ class ForwardLabel:
     images: int | None
     pipeline: str | None
     guided: bool
+    degrades: bool
     latents: Rows | None
     texts: Mapping[str, Rows]
     negative: Sequence[Rows]
@@ -124,6 +126,7 @@ class ForwardLabels:
             images=caller.images,
             pipeline=None if caller.pipeline is None else type(caller.pipeline).__name__,
             guided=bool(getattr(caller.pipeline, "do_classifier_free_guidance", False)),
+            degrades=caller.degrades,
             latents=None if timestep is None else fingerprint(latents),
             texts=texts,
             negative=self._fingerprints(caller.negative) if texts else (),
@@ -215,8 +218,9 @@ def _latents_and_others(arguments: Mapping[str, Any]) -> tuple[Any, dict[str, An
         ),
         None,
     )
-    names = [name for name in arguments if name != sample and name not in TIMESTEPS and not NO_TEXT.search(name)]
-    return arguments.get(sample or ""), {name: arguments[name] for name in names}
+    others = [pair for name, value in arguments.items() if name != sample for pair in flat(name, value)]
+    texts = {name: value for name, value in others if name not in TIMESTEPS and not NO_TEXT.search(name)}
+    return arguments.get(sample or ""), texts
 
 
 def _on_host(labels: Sequence[ForwardLabel]) -> dict[int, Items]:
@@ -244,6 +248,7 @@ def _parts(number: int, label: ForwardLabel, count: int, host: Mapping[int, Item
             texts={name: own[part] for name, own in texts.items()},
             negative=is_negative([own[part] for own in texts.values()], negative, positive),
             guided=label.guided or bool(negative),
+            degrades=label.degrades,
         )
         for part in range(count)
     ]
