@@ -66,14 +66,19 @@ class EntropyBaseline:
     def _describe(self, comparison: ProfileComparison) -> str:
         """Save the figure and the profile of a failure, and return its message."""
         from entropy_probe.baselines import text
-        from entropy_probe.plots import profile_changes
+        from entropy_probe.errors import MissingLibraryError
 
         image = self.scratch / f"{self.path.stem}.png"
-        figure, _ = profile_changes(comparison)
-        figure.savefig(image, dpi=100)
+        try:
+            from entropy_probe.plots import profile_changes
+
+            profile_changes(comparison)[0].savefig(image, dpi=100)
+            figure = str(image)
+        except MissingLibraryError as error:
+            figure = f"none, {error}"
         measured = comparison.now.save(self.scratch / self.path.name)
         return (
-            f"{text(comparison)}\n\nfigure: {image}\nprofile: {measured}\nbaseline: {self.path}\n"
+            f"{text(comparison)}\n\nfigure: {figure}\nprofile: {measured}\nbaseline: {self.path}\n"
             "If the change is intended, write a new baseline with --entropy-regen."
         )
 
