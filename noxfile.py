@@ -19,7 +19,7 @@ SMOKE = (
     "tests/test_report.py",
     "tests/test_critic.py",
 )
-"""Files that use every library. The others need the newest diffusers or torchmetrics, or libraries of the tests only."""
+"""Files that use every library. Others need the newest diffusers or torchmetrics, or libraries that only tests use."""
 
 TOOLS = ("pytest", "pytest-xdist", "hypothesis", "beartype", "duckdb", "polars", "psutil")
 """What `SMOKE` needs in addition."""
