@@ -143,7 +143,7 @@ def call_in_process(function: Callable[..., T], *arguments: object) -> T:
     context.set_forkserver_preload([function.__module__])
     with patch.dict(os.environ, RETURN_MEMORY):
         multiprocessing.forkserver.ensure_running()
-    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as process:
+    with ProcessPoolExecutor(1, mp_context=context) as process:
         return process.submit(function, *arguments).result()
 
 

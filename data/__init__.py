@@ -1,1 +1,1 @@
-"""What the package carries: the reference checkpoint and prompts."""
+"""Files of two packages: the prompts and scenes of `entropy_probe.data`, the models of `entropy_probe_models`."""

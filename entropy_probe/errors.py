@@ -7,6 +7,10 @@ class InputError(ValueError):
     """An input is invalid: a model, a size, a law, a file or an argument."""
 
 
+class MissingLibraryError(InputError, ImportError):
+    """An optional library or the bundled models are not installed. The message says what to install."""
+
+
 class CaptureError(RuntimeError):
     """Attention could not be measured."""
 

@@ -1,7 +1,10 @@
-"""Ask what a path is that may be any text: too long for a file name, or with a NUL byte."""
+"""Ask what a path is that may be any text, too long for a file name or with a NUL byte, and change the folder."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -39,3 +42,19 @@ def is_folder(path: str | Path) -> bool:
         return Path(path).is_dir()
     except (OSError, ValueError):
         return False
+
+
+@contextmanager
+def working_folder(folder: str | Path) -> Iterator[None]:
+    """Work in another folder: `contextlib.chdir`, which Python 3.10 does not have.
+
+    >>> with working_folder("/"):
+    ...     Path.cwd().name
+    ''
+    """
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)

@@ -67,14 +67,19 @@ class EntropyBaseline:
     def _describe(self, comparison: ProfileComparison) -> str:
         """Save the figure and the profile of a failure, and return its message."""
         from entropy_probe.baselines import text
+        from entropy_probe.errors import MissingLibraryError
         from entropy_probe.escape import one_line
-        from entropy_probe.plots import profile_changes
 
         image = self.scratch / f"{self.path.stem}.png"
-        figure, _ = profile_changes(comparison)
-        figure.savefig(image, dpi=100)
+        try:
+            from entropy_probe.plots import profile_changes
+
+            profile_changes(comparison)[0].savefig(image, dpi=100)
+            figure = str(image)
+        except MissingLibraryError as error:
+            figure = f"none, {error}"
         measured = comparison.now.save(self.scratch / self.path.name)
-        files = {"figure": image, "profile": measured, "baseline": self.path}
+        files = {"figure": figure, "profile": measured, "baseline": self.path}
         lines = "\n".join(one_line(f"{name}: {path}") for name, path in files.items())
         return f"{text(comparison)}\n\n{lines}\nIf the change is intended, write a new baseline with --entropy-regen."
 

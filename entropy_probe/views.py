@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from entropy_probe.errors import MissingLibraryError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -49,5 +51,10 @@ class Viewed:
         """
         return _load().plot(self, ax)
 
-    def _repr_html_(self) -> str:
-        return _load().html(self)
+    def _repr_html_(self) -> str | None:
+        """Return the HTML for a notebook. Without matplotlib, return None: the notebook then shows the text."""
+        try:
+            views = _load()
+        except MissingLibraryError:
+            return None
+        return views.html(self)

@@ -18,7 +18,8 @@ from entropy_probe.evaluation.networks import Vision
 from entropy_probe.models import load, load_complete
 from recipes.portable import make_portable
 
-DATA = bundled("prompts.txt").parent
+MODELS = [bundled(name) for name in ("critic", "reference", "reference-dit")]
+MODELS += sorted((Path(__file__).parents[1] / "data").glob("scenes-*"))
 
 
 def without(weights, *names):
@@ -80,7 +81,9 @@ def test_settings_are_passed_to_the_library(tiny_folder):
 
 
 @pytest.mark.parametrize(
-    "config", sorted(DATA.rglob("config.json")), ids=lambda p: p.parent.relative_to(DATA).as_posix()
+    "config",
+    [config for folder in MODELS for config in sorted(folder.rglob("config.json"))],
+    ids=lambda path: f"{path.parents[1].name}-{path.parent.name}",
 )
 def test_bundled_text_encoders_have_the_prefix_that_all_versions_read(config):
     if json.loads(config.read_text()).get("model_type") == "clip_text_model":
@@ -88,7 +91,7 @@ def test_bundled_text_encoders_have_the_prefix_that_all_versions_read(config):
         assert all(name.startswith(("text_model.", "text_projection.")) for name in names)
 
 
-@pytest.mark.parametrize("folder", sorted(DATA.glob("*/tokenizer")), ids=lambda folder: folder.parent.name)
+@pytest.mark.parametrize("folder", [folder / "tokenizer" for folder in MODELS], ids=lambda folder: folder.parent.name)
 def test_bundled_tokenizers_have_the_files_of_old_versions(folder, tmp_path):
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
     assert json.loads((folder / "vocab.json").read_text()) == model["vocab"]

@@ -1,13 +1,12 @@
 """The bundled critic, and the parts of its recipe that run without a download."""
 
 import math
-from importlib.resources import files
-from pathlib import Path
 
 import pytest
 import torch
 
 import entropy_probe as ep
+from entropy_probe.bundled import bundled
 from entropy_probe.evaluation import critic
 from entropy_probe.evaluation.critic import SIDE, prepare
 from entropy_probe.evaluation.image_metrics import features, rank_of_caption
@@ -20,7 +19,7 @@ def network():
 
 
 def test_critic_is_small_and_has_no_pickle():
-    paths = [p for p in Path(str(files("entropy_probe.data") / "critic")).rglob("*") if p.is_file()]
+    paths = [p for p in bundled("critic").rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in paths) < 15e6
     assert {p.suffix for p in paths} <= {".json", ".safetensors", ".csv", ".md", ".txt"}
 

@@ -7,6 +7,7 @@ tests do not have.
 import importlib
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -66,12 +67,14 @@ def site(tmp_path_factory):
     return folder
 
 
+@pytest.mark.clone
 def test_site_loads_nothing_from_other_hosts(site):
     remote = re.compile(r"""<(?:script|img|iframe|link(?![^>]*rel="canonical"))[^>]*\s(?:src|href)=["']?https?:""")
     for page in site.rglob("*.html"):
         assert not remote.search(page.read_text()), page
 
 
+@pytest.mark.clone
 @pytest.mark.parametrize("package", PACKAGES)
 def test_api_page_documents_every_public_name(site, package):
     module = importlib.import_module(f"entropy_probe.{package}")
@@ -80,6 +83,7 @@ def test_api_page_documents_every_public_name(site, package):
     assert [n for n in public if not re.search(rf'id="entropy_probe\.{package}\.(\w+\.)?{n}"', page)] == []
 
 
+@pytest.mark.clone
 def test_site_includes_pages_outside_docs(site):
     home = (site / "index.html").read_text()
     for link in re.findall(r'href="((?!https?:|#)[^"]+)"', home):
@@ -91,6 +95,7 @@ def test_site_includes_pages_outside_docs(site):
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
 
 
+@pytest.mark.clone
 @pytest.mark.parametrize(
     "page", [ROOT / "README.md", *sorted(ROOT.glob("data/*/README.md"))], ids=lambda p: p.parent.name
 )
@@ -105,3 +110,12 @@ def test_readme_has_the_commands_that_ci_extracts():
     commands = dict(re.findall(r"^<!-- (run|tests) -->\n```sh\n(.+?)\n```\n<!-- end -->$", text, re.MULTILINE))
     assert set(commands) == {"run", "tests"}
     assert commands["tests"].endswith("pytest -n auto")
+
+
+def test_page_on_pypi_has_only_absolute_links(monkeypatch):
+    """PyPI shows README.md without the repository."""
+    monkeypatch.setattr("setuptools.setup", lambda **settings: None)
+    page = runpy.run_path(str(ROOT / "setup.py"))["absolute_links"]((ROOT / "README.md").read_text())
+    assert LINK.findall(page) == []
+    assert re.search(r"!\[[^]]+\]\(https://[^)]+/raw/main/docs/images/gallery.png\)", page)
+    assert re.search(r"\[CHANGELOG\]\(https://[^)]+/blob/main/CHANGELOG.md\)", page)

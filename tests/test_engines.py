@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import chdir, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from entropy_probe.cli import main as cli
 from entropy_probe.errors import IncompleteError, InputError
 from entropy_probe.laws import Original
+from entropy_probe.paths import working_folder
 from entropy_probe.runs import FailedCell, RayEngine, ray_workers, sweep
 from entropy_probe.runs.engines import Task
 from entropy_probe.runs.ray_engine import absolute_model, connected
@@ -69,7 +70,8 @@ HEAD = {
 @pytest.fixture(scope="module")
 def ray_cluster(tmp_path_factory):
     """A head node without resources for workers. This process is connected to it."""
-    with chdir(tmp_path_factory.mktemp("empty")):  # workers import from this folder first; keep them off the sources
+    # Workers import from the current folder first. They must not find the sources there.
+    with working_folder(tmp_path_factory.mktemp("empty")):
         # shutdown_at_exit sets a signal handler, which fails in a thread, and a thread adds a node below.
         cluster = Cluster(True, connect=True, shutdown_at_exit=False, head_node_args=HEAD)
     try:

@@ -1,6 +1,6 @@
 """The explorer, driven by the values of its widgets, without a browser."""
 
-import builtins
+import sys
 from dataclasses import replace
 from functools import lru_cache, partial
 
@@ -128,13 +128,6 @@ def test_rejects_a_sweep_that_cannot_be_explored(sampled):
 
 
 def test_missing_ipywidgets_is_an_error_with_the_remedy(sampled, monkeypatch):
-    imported = builtins.__import__
-
-    def without_ipywidgets(name, *arguments, **options):
-        if name == "ipywidgets":
-            raise ImportError(name)
-        return imported(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without_ipywidgets)
-    with pytest.raises(InputError, match="pip install"):
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    with pytest.raises(InputError, match=r'this needs ipywidgets: pip install "entropy-probe\[notebook\]"$'):
         ep.explore(sampled)

@@ -15,8 +15,8 @@ ORDER = (
 )  # fmt: skip
 """A package may import only packages to its left, and the modules in `BASE`."""
 BASE = (
-    "bundled", "deprecation", "errors", "escape", "interruption", "library_versions", "old_names", "paths", "progress",
-    "strict_json", "version", "views",
+    "bundled", "deprecation", "errors", "escape", "extras", "interruption", "library_versions", "old_names", "paths",
+    "progress", "strict_json", "version", "views",
 )  # fmt: skip
 """Modules without a package; they import each other only."""
 OLD = ("critic", "fitting", "pipelines", "regression", "validation")

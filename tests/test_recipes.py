@@ -108,6 +108,7 @@ def test_curve_rejects_a_loss_that_is_not_finite(tmp_path):
         loop.Curve(tmp_path / "curve.csv").add(3, 0.0, float("nan"), 1e-3)
 
 
+@pytest.mark.clone
 @pytest.mark.parametrize("name", ["unet", "transformer"])
 def test_continued_run_starts_from_the_exported_weights(name, tokenizer):
     module, folder = (
@@ -130,11 +131,13 @@ def test_continued_run_starts_from_the_exported_weights(name, tokenizer):
     assert loss < 0.3
 
 
+@pytest.mark.clone
 def test_continued_run_must_not_repeat_scenes(tokenizer):
     with pytest.raises(ValueError, match="seed 0 and a batch of at least 32, got seed 0 and batch 2"):
         loop.load_start(network(unet, tokenizer), DATA / "scenes-unet", "unet", SETTINGS)
 
 
+@pytest.mark.clone
 def test_training_continues_the_count_of_steps_and_resumes(tmp_path, tokenizer):
     folder = DATA / "scenes-unet"
     model = network(unet, tokenizer)
@@ -147,6 +150,7 @@ def test_training_continues_the_count_of_steps_and_resumes(tmp_path, tokenizer):
     assert set(again.state_dict()) == set(before)
 
 
+@pytest.mark.clone
 def test_decoder_training_leaves_the_encoder_unchanged(tmp_path):
     start = DATA / "scenes-unet" / "vae"
     before = AutoencoderTiny.from_pretrained(start).float()

@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import entropy_probe as ep
+from entropy_probe.bundled import bundled
 from entropy_probe.models import REFERENCES, sample_images, training_size, training_tokens
 from entropy_probe.reference.drawings import draw as draw_svg
 
@@ -20,7 +20,7 @@ def pipelines():
 
 @pytest.mark.parametrize(("name", "max_bytes"), [("reference", 30e6), ("reference-dit", 20e6)])
 def test_bundled_models_are_small_and_have_no_pickle(name, max_bytes):
-    found = [p for p in Path(str(files("entropy_probe.data") / name)).rglob("*") if p.is_file()]
+    found = [p for p in bundled(name).rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in found) < max_bytes
     assert {p.suffix for p in found} <= {".json", ".safetensors", ".csv", ".md", ".png", ".gz", ".txt"}
 

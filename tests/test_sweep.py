@@ -230,7 +230,7 @@ def test_url_without_client_names_command_to_install_it(monkeypatch):
         raise ImportError("No module named 's3fs'")
 
     monkeypatch.setattr(upath, "UPath", missing)
-    with pytest.raises(InputError, match=r"s3://b/x needs a client .*: run pip install '\.\[remote\]' in a clone"):
+    with pytest.raises(InputError, match=r's3://b/x needs a client .*: pip install "entropy-probe\[remote\]"$'):
         open_location("s3://b/x")
 
 

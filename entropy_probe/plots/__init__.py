@@ -3,19 +3,22 @@
 Functions named `draw_...` draw on given axes and return the data.
 """
 
-from entropy_probe.plots.baselines import profile_changes
-from entropy_probe.plots.comparison import drift_of_runs, growth_of_runs, layers_of_runs, timesteps_of_runs
-from entropy_probe.plots.drift import draw_drift, drift_by_law
-from entropy_probe.plots.entropy_growth import draw_law, entropy_by_layer, entropy_over_layers
-from entropy_probe.plots.images import draw_map, image_grid, image_strip, maps_over_images
-from entropy_probe.plots.layers import draw_layers, layers_and_heads
-from entropy_probe.plots.losses import draw_loss, loss_by_factor
-from entropy_probe.plots.panels import Plot
-from entropy_probe.plots.quality import quality_by_kappa, quality_by_law
-from entropy_probe.plots.scale_factors import draw_factors, factors_by_layer
-from entropy_probe.plots.svg import inline_svg
-from entropy_probe.plots.theme import PALETTE, page_theme, theme
-from entropy_probe.plots.timesteps import draw_timesteps, entropy_against_timestep
+from entropy_probe.extras import name_missing_extra
+
+with name_missing_extra():
+    from entropy_probe.plots.baselines import profile_changes
+    from entropy_probe.plots.comparison import drift_of_runs, growth_of_runs, layers_of_runs, timesteps_of_runs
+    from entropy_probe.plots.drift import draw_drift, drift_by_law
+    from entropy_probe.plots.entropy_growth import draw_law, entropy_by_layer, entropy_over_layers
+    from entropy_probe.plots.images import draw_map, image_grid, image_strip, maps_over_images
+    from entropy_probe.plots.layers import draw_layers, layers_and_heads
+    from entropy_probe.plots.losses import draw_loss, loss_by_factor
+    from entropy_probe.plots.panels import Plot
+    from entropy_probe.plots.quality import quality_by_kappa, quality_by_law
+    from entropy_probe.plots.scale_factors import draw_factors, factors_by_layer
+    from entropy_probe.plots.svg import inline_svg
+    from entropy_probe.plots.theme import PALETTE, page_theme, theme
+    from entropy_probe.plots.timesteps import draw_timesteps, entropy_against_timestep
 
 __all__ = [
     "PALETTE",

@@ -6,6 +6,7 @@ from typing import Any
 
 from entropy_probe.bundled import bundled
 from entropy_probe.deprecation import renamed_names
+from entropy_probe.extras import check_installed
 from entropy_probe.models import REFERENCE
 from entropy_probe.models import load as load_pipeline
 from entropy_probe.reference.drawings import Drawings
@@ -31,9 +32,13 @@ def load(name: str = REFERENCE, *, device: str = "auto", dtype: str = "auto") ->
 def images() -> Drawings:
     """Return the training images of the bundled pipelines. They are vector images and can be drawn at any size.
 
+    Raises:
+        MissingLibraryError: if the extra `validate`, which draws them, or the bundled models are not installed.
+
     >>> images()[:2].at((64, 64)).shape
     torch.Size([2, 3, 64, 64])
     """
+    check_installed("validate")
     return Drawings.open(bundled(REFERENCE) / "drawings.json.gz")
 
 

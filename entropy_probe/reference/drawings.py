@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from entropy_probe.extras import name_missing_extra
 from entropy_probe.models import Size
 
 
@@ -80,7 +81,8 @@ class Drawings:
 
 def draw(svg: str, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
     """Draw an SVG document, centred on a white canvas of `height` x `width` pixels."""
-    import resvg_py
+    with name_missing_extra():
+        import resvg_py
 
     side = min(height, width)
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, background="#ffffff"))

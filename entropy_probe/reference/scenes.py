@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 from PIL import Image
 
+from entropy_probe.extras import name_missing_extra
 from entropy_probe.reference.scene_prompts import (
     BACKGROUNDS,
     HELD_OUT_EVERY,
@@ -279,7 +280,8 @@ def _raster(
     name: str, height: int, width: int
 ) -> tuple[UInt16[np.ndarray, "height width 3"], UInt16[np.ndarray, "height width 1"]]:
     """Return colour times opacity (0 to 65,025) and opacity (0 to 255) of an object of `height` x `width` pixels."""
-    import resvg_py
+    with name_missing_extra():
+        import resvg_py
 
     svg = by_name()[name].svg.replace("<svg ", f'<svg width="{width}" height="{height}" ', 1)
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg))

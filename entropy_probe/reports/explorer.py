@@ -18,6 +18,7 @@ from torch import Tensor
 
 from entropy_probe.attention import AttentionCall, TokenGrid, attention_calls, capture, find_denoiser
 from entropy_probe.errors import InputError
+from entropy_probe.extras import name_missing_extra
 from entropy_probe.laws import check_unscaled
 from entropy_probe.models import Size, format_size, sample_images, short_name
 from entropy_probe.plots import Plot, draw_map, inline_svg, page_theme
@@ -195,11 +196,8 @@ def explore(sweep: Sweep) -> VBox:
     Examples:
         >>> explore(ep.Sweep.open("my-run", pipeline))  # doctest: +SKIP
     """
-    try:
+    with name_missing_extra():
         import ipywidgets
-    except ImportError as error:
-        remedy = "pip install '.[notebook]' in the clone of entropy-probe"
-        raise InputError(f"exploring needs ipywidgets: {remedy}") from error
     if sweep.pipeline is None:
         raise InputError("exploring samples images again: open the run with its pipeline, Sweep.open(path, pipeline)")
     frame = sweep.frame()

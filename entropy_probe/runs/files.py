@@ -44,8 +44,7 @@ def open_location(location: str | Path) -> Path:
         path.exists()  # fail now if the client is missing or the store does not answer
     except ImportError as error:
         raise InputError(
-            f"{location} needs a client that is not installed ({error}): run pip install '.[remote]' in a clone of "
-            "entropy-probe"
+            f'{location} needs a client that is not installed ({error}): pip install "entropy-probe[remote]"'
         ) from error
     except Exception as error:  # every client has its own error classes
         raise InputError(f"cannot use {location}: {_short_message(error)}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Generator, Iterator
-from contextlib import chdir, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import PicklingError
@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from entropy_probe.errors import InputError
+from entropy_probe.extras import name_missing_extra
 from entropy_probe.interruption import delay_interrupt
+from entropy_probe.paths import working_folder
 from entropy_probe.runs.engines import TakeTask, TaskResult
 from entropy_probe.runs.manifest import Manifest
 from entropy_probe.runs.ray_workers import Worker, WorkerPool
@@ -128,7 +130,7 @@ def _connect(address: str | None) -> Any:
         try:
             # Workers import from the current folder first, which may contain other sources. An interrupted `init`
             # would leave C++ objects that crash the process at exit, and processes that nobody stops.
-            with chdir(Path(__file__).parents[2]), delay_interrupt():
+            with working_folder(Path(__file__).parents[2]), delay_interrupt():
                 ray.init(address=address, **settings)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(f"cannot reach a Ray cluster at {address or 'this machine'}: {error}") from error
@@ -136,8 +138,6 @@ def _connect(address: str | None) -> Any:
 
 
 def _import_ray() -> Any:
-    try:
+    with name_missing_extra():
         import ray
-    except ImportError as error:
-        raise InputError("this engine needs Ray: run pip install '.[ray]' in a clone of entropy-probe") from error
     return ray

@@ -557,10 +557,10 @@ static PyObject *statistics(PyObject *Py_UNUSED(self), PyObject *args) {
                           c.query_strides + 2, c.key_strides, c.key_strides + 1, c.key_strides + 2, &c.scale,
                           &PyTuple_Type, &scale_factors, &c.limit, &threads))
         return NULL;
-    c.factor_count = PyTuple_GET_SIZE(scale_factors);
+    c.factor_count = PyTuple_Size(scale_factors);
     if (c.factor_count > CURVE) return PyErr_Format(PyExc_ValueError, "at most %d scale factors", CURVE);
     for (int64_t m = 0; m < c.factor_count; m++)
-        c.scale_factors[m] = (float)PyFloat_AsDouble(PyTuple_GET_ITEM(scale_factors, m));
+        c.scale_factors[m] = (float)PyFloat_AsDouble(PyTuple_GetItem(scale_factors, m));
     if (PyErr_Occurred()) return NULL;
     const float **in[] = {&c.query, &c.key, &c.bias, &c.query_positions, &c.key_positions};
     float **out[ROW_STATISTICS] = {&c.entropy, &c.variance, &c.log_sum, &c.logit_mean, &c.distance};
