@@ -151,7 +151,7 @@ def count_edits(
             try:
                 read(json.dumps(edited))
                 count.read += 1
-            except InputError as error:
+            except InputError as error:  # noqa: PERF203 - each edit may fail
                 count.refused += 1
                 if "\n" in str(error):
                     count.faults.append(f"{edit}: an error of several lines: {error}")

@@ -217,6 +217,7 @@ def test_history_as_long_as_the_image_is_not_taken_for_it(patch, message):
 
 def test_sound_is_unknown_and_not_scaled():
     model = Sequence(0, 0, sound=50)
+    model.config = SimpleNamespace(patch_size=2)
     latents = torch.randn(1, 4, 16, 16, generator=generator())
     with torch.no_grad():
         with pytest.warns(UserWarning, match="kind of sound_attn is unknown"), capture(model) as captured:
@@ -225,8 +226,10 @@ def test_sound_is_unknown_and_not_scaled():
         assert set(kinds["attn"]) == {"self"}
         assert set(kinds["sound_attn"]) == {"unknown"}
         before = scales(model, lambda: model(latents))
-        with scaled(model, "paper", training_tokens={"attn": 16}):
-            after = scales(model, lambda: model(latents))
+        with pytest.warns(UserWarning, match="sound_attn was not scaled: its number of tokens has no relation"):
+            with scaled(model, "paper", training_tokens={"attn": 16}) as scaling:
+                after = scales(model, lambda: model(latents))
+    assert scaling.unscaled.keys() == {"sound_attn"}
     factor = {one[0]: other[3] / one[3] for one, other in zip(before, after, strict=True)}
     assert factor == {"attn": pytest.approx(math.sqrt(math.log(64) / math.log(16))), "sound_attn": 1.0}
 

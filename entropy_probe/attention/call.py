@@ -27,6 +27,8 @@ class Forward:
         trained: size of the latents in training; None if it is unknown.
         batch: items of the input; None if it is unknown.
         texts: numbers of tokens of the texts among its arguments.
+        configured: the denoiser has a configuration, which tells the patch size. Otherwise a four-dimensional input need
+            not be an image.
         arguments: all arguments of the denoiser, by name. Empty once the pass is over.
     """
 
@@ -36,6 +38,7 @@ class Forward:
     trained: Latents | None = None
     batch: int | None = None
     texts: frozenset[int] = frozenset()
+    configured: bool = True
     arguments: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 

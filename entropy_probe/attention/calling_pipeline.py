@@ -40,6 +40,7 @@ class CallingPipeline:
 
     Attributes:
         pipeline: the pipeline; None if the denoiser runs without one.
+        schedule: the timesteps of this run as the pipeline keeps them; None if it does not.
         images: number of images that it samples; None if unknown.
         negative: tensors of the negative prompt, or lists of them.
         positive: tensors of the prompt, or lists of them.
@@ -47,6 +48,7 @@ class CallingPipeline:
     """
 
     pipeline: Any = None
+    schedule: Tensor | None = None
     images: int | None = None
     negative: tuple[Any, ...] = ()
     positive: tuple[Any, ...] = ()
@@ -84,7 +86,15 @@ def calling_pipeline(denoiser: nn.Module, model: Any) -> CallingPipeline:
         if POSITIVE.search(name) and not NEGATIVE.search(name) and not NO_TEXT.search(name)
     )
     degrades = any("degraded" in name for name in variables)
-    return CallingPipeline(pipeline, _images(variables), negative, positive, degrades)
+    schedule = variables.get("timesteps")
+    return CallingPipeline(
+        pipeline=pipeline,
+        schedule=schedule if isinstance(schedule, Tensor) else None,
+        images=_images(variables),
+        negative=negative,
+        positive=positive,
+        degrades=degrades,
+    )
 
 
 def first_item_left(items: int, arguments: Mapping[str, Any]) -> int | None:

@@ -41,7 +41,14 @@ class ForwardReader:
         timesteps = (arguments[name] for name in TIMESTEPS if name in arguments)
         latents = find_latents(self._denoiser, arguments)
         forward = Forward(
-            self._count, next(timesteps, None), latents, trained, _batch(arguments), _text_lengths(arguments), arguments
+            number=self._count,
+            timestep=next(timesteps, None),
+            latents=latents,
+            trained=trained,
+            batch=_batch(arguments),
+            texts=_text_lengths(arguments),
+            configured=hasattr(self._denoiser, "config"),
+            arguments=arguments,
         )
         self._count += 1
         return forward

@@ -63,7 +63,7 @@ class ItemLabels:
 
     Attributes:
         branch: branch of each item; empty if the number of items is unknown. They are all `cond` then.
-        sample: number of each item among those of its branch.
+        sample: number of the image that each item belongs to.
     """
 
     branch: tuple[Branch, ...]
@@ -115,7 +115,7 @@ class ForwardLabels:
             caller: what the pipeline that runs it knows.
         """
         timestep = _to_float(forward.timestep)
-        turn = self._turns.add(timestep, getattr(caller.pipeline, "scheduler", None))
+        turn = self._turns.add(timestep, getattr(caller.pipeline, "scheduler", None), caller.schedule)
         latents, others = _latents_and_others(forward.arguments)
         texts = {} if timestep is None else self._texts(others, forward.batch)
         self.last = ForwardLabel(
@@ -264,8 +264,9 @@ def _are_copies(latents: Items, count: int) -> bool:
 def _item_labels(parts: Sequence[Branch], batch: int | None) -> ItemLabels:
     if batch is None:
         return ItemLabels((), ())
-    branch = [name for name in parts for _ in range(batch // len(parts))]
-    return ItemLabels(tuple(branch), tuple(branch[:number].count(name) for number, name in enumerate(branch)))
+    size = batch // len(parts)
+    branch = tuple(name for name in parts for _ in range(size))
+    return ItemLabels(branch, tuple(number % size for number in range(batch)))
 
 
 def _to_float(timestep: Tensor | float | int | None) -> float | None:

@@ -100,6 +100,7 @@ class CallReader:
             texts=forward.texts,
             joined=parts_of(joins, keys),
             images=own // batch if own % batch == 0 else 1,
+            configured=forward.configured,
         )
 
     def keep_joins(self) -> None:

@@ -41,12 +41,14 @@ class Surroundings:
         texts: numbers of tokens of the texts that the denoiser receives.
         joined: lengths of the tensors that were concatenated into the keys, one after the other; empty if unknown.
         images: number of batch items of the denoiser that one item of the call covers.
+        configured: see `Forward`.
     """
 
     contexts: frozenset[int] = frozenset()
     texts: frozenset[int] = frozenset()
     joined: tuple[int, ...] = ()
     images: int = 1
+    configured: bool = True
 
 
 @functools.lru_cache(maxsize=1024)  # every step repeats the same calls
@@ -115,4 +117,4 @@ def _of_other_queries(
     images = [grid for part in around.joined if part > 2 and (grid := token_grid(part, latents)) is not None]
     if len(images) == 1:
         return "joint", "spatial", images[0]
-    return "unknown", "spatial", None
+    return "unknown" if around.configured else "self", "spatial", None

@@ -36,7 +36,7 @@ def steps_of(schedule: Sequence[float], order: int = 1, runge_kutta: int = 0) ->
         order: evaluations per step, as the scheduler reports them.
         runge_kutta: number of timesteps at the start whose steps have four evaluations (PNDM's `prk_timesteps`).
 
-    >>> steps_of([9, 6, 6, 3, 3], order=2), steps_of([9, 6, 6, 3])  # Heun, PNDM
+    >>> steps_of([9.0, 6.0, 6.0, 3.0, 3.0], order=2), steps_of([9.0, 6.0, 6.0, 3.0])  # Heun, PNDM
     ([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)], [(0, 0), (0, 1), (1, 0), (2, 0)])
     """
     if order > 1:
@@ -69,14 +69,17 @@ class TurnCounter:
         self._position = 0
         self._begin = 0
 
-    def add(self, timestep: float | None, scheduler: Any) -> Turn:
+    def add(self, timestep: float | None, scheduler: Any, schedule: Any = None) -> Turn:
         """Add a forward pass, and return its place.
 
         Args:
             timestep: as the denoiser received it; None if it received none.
             scheduler: of the pipeline that runs; None if there is none.
+            schedule: the timesteps of this run as the pipeline keeps them; the scheduler's by default. A new run has a
+                new object, also if its values are the same.
         """
-        schedule, progress = getattr(scheduler, "timesteps", None), _progress(scheduler)
+        schedule = getattr(scheduler, "timesteps", None) if schedule is None else schedule
+        progress = _progress(scheduler)
         last = self.turn
         if last is None or schedule is not self._schedule:
             turn = self._start(last, timestep, scheduler, schedule, progress)
@@ -91,7 +94,8 @@ class TurnCounter:
         """Start a sampling run."""
         if schedule is not self._schedule or last is None:
             self._schedule = schedule
-            self._timesteps = schedule.double().tolist() if isinstance(schedule, Tensor) and schedule.ndim == 1 else []
+            whole = getattr(scheduler, "timesteps", None)
+            self._timesteps = whole.double().tolist() if isinstance(whole, Tensor) and whole.ndim == 1 else []
             prk = getattr(scheduler, "prk_timesteps", None)  # an array
             first = 0 if prk is None else len(prk)
             self._steps = steps_of(self._timesteps, int(getattr(scheduler, "order", 1) or 1), first)

@@ -67,7 +67,13 @@ class Scaling:
 
     def __call__(self, call: AttentionCall) -> float | None:
         """Return the g of an attention call; None to leave it unchanged."""
-        if not call.visual:
+        explicit = call.kind == "unknown" and call.layer in self.training_tokens
+        if not explicit and call.kind == "unknown" and not self.training_tokens and call.forward.trained is None:
+            raise InputError(
+                f"the tokens of layer {call.layer!r} could not be related to an image, and the model has no training "
+                "size: pass training_tokens={layer: T} for the layers to scale"
+            )
+        if not call.visual and not explicit:
             self._others.add(f"{call.axes} {call.kind}" if call.axes != "spatial" else call.kind)
             return None
         if isinstance(self.law, Original):
@@ -100,6 +106,11 @@ class Scaling:
         unseen = find_unseen(denoiser, observer)
         invisible = dict.fromkeys(unseen.layers, "it did not call torch's scaled_dot_product_attention")
         unread = {layer: reason for layer, reason in observer.unread}
+        unread |= dict.fromkeys(
+            sorted(observer.unknown - self.training_tokens.keys()),
+            "its number of tokens has no relation to the image that could be found; pass training_tokens={layer: T} to "
+            "scale it",
+        )
         self.unscaled |= invisible | unread
         texts = {
             layer: f"attention of {layer or 'the model itself'} was not scaled: {why}" for layer, why in unread.items()
