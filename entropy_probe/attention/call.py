@@ -27,8 +27,7 @@ class Forward:
         trained: size of the latents in training; None if it is unknown.
         batch: items of the input; None if it is unknown.
         texts: numbers of tokens of the texts among its arguments.
-        configured: the denoiser has a configuration, which tells the patch size. Otherwise a four-dimensional input need
-            not be an image.
+        configured: the denoiser has a configuration. Without one, an input of four dimensions need not be an image.
         arguments: all arguments of the denoiser, by name. Empty once the pass is over.
     """
 
