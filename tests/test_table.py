@@ -79,3 +79,12 @@ def test_empty_capture_has_the_columns():
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda table: pickle.loads(pickle.dumps(table))])
 def test_copies_have_the_same_table(captured, copied):
     pd.testing.assert_frame_equal(copied(captured).frame(), captured.frame())
+
+
+@pytest.mark.filterwarnings("ignore:no attention call")
+def test_a_table_without_rows_has_numbers():
+    with capture(torch.nn.Identity()) as table:
+        table_of_nothing = table.frame()
+    assert table_of_nothing.empty
+    assert list(table_of_nothing) == list(COLUMNS)
+    assert torch.tensor(table_of_nothing["entropy"].to_numpy()).dtype == torch.float32

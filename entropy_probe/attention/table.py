@@ -36,6 +36,16 @@ _PER_CALL = (
 )  # fmt: skip
 """Columns that are the same for all items and heads of a call."""
 
+_TEXTS = ("branch", "layer", "kind", "axes")
+
+_EMPTY = pd.DataFrame(
+    {
+        name: pd.Series(dtype="float32" if name in STATISTICS else "object" if name in _TEXTS else "float64")
+        for name in COLUMNS
+    }
+)
+"""The table without rows."""
+
 
 class Captured(Viewed):
     """The measurements of one `capture`, in the order of the model's calls; behaves like the table `frame()`.
@@ -177,7 +187,7 @@ class Captured(Viewed):
         """
         calls = self._settled()
         if self._table is None:
-            self._table = self._tabulate(calls) if calls else pd.DataFrame(columns=list(COLUMNS))
+            self._table = self._tabulate(calls) if calls else _EMPTY
         return self._table.copy()
 
     def _tabulate(self, calls: Sequence[CallStatistics]) -> pd.DataFrame:
