@@ -85,7 +85,7 @@ class CastLoop:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_two_passes_are_told_apart_by_the_content_of_their_texts(tiny_pipeline, dtype):
+def test_content_of_texts_distinguishes_two_passes(tiny_pipeline, dtype):
     for _ in range(3):
         loop = CastLoop(tiny_pipeline.unet, dtype)
         assert branches(table(loop, loop)) == [["cond", "uncond"]] * 10
@@ -210,7 +210,7 @@ def cached_video(config):
     return {step: set(own["branch"]) for step, own in frame.groupby("step")}
 
 
-def test_steps_and_branches_that_caches_leave_out_are_told():
+def test_steps_and_branches_that_caches_leave_out_are_labelled():
     def faster(pipeline):
         return FasterCacheConfig(
             spatial_attention_block_skip_range=2, spatial_attention_timestep_skip_range=(-1, 681),
@@ -299,9 +299,9 @@ def test_second_pass_at_another_size_is_another_sampling(tiny_pipeline):
             second(PROMPT, image=large, strength=0.5, guidance_scale=guided, generator=generator(), **asked)
 
         frame = table(tiny_pipeline, run)
-        told = frame.groupby(["sampling", "step", "query_tokens"])["branch"].agg(set).to_dict()
+        found = frame.groupby(["sampling", "step", "query_tokens"])["branch"].agg(set).to_dict()
         later = {"cond", "uncond"} if guided > 1 else {"cond"}
-        assert told == {
+        assert found == {
             **{(0, step, 64): {"cond", "uncond"} for step in range(4)}, **{(1, step, 256): later for step in range(2)}
         }  # fmt: skip
 
@@ -337,8 +337,8 @@ def test_steps_that_are_left_out_are_counted():
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(10)
     counter = TurnCounter()
-    told = [counter.add(float(scheduler.timesteps[number]), scheduler).step for number in (0, 1, 4, 5, 9)]
-    assert told == [0, 1, 4, 5, 9]
+    steps = [counter.add(float(scheduler.timesteps[number]), scheduler).step for number in (0, 1, 4, 5, 9)]
+    assert steps == [0, 1, 4, 5, 9]
     again = counter.add(float(scheduler.timesteps[0]), scheduler)
     assert (again.sampling, again.step) == (1, 0)
 
@@ -366,7 +366,7 @@ def test_fingerprints_agree_for_casts_and_for_nothing_else(seed, dtype, items):
     assert not agree(first, fingerprint(texts.flip(1)).numpy(), CAST).any()
 
 
-def test_fingerprints_tell_numbers_of_classes_and_lengths_apart():
+def test_fingerprints_distinguish_classes_and_lengths():
     classes = fingerprint(torch.arange(1001)).numpy()
     same = agree(classes[:, None], classes[None], CAST)
     assert np.array_equal(same, np.eye(1001, dtype=bool))

@@ -149,7 +149,7 @@ def test_shared_attention_counts_the_tokens_of_all_its_images(tiny_folder, proce
         assert factor == pytest.approx(expected)
 
 
-def test_a_text_as_long_as_the_image_is_no_image():
+def test_text_as_long_as_the_image_is_not_an_image():
     latents = Latents(8, 8)
     text = frozenset([64])
     assert role("x.attn1", 64, 128, latents, Surroundings(contexts=text, texts=text))[0] == "joint"
@@ -234,7 +234,7 @@ def test_sound_is_unknown_and_not_scaled():
     assert factor == {"attn": pytest.approx(math.sqrt(math.log(64) / math.log(16))), "sound_attn": 1.0}
 
 
-def test_references_in_front_of_the_image_are_told_from_it():
+def test_references_in_front_of_the_image_are_located():
     rows, columns = torch.meshgrid(torch.arange(4.0), torch.arange(6.0), indexing="ij")
     own = torch.stack([torch.zeros(24), rows.flatten(), columns.flatten()], -1)
     reference = own[:10] + torch.tensor([1.0, 0.0, 0.0])
@@ -267,7 +267,7 @@ class Configured(nn.Identity):
         ({"in_visual_dim": 16}, (1, 5, 32, 48, 33), Latents(32, 48, frames=5)),
     ],
 )
-def test_the_number_of_channels_tells_the_layout(config, shape, expected):
+def test_number_of_channels_shows_the_layout(config, shape, expected):
     assert find_latents(Configured(**config), {"hidden_states": torch.zeros(shape)}) == expected
 
 

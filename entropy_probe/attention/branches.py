@@ -15,7 +15,7 @@ from entropy_probe.attention.fingerprints import CAST, SAME, agree
 Branch = Literal["cond", "uncond", "image", "perturbed", "unknown"]
 """`cond`: the prompt; `uncond`: the empty or negative prompt; `image`: the empty prompt with the image that is edited
 (InstructPix2Pix); `perturbed`: one of these again with changed attention, layers or latents (PAG, SAG, skip-layer
-guidance); `unknown`: what the forward pass received does not tell."""
+guidance); `unknown`: what the forward pass received does not show it."""
 
 Items = Float[np.ndarray, "_ values"]
 """Fingerprints of batch items."""
@@ -97,7 +97,7 @@ def name_parts(parts: Sequence[Part]) -> list[Branch]:
 
 
 def _by_text(parts: Sequence[Part], first: Sequence[int]) -> list[Branch] | None:
-    """Return the branches by the pipeline's texts; None if they do not tell the parts apart."""
+    """Return the branches by the pipeline's texts; None if they do not distinguish the parts."""
     negative = [parts[number].negative for number in first]
     if None in negative or len(set(negative)) == 1:
         return None

@@ -1,7 +1,7 @@
 """Read from the pipeline that calls the denoiser how many images it samples, and which texts it guides with.
 
 Pipelines do not pass this to the denoiser. It is in the local variables of their `__call__`, under the names that
-diffusers gives them, and it is read anew at each forward pass: guidance may end on the way, and two pipelines may share
+diffusers gives them, and it is read again at each forward pass: guidance may end on the way, and two pipelines may share
 a denoiser.
 """
 
@@ -25,7 +25,7 @@ POSITIVE = re.compile(r"prompt|text|class|cond|caption|embed")
 """Names of the prompt, in any form. It may already be joined with the negative prompt."""
 
 NO_TEXT = re.compile(r"mask|seqlens|lengths?$|_ids$|latents|noise|pred|^num_|size|crops|time")
-"""Names that are no text, although they match the others."""
+"""Names of other variables, which match the patterns above."""
 
 _NOT_CALLERS = ("torch.", "accelerate.", "diffusers.hooks", "entropy_probe.attention", "contextlib", "functools")
 """Modules whose functions only pass the call on."""
@@ -101,7 +101,7 @@ def first_item_left(items: int, arguments: Mapping[str, Any]) -> int | None:
     """Return the first batch item that a wrapper of the denoiser left over; None if it cannot be found.
 
     diffusers' FasterCache passes on only a part of the batch. It passes views of the tensors that it received, and the
-    place of a view in its tensor tells the item.
+    place of a view in its tensor is the number of the item.
 
     Args:
         items: number of items left.
@@ -155,7 +155,7 @@ def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _images(variables: Mapping[str, Any]) -> int | None:
-    """Return the number of images that the variables of a pipeline tell."""
+    """Return the number of images from the variables of a pipeline."""
     for name in ("latents", "intermediate_images"):
         if isinstance(variables.get(name), Tensor) and variables[name].ndim > 2:
             return len(variables[name])

@@ -179,7 +179,7 @@ class ForwardLabels:
                 found[
                     "the model ran without a pipeline; pass the pipeline, or run the model from it"
                     if label.pipeline is None
-                    else f"{label.pipeline} guides in a way that its forward passes do not tell"
+                    else f"{label.pipeline} guides in a way that its forward passes do not show"
                 ] += 1
         return {reason: f"{count} of {len(forwards)} forward passes" for reason, count in found.items()}
 

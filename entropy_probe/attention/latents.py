@@ -39,7 +39,7 @@ def find_latents(denoiser: nn.Module, arguments: Mapping[str, Any]) -> Latents |
     """Return the size of the latents among the arguments of a forward pass; None if there are none.
 
     Recognised are images (batch, channels, height, width), videos with one more axis before or after the channels, both
-    with the channels last, and lists of both. The number of channels in the configuration tells these apart. Packed
+    with the channels last, and lists of both. The number of channels in the configuration distinguishes these. Packed
     tokens are recognised if the arguments also have `height`, `width` and `num_frames`, or `img_shapes`, or rows and
     columns in `img_ids`.
 
@@ -130,7 +130,7 @@ def _channels(config: Any) -> frozenset[int]:
 
 
 def _without_channels(shape: Sequence[int], channels: frozenset[int]) -> tuple[int, ...]:
-    """Return the axes of an image or video without its channels, which are first unless the configuration tells."""
+    """Return the axes of an image or video without its channels, which are first, unless their number is at another axis."""
     axes = [0, 2] if len(shape) == 3 else [1, 0, 3]  # a video's channels may follow its frames
     channel = next((axis for axis in axes if shape[axis] in channels), 0)
     return tuple(size for axis, size in enumerate(shape) if axis != channel)

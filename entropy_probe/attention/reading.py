@@ -92,7 +92,7 @@ class CallReader:
         )
 
     def _surroundings(self, caller: Running, batch: int, keys: int, forward: Forward) -> Surroundings:
-        """Return what a call receives besides its own tokens."""
+        """Return what a call receives in addition to its own tokens."""
         own = forward.batch or batch
         joins = {**self._joins.get(forward.latents, {}), **self._state.joins}
         return Surroundings(

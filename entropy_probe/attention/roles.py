@@ -34,7 +34,7 @@ _OF_TIME = re.compile(r"temporal|temp_attention|motion|transformer_in")
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a call receives besides its own tokens.
+    """What a call receives in addition to its own tokens.
 
     Attributes:
         contexts: numbers of tokens that the layer receives in addition to its own.
@@ -65,7 +65,7 @@ def role(
         queries: number of queries.
         keys: number of keys.
         latents: size of the denoiser's input; None for a model without an image.
-        around: what the call receives besides its own tokens.
+        around: what the call receives in addition to its own tokens.
 
     >>> from entropy_probe.attention.latents import Latents
     >>> role("mid.attn1", 64, 64, Latents(8, 8))[0]
@@ -113,7 +113,7 @@ def _of_other_queries(
             return "shared", "spatial", grid
     if queries > finest.tokens * latents.frames:
         return "joint", "spatial" if latents.frames == 1 else "spatio-temporal", finest
-    # Next to a class token, registers or a text. One or two tokens are no image.
+    # Next to a class token, registers or a text. One or two tokens are not an image.
     images = [grid for part in around.joined if part > 2 and (grid := token_grid(part, latents)) is not None]
     if len(images) == 1:
         return "joint", "spatial", images[0]

@@ -129,7 +129,7 @@ class TurnCounter:
 
     def _step(self, position: int) -> tuple[int, int]:
         """Return the step at a position of the schedule, counted from the start of the run, and its evaluation."""
-        if position >= len(self._steps):  # a loop of its own timesteps
+        if position >= len(self._steps):  # a loop over other timesteps
             return position - self._begin, 0
         step, evaluation = self._steps[position]
         return step - self._steps[self._begin][0], evaluation

@@ -179,7 +179,7 @@ class Captured(Viewed):
                 separately, they have the same number.
             step: number of the scheduler's step in the sampling run.
             evaluation: number of the evaluation in its step; schedulers of second order, as Heun's, have two.
-            branch: see `Branch`; `unknown` if what the forward pass received does not tell.
+            branch: see `Branch`; `unknown` if what the forward pass received does not show it.
             scale_factor: g under which the call was measured.
             entropy_se: standard error of `entropy` due to the choice of rows; 0 if all rows were measured.
             image_mass, mass_entropy, image_entropy, text_entropy: parts of a joint attention whose image tokens are
