@@ -1,8 +1,8 @@
 """Read from the pipeline that calls the denoiser how many images it samples, and which texts it guides with.
 
 Pipelines do not pass this to the denoiser. It is in the local variables of their `__call__`, under the names that
-diffusers gives them, and it is read again at each forward pass: guidance may end on the way, and two pipelines may share
-a denoiser.
+diffusers gives them, and it is read again at each forward pass: guidance may end on the way, and two pipelines may
+share a denoiser.
 """
 
 from __future__ import annotations

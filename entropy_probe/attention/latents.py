@@ -130,7 +130,7 @@ def _channels(config: Any) -> frozenset[int]:
 
 
 def _without_channels(shape: Sequence[int], channels: frozenset[int]) -> tuple[int, ...]:
-    """Return the axes of an image or video without its channels, which are first, unless their number is at another axis."""
+    """Return the axes of an image or video without its channels. They are first unless their number is elsewhere."""
     axes = [0, 2] if len(shape) == 3 else [1, 0, 3]  # a video's channels may follow its frames
     channel = next((axis for axis in axes if shape[axis] in channels), 0)
     return tuple(size for axis, size in enumerate(shape) if axis != channel)
