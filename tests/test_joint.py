@@ -5,7 +5,7 @@ import torch
 from families import FAMILIES
 
 from entropy_probe import capture
-from entropy_probe.attention.joint import image_start
+from entropy_probe.attention.joint import Join, image_start, start_within
 from entropy_probe.statistics import dense, stratified_rows
 
 FLUX = next(family for family in FAMILIES if family.name == "Flux")
@@ -228,3 +228,10 @@ def test_distances_are_measured_between_image_tokens():
     assert frame["attention_distance"].to_numpy() == pytest.approx(apart.item(), abs=1e-5)
     assert frame["image_mass"].to_numpy() == pytest.approx(64 / 71, abs=1e-6)
     assert frame["image_entropy"].to_numpy() == pytest.approx(torch.tensor(64.0).log().item(), abs=1e-5)
+
+
+def test_history_in_front_and_a_longer_text_locate_the_image():
+    """Framepack: 44 tokens of history, 48 of the image, then 256 words."""
+    joins = {92: Join((44, 48), None), 348: Join((92, 256), None)}
+    assert start_within(joins, 348, 48, 0) == -304
+    assert start_within({**joins, 96: Join((48, 48), None), 352: Join((96, 256), None)}, 352, 48, 0) is None

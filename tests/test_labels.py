@@ -1,5 +1,6 @@
 """Labels are derived from what each forward pass received: sampling run, step, evaluation, branch and image."""
 
+import contextlib
 import itertools
 import warnings
 from types import SimpleNamespace
@@ -73,15 +74,15 @@ class CastLoop:
 
     def __init__(self, unet, dtype):
         self.unet, self.scheduler = unet, DDIMScheduler()
-        self.texts = [torch.randn(1, 16, 32, generator=generator(seed)).to(dtype) for seed in (1, 2)]
+        self.cond, self.uncond = (torch.randn(1, 16, 32, generator=generator(n)).to(dtype) for n in (1, 2))
 
     @torch.no_grad()
     def __call__(self, steps=10):
         self.scheduler.set_timesteps(steps)
         latents = torch.randn(1, 4, 16, 16, generator=generator())
         for timestep in self.scheduler.timesteps:
-            outputs = [self.unet(latents, timestep, text.to(latents.dtype)).sample for text in self.texts]
-            latents = self.scheduler.step(outputs[1] + 4 * (outputs[0] - outputs[1]), timestep, latents).prev_sample
+            a, b = (self.unet(latents, timestep, x.to(latents.dtype)).sample for x in (self.cond, self.uncond))
+            latents = self.scheduler.step(b + 4 * (a - b), timestep, latents).prev_sample
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -194,6 +195,98 @@ def test_what_a_loop_without_a_pipeline_guides_is_unknown(tiny_pipeline):
     assert branches(frame) == [["unknown", "unknown"]]
     other = torch.randn(2, 4, 16, 16, generator=generator())
     assert branches(table(tiny_pipeline.unet, lambda: tiny_pipeline.unet(other, 500, texts))) == [["cond", "cond"]]
+
+
+class OwnLoop:
+    """A pipeline with its own loop, whose texts have other names than in diffusers."""
+
+    def __init__(self, pipeline, parts, together):
+        self.unet, self.scheduler, self.parts, self.together = pipeline.unet, DDIMScheduler(), parts, together
+        self.emb = torch.randn(2, 16, 32, generator=generator())
+
+    @torch.no_grad()
+    def __call__(self):
+        self.scheduler.set_timesteps(2)
+        x = torch.randn(1, 4, 16, 16, generator=generator())
+        for timestep in self.scheduler.timesteps:
+            texts = self.emb[self.parts]
+            if self.together:
+                out = self.unet(x.repeat(len(texts), 1, 1, 1), timestep, texts).sample.mean(0, keepdim=True)
+            else:
+                out = sum(self.unet(x, timestep, text[None]).sample for text in texts)
+            x = self.scheduler.step(out, timestep, x).prev_sample
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("parts", [[0, 1], [1, 0]])
+def test_order_of_parts_is_not_guessed_outside_diffusers(tiny_pipeline, parts, together):
+    loop = OwnLoop(tiny_pipeline, parts, together)
+    with pytest.warns(UserWarning, match="variables of OwnLoop"):
+        assert branches(table(loop, loop)) == [["unknown", "unknown"]] * 2
+
+
+def test_guidance_of_an_earlier_run_is_not_used(tiny_pipeline, sample):
+    sample(guidance_scale=4.0, steps=1)
+    assert tiny_pipeline.do_classifier_free_guidance
+    texts = torch.randn(1, 16, 32, generator=generator())
+    tiny_pipeline.scheduler.set_timesteps(2)
+
+    def tiles():
+        with torch.no_grad():
+            for timestep in tiny_pipeline.scheduler.timesteps:
+                for number in range(2):
+                    tiny_pipeline.unet(torch.randn(1, 4, 16, 16, generator=generator(number)), timestep, texts)
+
+    assert branches(table(tiny_pipeline, tiles)) == [["cond", "cond"]] * 2
+
+
+def test_subclass_of_a_pipeline_has_its_order():
+    pipeline = seeded(lambda: by_family("DiT"))
+    subclass = type("Mine", (type(pipeline),), {})
+    own = quiet(subclass(**pipeline.components))
+    for pipe in (quiet(pipeline), own):
+        frame = table(
+            pipe, lambda pipe=pipe: pipe([3], guidance_scale=4.0, num_inference_steps=3, generator=generator())
+        )
+        assert branches(frame) == [["cond", "uncond"]] * 3
+        assert set(frame["sampling"]) == {0}  # this pipeline names its current timestep as others name the schedule
+
+
+@pytest.mark.parametrize("timesteps", [[900.0, 600.0, 300.0], [0.0, 300.0, 600.0, 900.0]])
+def test_direction_of_time_is_learned_without_a_scheduler(timesteps):
+    counter = TurnCounter()
+    turns = [counter.add(timestep, None) for _ in range(2) for timestep in timesteps]
+    expected = [(sampling, step) for sampling in range(2) for step in range(len(timesteps))]
+    assert [(turn.sampling, turn.step) for turn in turns] == expected
+
+
+def test_capture_that_starts_in_a_run_counts_its_earlier_steps(tiny_pipeline):
+    for name in ("DDIMScheduler", "EulerDiscreteScheduler"):
+        pipeline = with_scheduler(tiny_pipeline, name)
+        with contextlib.ExitStack() as stack:
+            found = []
+
+            def start(pipe, step, timestep, values, stack=stack, found=found):
+                if step == 0:
+                    found.append(stack.enter_context(capture(pipe)))
+                return values
+
+            pipeline(PROMPT, num_inference_steps=4, callback_on_step_end=start, generator=generator(), **ASKED)
+        assert found[0].frame()["step"].unique().tolist() == [1, 2, 3]
+
+
+def test_controlnet_is_labelled_by_its_pipeline(tiny_pipeline):
+    controlnet = diffusers.ControlNetModel.from_unet(
+        tiny_pipeline.unet, conditioning_embedding_out_channels=(8, 16, 16)
+    )
+    parts = {**tiny_pipeline.components, "controlnet": controlnet.eval(), "requires_safety_checker": False}
+    pipeline = quiet(diffusers.StableDiffusionControlNetPipeline(**parts))
+    pipeline.scheduler = diffusers.HeunDiscreteScheduler.from_config(pipeline.scheduler.config)
+    image = torch.rand(1, 3, 32, 32, generator=generator())
+    asked = {"image": image, "num_inference_steps": 2, "guidance_scale": 4.0, "output_type": "latent"}
+    frame = table(controlnet, lambda: pipeline(PROMPT, num_images_per_prompt=2, generator=generator(), **asked))
+    assert branches(frame) == [["uncond", "uncond", "cond", "cond"] * 2, ["uncond", "uncond", "cond", "cond"]]
+    assert frame["sample"].tolist() == [0, 1] * 6
 
 
 def cached_video(config):
@@ -364,6 +457,9 @@ def test_fingerprints_agree_for_casts_and_for_nothing_else(seed, dtype, items):
     other[:, 3] = torch.randn(items, 32, generator=generator(seed + 1))  # one word of 16
     assert not agree(first, fingerprint(other).numpy(), CAST).any()
     assert not agree(first, fingerprint(texts.flip(1)).numpy(), CAST).any()
+    for large in (texts, other):
+        large[:, 0] *= 1000  # as the first token of language models
+    assert not agree(fingerprint(texts).numpy(), fingerprint(other).numpy(), CAST).any()
 
 
 def test_fingerprints_distinguish_classes_and_lengths():

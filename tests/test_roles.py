@@ -1,6 +1,7 @@
 """The kind of each call: which tokens attend to which, where the image is among them, and what N counts."""
 
 import math
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from entropy_probe import capture, scaled
 from entropy_probe.attention import Latents, attention_calls
 from entropy_probe.attention.latents import find_latents
 from entropy_probe.attention.roles import Surroundings, role
+from entropy_probe.laws import Constant
 
 
 def generator(seed=0):
@@ -147,6 +149,59 @@ def test_shared_attention_counts_the_tokens_of_all_its_images(tiny_folder, proce
     for (layer, _, keys), factor in factors(unet, run).items():
         expected = math.sqrt(math.log(keys) / math.log(keys / 4)) if "attn1" in layer else 1.0
         assert factor == pytest.approx(expected)
+
+
+class RegisterProcessor(AttnProcessor2_0):
+    """Registers are concatenated in front of the image tokens among the keys."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, **others):
+        if encoder_hidden_states is not None:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, **others)
+        registers = torch.ones(len(hidden_states), 4, hidden_states.shape[-1])
+        query = attn.to_q(hidden_states)
+        both = torch.cat([registers, hidden_states], dim=1)
+        split = [x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, attn.to_k(both), attn.to_v(both))]
+        return attn.to_out[0](F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2))
+
+
+class ReducedProcessor(AttnProcessor2_0):
+    """Image tokens attend to every fourth image token."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, **others):
+        if encoder_hidden_states is not None:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, **others)
+        few = hidden_states[:, ::4]
+        split = [
+            x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for x in (attn.to_q(hidden_states), attn.to_k(few), attn.to_v(few))
+        ]
+        return attn.to_out[0](F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2))
+
+
+def test_registers_are_joint_and_reduced_keys_unknown(tiny_folder):
+    from entropy_probe.models import load
+
+    unet = load(tiny_folder, device="cpu").unet
+    inputs = (torch.randn(2, 4, 16, 16, generator=generator()), torch.tensor(500), torch.randn(2, 16, 32))
+    for processor, kind in ((RegisterProcessor, "joint"), (ReducedProcessor, "unknown")):
+        layers = [name.removesuffix(".processor") for name in unet.attn_processors if "attn1" in name]
+        unet.set_attn_processor(AttnProcessor2_0())
+        for layer in layers:
+            unet.get_submodule(layer).set_processor(processor())
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with capture(unet) as captured:
+                unet(*inputs)
+            with scaled(unet, Constant(1.3)) as scaling:
+                unet(*inputs)
+        own = captured.frame().query("layer in @layers")
+        assert set(own["kind"]) == {kind}
+        if kind == "joint":
+            assert (own["tokens"] == own["query_tokens"]).all()
+            assert own["image_mass"].between(0, 1, inclusive="neither").all()
+            assert set(scaling.frame()["layer"]) == set(layers)
+        else:
+            assert scaling.unscaled.keys() == set(layers)
 
 
 def test_text_as_long_as_the_image_is_not_an_image():

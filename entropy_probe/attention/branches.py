@@ -20,13 +20,6 @@ guidance); `unknown`: what the forward pass received does not show it."""
 Items = Float[np.ndarray, "_ values"]
 """Fingerprints of batch items."""
 
-PROMPT_FIRST = frozenset(
-    f"{name}Pipeline"
-    for name in ("DiT", "Lumina", "LuminaText2Img", "OmniGen", "StableCascadeDecoder", "StableCascadePrior", "ZImage")
-)
-"""Pipelines of diffusers whose guided batch has the prompts first. In all others the empty prompts come first.
-This decides only where the texts cannot be compared with those of the pipeline."""
-
 
 @dataclass(frozen=True)
 class Part:
@@ -34,7 +27,8 @@ class Part:
 
     Attributes:
         forward: number of the forward pass.
-        pipeline: class name of the pipeline that runs it; None without one.
+        conventional: diffusers' own code runs it, whose order of the parts is known.
+        prompt_first: the prompts come first in its batch.
         latents: fingerprints of the latents; None if unknown.
         texts: fingerprints of everything else that the part received, by argument.
         negative: whether its text is the negative prompt of the pipeline; None if that cannot be compared.
@@ -43,7 +37,8 @@ class Part:
     """
 
     forward: int
-    pipeline: str | None
+    conventional: bool
+    prompt_first: bool
     latents: Items | None
     texts: Mapping[str, Items]
     negative: bool | None
@@ -82,15 +77,17 @@ def is_negative(texts: Sequence[Items], negative: Sequence[Items], positive: Seq
 def name_parts(parts: Sequence[Part]) -> list[Branch]:
     """Return the branch of each part of one evaluation of the model, in the order in which they ran.
 
-    The text decides if it can be compared with the pipeline's. Otherwise the order decides: in one batch as in
-    `PROMPT_FIRST`, in separate passes the prompt first. A text that comes again is `perturbed`.
+    The text decides if it can be compared with the pipeline's. Otherwise the order decides if diffusers' own code runs
+    the model: the empty prompt comes first in one batch (see `Part.prompt_first`), the prompt in separate passes. A
+    text that comes again is `perturbed`.
     """
     if len(parts) == 1:
         return ["uncond" if parts[0].negative else "cond"]
-    if parts[0].pipeline is None:
-        return ["unknown" if _may_be_guided(parts) else "cond"] * len(parts)
     first = [next(n for n, other in enumerate(parts) if part.same_text(other)) for part in parts]
-    names = _by_text(parts, first) or _by_order(parts, first)
+    names = _by_text(parts, first)
+    if names is None and not parts[0].conventional:
+        return ["unknown" if _may_be_guided(parts) else "cond"] * len(parts)
+    names = names or _by_order(parts, first)
     if names is None:
         return ["unknown"] * len(parts)
     return [_repeated(parts, names, first, number) for number in range(len(parts))]
@@ -101,8 +98,9 @@ def _by_text(parts: Sequence[Part], first: Sequence[int]) -> list[Branch] | None
     negative = [parts[number].negative for number in first]
     if None in negative or len(set(negative)) == 1:
         return None
-    if len({number for number, is_empty in zip(first, negative, strict=True) if not is_empty}) > 1:
-        return None  # several prompts
+    distinct = {(number, is_empty) for number, is_empty in zip(first, negative, strict=True)}
+    if len(distinct) > 2:  # several prompts, or several negative prompts
+        return None
     return ["uncond" if is_empty else "cond" for is_empty in negative]
 
 
@@ -116,7 +114,7 @@ def _by_order(parts: Sequence[Part], first: Sequence[int]) -> list[Branch] | Non
     if len(distinct) > 2 or len(together) > 3:
         return None
     order: tuple[Branch, Branch] = ("uncond", "cond")
-    if len(together) == 1 or parts[0].pipeline in PROMPT_FIRST:
+    if len(together) == 1 or parts[0].prompt_first:
         order = ("cond", "uncond")
     if len(distinct) == 2:
         return [order[distinct.index(number)] for number in first]

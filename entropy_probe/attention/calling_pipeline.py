@@ -16,9 +16,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from entropy_probe.attention.denoiser import PARTS, unwrap
+from entropy_probe.attention.denoiser import unwrap
 
-NEGATIVE = re.compile(r"negative|uncond|null")
+NEGATIVE = re.compile(r"neg|uncond|null|empty")
 """Names of the empty or negative prompt, in any form."""
 
 POSITIVE = re.compile(r"prompt|text|class|cond|caption|embed")
@@ -27,7 +27,16 @@ POSITIVE = re.compile(r"prompt|text|class|cond|caption|embed")
 NO_TEXT = re.compile(r"mask|seqlens|lengths?$|_ids$|latents|noise|pred|^num_|size|crops|time")
 """Names of other variables, which match the patterns above."""
 
-_NOT_CALLERS = ("torch.", "accelerate.", "diffusers.hooks", "entropy_probe.attention", "contextlib", "functools")
+_NOT_CALLERS = (
+    "torch.",
+    "accelerate.",
+    "diffusers.hooks",
+    "entropy_probe.attention",
+    "contextlib",
+    "functools",
+    "jaxtyping",
+    "beartype",
+)
 """Modules whose functions only pass the call on."""
 
 _FRAMES = 100
@@ -40,6 +49,7 @@ class CallingPipeline:
 
     Attributes:
         pipeline: the pipeline; None if the denoiser runs without one.
+        conventional: the code that calls the denoiser is diffusers' own, whose order of the parts is known.
         schedule: the timesteps of this run as the pipeline keeps them; None if it does not.
         images: number of images that it samples; None if unknown.
         negative: tensors of the negative prompt, or lists of them.
@@ -48,6 +58,7 @@ class CallingPipeline:
     """
 
     pipeline: Any = None
+    conventional: bool = False
     schedule: Tensor | None = None
     images: int | None = None
     negative: tuple[Any, ...] = ()
@@ -64,7 +75,7 @@ def calling_pipeline(denoiser: nn.Module, model: Any) -> CallingPipeline:
     """
     pipeline = None if isinstance(model, nn.Module) else model
     variables: dict[str, Any] = {}
-    found = False
+    found = conventional = False
     for number, frame in enumerate(_callers()):
         if number == 0:
             variables = dict(frame.f_locals)
@@ -74,26 +85,22 @@ def calling_pipeline(denoiser: nn.Module, model: Any) -> CallingPipeline:
         if found and own.get("self") is not pipeline:
             break
         if found or _runs(own.get("self"), denoiser):
+            conventional = conventional or (not found and str(frame.f_globals.get("__name__")).startswith("diffusers."))
             pipeline, found = own["self"], True
             variables = {**own, **variables}
     if pipeline is None:
         return CallingPipeline()
-    named = [(name, value) for key, given in variables.items() for name, value in flat(key, given)]
-    negative = tuple(v for name, v in named if NEGATIVE.search(name) and not NO_TEXT.search(name))
-    positive = tuple(
-        value
-        for name, value in named
-        if POSITIVE.search(name) and not NEGATIVE.search(name) and not NO_TEXT.search(name)
-    )
-    degrades = any("degraded" in name for name in variables)
+    named = [pair for key, given in (*vars(pipeline).items(), *variables.items()) for pair in flat(key, given)]
+    texts = [(name, value) for name, value in named if not NO_TEXT.search(name)]
     schedule = variables.get("timesteps")
     return CallingPipeline(
         pipeline=pipeline,
+        conventional=found and conventional,
         schedule=schedule if isinstance(schedule, Tensor) else None,
         images=_images(variables),
-        negative=negative,
-        positive=positive,
-        degrades=degrades,
+        negative=tuple(value for name, value in texts if NEGATIVE.search(name)),
+        positive=tuple(value for name, value in texts if POSITIVE.search(name) and not NEGATIVE.search(name)),
+        degrades=any("degraded" in name for name in variables),
     )
 
 
@@ -139,11 +146,14 @@ def _callers() -> Iterator[FrameType]:
 
 
 def _runs(candidate: Any, denoiser: nn.Module) -> bool:
-    """Whether an object is a pipeline of this denoiser."""
-    if candidate is None or isinstance(candidate, nn.Module):
+    """Whether an object is a pipeline of this denoiser, which may be its ControlNet or one of several."""
+    if isinstance(candidate, nn.Module) or not hasattr(candidate, "__dict__"):
         return False
-    parts = (getattr(candidate, f"{name}{suffix}", None) for name in PARTS for suffix in ("", "_2"))
-    return any(isinstance(part, nn.Module) and unwrap(part) is denoiser for part in parts)
+    parts = [part for part in vars(candidate).values() if isinstance(part, nn.Module)]
+    if any(part is denoiser or unwrap(part) is denoiser for part in parts):
+        return True
+    lists = [child for part in parts for child in part.children() if isinstance(child, nn.ModuleList)]
+    return any(child is denoiser for own in lists for child in own)
 
 
 def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -21,7 +21,7 @@ CAST = 0.01
 """Relative difference of items that were cast to half precision on the way. Different texts differ by more."""
 
 Rows = Float[Tensor, "_ values"]
-"""Fingerprints of items: the projections, the norm, and the number of elements."""
+"""Fingerprints of items: the projections of their tokens of unit length, two norms, and the number of elements."""
 
 
 def fingerprint(value: Any) -> Rows | None:
@@ -46,8 +46,9 @@ def agree(
         second: fingerprints; both are broadcast.
         tolerance: `SAME` or `CAST`.
     """
-    limit = tolerance * np.maximum(np.abs(first[..., -2:-1]), np.abs(second[..., -2:-1]))
-    close = (np.abs(first[..., :-1] - second[..., :-1]) <= limit).all(-1)
+    largest = np.maximum(np.abs(first), np.abs(second))
+    limit = np.where(np.arange(first.shape[-1]) < PROJECTIONS, largest[..., -3:-2], largest)
+    close = (np.abs(first - second) <= tolerance * limit).all(-1)
     return np.asarray(close & (first[..., -1] == second[..., -1]))
 
 
@@ -101,10 +102,12 @@ def _of_items(items: Tensor) -> Rows:
         values = torch.sin(values.double()[..., None] * waves).flatten(1)
     width = items.shape[-1] if items.ndim > 2 and items.is_floating_point() else values.shape[1]
     rows = values.float().unflatten(1, (-1, width))
+    lengths = rows.norm(dim=-1, keepdim=True)
+    units = rows / lengths.clamp_min(torch.finfo(torch.float32).tiny)  # else one large token would hide the others
     across, down = _waves(width, rows.device), _waves(rows.shape[1], rows.device)
-    columns = [((rows * across[wave]).sum(-1) * down[-1 - wave]).sum(-1) for wave in range(PROJECTIONS)]
-    norm = rows.square().sum((1, 2)).sqrt()
-    return torch.stack([*columns, norm, torch.full_like(norm, values.shape[1])], -1)
+    columns = [((units * across[wave]).sum(-1) * down[-1 - wave]).sum(-1) for wave in range(PROJECTIONS)]
+    norms = [units.square().sum((1, 2)).sqrt(), lengths.square().sum((1, 2)).sqrt()]
+    return torch.stack([*columns, *norms, torch.full_like(norms[0], values.shape[1])], -1)
 
 
 @functools.lru_cache(maxsize=64)

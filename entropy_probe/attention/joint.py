@@ -129,8 +129,13 @@ def start_within(joins: Mapping[int, Join], keys: int, tokens: int, others: int)
         return None
     lengths, image = joins[keys]
     start = image_start(lengths, tokens, others, image)
-    if start is None:
-        return None
+    if start is None:  # a history may be longer than the image, and a text longer than both
+        whole = [
+            n for n, part in enumerate(lengths) if start_within(_inner(joins, keys), part, tokens, others) is not None
+        ]
+        if len(whole) != 1:
+            return None
+        start = -sum(lengths[whole[0] :])
     part = next(length for number, length in enumerate(lengths) if start in (0, -sum(lengths[number:])))
     first = start if start >= 0 else keys + start
     if tokens + others < part < keys and part in joins:
@@ -141,8 +146,15 @@ def start_within(joins: Mapping[int, Join], keys: int, tokens: int, others: int)
     return start
 
 
-def parts_of(joins: Mapping[int, Join], tokens: int) -> tuple[int, ...]:
+def _inner(joins: Mapping[int, Join], keys: int) -> dict[int, Join]:
+    """Return the concatenations of fewer tokens."""
+    return {total: join for total, join in joins.items() if total < keys}
+
+
+def parts_of(joins: Mapping[int, Join], tokens: int, whole: int = 0) -> tuple[int, ...]:
     """Return the lengths of the parts that a number of tokens was concatenated from; empty if unknown.
+
+    A part of length `whole` is not divided: other tensors of that length may be concatenations.
 
     >>> parts_of({20: Join((4, 16), None), 27: Join((20, 7), None)}, 27)
     (4, 16, 7)
@@ -150,7 +162,9 @@ def parts_of(joins: Mapping[int, Join], tokens: int) -> tuple[int, ...]:
     if tokens not in joins:
         return ()
     lengths = joins[tokens].lengths
-    return tuple(p for part in lengths for p in ((part < tokens and parts_of(joins, part)) or (part,)))
+    return tuple(
+        inner for part in lengths for inner in ((whole != part < tokens and parts_of(joins, part, whole)) or (part,))
+    )
 
 
 def context_lengths(args: Sequence[Any], kwargs: Mapping[str, Any]) -> frozenset[int]:

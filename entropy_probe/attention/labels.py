@@ -23,6 +23,13 @@ from entropy_probe.attention.fingerprints import SAME, FingerprintCache, Rows, a
 from entropy_probe.attention.forwards import TIMESTEPS
 from entropy_probe.attention.steps import Turn, TurnCounter
 
+PROMPT_FIRST = frozenset(
+    f"{name}Pipeline"
+    for name in ("DiT", "Lumina", "LuminaText2Img", "OmniGen", "StableCascadeDecoder", "StableCascadePrior", "ZImage")
+)
+"""Pipelines of diffusers whose guided batch has the prompts first. In all others the empty prompts come first.
+This decides only if the texts cannot be compared with those of the pipeline."""
+
 
 @dataclass(frozen=True)
 class ForwardLabel:
@@ -35,7 +42,9 @@ class ForwardLabel:
         batch: items of the forward pass; None if unknown.
         images: number of images that the pipeline samples; None if unknown.
         pipeline: class name of the pipeline; None without one.
-        guided: the pipeline reports classifier-free guidance.
+        conventional: see `CallingPipeline`.
+        prompt_first: see `PROMPT_FIRST`.
+        guided: the pipeline, which runs this pass, reports classifier-free guidance.
         degrades: the pipeline has degraded latents.
         latents: fingerprints of the items of the latents; None if they cannot be read.
         texts: fingerprints of everything else that the pass received, by argument; one or several rows for each item.
@@ -49,6 +58,8 @@ class ForwardLabel:
     batch: int | None
     images: int | None
     pipeline: str | None
+    conventional: bool
+    prompt_first: bool
     guided: bool
     degrades: bool
     latents: Rows | None
@@ -100,6 +111,7 @@ class ForwardLabels:
         self._by_forward: dict[int, ForwardLabel] = {}
         self._turns = TurnCounter()
         self._cache = FingerprintCache()
+        self._items: dict[int, ItemLabels] | None = None
 
     def __contains__(self, forward: int) -> bool:
         return forward in self._by_forward
@@ -125,7 +137,9 @@ class ForwardLabels:
             batch=forward.batch,
             images=caller.images,
             pipeline=None if caller.pipeline is None else type(caller.pipeline).__name__,
-            guided=bool(getattr(caller.pipeline, "do_classifier_free_guidance", False)),
+            conventional=caller.conventional,
+            prompt_first=any(kind.__name__ in PROMPT_FIRST for kind in type(caller.pipeline).__mro__),
+            guided=caller.conventional and bool(getattr(caller.pipeline, "do_classifier_free_guidance", False)),
             degrades=caller.degrades,
             latents=None if timestep is None else fingerprint(latents),
             texts=texts,
@@ -133,6 +147,7 @@ class ForwardLabels:
             positive=self._fingerprints(caller.positive) if texts else (),
         )
         self._by_forward[forward.number] = self.last
+        self._items = None
 
     def _texts(self, arguments: Mapping[str, Any], batch: int | None) -> dict[str, Rows]:
         found = {
@@ -147,6 +162,11 @@ class ForwardLabels:
 
     def items(self) -> dict[int, ItemLabels]:
         """Return the labels of the items of each forward pass."""
+        if self._items is None:
+            self._items = self._labelled()
+        return self._items
+
+    def _labelled(self) -> dict[int, ItemLabels]:
         host = _on_host(list(self._by_forward.values()))
         copies = self._copies(host)
         found: dict[int, ItemLabels] = {}
@@ -160,8 +180,8 @@ class ForwardLabels:
             parts = [part for number, label, count in passes for part in _parts(number, label, count or 1, host)]
             known = all(count is not None for _, _, count in passes)
             names: Iterator[Branch]
-            if not passes[0][1].timed:
-                names = itertools.repeat("cond")
+            if not passes[0][1].timed:  # without a step, parts cannot be compared
+                names = itertools.repeat("cond" if all(count == 1 for _, _, count in passes) else "unknown")
             else:
                 names = iter(name_parts(parts)) if known else itertools.repeat("unknown")
             for number, label, count in passes:
@@ -179,7 +199,8 @@ class ForwardLabels:
                 found[
                     "the model ran without a pipeline; pass the pipeline, or run the model from it"
                     if label.pipeline is None
-                    else f"{label.pipeline} guides in a way that its forward passes do not show"
+                    else f"the texts of its parts could not be found among the variables of {label.pipeline}. Give the "
+                    "negative prompt a name that contains `negative`, or capture diffusers' own pipeline"
                 ] += 1
         return {reason: f"{count} of {len(forwards)} forward passes" for reason, count in found.items()}
 
@@ -196,7 +217,8 @@ class ForwardLabels:
             counts = (n for n in (3, 2) if all(own is not None and _are_copies(own, n) for own in latents))
             count = next(counts, 1)
             once = len({label.turn for label in labels}) == 1
-            found[run] = None if count > 1 and (once or labels[0].pipeline is None) and labels[0].texts else count
+            guess = count > 1 and (once or not labels[0].conventional)
+            found[run] = None if guess and labels[0].texts else count
         return found
 
     def _count(self, label: ForwardLabel, copies: Mapping[int, int | None]) -> int | None:
@@ -243,11 +265,12 @@ def _parts(number: int, label: ForwardLabel, count: int, host: Mapping[int, Item
     return [
         Part(
             forward=number,
-            pipeline=label.pipeline,
+            conventional=label.conventional,
+            prompt_first=label.prompt_first,
             latents=latents[part],
             texts={name: own[part] for name, own in texts.items()},
             negative=is_negative([own[part] for own in texts.values()], negative, positive),
-            guided=label.guided or bool(negative),
+            guided=label.guided or (label.conventional and bool(negative)),
             degrades=label.degrades,
         )
         for part in range(count)

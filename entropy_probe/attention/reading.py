@@ -67,7 +67,7 @@ class CallReader:
         query, key, mask = four_dimensional(query, key, mask, enable_gqa)
         forward = self._forward_of(layer, shape, key.shape)
         queries, keys = query.shape[2], key.shape[2]
-        around = self._surroundings(caller, query.shape[0], keys, forward)
+        around = self._surroundings(caller, query.shape, keys, forward)
         kind, axes, grid = role(layer, queries, keys, forward.latents, around)
         joint_grid = grid if kind == "joint" and state.forward is not None else None
         spread = around.images if kind == "shared" and grid is not None and queries > grid.tokens else 1
@@ -91,16 +91,18 @@ class CallReader:
             enable_gqa=enable_gqa,
         )
 
-    def _surroundings(self, caller: Running, batch: int, keys: int, forward: Forward) -> Surroundings:
+    def _surroundings(self, caller: Running, query: torch.Size, keys: int, forward: Forward) -> Surroundings:
         """Return what a call receives in addition to its own tokens."""
+        batch, queries = query[0], query[2]
         own = forward.batch or batch
         joins = {**self._joins.get(forward.latents, {}), **self._state.joins}
         return Surroundings(
             contexts=context_lengths(caller.args, caller.kwargs),
             texts=forward.texts,
-            joined=parts_of(joins, keys),
+            joined=parts_of(joins, keys, queries),
             images=own // batch if own % batch == 0 else 1,
             configured=forward.configured,
+            sampled=forward.configured and forward.timestep is not None,
         )
 
     def keep_joins(self) -> None:

@@ -42,6 +42,7 @@ class Surroundings:
         joined: lengths of the tensors that were concatenated into the keys, one after the other; empty if unknown.
         images: number of batch items of the denoiser that one item of the call covers.
         configured: see `Forward`.
+        sampled: the model has a configuration and receives a timestep, so it samples images, sound or videos.
     """
 
     contexts: frozenset[int] = frozenset()
@@ -49,6 +50,7 @@ class Surroundings:
     joined: tuple[int, ...] = ()
     images: int = 1
     configured: bool = True
+    sampled: bool = False
 
 
 @functools.lru_cache(maxsize=1024)  # every step repeats the same calls
@@ -74,6 +76,8 @@ def role(
     'cross'
     """
     if latents is None:
+        if around.sampled and queries == keys and not _OF_TEXT.search(layer):
+            return "unknown", "spatial", None
         return "self" if queries == keys else "cross", "spatial", None
     if _OF_TEXT.search(layer):
         return "text", "spatial", None
@@ -97,7 +101,12 @@ def _kind_of_image_queries(queries: int, keys: int, around: Surroundings) -> Kin
         return "cross"
     if extra == 0:
         return "self"
-    return "shared" if keys % queries == 0 and not around.contexts else "cross"
+    if around.contexts:
+        return "cross"
+    own = around.joined.count(queries)
+    if own == 1:  # registers next to the image
+        return "joint"
+    return "shared" if keys % queries == 0 and own in (0, len(around.joined)) else "unknown"
 
 
 def _of_other_queries(

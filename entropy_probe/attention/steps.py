@@ -16,7 +16,7 @@ class Turn:
     Attributes:
         sampling: number of the sampling run.
         step: number of the scheduler's step, from 0 at the start of the run.
-        evaluation: number of the evaluation within its step. Schedulers of second order, as Heun's, have two.
+        evaluation: number of the evaluation within its step. Schedulers of second order, such as Heun's, have two.
         forward: number of the forward pass within its evaluation. Guidance may take two or three.
     """
 
@@ -61,7 +61,9 @@ class TurnCounter:
 
     def __init__(self) -> None:
         self.turn: Turn | None = None
+        self._whole: Any = None
         self._schedule: Any = None
+        self._direction = 0.0
         self._timesteps: list[float] = []
         self._steps: list[tuple[int, int]] = []
         self._progress: int | None = None
@@ -75,40 +77,41 @@ class TurnCounter:
         Args:
             timestep: as the denoiser received it; None if it received none.
             scheduler: of the pipeline that runs; None if there is none.
-            schedule: the timesteps of this run as the pipeline keeps them; the scheduler's by default. A new run has a
-                new object, also if its values are the same.
+            schedule: the timesteps of this run as the pipeline keeps them, all of the scheduler's or a part; None if it
+                does not. A new run has a new object, also if its values are the same.
         """
-        schedule = getattr(scheduler, "timesteps", None) if schedule is None else schedule
-        progress = _progress(scheduler)
-        last = self.turn
-        if last is None or schedule is not self._schedule:
-            turn = self._start(last, timestep, scheduler, schedule, progress)
+        whole, progress, last = getattr(scheduler, "timesteps", None), _progress(scheduler), self.turn
+        # Either object may change in a run: some pipelines exchange their schedulers, or name each timestep so.
+        same = whole is self._whole or (schedule is not None and schedule is self._schedule)
+        if last is None or not same:
+            turn = self._start(last, timestep, scheduler, progress, _offset(whole, schedule))
         else:
-            turn = self._go_on(last, timestep, scheduler, progress)
+            turn = self._continue(last, timestep, scheduler, progress)
+        self._whole, self._schedule = whole, schedule
         self.turn, self._progress, self._timestep = turn, progress, timestep or 0.0
         return turn
 
     def _start(
-        self, last: Turn | None, timestep: float | None, scheduler: Any, schedule: Any, progress: int | None
+        self, last: Turn | None, timestep: float | None, scheduler: Any, progress: int | None, begin: int | None
     ) -> Turn:
-        """Start a sampling run."""
-        if schedule is not self._schedule or last is None:
-            self._schedule = schedule
-            whole = getattr(scheduler, "timesteps", None)
-            self._timesteps = whole.double().tolist() if isinstance(whole, Tensor) and whole.ndim == 1 else []
-            prk = getattr(scheduler, "prk_timesteps", None)  # an array
-            first = 0 if prk is None else len(prk)
-            self._steps = steps_of(self._timesteps, int(getattr(scheduler, "order", 1) or 1), first)
-        begin = getattr(scheduler, "begin_index", None)
-        found = next((n for n, own in enumerate(self._timesteps) if own == timestep), 0)
-        position = progress if progress is not None else begin if begin is not None else found
-        self._begin = self._position = int(position)
+        """Start a sampling run, of which earlier passes may not have been seen."""
+        whole = getattr(scheduler, "timesteps", None)
+        self._timesteps = whole.double().tolist() if isinstance(whole, Tensor) and whole.ndim == 1 else []
+        prk = getattr(scheduler, "prk_timesteps", None)  # an array
+        first = 0 if prk is None else len(prk)
+        self._steps = steps_of(self._timesteps, int(getattr(scheduler, "order", 1) or 1), first)
+        begin = getattr(scheduler, "begin_index", None) if begin is None else begin
+        later = range(begin or 0, len(self._timesteps))
+        found = next((n for n in later if self._timesteps[n] == timestep), begin or 0)
+        self._position = found if progress is None else progress
+        self._begin = self._position if begin is None else int(begin)
+        self._direction = 0.0
         return Turn(last.sampling + 1 if last else 0, *self._step(self._position))
 
-    def _go_on(self, last: Turn, timestep: float | None, scheduler: Any, progress: int | None) -> Turn:
+    def _continue(self, last: Turn, timestep: float | None, scheduler: Any, progress: int | None) -> Turn:
         position = self._next_position(timestep, progress)
         if position is None or position < self._position:
-            return self._start(last, timestep, scheduler, self._schedule, progress)
+            return self._start(last, timestep, scheduler, progress, None)
         if position == self._position and timestep is not None:
             return Turn(last.sampling, last.step, last.evaluation, last.forward + 1)
         self._position = position
@@ -116,7 +119,7 @@ class TurnCounter:
 
     def _next_position(self, timestep: float | None, progress: int | None) -> int | None:
         """Return the position in the schedule; None if a new sampling run has started."""
-        if progress is not None and progress != (self._progress or self._begin):
+        if progress is not None and progress != (self._begin if self._progress is None else self._progress):
             return progress
         if timestep is None or timestep == self._timestep:
             return self._position
@@ -124,15 +127,29 @@ class TurnCounter:
         found = next((number for number in later if self._timesteps[number] == timestep), None)
         if found is not None:
             return found
-        restarted = timestep > self._timestep and (not self._timesteps or timestep == self._timesteps[self._begin])
-        return None if restarted else self._position + 1
+        if self._timesteps:
+            return None if timestep == self._timesteps[self._begin] else self._position + 1
+        change = timestep - self._timestep  # noise may be at the largest timestep or at the smallest
+        if change * self._direction < 0:
+            return None
+        self._direction = change
+        return self._position + 1
 
     def _step(self, position: int) -> tuple[int, int]:
         """Return the step at a position of the schedule, counted from the start of the run, and its evaluation."""
-        if position >= len(self._steps):  # a loop over other timesteps
+        if position >= len(self._steps) or self._begin >= len(self._steps):  # a loop over other timesteps
             return position - self._begin, 0
         step, evaluation = self._steps[position]
         return step - self._steps[self._begin][0], evaluation
+
+
+def _offset(whole: Any, schedule: Any) -> int | None:
+    """Return where a pipeline's timesteps begin in its scheduler's; None if they are not a part of them."""
+    if not (isinstance(whole, Tensor) and isinstance(schedule, Tensor)) or whole.ndim != 1 or schedule.ndim != 1:
+        return None
+    if whole.untyped_storage().data_ptr() != schedule.untyped_storage().data_ptr():
+        return None
+    return int(schedule.storage_offset() - whole.storage_offset())
 
 
 def step_count(scheduler: Any) -> int:
