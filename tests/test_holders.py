@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
@@ -54,7 +54,7 @@ def test_waiting_process_names_the_stopped_one_and_continues_when_it_ends(stoppe
         rf"waiting for cell.parquet, which process {stopped.pid} on {re.escape(socket.gethostname())} holds since (.*);"
     )
     since = datetime.fromisoformat(re.match(named, message)[1])
-    assert timedelta(0) <= datetime.now(UTC) - since < timedelta(minutes=5)
+    assert timedelta(0) <= datetime.now(timezone.utc) - since < timedelta(minutes=5)
     assert list(tmp_path.iterdir()) == []
 
 

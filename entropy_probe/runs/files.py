@@ -16,6 +16,7 @@ from typing import cast
 from filelock import FileLock, Timeout
 
 from entropy_probe.errors import InputError
+from entropy_probe.interruption import delay_interrupt
 from entropy_probe.paths import is_folder
 from entropy_probe.runs.holders import forget_holder, holder, record_holder
 
@@ -131,12 +132,13 @@ def lock(paths: Iterable[Path], *, wait: bool = True) -> Iterator[bool]:
     try:
         yield all(_acquire(one, path, wait) for path, one in locks.items())
     finally:
-        for path, one in locks.items():
-            if one.is_locked:
-                forget_holder(path)
-                # Remove the file before the release: a waiting process sees that it is gone and creates a new one.
-                Path(one.lock_file).unlink(missing_ok=True)
-                one.release()
+        with delay_interrupt():  # otherwise files of a lock could stay
+            for path, one in locks.items():
+                if one.is_locked:
+                    forget_holder(path)
+                    # Remove the file before the release: a waiting process sees that it is gone and creates a new one.
+                    Path(one.lock_file).unlink(missing_ok=True)
+                    one.release()
 
 
 def remove_leftovers(folder: Path, owner: Callable[[Path], Path] = lambda path: path) -> None:

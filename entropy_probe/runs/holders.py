@@ -10,7 +10,7 @@ import os
 import socket
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -36,7 +36,7 @@ def record_holder(path: Path) -> None:
 
     The record is always created new: a symbolic link with its name is removed and not followed.
     """
-    since = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
+    since = datetime.now(timezone.utc).isoformat(sep=" ", timespec="seconds")
     text = to_strict_json(asdict(_Holder(socket.gethostname(), os.getpid(), since)))
     with suppress(OSError, InputError):
         forget_holder(path)
