@@ -134,7 +134,7 @@ def curve_of(losses_at):
         for x, value in values.items()
         for image in range(3)
     ]
-    return LossCurve("g", 1.0, pd.DataFrame(rows))
+    return LossCurve("g", 1.0, pd.DataFrame(rows)[["image", "loss", "size", "x", "timestep"]])
 
 
 def test_minimum_is_interpolated_between_scale_factors():

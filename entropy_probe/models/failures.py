@@ -10,8 +10,10 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from entropy_probe.errors import CaptureError, InputError
 
-_OWN = __name__.partition(".")[0]
-_FORWARDING = f"{_OWN}.attention.modes"
+_LIBRARIES = {"torch", "diffusers", "transformers", "tokenizers", "accelerate", "numpy", "PIL"}
+"""Packages whose errors come from the configuration of a model. Others are of this package or of the user's code."""
+
+_FORWARDING = f"{__name__.partition('.')[0]}.attention.modes"
 """The module through which the calls of a model reach torch while it is measured."""
 
 
@@ -28,7 +30,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 @contextmanager
 def report_model_errors(pipeline: Any, size: tuple[int, int]) -> Iterator[None]:
-    """Turn errors of a pipeline into an InputError of one line. Errors of this package are not changed.
+    """Turn errors of a pipeline into an InputError of one line. Errors of other code, such as hooks, are not changed.
 
     A configuration can have any value, and diffusers checks few of them. The error comes from wherever the value is
     used first.
@@ -40,16 +42,17 @@ def report_model_errors(pipeline: Any, size: tuple[int, int]) -> Iterator[None]:
     Raises:
         InputError: with the name of the pipeline and the size.
 
+    >>> import torch
     >>> with report_model_errors(object(), (64, 64)):
-    ...     int("x")
+    ...     torch.nn.Identity()._call_impl()
     Traceback (most recent call last):
         ...
-    entropy_probe.errors.InputError: object cannot sample 64x64 pixels: ValueError: invalid literal ...
+    entropy_probe.errors.InputError: object cannot sample 64x64 pixels: TypeError: ...
     """
     try:
         yield
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
-        if isinstance(error, InputError | CaptureError) or is_out_of_memory(error) or _is_own(error):
+        if isinstance(error, InputError | CaptureError) or is_out_of_memory(error) or not _is_of_library(error):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise InputError(
@@ -58,10 +61,10 @@ def report_model_errors(pipeline: Any, size: tuple[int, int]) -> Iterator[None]:
         ) from error
 
 
-def _is_own(error: BaseException) -> bool:
-    """Return whether an error was raised by a line of this package."""
+def _is_of_library(error: BaseException) -> bool:
+    """Return whether an error was raised by a line of a library."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     module = str(trace.tb_frame.f_globals.get("__name__")) if trace else ""
-    return module.partition(".")[0] == _OWN and module not in (__name__, _FORWARDING)
+    return module.partition(".")[0] in _LIBRARIES or module == _FORWARDING

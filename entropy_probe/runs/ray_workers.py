@@ -9,6 +9,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ class Worker:
             raise InputError(f"a worker loaded another model as {self._source!r} than this process")
 
     def sample(
-        self, cells: Sequence[Cell], law: ScalingLaw, pipeline_kwargs: Mapping[str, Any]
+        self, cells: Sequence[Cell], law: ScalingLaw, pipeline_kwargs: Mapping[str, Any] = MappingProxyType({})
     ) -> list[SampledCell | FailedCell]:
         """Sample cells; see `sample_cells`."""
         return list(sample_cells(self._pipeline, list(cells), law, self._manifest, pipeline_kwargs))
