@@ -8,9 +8,13 @@ from pathlib import Path
 # One thread per process: pytest-xdist runs one process per core, and threads that share a core wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import hypothesis
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # the time of an example depends on the machine
+hypothesis.settings.load_profile("untimed")
 
 # For `benchmarks`, `recipes` and `research`. Last on the path: an installed entropy_probe comes first.
 sys.path.append(str(Path(__file__).parents[1]))
