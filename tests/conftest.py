@@ -13,9 +13,6 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-hypothesis.settings.register_profile("untimed", deadline=None)  # the time of an example depends on the machine
-hypothesis.settings.load_profile("untimed")
-
 # For `benchmarks`, `recipes` and `research`. Last on the path: an installed entropy_probe comes first.
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -39,6 +36,9 @@ from entropy_probe.models import sample_images
 from recipes.loop import learn_tokenizer
 
 ROOT = Path(__file__).parents[1]
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # the time of an example depends on the machine
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items):

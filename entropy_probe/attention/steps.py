@@ -103,6 +103,8 @@ class TurnCounter:
         begin = getattr(scheduler, "begin_index", None) if begin is None else begin
         later = range(begin or 0, len(self._timesteps))
         found = next((n for n in later if self._timesteps[n] == timestep), begin or 0)
+        if hasattr(scheduler, "step_index") and begin is not None:  # it has not begun; 1.0 may be a timestep or a time
+            found = int(begin)
         self._position = found if progress is None else progress
         self._begin = self._position if begin is None else int(begin)
         self._direction = 0.0

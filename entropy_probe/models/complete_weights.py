@@ -79,7 +79,8 @@ def check_components(folder: Path) -> None:
             raise InputError(f"{folder} lacks the component {name!r:.100}: save the complete pipeline again")
         needed: tuple[tuple[str, ...], ...] = ()
         if "Tokenizer" in class_name:
-            needed = (("tokenizer_config.json",), _VOCABULARIES)
+            has_words = getattr(getattr(transformers, class_name, None), "vocab_files_names", None) != {}  # ByT5: bytes
+            needed = (("tokenizer_config.json",), *((_VOCABULARIES,) if has_words else ()))
         elif component[0] == "transformers" and isinstance(getattr(transformers, class_name, None), type):
             is_model = issubclass(getattr(transformers, class_name), nn.Module)
             needed = (("config.json",),) if is_model else ()
