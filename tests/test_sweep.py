@@ -238,9 +238,9 @@ def test_forecast_counts_cells_of_shard_and_computes_fingerprint_once(tiny_pipel
     """The fingerprint hashes all weights. A run computes it once, so it must not count as time per cell."""
     calls = []
 
-    def counted(pipeline):
+    def counted(pipeline, *version):
         calls.append(pipeline)
-        return models.fingerprint(pipeline)
+        return models.fingerprint(pipeline, *version)
 
     monkeypatch.setattr(sweeping, "fingerprint", counted)
     forecasts = forecast(tiny_pipeline, **{**SETTINGS, "seeds": range(8)}, batch=4, shard=(2, 2))
