@@ -278,10 +278,10 @@ import sys, torch
 from entropy_probe.models import load
 from entropy_probe.runs import engines, sweep
 
-def logged(pipeline, cells, law, manifest, sample=engines.sample_cells):
+def logged(pipeline, cells, law, manifest, *others, sample=engines.sample_cells):
     for cell in cells:
         print(cell.name, flush=True)
-    yield from sample(pipeline, cells, law, manifest)
+    yield from sample(pipeline, cells, law, manifest, *others)
 
 engines.sample_cells = logged
 model, store, shard, threads = sys.argv[1:]
