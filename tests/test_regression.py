@@ -320,7 +320,8 @@ def test_detects_attention_scale_wrong_by_five_percent(tiny, tiny_profile, queri
 
 
 def test_detects_half_precision_and_perturbed_weights(tiny, tiny_profile, tiny_folder):
-    half = compare(tiny_profile, profile(load(tiny_folder, device="cpu", dtype="bfloat16"), **TINY))
+    ten = {**TINY, "seeds": tuple(range(10))}  # with five seeds, the smallest p value is at the false-alarm rate
+    half = compare(profile(tiny, **ten), profile(load(tiny_folder, device="cpu", dtype="bfloat16"), **ten))
     assert not half.same
     assert "dtype float32 -> bfloat16" in half.other_differences()
     weight = tiny.unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1.to_k").weight
