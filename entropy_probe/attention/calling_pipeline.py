@@ -90,7 +90,11 @@ def calling_pipeline(denoiser: nn.Module, model: Any) -> CallingPipeline:
             variables = {**own, **variables}
     if pipeline is None:
         return CallingPipeline()
-    named = [pair for key, given in (*vars(pipeline).items(), *variables.items()) for pair in flat(key, given)]
+    named = [
+        pair
+        for key, given in (*getattr(pipeline, "__dict__", {}).items(), *variables.items())
+        for pair in flat(key, given)
+    ]
     texts = [(name, value) for name, value in named if not NO_TEXT.search(name)]
     schedule = variables.get("timesteps")
     return CallingPipeline(
