@@ -170,12 +170,13 @@ def machine() -> dict[str, Any]:
     """Return the processor, versions and other facts on which the results depend."""
     import torch
 
+    from entropy_probe import __version__
     from entropy_probe.statistics import cpu
 
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     shown = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
-    libraries = ("entropy-probe", "torch", "diffusers", "transformers", "numpy")
+    libraries = ("torch", "diffusers", "transformers", "numpy")
     return {
         "processor": facts.get("model name", platform.processor()),
         "cores": len(os.sched_getaffinity(0)),
@@ -183,7 +184,8 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "kernels": list(cpu.KERNELS),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in libraries},
+        "versions": {"python": platform.python_version(), "entropy-probe": __version__}
+        | {name: version(name) for name in libraries},
     }
 
 

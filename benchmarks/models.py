@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from entropy_probe.models import load, quiet_libraries, sample_images
@@ -49,6 +50,16 @@ def pipeline(model: str) -> Any:
     return sd15() if model == "sd15" else load(model, device="cpu")
 
 
+def fill_randomly(module: nn.Module) -> None:
+    """Give every weight a uniform random value that keeps the size of activations, and every bias 0."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim > 1:
+                parameter.uniform_(-1, 1).mul_(parameter[0].numel() ** -0.5)
+            else:
+                parameter.fill_(name.endswith("weight"))
+
+
 def sd15() -> StableDiffusionPipeline:
     """Return the layout of Stable Diffusion 1.5 with half its channels and heads and a small autoencoder.
 
@@ -67,12 +78,7 @@ def sd15() -> StableDiffusionPipeline:
             sample_size=64, cross_attention_dim=768, attention_head_dim=4, block_out_channels=(160, 320, 640, 640)
         )
     unet = unet.to_empty(device="cpu").eval()
-    with torch.no_grad():
-        for name, parameter in unet.named_parameters():
-            if parameter.ndim > 1:
-                parameter.uniform_(-1, 1).mul_(parameter[0].numel() ** -0.5)
-            else:
-                parameter.fill_(name.endswith("weight"))
+    fill_randomly(unet)
     pipe = StableDiffusionPipeline(
         vae=AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4),
         text_encoder=CLIPTextModel(text), tokenizer=tokenizer, unet=unet,

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks import page_sections
 from benchmarks.formatting import extra, is_default, median, operands, span, table
+from benchmarks.gpu import page as gpu_sections
 from benchmarks.measure import ratio
 from benchmarks.page_sections import MEMORY_NOISE, MODELS, ROWS_WHILE_SAMPLING, SAMPLED_SELF
 
@@ -50,8 +51,10 @@ class Goal:
 
 def page(folder: Path) -> str:
     """Return the page of a folder of results, as Markdown."""
-    results = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
-    return "\n\n".join([head(results), *sections(results)]) + "\n"
+    found = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    results = {part: result for part, result in found.items() if not part.startswith("cuda-")}
+    on_gpus = [result for part, result in found.items() if part.startswith("cuda-")]
+    return "\n\n".join([head(results), *sections(results), gpu_sections.section(on_gpus)]) + "\n"
 
 
 def sections(results: Results) -> Iterator[str]:

@@ -22,17 +22,8 @@ MEMORY_NOISE = 1.0
 
 
 def calls(found: dict[str, Any]) -> str:
-    on_cpu = [case for case in found["cases"] if case["device"] == "cpu"]
-    on_cuda = [case for case in found["cases"] if case["device"] == "cuda"]
-    base = [case for case in on_cpu if is_default(case)]
-    variants = [case for case in on_cpu if not is_default(case)]
-    cuda = (
-        "On CUDA, in bfloat16, `flash` is the fused Triton kernel:\n\n" + times_of_calls(on_cuda, CALLS)
-        + "\n\n" + memory_of_calls(on_cuda)
-        if on_cuda
-        else "No GPU was available, so CUDA and the fused Triton kernel were not measured. On a machine with a GPU, "
-        "`python -m benchmarks calls` measures both."
-    )  # fmt: skip
+    base = [case for case in found["cases"] if is_default(case)]
+    variants = [case for case in found["cases"] if not is_default(case)]
     curve = (
         "\n\nThe curve H(g): time of the statistics at several scale factors at once, as a multiple of one:\n\n"
         + curves_of(found["curves"])
@@ -61,9 +52,7 @@ product alone:
 
 Memory of one call in addition to its query, key and value, MiB:
 
-{memory_of_calls(base)}
-
-{cuda}"""
+{memory_of_calls(base)}"""
 
 
 def times_of_calls(cases: Sequence[dict[str, Any]], ways: Sequence[str]) -> str:

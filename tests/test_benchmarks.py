@@ -10,7 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks.gpu.command import PARTS
+from benchmarks.gpu.command import run as run_on_gpu
+from benchmarks.gpu.page import section as gpu_section
 from benchmarks.measure import call_in_interpreter, ratio, time_in_rounds
 from benchmarks.page import page as page_of
 
@@ -104,6 +108,58 @@ def test_page_has_a_column_for_every_measured_way_of_sampling(tmp_path):
     assert "| plain | self | self, 256 rows | self, auto | rounds |" in page()
     assert "| 2.00 s | 1.50x | 1.25x | 1.05x | 1 |" in page()
     assert "`auto`, the default, measures all rows up to 1,024 tokens" in page()
+
+
+@pytest.fixture(scope="module")
+def on_cpu(tmp_path_factory):
+    """The results of the command for GPUs on the CPU, without the tests that it runs."""
+    parts = {name: part for name, part in PARTS.items() if name != "tests"}
+    path = run_on_gpu("cpu", tmp_path_factory.mktemp("gpu"), quick=True, minutes=5, parts=parts)
+    return json.loads(path.read_text())
+
+
+@pytest.mark.slow
+def test_gpu_command_measures_every_part(on_cpu):
+    assert all(on_cpu[part]["left_out"] == 0 for part in ("accuracy", "images", "calls", "sampling"))
+    cases = [case for part in ("accuracy", "images", "calls", "sampling") for case in on_cpu[part]["cases"]]
+    assert [case for case in cases if "error" in case] == []
+    assert all(case["entropy"] < 1e-5 for case in on_cpu["accuracy"]["cases"])
+    assert all(case["identical under capture"] for case in on_cpu["images"]["cases"])
+    for case in on_cpu["sampling"]["cases"]:
+        assert case["identical"] == {"plain": True, "all layers": True, "all layers, auto": True, "scaled": False}
+
+
+@pytest.mark.slow
+def test_page_shows_every_gpu(on_cpu, tmp_path):
+    results(tmp_path, case(1024))
+    for name in ("cuda-one", "cuda-two"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(on_cpu | {"machine": on_cpu["machine"] | {"gpu": name}}))
+    page = page_of(tmp_path)
+    assert page.index("### cuda-one") < page.index("### cuda-two")
+    assert page.count("| sdxl | 128 px | 2 |") == 2
+
+
+def test_gpu_command_stops_when_the_time_is_over(tmp_path):
+    found = json.loads(
+        run_on_gpu("cpu", tmp_path, quick=True, minutes=0, parts={"images": PARTS["images"]}).read_text()
+    )
+    assert found["images"]["cases"] == []
+    assert found["images"]["left_out"] == 1
+    assert "1 cases were left out" in gpu_section([found])
+
+
+def test_gpu_command_keeps_the_results_of_a_failed_part(tmp_path):
+    def failing(setting):
+        raise ZeroDivisionError("of a part")
+
+    found = json.loads(run_on_gpu("cpu", tmp_path, quick=True, parts={"calls": (failing, 1)}).read_text())
+    assert "The part `calls` failed: `ZeroDivisionError: of a part`" in gpu_section([found])
+
+
+def test_gpu_command_needs_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="gpu needs a CUDA device"):
+        run_on_gpu("cuda", tmp_path)
 
 
 def test_page_in_docs_is_generated_from_the_stored_results():

@@ -11,9 +11,17 @@ import torch
 pytest.importorskip("triton")
 
 from entropy_probe.statistics import dense
-from entropy_probe.statistics.triton import CONFIGS, by_triton, fitting
+from entropy_probe.statistics.triton import CONFIGS, by_triton, fitting, rows_kernel
+
+pytestmark = pytest.mark.gpu
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # conftest.py selects Triton's interpreter
+
+
+@pytest.fixture(autouse=True)
+def one_configuration(monkeypatch):
+    """Compile the kernel once for each kind of call; the autotuner would compile it with every configuration."""
+    monkeypatch.setattr(rows_kernel, "configs", [min(CONFIGS, key=lambda config: config.kwargs["KEYS"])])
 
 
 def check(query, key, mask=None, is_causal=False, positions=None, tolerance=1e-5):
@@ -39,6 +47,15 @@ def test_kernel_equals_definition_for_sizes_around_its_blocks(width, queries, ke
     torch.manual_seed(0)
     positions = torch.rand(queries, 2).to(DEVICE), torch.rand(keys, 2).to(DEVICE)
     check(torch.randn(2, 2, queries, width), torch.randn(2, 2, keys, width), positions=positions)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_kernel_equals_definition_in_every_configuration(config, dtype, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(rows_kernel, "configs", [config])
+    positions = torch.rand(150, 2).to(DEVICE), torch.rand(300, 2).to(DEVICE)
+    check(torch.randn(1, 2, 150, 64).to(dtype), torch.randn(1, 2, 300, 64).to(dtype), positions=positions)
 
 
 needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="Triton's interpreter treats bfloat16 as integers")

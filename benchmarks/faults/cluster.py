@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from benchmarks.faults.trial import Fault, Trial, log
 from entropy_probe.attention import find_denoiser
 from entropy_probe.errors import IncompleteError
 from entropy_probe.runs import RayEngine
+from entropy_probe.runs.ray_workers import Worker
 
 
 @contextlib.contextmanager
@@ -39,17 +40,17 @@ def two_nodes() -> Iterator[tuple[Any, list[Any]]]:
 
 @contextlib.contextmanager
 def after_cells(store: Path, cells: int, action: Callable[[], Any]) -> Iterator[None]:
-    """Call `action` in a thread as soon as a run has this number of cells."""
+    """Call `action` in a thread as soon as a run has this number of cells. Raise its error at the end."""
 
     def watch() -> None:
         while len(list(store.glob("cells/*.parquet"))) < cells:
             time.sleep(0.005)
         action()
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    yield
-    watcher.join()
+    with ThreadPoolExecutor(1) as thread:
+        watcher = thread.submit(watch)
+        yield
+        watcher.result()
 
 
 def ray_workers() -> list[psutil.Process]:
@@ -57,7 +58,7 @@ def ray_workers() -> list[psutil.Process]:
     workers = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # the process may have ended
-            workers += [process] if "_Worker" in " ".join(process.cmdline()) else []
+            workers += [process] if f"ray::{Worker.__name__}" in " ".join(process.cmdline()) else []
     return workers
 
 
