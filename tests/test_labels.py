@@ -15,10 +15,13 @@ from diffusers import (
     FasterCacheConfig,
     FirstBlockCacheConfig,
     PyramidAttentionBroadcastConfig,
+    SkyReelsV2DiffusionForcingPipeline,
+    SkyReelsV2Transformer3DModel,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
+    UniPCMultistepScheduler,
 )
 from diffusers.callbacks import SDCFGCutoffCallback
 from families.pipelines import PIPELINES, by_family, seeded
@@ -434,6 +437,32 @@ def test_steps_that_are_left_out_are_counted():
     assert steps == [0, 1, 4, 5, 9]
     again = counter.add(float(scheduler.timesteps[0]), scheduler)
     assert (again.sampling, again.step) == (1, 0)
+
+
+FORCING = ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")
+
+
+def diffusion_forcing():
+    """Return a video pipeline whose frames have different timesteps."""
+    denoiser = SkyReelsV2Transformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, text_dim=16, freq_dim=16,
+        ffn_dim=32, num_layers=1, rope_max_seq_len=256,
+    )  # fmt: skip
+    parts = by_family("Wan").components | {"transformer": denoiser, "scheduler": UniPCMultistepScheduler()}
+    return SkyReelsV2DiffusionForcingPipeline(**{name: parts[name] for name in FORCING})
+
+
+@pytest.mark.parametrize(("lag", "steps"), [(0, 4), (1, 7), (2, 10)])
+def test_steps_of_frames_with_different_timesteps_are_counted(lag, steps):
+    pipeline = quiet(seeded(diffusion_forcing))
+    text = torch.randn(1, 8, 16, generator=generator())
+    asked = {"num_frames": 13, "num_inference_steps": 4, "guidance_scale": 4.0, "prompt": None, **ASKED}
+    asked |= {"prompt_embeds": text, "negative_prompt_embeds": -text, "ar_step": lag}
+    frame = table(pipeline, lambda: pipeline(causal_block_size=1 if lag else None, generator=generator(), **asked))
+    assert frame["branch"].tolist() == ["cond", "uncond"] * steps
+    assert frame["step"].tolist() == [step for step in range(steps) for _ in range(2)]
+    assert (frame["sampling"] == 0).all()
+    assert frame["timestep"].nunique() == steps
 
 
 def test_video_scheduler_is_counted_by_its_timesteps():

@@ -293,6 +293,13 @@ def _item_labels(parts: Sequence[Branch], batch: int | None) -> ItemLabels:
 
 
 def _to_float(timestep: Tensor | float | int | None) -> float | None:
-    if timestep is None:
-        return None
-    return float(timestep.max()) if isinstance(timestep, Tensor) else float(timestep)  # a given frame's token has 0
+    """Return one number for the timestep of a pass.
+
+    Tokens of given and of finished frames have the timestep 0. With diffusion forcing, the other frames have different
+    timesteps: their mean changes at each step.
+    """
+    if not isinstance(timestep, Tensor):
+        return None if timestep is None else float(timestep)
+    values = timestep.double().flatten()
+    noisy = values[values > 0]
+    return float(noisy.mean() if len(noisy) and bool((noisy != noisy[0]).any()) else values.max())
