@@ -315,22 +315,26 @@ static void pack(const Call *c, int64_t map, Packed *p) {
         p->sides[n] = (Side){bias ? (float)((bias[j] - mean_bias) / BIT) : 0, x, y, x * x + y * y};
     }
     for (int64_t from = 0; from < c->width; from += LANES) {
-        double total[LANES] = {0};
-        float *mean = p->mean_key + from;
-        for (int64_t n = 0; n < p->count;) {
-            floats part = {0};
-            for (int64_t end = n + BLOCK < p->count ? n + BLOCK : p->count; n < end; n++) {
-                const float *at = key + p->allowed[n] * c->key_strides[2] + from;
-                part += load_some(at, c->width - from);
-                __builtin_prefetch(at + PREFETCH * c->key_strides[2]);
+        floats mean = {0}, rest = {0}; /* the rest is the mean of what a first, rounded mean leaves */
+        for (int pass = 0; pass < 2; pass++) {
+            double total[LANES] = {0};
+            for (int64_t n = 0; n < p->count;) {
+                floats part = {0};
+                for (int64_t end = n + BLOCK < p->count ? n + BLOCK : p->count; n < end; n++) {
+                    const float *at = key + p->allowed[n] * c->key_strides[2] + from;
+                    part += load_some(at, c->width - from) - mean;
+                    __builtin_prefetch(at + PREFETCH * c->key_strides[2]);
+                }
+                for (int i = 0; i < LANES; i++) total[i] += part[i];
             }
-            for (int i = 0; i < LANES; i++) total[i] += part[i];
+            for (int i = 0; i < LANES; i++) rest[i] = (float)(total[i] / (p->count ? (double)p->count : 1));
+            if (pass == 0) mean = rest;
         }
-        for (int i = 0; i < LANES; i++) mean[i] = (float)(total[i] / (p->count ? (double)p->count : 1));
+        store(p->mean_key + from, mean + rest);
         for (int64_t n = 0; n < rounded(p->count, GROUP); n++) {
             floats values = {0};
             if (n < p->count) {
-                values = load_some(key + p->allowed[n] * c->key_strides[2] + from, c->width - from) - load(mean);
+                values = load_some(key + p->allowed[n] * c->key_strides[2] + from, c->width - from) - mean - rest;
                 values *= c->scale / (float)BIT;
             }
             put_key(p->keys, depth, n, from, values);

@@ -25,13 +25,13 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from entropy_probe.statistics import cpu
-from entropy_probe.statistics.masks import check_one_mask, key_bias, same_for_all_queries
+from entropy_probe.statistics.masks import check_one_mask, key_bias, same_for_all_queries, without_masked_keys
 from entropy_probe.statistics.rows import RowStatistics, default_scale, precise_dtype
 from entropy_probe.statistics.torch_blocks import by_blocks
 from entropy_probe.statistics.torch_fused import fused
 
 LARGE_LOGIT = 40.0
-"""Above this log-sum-exp of the centred logits, in nats, float32 rounding changes H by 1e-5."""
+"""Above this log-sum-exp of the centred logits, in nats, float32 rounding may change H of a row by more than 3e-5."""
 
 LARGE_HALF_LOGIT = 1_000.0
 """The same limit for inputs in half precision, whose rounding changes H by 1e-3."""
@@ -54,8 +54,8 @@ def flash(
 ) -> RowStatistics:
     """Compute the statistics of every attention row, equal to `dense`, in memory linear in the number of tokens.
 
-    The arguments are those of `dense`. Half precision is computed in float32. Calls that float32 cannot represent to
-    1e-5 nats are computed in float64.
+    The arguments are those of `dense`. Half precision is computed in float32. There, the entropy of a row has an error
+    of at most 3e-5 nats, and the mean over many rows less than 1e-6. Calls with larger logits are computed in float64.
 
     Raises:
         ValueError: for a mask combined with `is_causal`.
@@ -68,6 +68,8 @@ def flash(
     check_one_mask(mask, is_causal)
     dtype = torch.promote_types(query.dtype, torch.float32)
     on_cuda = runs_on_cuda(query)
+    if mask is not None and query.numel() and key.numel():
+        key = without_masked_keys(key, mask, query.shape[1])
     if on_cuda and dtype == torch.float32 and query.numel() and key.numel():
         by_triton = _try_triton(query, key, mask, is_causal, scale, positions)
         if by_triton is not None:

@@ -26,6 +26,20 @@ def key_bias(
     return allowed, row.masked_fill(~allowed, 0.0)
 
 
+def without_masked_keys(
+    key: Float[Tensor, "batch kv_heads keys width"], mask: Shaped[Tensor, "*#mask"], heads: int
+) -> Float[Tensor, "batch kv_heads keys width"]:
+    """Return the keys, with 0 in place of those that no query may attend to. They may contain any value.
+
+    >>> without_masked_keys(torch.full((1, 1, 3, 1), 1e20), torch.tensor([True, False, True]), heads=2).flatten()
+    tensor([1.0000e+20, 0.0000e+00, 1.0000e+20])
+    """
+    allowed = mask if mask.dtype == torch.bool else mask > MASKED_BIAS
+    attended = (allowed.any(-2) if mask.ndim > 1 else allowed).expand(key.shape[0], heads, key.shape[2])
+    by_head = attended.unflatten(1, (key.shape[1], -1)).any(2)
+    return key.masked_fill(~by_head.unsqueeze(-1), 0.0)
+
+
 def same_for_all_queries(mask: Shaped[Tensor, "*#mask"] | None) -> bool:
     """Return whether every query has the same mask."""
     return mask is None or mask.ndim < 2 or mask.shape[-2] == 1

@@ -34,3 +34,20 @@ def attention_distance(
     form = torch.cat([-2 * query_positions, torch.ones_like(query_positions[:, :1])], -1)
     squared: Tensor = torch.linalg.vecdot(means, form) + query_positions.square().sum(-1)
     return squared.clamp_min(0).sqrt()
+
+
+def mean_and_rest(
+    key: Float[Tensor, "*maps keys width"],
+) -> tuple[Float[Tensor, "*maps 1 width"], Float[Tensor, "*maps keys width"]]:
+    """Return the mean of the keys, and the keys minus it.
+
+    The mean of the rest is subtracted once more: a rounded mean of large keys would shift the small differences.
+
+    >>> key = torch.tensor([1e7, 1e7 + 1, 1e7 + 2, 1e7 + 4]).view(4, 1)
+    >>> mean_and_rest(key)[1].flatten()
+    tensor([-1.7500, -0.7500,  0.2500,  2.2500])
+    """
+    mean = key.mean(-2, keepdim=True)
+    centred = key - mean
+    rest = centred.mean(-2, keepdim=True)
+    return mean + rest, centred.sub_(rest)

@@ -16,7 +16,12 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from entropy_probe.statistics.masks import MASKED_BIAS, MASKED_LOGIT
-from entropy_probe.statistics.moments import attention_distance, logit_variance, position_features
+from entropy_probe.statistics.moments import (
+    attention_distance,
+    logit_variance,
+    mean_and_rest,
+    position_features,
+)
 from entropy_probe.statistics.rows import RowStatistics, precise_dtype
 
 BLOCK_LOGITS = 2**20
@@ -37,7 +42,7 @@ class _Sums:
         weights: sum of 2^(s - row_maximum), and of this times each position feature.
         expected: sum of (s - row_maximum) 2^(s - row_maximum).
         row_maximum: maximum logit s, bits; 0 if it was not subtracted.
-        mask_mean: mean of the masked logits, bits; 0 without a mask.
+        logit_mean: mean of the allowed logits, bits.
         variance: variance of the logits, bits^2 with a mask and nats^2 without.
         allowed_keys: number of allowed keys.
     """
@@ -45,7 +50,7 @@ class _Sums:
     weights: Float[Tensor, "maps queries columns"]
     expected: Float[Tensor, "maps queries"]
     row_maximum: Float[Tensor, "maps queries"]
-    mask_mean: Float[Tensor, "maps queries"]
+    logit_mean: Float[Tensor, "maps queries"]
     variance: Float[Tensor, "maps queries"]
     allowed_keys: Float[Tensor, "maps queries"]
 
@@ -75,12 +80,14 @@ def by_blocks(
     if mask is not None:
         mask = mask.expand(batch, heads, queries, keys)
     query = query.reshape(maps, queries, width)
-    mean_key = key.mean(-2, keepdim=True)
-    key_logit_mean = torch.linalg.vecdot(query, mean_key.reshape(maps, 1, width)).mul_(scale)
-    key = (key - mean_key).mul_(scale / BIT).reshape(maps, keys, width)
+    precise = query.dtype == precise_dtype(query.device)
+    # In float64, a key may be 1e20 times larger than the others: their mean would hide them.
+    centre, key = _median_and_rest(key) if precise else mean_and_rest(key)
+    centre_logit = torch.linalg.vecdot(query, centre.reshape(maps, 1, width)).mul_(scale)
+    key = key.mul_(scale / BIT).reshape(maps, keys, width)
     # Without a mask the centred logits have mean 0, so their exponentials cannot all vanish. If they overflow,
     # `log_sum` is infinite, and the caller repeats the call in float64, where the row maximum is subtracted.
-    subtract_maximum = masked or query.dtype == precise_dtype(query.device)
+    subtract_maximum = masked or precise
     features = query.new_ones(keys, 1)
     if positions is not None:
         features = torch.cat([features, position_features(positions[1].to(query.dtype))], -1)
@@ -91,7 +98,13 @@ def by_blocks(
     for block in blocks:
         allowed = _block_mask(mask, block, heads, queries, keys, query.device) if masked else None
         _add_block(sums, block, query, key, allowed, features, buffers, subtract_maximum)
-    return _statistics(sums, key_logit_mean, keys, masked, positions, (batch, heads, queries))
+    return _statistics(sums, centre_logit, keys, masked, positions, (batch, heads, queries))
+
+
+def _median_and_rest(key: Float[Tensor, "*maps keys width"]) -> tuple[Tensor, Tensor]:
+    """Return the median of the keys by feature, and the keys minus it."""
+    median = key.median(-2, keepdim=True).values
+    return median, key - median
 
 
 def _blocks(maps: int, queries: int, keys: int) -> list[_Block]:
@@ -112,16 +125,18 @@ def _empty_sums(
     maps, queries, _ = query.shape
     row_maximum, expected = query.new_zeros(2, maps, queries)
     if masked:
-        variance = torch.empty_like(expected)
+        variance, mean = torch.empty_like(expected), torch.empty_like(expected)
     else:  # in float64: the quadratic form loses digits if the query is large and the keys vary little along it
         precise = precise_dtype(query.device)
-        covariance = key.mT.to(precise) @ key.to(precise) / key.shape[1]
+        mean_key, centred = mean_and_rest(key.to(precise))
+        mean = torch.linalg.vecdot(query, mean_key.to(query.dtype))
+        covariance = centred.mT @ centred / key.shape[1]
         variance = logit_variance(query.to(precise), covariance, BIT).to(query.dtype)
     return _Sums(
         weights=query.new_empty(maps, queries, columns),
         expected=expected,
         row_maximum=row_maximum,
-        mask_mean=torch.zeros_like(expected),
+        logit_mean=mean,
         variance=variance,
         allowed_keys=torch.full_like(expected, key.shape[1]),
     )
@@ -143,7 +158,7 @@ def _add_block(
     logits = _product(part, key[block[0]], logits)
     masked_keys = None
     if allowed is not None:
-        masked_keys, sums.mask_mean[block], sums.variance[block], sums.allowed_keys[block] = _apply_mask(
+        masked_keys, sums.logit_mean[block], sums.variance[block], sums.allowed_keys[block] = _apply_mask(
             logits, allowed
         )
     if subtract_maximum:
@@ -159,7 +174,7 @@ def _add_block(
 
 def _statistics(
     sums: _Sums,
-    key_logit_mean: Float[Tensor, "maps queries"],
+    centre_logit: Float[Tensor, "maps queries"],
     keys: int,
     masked: bool,
     positions: tuple[Float[Tensor, "queries 2"], Float[Tensor, "keys 2"]] | None,
@@ -181,8 +196,8 @@ def _statistics(
     else:
         entropy.clamp_(0, math.log(keys))
         counted = torch.ones((), dtype=torch.bool, device=total.device).expand_as(entropy)
-    uncentred_log_sum = (log_sum + key_logit_mean).masked_fill_(~counted, -math.inf)
-    logit_mean = (sums.mask_mean * BIT + key_logit_mean).masked_fill_(~counted, 0.0)
+    uncentred_log_sum = (log_sum + centre_logit).masked_fill_(~counted, -math.inf)
+    logit_mean = (sums.logit_mean * BIT + centre_logit).masked_fill_(~counted, 0.0)
     statistics = RowStatistics(
         entropy=entropy.view(shape),
         logit_variance=variance.view(shape),

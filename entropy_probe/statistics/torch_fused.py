@@ -16,7 +16,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from entropy_probe.statistics.masks import MASKED_LOGIT, key_bias
-from entropy_probe.statistics.moments import attention_distance, logit_variance, position_features
+from entropy_probe.statistics.moments import attention_distance, logit_variance, mean_and_rest, position_features
 from entropy_probe.statistics.rows import RowStatistics
 
 
@@ -44,6 +44,8 @@ def fused(
     value = torch.cat([key, bias.unsqueeze(-1)], -1)
     mean_key = (weight * value).sum(-2, keepdim=True)
     value = value - mean_key
+    rest = (weight * value).sum(-2, keepdim=True)  # of a rounded mean; see `mean_and_rest`
+    mean_key, value = mean_key + rest, value - rest
     query = torch.cat([query, torch.full_like(query[..., :1], 1 / scale)], -1)
     masked = torch.cat([value[..., :-1], value[..., -1:].masked_fill(~allowed.unsqueeze(-1), MASKED_LOGIT)], -1)
     variance = logit_variance(query, (weight * value).mT @ value, scale)
@@ -69,8 +71,7 @@ def _unmasked(
 ) -> tuple[RowStatistics, float]:
     """Do the same as `fused` with fewer operations: most calls have no mask."""
     keys = key.shape[-2]
-    mean_key = key.mean(-2, keepdim=True)
-    key = key - mean_key
+    mean_key, key = mean_and_rest(key)
     entropy, distance, log_sum = _attend(query, key, key, scale, positions)
     logit_mean = scale * torch.linalg.vecdot(query, mean_key)
     statistics = RowStatistics(
