@@ -16,6 +16,8 @@ from research.agreement import Agreement, judge_table, summarize
 from research.losses import layer_groups
 from research.storage import check_settings
 
+pytestmark = pytest.mark.slow
+
 
 class Brightness(torch.nn.Module):
     """A network whose only feature is the mean brightness of an image."""

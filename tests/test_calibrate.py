@@ -51,6 +51,7 @@ def test_gradient_step_lowers_loss(tiny_pipeline):
     assert (calibration.points["g_first"].item() > 1) == (loss_at(1.05) < loss_at(0.95))
 
 
+@pytest.mark.slow
 def test_warns_if_calibration_did_not_converge(tiny_pipeline):
     short = {"per_layer": False, "batch": 4, "progress": False}
     with pytest.warns(UserWarning, match=r"at 32, g had not converged after 1 steps, which reach g = 1\.2 at most"):

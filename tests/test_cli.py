@@ -146,6 +146,7 @@ def test_refuses_folder_without_run_or_without_write_access(call, tiny_folder, t
     assert "cannot write" in err
 
 
+@pytest.mark.slow
 def test_stages_write_a_report(call, tiny_folder, tmp_path, prompts):
     out = tmp_path / "run"
     code, text, err = call("sweep", "--model", tiny_folder, "--out", out, "--prompts", prompts, "--json", *GRID)
@@ -204,6 +205,7 @@ def images(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_law_is_calibrated_on_a_folder_of_images_and_validated(call, tiny_folder, tmp_path, prompts, images):
     out = tmp_path / "run"
     assert call("sweep", "--model", tiny_folder, "--out", out, "--prompts", prompts, *GRID)[0] == 0

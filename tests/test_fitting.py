@@ -60,6 +60,7 @@ def test_log_law_and_clustered_errors_equal_statsmodels():
     assert (law.slope_low, law.slope_high) == pytest.approx(tuple(direct.conf_int().iloc[1]))
 
 
+@pytest.mark.slow
 def test_interval_covers_true_slope_in_95_percent_of_fits():
     laws = [fit(Records(lambda n: 0.5 + 0.8 * math.log(n), seed)).layers[0] for seed in range(100)]
     covered = sum(law.slope_low <= 0.8 <= law.slope_high for law in laws)
@@ -98,6 +99,7 @@ def test_bend_at_the_training_size_equals_statsmodels():
     assert law.bend_p < 1e-3
 
 
+@pytest.mark.slow
 def test_straight_law_shows_a_bend_in_5_percent_of_fits():
     shown = [fit(Records(lambda n: 0.5 + 0.8 * math.log(n), seed)).layers[0].bend_p < 0.05 for seed in range(200)]
     assert 2 <= sum(shown) <= 20  # the exact binomial 99 % range at 5 %

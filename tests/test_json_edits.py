@@ -26,6 +26,7 @@ def all_files(tiny_pipeline, tmp_path_factory):
     return files(tiny_pipeline, reference.images()[::70], tmp_path_factory.mktemp("edits"))
 
 
+@pytest.mark.slow
 def test_edited_files_are_read_or_refused_in_one_line(all_files):
     counts = [count_edits(file.name, file.content, file.read, EDITS) for file in all_files]
     assert [(count.name, count.faults) for count in counts if count.faults] == []

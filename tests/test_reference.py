@@ -67,6 +67,7 @@ def test_vector_image_is_centred_at_any_size():
     assert (wide[:, 30:] == 255).all()
 
 
+@pytest.mark.slow
 def test_clone_finds_the_prompts_if_the_package_is_not_installed():
     code = "import entropy_probe as ep; print(ep.__file__); print(len(ep.reference.prompts()))"
     root = Path(__file__).parents[1]

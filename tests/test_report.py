@@ -578,6 +578,7 @@ def test_one_prompt_has_no_error_bars_and_json_has_no_nan(tmp_path):
     assert facts["fit"]["layers"][0]["slope_se"] is None
 
 
+@pytest.mark.slow
 def test_page_of_a_large_model_is_below_5_mb(tmp_path):
     big = synthetic(tmp_path / "run", layers=70, sizes=[(64, 64), (1024, 1024)])
     generator = np.random.default_rng(0)
