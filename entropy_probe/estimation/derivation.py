@@ -16,6 +16,7 @@ from pydantic import ConfigDict
 from entropy_probe.deprecation import renamed_arguments, warn_renamed
 from entropy_probe.errors import InputError
 from entropy_probe.estimation.calibration import ALL_LAYERS, Calibration, calibrate
+from entropy_probe.estimation.origins import with_origin
 from entropy_probe.estimation.refinement import Refined, Round, knots, refine
 from entropy_probe.estimation.regression import Tokens, layer_means
 from entropy_probe.laws import DERIVED, Gaussian, Measured, ScalingLaw, from_json, to_json
@@ -241,7 +242,8 @@ def derive(
         >>> sweep = SimpleNamespace(
         ...     frame=lambda: table,
         ...     grid=SimpleNamespace(sizes=[(8, 8), (16, 16)], prompts=("cat",), seeds=(0,)),
-        ...     manifest=SimpleNamespace(training_size=(8, 8)),
+        ...     manifest=SimpleNamespace(training_size=(8, 8), model="mine", fingerprint="2:0", pipeline="Mine"),
+        ...     pipeline=None,
         ... )
         >>> law = derive(sweep, "gaussian").law
         >>> print(f"{law.scale_factor('mid', tokens=256, training_tokens=64):.3f}")
@@ -255,6 +257,21 @@ def derive(
     if rounds < 0:
         raise InputError(f"rounds must be 0 or a positive integer, got {rounds}")
     sizes = _other_sizes(sweep)
+    derivation = _derive(sweep, method, sizes, rounds, images, hold_out, progress, on_round)
+    return replace(derivation, law=with_origin(derivation.law, sweep, derivation.unreachable))  # type: ignore[type-var]
+
+
+def _derive(
+    sweep: Sweep,
+    method: str,
+    sizes: list[Size],
+    rounds: int,
+    images: CaptionedImages | None,
+    hold_out: bool,
+    progress: bool,
+    on_round: Callable[[Round], Any] | None,
+) -> Derivation:
+    """Derive a law; see `derive`."""
     if method == "calibrated":
         return _calibrated(sweep, layer_means(sweep.frame()), images, progress)
     used = _images_used(sweep.grid, hold_out)

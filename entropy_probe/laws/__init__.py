@@ -17,13 +17,15 @@ from entropy_probe.laws.formulas import (
     Yarn,
     factors,
 )
-from entropy_probe.laws.json_format import from_json, load_law, save_law, to_json
+from entropy_probe.laws.json_format import LAW_FORMAT, from_json, load_law, parameters, save_law, to_json
+from entropy_probe.laws.origin import Origin, bounds_by_layer, origin_of, sample_weights
 from entropy_probe.laws.resolving import resolve
 from entropy_probe.laws.scaling import Scaling
 
 __all__ = [
     "DERIVED",
     "LAWS",
+    "LAW_FORMAT",
     "NEEDS_NOTHING",
     "Calibrated",
     "Constant",
@@ -31,6 +33,7 @@ __all__ = [
     "Kappa",
     "Log",
     "Measured",
+    "Origin",
     "Original",
     "Paper",
     "Scaling",
@@ -38,12 +41,16 @@ __all__ = [
     "Yarn",
     "applied",
     "apply",
+    "bounds_by_layer",
     "check_unscaled",
     "factors",
     "from_json",
     "load_law",
+    "origin_of",
+    "parameters",
     "remove",
     "resolve",
+    "sample_weights",
     "save_law",
     "scaled",
     "to_json",

@@ -24,6 +24,7 @@ from entropy_probe.attention import (
 from entropy_probe.errors import InputError
 from entropy_probe.interruption import delay_interrupt
 from entropy_probe.laws.formulas import ScalingLaw
+from entropy_probe.laws.origin import check_origin, origin_of
 from entropy_probe.laws.resolving import resolve
 from entropy_probe.laws.scaling import Scaling
 
@@ -45,8 +46,12 @@ def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[
         The law with the list of what it scales, which grows while the model runs.
 
     Raises:
-        InputError: if the law or a layer is unknown, or the model already has a law.
+        InputError: if the law or a layer is unknown, the model already has a law, or the law was derived on a model
+            with other layers.
         CaptureError: if the model was compiled before.
+
+    Warns:
+        if the law was derived on a model with the same layers and other weights.
 
     >>> import torch
     >>> class Attention(torch.nn.Module):
@@ -68,6 +73,8 @@ def _apply(
     check_unscaled(model)
     scaling, denoiser = Scaling(resolve(law), training_tokens or {}), find_denoiser(model)
     _check_names(denoiser, scaling.training_tokens)
+    if (origin := origin_of(scaling.law)) is not None:
+        check_origin(origin, scaling.name, denoiser, scaling.training_tokens)
     return observe(model, scaling, after_discovery=partial(scaling.warn_of_unscaled, model, denoiser)), scaling
 
 

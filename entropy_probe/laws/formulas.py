@@ -18,6 +18,7 @@ import pandas as pd
 from pydantic import BeforeValidator, Field
 
 from entropy_probe.errors import InputError
+from entropy_probe.laws.origin import Origin
 from entropy_probe.views import Viewed
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -116,6 +117,7 @@ class Gaussian(Viewed):
     Attributes:
         logit_variance: sigma2_T of every layer, nats^2, measured at the training size.
         floor: minimum g. Without it, g^2 would be negative for small images.
+        origin: the model that it was derived on.
 
     >>> law = Gaussian({"mid": 4.0})
     >>> print(f"{law.scale_factor('mid', tokens=4096, training_tokens=1024):.4f}")
@@ -124,6 +126,7 @@ class Gaussian(Viewed):
 
     logit_variance: dict[str, _Positive]
     floor: _Positive = 0.1
+    origin: Origin | None = field(default=None, compare=False, repr=False)
     name: ClassVar[str] = "gaussian"
 
     def scale_factor(self, layer: str, tokens: int, training_tokens: int) -> float:
@@ -143,6 +146,7 @@ class Measured(Viewed):
         points: per layer, pairs (ln(N/T), g) in ascending order.
         kappa: per layer, the fitted kappa.
         kappa_se: its standard error.
+        origin: the model that it was derived on.
 
     >>> law = Measured({"mid": ((math.log(4), 2.0),)})
     >>> print(f"{law.scale_factor('mid', tokens=2048, training_tokens=1024):.4f}")
@@ -152,6 +156,7 @@ class Measured(Viewed):
     points: dict[str, tuple[tuple[_Finite, _Positive], ...]]
     kappa: dict[str, _NullIsNaN] = field(default_factory=dict)
     kappa_se: dict[str, _NullIsNaN] = field(default_factory=dict)
+    origin: Origin | None = field(default=None, compare=False, repr=False)
     name: ClassVar[str] = "measured"
 
     def scale_factor(self, layer: str, tokens: int, training_tokens: int) -> float:

@@ -14,6 +14,7 @@ from torch import nn
 from entropy_probe.attention import AttentionCall, Observer, companions, find_unseen
 from entropy_probe.errors import InputError
 from entropy_probe.laws.formulas import Constant, Original, ScalingLaw
+from entropy_probe.laws.origin import origin_of
 
 MAX_FACTOR = 1e6
 """A larger scale factor can only come from a damaged law."""
@@ -79,6 +80,8 @@ class Scaling:
         if isinstance(self.law, Original):
             return None
         known = trained = self.training_tokens.get(call.layer, call.training_tokens)
+        if trained is None and (origin := origin_of(self.law)) is not None:
+            known = trained = origin.training_tokens.get(call.layer)
         if trained is None and isinstance(self.law, Constant):  # the same g at every size
             trained = call.tokens
         if trained is None:

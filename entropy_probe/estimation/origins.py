@@ -1,0 +1,36 @@
+"""Record on a derived law which model it was derived on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+import pandas as pd
+
+from entropy_probe.laws import Calibrated, Gaussian, Measured, Origin, bounds_by_layer, sample_weights
+from entropy_probe.runs import Sweep
+
+Derived = TypeVar("Derived", Measured, Calibrated, Gaussian)
+
+
+def with_origin(law: Derived, sweep: Sweep, unreachable: pd.DataFrame) -> Derived:
+    """Return a law with the model of its sweep.
+
+    Args:
+        law: the law.
+        sweep: the sweep that it was derived from.
+        unreachable: `Derivation.unreachable`.
+    """
+    frame, manifest = sweep.frame(), sweep.manifest
+    trained = frame.dropna(subset=["training_tokens"]).groupby("layer", sort=False)["training_tokens"].first()
+    height, width = manifest.training_size
+    origin = Origin(
+        model=manifest.model,
+        fingerprint=manifest.fingerprint,
+        pipeline=manifest.pipeline,
+        training_size=(height, width),
+        training_tokens={str(layer): int(tokens) for layer, tokens in trained.items()},
+        weights=() if sweep.pipeline is None else sample_weights(sweep.pipeline),
+        at_bounds=bounds_by_layer({name: list(unreachable[name]) for name in ("layer", "tokens")}),
+    )
+    return replace(law, origin=origin)
