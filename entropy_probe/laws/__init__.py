@@ -1,6 +1,7 @@
 """Scaling laws, and applying them to a model."""
 
 from entropy_probe.laws.attach import applied, apply, check_unscaled, remove, scaled
+from entropy_probe.laws.exporting import export
 from entropy_probe.laws.formulas import (
     DERIVED,
     LAWS,
@@ -43,6 +44,7 @@ __all__ = [
     "apply",
     "bounds_by_layer",
     "check_unscaled",
+    "export",
     "factors",
     "from_json",
     "load_law",
