@@ -1,4 +1,4 @@
-"""Exported laws give the images of `scaled`: as a Python file, and as weights. tests/test_comfyui_node.py has the node."""
+"""Exported laws give the images of `scaled`: as a Python file, and as weights. See also test_comfyui_node.py."""
 
 import copy
 import importlib.util
@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_file_gives_the_same_image_in_a_process_without_this_package(tiny_folder
 
 @pytest.mark.parametrize("name", [*PIPELINES, "PixArt-Sigma"])
 def test_file_and_weights_give_the_image_of_scaled(name, tmp_path):
-    pipeline = seeded(PIPELINES[name]) if name in PIPELINES else by_family(name)
+    pipeline = seeded(PIPELINES[name] if name in PIPELINES else partial(by_family, name))
     size = (64, 32)
     options = {"use_resolution_binning": False} if name == "PixArt-Sigma" else {}
     original = sample(pipeline, size, **options)
@@ -128,7 +129,7 @@ def test_weights_of_fused_projections_are_scaled(tiny_pipeline, tmp_path):
     pipeline = copy.deepcopy(tiny_pipeline)
     with scaled(pipeline, "log"):
         expected = sample(pipeline)
-    pipeline.fuse_qkv_projections()
+    pipeline.unet.fuse_qkv_projections()
     pipeline.unet.load_state_dict(
         load_file(export("log", "weights", tmp_path / "unet.safetensors", size=SIZE, model=pipeline))
     )
@@ -146,12 +147,12 @@ class Odd(nn.Module):
 
 def test_refuses_weights_of_a_query_that_cannot_be_scaled_alone():
     layer = nn.Sequential(Attention(8, heads=2, dim_head=4, qk_norm="layer_norm", elementwise_affine=False))
-    with pytest.raises(InputError, match="0.norm_q is a norm without weights, so the query cannot be scaled"):
+    with pytest.raises(InputError, match=r"0\.norm_q is a norm without weights, so the query cannot be scaled"):
         query_weights(layer, "0")
     with pytest.raises(InputError, match=r"'attention' \(Module\) has no query projection by the name to_q"):
         query_weights(Odd(), "attention")
     layer = nn.Sequential(Attention(8, heads=2, dim_head=4).to("meta"))
-    with pytest.raises(InputError, match=r"the weights of 0.to_q \(Linear\) cannot be scaled: fuse its adapters"):
+    with pytest.raises(InputError, match=r"the weights of 0\.to_q \(Linear\) cannot be scaled: fuse its adapters"):
         query_weights(layer, "0")
 
 

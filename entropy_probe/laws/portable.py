@@ -99,17 +99,16 @@ class _Scale(TorchFunctionMode):
         if func is not scaled_dot_product_attention:
             return func(*args, **kwargs)
         self.calls += 1
-        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-        kwargs.update(zip(names, args, strict=False))
-        query, key = kwargs["query"], kwargs["key"]
+        kwargs.update(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False))
+        query, key, value = (kwargs.pop(name) for name in ("query", "key", "value"))
         tokens, joint, factor = FACTORS[self._name]
         if self._is_visual(query.shape[-2], key.shape[-2], tokens, joint) and factor != 1.0:
             if isinstance(factor, float):
                 scale = kwargs.get("scale")
                 kwargs["scale"] = (1 / math.sqrt(query.shape[-1]) if scale is None else scale) * factor
             else:
-                kwargs["query"] = query * torch.tensor(factor).to(query).view(-1, 1, 1)
-        return func(*(kwargs.pop(name) for name in names[:3]), **kwargs)
+                query = query * torch.tensor(factor).to(query).view(-1, 1, 1)
+        return func(query, key, value, **kwargs)
 
     def _is_visual(self, queries: int, keys: int, tokens: int, joint: bool) -> bool:
         """Return whether image tokens attend to image tokens: other calls of the layer are cross-attention."""
