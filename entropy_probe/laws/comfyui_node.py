@@ -34,9 +34,7 @@ def read_law(path: Path) -> dict[str, Any]:
 def scale_factor(law: dict[str, Any], layer: str, tokens: int) -> float:
     """Return g of a layer with this number of image tokens."""
     trained = law["origin"]["training_tokens"][layer]
-    if min(tokens, trained) < 2:
-        return 1.0
-    ratio, logs = tokens / trained, math.log(tokens) / math.log(trained)
+    ratio, logs = tokens / trained, math.log(tokens) / math.log(trained) if min(tokens, trained) > 1 else 1.0
     match law["law"]:
         case "original":
             return 1.0
