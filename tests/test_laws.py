@@ -135,7 +135,7 @@ def test_resolve_rejects_other_types():
 def test_resolve_rejects_unknown_names_and_missing_files(tmp_path):
     with pytest.raises(InputError, match="unknown law 'nothing': give original, paper"):
         resolve("nothing")
-    with pytest.raises(InputError, match="give original, paper, log, yarn, measured, or the JSON"):
+    with pytest.raises(InputError, match=r"yarn-side, time_yarn, measured, log_power=NUMBER, .* or the JSON"):
         resolve("papr", also=["measured"])
     for name in ("nothing.json", "no/thing", tmp_path / "nothing"):
         with pytest.raises(InputError, match="there is no file"):
@@ -146,8 +146,14 @@ def test_resolve_rejects_names_of_laws_that_need_numbers():
     for name in ("measured", "gaussian", "calibrated"):
         with pytest.raises(InputError, match=f"derive it first .entropy-probe derive --method {name}"):
             resolve(name)
-    with pytest.raises(InputError, match="'kappa' needs numbers"):
-        resolve("kappa")
+    for name in ("kappa", "log_power", "pippo"):
+        with pytest.raises(InputError, match=f"{name!r} needs numbers: .*, or a name such as {name}=1.5"):
+            resolve(name)
+    with pytest.raises(InputError, match=r"'head_entropy' needs numbers: pass the JSON file that contains them$"):
+        resolve("head_entropy")
+    for name in ("log_power=", "pippo=-1", "kappa=nan", "log_power=two"):
+        with pytest.raises(InputError, match=f"law '{name}' needs a positive number after '='"):
+            resolve(name)
 
 
 def test_load_law_returns_the_saved_law(tmp_path):

@@ -10,11 +10,11 @@ from typing import Any, Literal, get_args
 from entropy_probe.errors import InputError
 from entropy_probe.laws import comfyui_node, portable
 from entropy_probe.laws.factor_table import LayerFactor, factors_of_model, factors_of_origin, origin_of_model
-from entropy_probe.laws.formulas import ScalingLaw
 from entropy_probe.laws.json_format import to_json
 from entropy_probe.laws.origin import Origin, origin_of
 from entropy_probe.laws.resolving import resolve
 from entropy_probe.laws.scaled_weights import write_scaled_weights
+from entropy_probe.laws.site import ScalingLaw
 from entropy_probe.models import Size
 from entropy_probe.paths import is_folder
 

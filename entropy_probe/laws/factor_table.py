@@ -8,8 +8,8 @@ from typing import Any
 
 from entropy_probe.errors import InputError
 from entropy_probe.laws.attach import scaled
-from entropy_probe.laws.formulas import ScalingLaw
 from entropy_probe.laws.origin import Origin, sample_weights
+from entropy_probe.laws.site import ScalingLaw
 from entropy_probe.models import Size, check_size, fingerprint, format_size, layers, training_size, training_tokens
 
 

@@ -15,8 +15,10 @@ from typing import Annotated, Any, Literal, Union, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from entropy_probe.errors import InputError
-from entropy_probe.laws.formulas import LAWS, Measured, ScalingLaw, own_law
+from entropy_probe.laws.catalogue import LAWS, own_law
+from entropy_probe.laws.formulas import Measured
 from entropy_probe.laws.origin import Origin, origin_of
+from entropy_probe.laws.site import ScalingLaw
 from entropy_probe.strict_json import from_strict_json, read_bounded, to_strict_json
 
 LAW_FORMAT = 2

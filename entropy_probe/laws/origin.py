@@ -81,7 +81,7 @@ def check_origin(origin: Origin, law: str, model: Any, named: Collection[str]) -
         InputError: if the model lacks layers of the law.
 
     Warns:
-        if the layers are the same and the weights differ.
+        UserWarning: if the layers are the same and the weights differ.
     """
     denoiser = find_denoiser(model)
     names = {name for name, _ in denoiser.named_modules()}

@@ -20,7 +20,7 @@ from entropy_probe.attention import AttentionCall, attention_calls, find_denoise
 from entropy_probe.errors import InputError
 from entropy_probe.laws.attach import scaled
 from entropy_probe.laws.factor_table import LayerFactor
-from entropy_probe.laws.formulas import ScalingLaw
+from entropy_probe.laws.site import ScalingLaw
 from entropy_probe.models import Size, format_size, layers
 
 STREAMS = (("norm_q", "to_q", "to_qkv"), ("norm_added_q", "add_q_proj", "to_added_qkv"))
