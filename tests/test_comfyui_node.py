@@ -15,13 +15,17 @@ from entropy_probe import export
 from entropy_probe.errors import InputError
 from entropy_probe.laws import (
     Calibrated,
+    Constant,
     Gaussian,
     Kappa,
     Log,
+    LogPower,
     Measured,
     Origin,
     Original,
     Paper,
+    Pippo,
+    Yarn,
     comfyui_node,
     parameters,
 )
@@ -133,6 +137,7 @@ def test_flux_is_scaled_in_every_block_and_counts_only_the_sampled_image(tmp_pat
 
 LAWS = [
     Original(), Paper(), Log(), Kappa({"*": 0.4}), Kappa({"a": -2.0}), Gaussian({"a": 3.0}), Measured({"a": POINTS}),
+    LogPower(1.5), Pippo(1.4), Yarn(), Yarn("side"), Constant(1.5, ("b*", "a")), Constant(1.5, ("b*",)),
     Measured({"a": ()}), Calibrated({"*": POINTS[1:]}),
 ]  # fmt: skip
 
@@ -154,7 +159,7 @@ def test_node_declares_itself_to_comfyui():
 
 def test_refuses_other_architectures(tmp_path):
     layers = {"transformer_blocks.0.attn": 16}
-    node = node_of(Log() and Measured({"*": POINTS}), replace(ORIGIN, training_tokens=layers), tmp_path)
+    node = node_of(Measured({"*": POINTS}), replace(ORIGIN, training_tokens=layers), tmp_path)
     with pytest.raises(ValueError, match="belongs to owner/sd, and this is a model of another architecture"):
         node.ApplyLaw().apply(ModelPatcher(UNet(**SD15)), 1.0)
     with pytest.raises(ValueError, match="does not know the new law"):

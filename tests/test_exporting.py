@@ -25,7 +25,7 @@ from entropy_probe import export, scaled
 from entropy_probe.attention import find_denoiser
 from entropy_probe.cli.main import app
 from entropy_probe.errors import InputError
-from entropy_probe.laws import Constant, Log, Measured, Origin, save_law, to_json
+from entropy_probe.laws import Constant, HeadEntropy, Log, Measured, Origin, save_law, to_json
 from entropy_probe.laws.factor_table import factors_of_model, factors_of_origin, origin_of_model
 from entropy_probe.laws.scaled_weights import query_weights
 from entropy_probe.models import load
@@ -134,6 +134,45 @@ def test_weights_give_the_same_image_after_compiling(tiny_pipeline, tmp_path):
     )
     pipeline.unet = torch.compile(pipeline.unet, backend="eager")
     assert np.abs(sample(pipeline) - expected).max() < 1e-4
+
+
+def heads_of(pipeline, size):
+    """Return a law with one factor per head."""
+    layers = {f.layer: f for f in factors_of_model(Constant(2.0), pipeline, size)}
+    denoiser = find_denoiser(pipeline)
+    count = {layer: denoiser.get_submodule(layer).heads for layer in layers}
+    z = {layer: tuple((n + number) % 5 / 5 for n in range(count[layer])) for number, layer in enumerate(layers)}
+    return HeadEntropy(z, g_min=1.0, g_max=3.0)
+
+
+def test_one_factor_per_head_is_exported(tiny_pipeline, tmp_path):
+    pipeline = copy.deepcopy(tiny_pipeline)
+    law = heads_of(pipeline, SIZE)
+    with scaled(pipeline, law):
+        expected = sample(pipeline)
+    module = module_of(export(law, "diffusers", tmp_path / "law.py", size=SIZE, model=pipeline))
+    with module.scaled(pipeline):
+        assert np.array_equal(sample(pipeline), expected)
+    original = sample(pipeline)
+    path = export(law, "weights", tmp_path / "unet.safetensors", size=SIZE, model=pipeline)
+    pipeline.unet.load_state_dict(load_file(path))
+    assert np.abs(sample(pipeline) - expected).max() < 1e-4 < np.abs(original - expected).max()
+    with pytest.raises(InputError, match="cannot export the head_entropy law to ComfyUI, whose node has one factor"):
+        export(law, "comfyui", tmp_path / "node", model=pipeline)
+
+
+def test_refuses_laws_that_are_not_one_factor(tiny_pipeline, tmp_path):
+    with pytest.raises(InputError, match="the time_yarn law changes with the noise level"):
+        export("time_yarn", "diffusers", tmp_path / "law.py", size=SIZE, model=tiny_pipeline)
+    flux = seeded(PIPELINES["Flux"])
+    law = HeadEntropy({"*": (0.1, 0.9)}, g_min=1.0, g_max=3.0)
+    with scaled(flux, law):
+        expected = sample(flux, (1024, 512), num_inference_steps=1)
+    module = module_of(export(law, "diffusers", tmp_path / "law.py", size=(1024, 512), model=flux))
+    with module.scaled(flux):
+        assert np.array_equal(sample(flux, (1024, 512), num_inference_steps=1), expected)
+    with pytest.raises(InputError, match="share the norm of their queries, so weights cannot have one factor per head"):
+        export(law, "weights", tmp_path / "flux.safetensors", size=(1024, 512), model=flux)
 
 
 def test_weights_of_fused_projections_are_scaled(tiny_pipeline, tmp_path):

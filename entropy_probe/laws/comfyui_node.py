@@ -13,11 +13,17 @@ import json
 import math
 import re
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 Site = tuple[str, int, int]
 """Place of an attention in ComfyUI: ("input", block, transformer) in a UNet, ("double", block, 0) in Flux."""
+
+LAWS = (
+    "original", "paper", "log", "log_power", "pippo", "yarn", "constant", "gaussian", "kappa", "measured", "calibrated",
+)  # fmt: skip
+"""The laws that this node computes."""
 
 TOKENS = "entropy_probe_tokens"
 """Key of `transformer_options` under which this node keeps the number of image tokens of Flux."""
@@ -42,6 +48,15 @@ def scale_factor(law: dict[str, Any], layer: str, tokens: int) -> float:
             return math.sqrt(logs)
         case "log":
             return logs
+        case "log_power":
+            return float(logs ** law["power"])
+        case "pippo":
+            return math.sqrt(law["gamma"] * logs)
+        case "yarn":
+            power = 1.0 if law["ratio"] == "tokens" else 0.5
+            return (0.1 * power * max(0.0, math.log(ratio)) + 1) ** 2
+        case "constant":
+            return law["value"] if any(fnmatch(layer, glob) for glob in law["layers"]) else 1.0
         case "gaussian":
             return _from_kappa(2 / _of(law["logit_variance"], layer), ratio, law["floor"])
         case "kappa":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,7 +15,7 @@ from entropy_probe.laws.json_format import to_json
 from entropy_probe.laws.origin import Origin, origin_of
 from entropy_probe.laws.resolving import resolve
 from entropy_probe.laws.scaled_weights import write_scaled_weights
-from entropy_probe.laws.site import ScalingLaw
+from entropy_probe.laws.site import ScalingLaw, changes_with_noise
 from entropy_probe.models import Size
 from entropy_probe.paths import is_folder
 
@@ -61,6 +62,11 @@ def export(
         raise InputError(f"to must be {', '.join(get_args(Target))}, got {to!r:.100}")
     resolved, target = resolve(law), Path(out)
     origin = origin_of(resolved)
+    if changes_with_noise(resolved):
+        raise InputError(
+            f"the {resolved.name} law changes with the noise level, so it is not one number per layer and cannot be "
+            "exported: apply it with entropy_probe.scaled"
+        )
     if to == "comfyui":
         return _write_node(resolved, _origin(resolved, model), target)
     if size is None:
@@ -110,6 +116,9 @@ def _write_module(law: ScalingLaw, factors: Sequence[LayerFactor], model: str, s
 
 def _write_node(law: ScalingLaw, origin: Origin, out: Path) -> Path:
     """Write the folder of a ComfyUI node."""
+    text = to_json(law, origin=origin)
+    if json.loads(text)["law"] not in comfyui_node.LAWS:
+        raise InputError(f"cannot export the {law.name} law to ComfyUI, whose node has one factor per layer")
     try:
         comfyui_node.sites(list(origin.training_tokens))
     except ValueError as error:
@@ -118,7 +127,7 @@ def _write_node(law: ScalingLaw, origin: Origin, out: Path) -> Path:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror or error}") from error
-    _write(out / "law.json", to_json(law, origin=origin))
+    _write(out / "law.json", text)
     _write(out / "__init__.py", inspect.getsource(comfyui_node))
     return out
 

@@ -9,7 +9,7 @@ from typing import Any
 from entropy_probe.errors import InputError
 from entropy_probe.laws.attach import scaled
 from entropy_probe.laws.origin import Origin, sample_weights
-from entropy_probe.laws.site import ScalingLaw
+from entropy_probe.laws.site import Factor, ScalingLaw
 from entropy_probe.models import Size, check_size, fingerprint, format_size, layers, training_size, training_tokens
 
 
@@ -21,13 +21,15 @@ class LayerFactor:
         layer: name of the attention layer.
         tokens: number of image tokens, N.
         joint: whether other tokens may attend in the same call.
-        scale_factor: g.
+        scale_factor: g: one number, or one per head.
+        head_width: dimension of one head; 0 if it is unknown.
     """
 
     layer: str
     tokens: int
     joint: bool
-    scale_factor: float
+    scale_factor: Factor
+    head_width: int = 0
 
 
 def factors_of_model(law: ScalingLaw, pipeline: Any, size: Size) -> list[LayerFactor]:
@@ -38,7 +40,7 @@ def factors_of_model(law: ScalingLaw, pipeline: Any, size: Size) -> list[LayerFa
     """
     check_size(pipeline, size)
     with scaled(pipeline, law) as scaling:
-        kinds = {layer.name: layer.kind for layer in layers(pipeline, size)}
+        found = {layer.name: layer for layer in layers(pipeline, size)}
     table = scaling.frame()
     if table.empty:
         raise InputError(f"the {law.name} law scales no layer of {type(pipeline).__name__}: there is nothing to export")
@@ -47,8 +49,10 @@ def factors_of_model(law: ScalingLaw, pipeline: Any, size: Size) -> list[LayerFa
             f"layer {twice['layer'].iloc[0]!r} attends to several numbers of tokens in one step, so it has no single "
             "factor: apply the law with entropy_probe.scaled"
         )
-    rows = zip(table["layer"], table["tokens"], table["scale_factor"], strict=True)
-    return [LayerFactor(layer, int(tokens), kinds[layer] != "self", float(g)) for layer, tokens, g in rows]
+    return [
+        LayerFactor(layer, tokens, found[layer].kind != "self", g, found[layer].head_width)
+        for (layer, tokens), (_, g) in scaling.factors.items()
+    ]
 
 
 def factors_of_origin(law: ScalingLaw, origin: Origin, size: Size) -> list[LayerFactor]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -47,20 +48,19 @@ def write_scaled_weights(law: ScalingLaw, factors: Sequence[LayerFactor], pipeli
         InputError: if the query of a layer cannot be scaled alone, or the file cannot be written.
     """
     denoiser = find_denoiser(pipeline)
-    parts = [(part, factor) for factor in factors for part in query_weights(denoiser, factor.layer)]
+    parts = [(part, _along(part, factor)) for factor in factors for part in query_weights(denoiser, factor.layer)]
     if len({part.data_ptr() for part, _ in parts}) < len(parts):
         raise InputError("two layers share the weights of their query, so they cannot have different factors")
     with scaled(pipeline, law):
         expected = _mean_queries(pipeline, size)
-    with torch.no_grad(), _multiplied([(part, factor.scale_factor) for part, factor in parts]):
+    with torch.no_grad(), _multiplied(parts):
         found = _mean_queries(pipeline, size)
-        for factor in factors:
-            layer = factor.layer
-            if abs(found[layer] - expected[layer]) > TOLERANCE * expected[layer]:
+        for layer in (factor.layer for factor in factors):
+            if not torch.allclose(found[layer], expected[layer], rtol=TOLERANCE, atol=0.0):
                 raise InputError(
-                    f"scaling the query weights of layer {layer!r} does not scale its logits by "
-                    f"{factor.scale_factor:.4g}: the layer changes the query between its projection and the attention. "
-                    "Export with --to diffusers instead"
+                    f"scaling the query weights of layer {layer!r} does not scale its logits by the same factor: the "
+                    "layer changes the query between its projection and the attention. Export with --to diffusers "
+                    "instead"
                 )
         _save(denoiser, law, size, out)
 
@@ -115,26 +115,44 @@ def _parameters(part: nn.Module, name: str) -> list[Tensor]:
     return [weight.detach() for weight in weights]
 
 
+def _along(part: Tensor, factor: LayerFactor) -> Tensor:
+    """Return the factor in a shape that multiplies a weight or bias, whose rows belong to the heads in order.
+
+    Raises:
+        InputError: if there is one factor per head, and the heads share the weights.
+    """
+    if isinstance(factor.scale_factor, float):
+        return torch.tensor(factor.scale_factor)
+    heads = len(factor.scale_factor)
+    rows = part.shape[0] // heads
+    if factor.head_width and factor.head_width != rows:
+        raise InputError(
+            f"the heads of layer {factor.layer!r} share the norm of their queries, so weights cannot have one factor "
+            "per head: export with --to diffusers instead"
+        )
+    return torch.tensor(factor.scale_factor).repeat_interleave(rows).view(-1, *(1,) * (part.ndim - 1))
+
+
 @contextmanager
-def _multiplied(parts: Sequence[tuple[Tensor, float]]) -> Iterator[None]:
+def _multiplied(parts: Sequence[tuple[Tensor, Tensor]]) -> Iterator[None]:
     """Multiply weights inside a `with` block, then restore them."""
     before = [part.clone() for part, _ in parts]
     try:
         for part, factor in parts:
-            part.mul_(factor)
+            part.mul_(factor.to(part))
         yield
     finally:
         for (part, _), values in zip(parts, before, strict=True):
             part.copy_(values)
 
 
-def _mean_queries(pipeline: Any, size: Size) -> dict[str, float]:
-    """Return the mean absolute query of each layer, times the scale of its logits. The denoiser runs once."""
-    found: dict[str, float] = {}
+def _mean_queries(pipeline: Any, size: Size) -> dict[str, Float[Tensor, " heads"]]:
+    """Return the mean absolute query of each head, times the scale of its logits. The denoiser runs once."""
+    found: dict[str, Tensor] = {}
 
     def note(call: AttentionCall) -> None:
         if call.visual:
-            found.setdefault(call.layer, float(call.query.abs().float().mean()) * call.scale)
+            found.setdefault(call.layer, call.query.abs().float().mean((0, 2, 3)).cpu() * call.scale)
 
     with torch.random.fork_rng(), attention_calls(pipeline, note, after_scaling=True):
         torch.manual_seed(0)

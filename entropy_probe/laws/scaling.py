@@ -120,7 +120,7 @@ class Scaling:
         self.factors[call.layer, site.tokens] = (known + extra, factor)
         if all(g == 1.0 for g in numbers):
             return None
-        return numbers[0] if len(numbers) == 1 else torch.tensor(numbers, dtype=torch.float64)
+        return numbers[0] if len(numbers) == 1 else torch.tensor(numbers)
 
     def _trained(self, call: AttentionCall) -> tuple[float, int]:
         """Return T as it is known, which is NaN if unknown, and T for the law."""
