@@ -4,6 +4,7 @@ import json
 import math
 from inspect import unwrap
 
+import law_page
 import numpy as np
 import pytest
 import torch
@@ -239,3 +240,9 @@ def test_name_selects_the_law(law):
 
 def test_law_without_sites_is_asked_as_before():
     assert factor_at(Paper(), Site("a", 64, 16)) == Paper().scale_factor("a", 64, 16)
+
+
+@pytest.mark.clone
+def test_reference_tables_of_the_page_are_current():
+    text = law_page.PAGE.read_text()
+    assert law_page.updated(text) == text, "run python -m tests.law_page"
