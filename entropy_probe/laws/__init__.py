@@ -5,6 +5,7 @@ from entropy_probe.laws.catalogue import DERIVED, LAWS, NEEDS_NOTHING, factors, 
 from entropy_probe.laws.exporting import export
 from entropy_probe.laws.formulas import Calibrated, Constant, Gaussian, Kappa, Log, Measured, Original, Paper
 from entropy_probe.laws.json_format import LAW_FORMAT, from_json, load_law, parameters, save_law, to_json
+from entropy_probe.laws.measured_parts import MeasuredHeads, MeasuredSteps
 from entropy_probe.laws.origin import Origin, bounds_by_layer, origin_of, sample_weights
 from entropy_probe.laws.published import HeadEntropy, LogPower, Pippo, TimeYarn, Yarn
 from entropy_probe.laws.resolving import resolve
@@ -24,6 +25,8 @@ __all__ = [
     "Log",
     "LogPower",
     "Measured",
+    "MeasuredHeads",
+    "MeasuredSteps",
     "Origin",
     "Original",
     "Paper",

@@ -10,6 +10,7 @@ import pandas as pd
 
 from entropy_probe.errors import InputError
 from entropy_probe.laws.formulas import Calibrated, Constant, Gaussian, Kappa, Log, Measured, Original, Paper
+from entropy_probe.laws.measured_parts import MeasuredHeads, MeasuredSteps
 from entropy_probe.laws.published import HeadEntropy, LogPower, Pippo, TimeYarn, Yarn
 from entropy_probe.laws.site import ScalingLaw
 
@@ -24,6 +25,8 @@ LAWS: dict[str, type[Any]] = {
     "head_entropy": HeadEntropy,
     "gaussian": Gaussian,
     "measured": Measured,
+    "measured_head": MeasuredHeads,
+    "measured_step": MeasuredSteps,
     "calibrated": Calibrated,
     "constant": Constant,
     "kappa": Kappa,

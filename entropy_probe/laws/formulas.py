@@ -7,6 +7,7 @@ g = 1 at N = T. Many have the form g^2 = 1 + kappa ln(N/T).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Annotated, ClassVar
@@ -116,17 +117,7 @@ class Measured(Viewed):
     name: ClassVar[str] = "measured"
 
     def scale_factor(self, layer: str, tokens: int, training_tokens: int) -> float:
-        knots = sorted({*of_layer(self.points, layer, self.name), (0.0, 1.0)})
-        ratio = math.log(tokens / training_tokens)
-        x = np.array([k[0] for k in knots])
-        y = np.log([k[1] for k in knots])
-        if len(knots) == 1:
-            return 1.0
-        if ratio < x[0]:
-            return float(np.exp(y[0] + (ratio - x[0]) * (y[1] - y[0]) / (x[1] - x[0])))
-        if ratio > x[-1]:
-            return float(np.exp(y[-1] + (ratio - x[-1]) * (y[-1] - y[-2]) / (x[-1] - x[-2])))
-        return float(np.exp(np.interp(ratio, x, y)))
+        return interpolate(of_layer(self.points, layer, self.name), math.log(tokens / training_tokens))
 
 
 @dataclass(frozen=True)
@@ -196,3 +187,21 @@ class Kappa(Viewed):
 
 def _from_kappa(kappa: float, tokens: int, training_tokens: int, floor: float) -> float:
     return max(floor, math.sqrt(max(0.0, 1 + kappa * math.log(tokens / training_tokens))))
+
+
+def interpolate(points: Sequence[tuple[float, float]], ratio: float) -> float:
+    """Return g at ln(N/T): ln g is linear between the points and (0, 1), and the outer segments are extended.
+
+    >>> interpolate([(1.0, 4.0)], 0.5)
+    2.0
+    """
+    knots = sorted({*points, (0.0, 1.0)})
+    x = np.array([k[0] for k in knots])
+    y = np.log([k[1] for k in knots])
+    if len(knots) == 1:
+        return 1.0
+    if ratio < x[0]:
+        return float(np.exp(y[0] + (ratio - x[0]) * (y[1] - y[0]) / (x[1] - x[0])))
+    if ratio > x[-1]:
+        return float(np.exp(y[-1] + (ratio - x[-1]) * (y[-1] - y[-2]) / (x[-1] - x[-2])))
+    return float(np.exp(np.interp(ratio, x, y)))

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from entropy_probe.errors import InputError
 from entropy_probe.laws.catalogue import LAWS, own_law
-from entropy_probe.laws.formulas import Measured
 from entropy_probe.laws.origin import Origin, origin_of
 from entropy_probe.laws.site import ScalingLaw
 from entropy_probe.strict_json import from_strict_json, read_bounded, to_strict_json
@@ -34,7 +33,7 @@ def _file_model(name: str, law: type[Any]) -> type[BaseModel]:
     fields: dict[str, Any] = {field.name: (types[field.name], _default(field)) for field in dataclasses.fields(law)}
     fields |= {"law": (Literal[name], ...), "format": (int, 1), "derivation": (Any, None)}
     fields["origin"] = (Origin | None, None)
-    if issubclass(law, Measured):
+    if "points" in fields:
         fields["interpolation"] = (Literal[INTERPOLATION], INTERPOLATION)
     return create_model(f"{law.__name__}File", __config__=ConfigDict(extra="forbid", strict=True), **fields)
 

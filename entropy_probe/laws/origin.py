@@ -114,10 +114,10 @@ def bounds_by_layer(rows: Mapping[str, Collection[Any]]) -> dict[str, tuple[int,
     >>> bounds_by_layer({"layer": ["mid", "mid"], "tokens": [16, 256]})
     {'mid': (16, 256)}
     """
-    found: dict[str, tuple[int, ...]] = {}
+    found: dict[str, dict[int, None]] = {}
     for layer, tokens in zip(rows["layer"], rows["tokens"], strict=True):
-        found[str(layer)] = (*found.get(str(layer), ()), int(tokens))
-    return found
+        found.setdefault(str(layer), {})[int(tokens)] = None  # once, also if several heads reached a bound
+    return {layer: tuple(tokens) for layer, tokens in found.items()}
 
 
 def _same(weights: tuple[float, ...], others: tuple[float, ...]) -> bool:
