@@ -103,7 +103,12 @@ def check_origin(origin: Origin, law: str, model: Any, named: Collection[str]) -
 
 
 def origin_of(law: Any) -> Origin | None:
-    """Return the model that a law or a derivation was derived on; None if it is unknown or the law is a formula."""
+    """Return the model that a law or a derivation was derived on; None if it is unknown or the law is a formula.
+
+    >>> from entropy_probe.laws import Paper
+    >>> origin_of(Paper()) is None
+    True
+    """
     found = getattr(getattr(law, "law", law), "origin", None)
     return found if isinstance(found, Origin) else None
 

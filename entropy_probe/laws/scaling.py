@@ -49,7 +49,7 @@ class Scaling:
     tokens: Tokens = "image"
     model: Any = None
     unscaled: dict[str, str] = field(default_factory=dict, init=False)
-    factors: dict[tuple[str, int], tuple[float, Factor]] = field(default_factory=dict, init=False)
+    factors: dict[tuple[str, int], tuple[int | float, Factor]] = field(default_factory=dict, init=False)
     _others: set[str] = field(default_factory=set, init=False)
     _own: dict[str, float] = field(default_factory=dict, init=False)
 
@@ -122,13 +122,13 @@ class Scaling:
             return None
         return numbers[0] if len(numbers) == 1 else torch.tensor(numbers)
 
-    def _trained(self, call: AttentionCall) -> tuple[float, int]:
+    def _trained(self, call: AttentionCall) -> tuple[int | float, int]:
         """Return T as it is known, which is NaN if unknown, and T for the law."""
         trained = self.training_tokens.get(call.layer, call.training_tokens)
         if trained is None and (origin := origin_of(self.law)) is not None:
             trained = origin.training_tokens.get(call.layer)
         if trained is not None:
-            return float(trained), trained
+            return trained, trained
         if isinstance(self.law, Constant):  # the same g at every size
             return math.nan, call.tokens
         raise InputError(
