@@ -1,6 +1,7 @@
 """Load a diffusers pipeline, list its sizes and token grids, sample it, and compute its denoising loss."""
 
 from entropy_probe.models.complete_weights import load_complete
+from entropy_probe.models.confounders import confounders
 from entropy_probe.models.defaults import SamplingSettings, sampling_defaults, sampling_settings
 from entropy_probe.models.denoising_loss import Objective, encode, encode_with, objective
 from entropy_probe.models.failures import is_out_of_memory
@@ -40,6 +41,7 @@ __all__ = [
     "check_safetensors_only",
     "check_size",
     "check_steps",
+    "confounders",
     "describe",
     "encode",
     "encode_with",
