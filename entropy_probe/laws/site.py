@@ -1,4 +1,4 @@
-"""What a law is asked for: one attention layer in one forward pass.
+"""What a law depends on: one attention layer in one forward pass.
 
 A law has the method `scale_factor`, which depends on the layer, N and T. A law that depends on more, or that has one
 factor per head, also has the method `factor_at`, which receives a `Site`.

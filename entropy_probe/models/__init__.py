@@ -1,7 +1,6 @@
 """Load a diffusers pipeline, list its sizes and token grids, sample it, and compute its denoising loss."""
 
 from entropy_probe.models.complete_weights import load_complete
-from entropy_probe.models.confounders import confounders
 from entropy_probe.models.defaults import SamplingSettings, sampling_defaults, sampling_settings
 from entropy_probe.models.denoising_loss import Objective, encode, encode_with, objective
 from entropy_probe.models.failures import is_out_of_memory
@@ -10,6 +9,7 @@ from entropy_probe.models.images import CaptionedImages, ImageFolder, to_tensor
 from entropy_probe.models.loading import REFERENCE, REFERENCES, load, quiet_libraries
 from entropy_probe.models.pipeline_call import check_call, describe, takes_prompt
 from entropy_probe.models.sampling import sample_images
+from entropy_probe.models.size_confounders import confounders
 from entropy_probe.models.sizes import (
     Layer,
     Size,
