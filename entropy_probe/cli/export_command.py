@@ -27,9 +27,9 @@ app = new_app()
 @app.command(
     rich_help_panel="Use a law elsewhere",
     epilog=examples(
-        "entropy-probe export entropy-run/law.json --to diffusers --size 128x96 --out scaled_attention.py",
-        "entropy-probe export entropy-run/law.json --to comfyui --out ComfyUI/custom_nodes/entropy_probe_law",
-        "entropy-probe export paper --to weights --model my-folder --size 1536 --out unet-1536.safetensors",
+        "entropy-probe export law.json --to diffusers --size 96 --out my_law.py",
+        "entropy-probe export law.json --to comfyui --out custom_nodes/my_law",
+        "entropy-probe export paper --to weights --model sd --size 96 --out sd.sft",
     ),
 )
 def export(
