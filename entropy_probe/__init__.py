@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from entropy_probe.evaluation import loss as loss
     from entropy_probe.evaluation import validate as validate
     from entropy_probe.laws import apply as apply
+    from entropy_probe.laws import export as export
     from entropy_probe.laws import remove as remove
     from entropy_probe.laws import save_law as save_law
     from entropy_probe.laws import scaled as scaled
@@ -38,6 +39,7 @@ __all__ = [
     "compare",
     "derive",
     "explore",
+    "export",
     "fit",
     "laws",
     "load",
@@ -62,7 +64,7 @@ def __getattr__(name: str) -> Any:
             from entropy_probe import errors as home
         case "load":
             from entropy_probe import models as home
-        case "apply" | "remove" | "save_law" | "scaled":
+        case "apply" | "export" | "remove" | "save_law" | "scaled":
             from entropy_probe import laws as home
         case "sweep" | "Sweep":
             from entropy_probe import runs as home

@@ -63,7 +63,7 @@ BAD = {
     "too many prompts": (["--prompts", "100000"], "bundled prompts"),
     "unknown law": (
         ["--laws", "original,magic"],
-        "unknown law 'magic': give original, paper, log, yarn, measured, gaussian, calibrated, or the JSON file",
+        "time_yarn, measured, gaussian, calibrated, log_power=NUMBER, pippo=NUMBER, kappa=NUMBER, or the JSON",
     ),
     "no law file": (["--laws", "original,nolaw.json"], "there is no file 'nolaw.json': give original, paper"),
     "no law": (["--laws", ","], "laws must name at least one law"),
@@ -387,6 +387,7 @@ def arguments(done, tiny_folder, tmp_path, prompts, images):
         ("validate",): ["--laws", "paper", *run],
         ("loss",): ["--images", images, "--scale-factors", "2", *run],
         ("sample",): ["flat pizza", "--model", tiny_folder, "--steps", "1", "--out", tmp_path / "samples"],
+        ("export",): ["paper", "--to", "comfyui", "--model", tiny_folder, "--out", tmp_path / "node"],
         ("info",): ["--model", tiny_folder],
         ("compare",): [done / "run", tmp_path / "run", "--out", tmp_path / "compare.html"],
         ("baseline", "save"): [tiny_folder, "--sizes", "64", "--steps", "1", "--out", tmp_path / "baseline.json"],

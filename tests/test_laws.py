@@ -1,7 +1,9 @@
 """Scaling laws, their JSON format, and applying them to a model."""
 
+import copy
 import json
 import math
+from dataclasses import replace
 from inspect import unwrap
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from entropy_probe.laws import (
     Kappa,
     Log,
     Measured,
+    Origin,
     Original,
     Paper,
     Yarn,
@@ -28,12 +31,15 @@ from entropy_probe.laws import (
     factors,
     from_json,
     load_law,
+    origin_of,
     remove,
     resolve,
+    sample_weights,
     save_law,
     scaled,
     to_json,
 )
+from entropy_probe.runs.grid import law_id
 
 MEASURED = Measured({"a": ((-1.4, 0.5), (1.4, 2.0))}, {"a": 0.9}, {"a": 0.1})
 LAWS = [Original(), Paper(), Log(), Yarn(), Gaussian({"a": 3.0}), MEASURED, Kappa({"a": 0.4}), Kappa({"*": 0.4})]
@@ -81,8 +87,7 @@ def test_derived_law_of_version_0_1_0_is_read():
     assert isinstance(law, Measured)
     assert {name: [list(point) for point in points] for name, points in law.points.items()} == fields["points"]
     del fields["derivation"]
-    assert list(json.loads(to_json(law))) == list(fields)
-    assert json.loads(to_json(law)) == fields
+    assert json.loads(to_json(law)) == {"format": 2, **fields, "interpolation": "log-log"}
 
 
 def test_factors_equal_the_formulas():
@@ -130,7 +135,7 @@ def test_resolve_rejects_other_types():
 def test_resolve_rejects_unknown_names_and_missing_files(tmp_path):
     with pytest.raises(InputError, match="unknown law 'nothing': give original, paper"):
         resolve("nothing")
-    with pytest.raises(InputError, match="give original, paper, log, yarn, measured, or the JSON"):
+    with pytest.raises(InputError, match=r"yarn-side, time_yarn, measured, log_power=NUMBER, .* or the JSON"):
         resolve("papr", also=["measured"])
     for name in ("nothing.json", "no/thing", tmp_path / "nothing"):
         with pytest.raises(InputError, match="there is no file"):
@@ -141,8 +146,14 @@ def test_resolve_rejects_names_of_laws_that_need_numbers():
     for name in ("measured", "gaussian", "calibrated"):
         with pytest.raises(InputError, match=f"derive it first .entropy-probe derive --method {name}"):
             resolve(name)
-    with pytest.raises(InputError, match="'kappa' needs numbers"):
-        resolve("kappa")
+    for name in ("kappa", "log_power", "pippo"):
+        with pytest.raises(InputError, match=f"{name!r} needs numbers: .*, or a name such as {name}=1.5"):
+            resolve(name)
+    with pytest.raises(InputError, match=r"'head_entropy' needs numbers: pass the JSON file that contains them$"):
+        resolve("head_entropy")
+    for name in ("log_power=", "pippo=-1", "kappa=nan", "log_power=two"):
+        with pytest.raises(InputError, match=f"law '{name}' needs a positive number after '='"):
+            resolve(name)
 
 
 def test_load_law_returns_the_saved_law(tmp_path):
@@ -150,6 +161,73 @@ def test_load_law_returns_the_saved_law(tmp_path):
     assert load_law(tmp_path / "law.json") == MEASURED
     with pytest.raises(InputError, match="cannot write"):
         save_law(MEASURED, tmp_path / "missing" / "law.json")
+
+
+ORIGIN = Origin("mine", "2:0", "Mine", (64, 64), {"a": 64, "b": 16}, at_bounds={"b": (4,)})
+
+
+def test_file_of_a_derived_law_is_self_contained():
+    fields = json.loads(to_json(replace(MEASURED, origin=ORIGIN)))
+    assert list(fields) == ["format", "law", "points", "kappa", "kappa_se", "interpolation", "origin"]
+    assert fields["origin"]["training_tokens"] == {"a": 64, "b": 16}
+    assert fields["origin"]["at_bounds"] == {"b": [4]}
+    assert origin_of(from_json(json.dumps(fields))) == ORIGIN
+
+
+def test_file_of_a_formula_can_name_a_model():
+    text = to_json(Paper(), origin=ORIGIN)
+    assert json.loads(text)["origin"]["model"] == "mine"
+    assert from_json(text) == Paper()
+
+
+def test_rejects_newer_format():
+    with pytest.raises(InputError, match="'format' must be 1 or 2, got 3: install the version"):
+        from_json('{"format": 3, "law": "new", "other": 1}')
+
+
+def test_cells_of_a_law_do_not_depend_on_its_origin():
+    assert law_id(replace(MEASURED, origin=ORIGIN)) == law_id(MEASURED)
+
+
+def of_model(pipeline):
+    tokens = dict.fromkeys((f"down_blocks.{n}.attentions.0.transformer_blocks.0.attn1" for n in (0, 1)), 256)
+    return replace(ORIGIN, training_tokens=tokens, weights=sample_weights(pipeline))
+
+
+def test_law_of_the_same_model_is_applied_without_warning(tiny_pipeline, recwarn):
+    apply(tiny_pipeline, replace(MEASURED, origin=of_model(tiny_pipeline)))
+    remove(tiny_pipeline)
+    half = copy.deepcopy(tiny_pipeline.unet).to(torch.bfloat16)
+    apply(half, replace(MEASURED, origin=of_model(tiny_pipeline)))
+    assert not [str(warning.message) for warning in recwarn if "derived on" in str(warning.message)]
+
+
+def test_law_of_other_weights_is_applied_with_a_warning(tiny_pipeline):
+    other = copy.deepcopy(tiny_pipeline.unet)
+    for weight in other.parameters():
+        weight.data *= 1.1
+    with pytest.warns(
+        UserWarning, match=r"derived on 'mine' \(fingerprint 2:0\), and the weights of this model differ"
+    ):
+        apply(other, replace(MEASURED, origin=of_model(tiny_pipeline)))
+    remove(other)
+
+
+def test_law_of_other_layers_is_refused(tiny_pipeline):
+    law = replace(MEASURED, origin=ORIGIN)
+    with pytest.raises(
+        InputError, match="derived on 'mine', and UNet2DConditionModel lacks 2 of its 2 layers, such as 'a'"
+    ):
+        apply(tiny_pipeline, law)
+    assert applied(tiny_pipeline) is None
+
+
+def test_user_may_name_the_layers_of_a_part_of_a_model():
+    module, x = BareAttention(), torch.randn(1, 2, 16, 8)
+    law = Measured({"": ((math.log(4), 2.0),)}, origin=ORIGIN)
+    with scaled(module, law, training_tokens={"": 4}):
+        found = module(x)
+    assert torch.allclose(found, nn.functional.scaled_dot_product_attention(x, x, x, scale=2 / 8**0.5))
 
 
 class OldLaw:

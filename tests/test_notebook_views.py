@@ -12,7 +12,20 @@ from entropy_probe.attention import Captured
 from entropy_probe.errors import InputError
 from entropy_probe.estimation import fit
 from entropy_probe.evaluation import outcome_of
-from entropy_probe.laws import LAWS, Constant, Gaussian, Kappa, Measured, Paper, factors
+from entropy_probe.laws import (
+    LAWS,
+    Constant,
+    Gaussian,
+    HeadEntropy,
+    Kappa,
+    LogPower,
+    Measured,
+    MeasuredHeads,
+    MeasuredSteps,
+    Paper,
+    Pippo,
+    factors,
+)
 from entropy_probe.plots.tables import captured_table, drift_table, entropy_table, factor_table, fit_table
 
 mpl.use("agg")
@@ -130,6 +143,9 @@ def test_every_law_has_a_view(name):
     numbers = {
         "gaussian": Gaussian({"a": 1.0}), "measured": LAW, "calibrated": LAWS["calibrated"]({"*": ((1.0, 2.0),)}),
         "constant": Constant(1.5, ("up*",)), "kappa": Kappa({"*": 0.5}),
+        "measured_head": MeasuredHeads({"a": (((1.0, 2.0),),)}),
+        "measured_step": MeasuredSteps((0.5,), {"a": ((((1.0, 2.0),),),)}),
+        "log_power": LogPower(2.0), "pippo": Pippo(1.5), "head_entropy": HeadEntropy({"a": (0.2, 0.9)}, 1.0, 1.5),
     }  # fmt: skip
     law = numbers.get(name) or LAWS[name]()
     assert f"Scaling law “{law.name}”" in law._repr_html_()

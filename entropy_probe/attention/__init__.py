@@ -6,7 +6,7 @@ from entropy_probe.attention.denoiser import attention_layers, find_denoiser
 from entropy_probe.attention.grid import TokenGrid, token_grid
 from entropy_probe.attention.latents import Latents, configured_size, default_size
 from entropy_probe.attention.measuring import CallStatistics
-from entropy_probe.attention.observer import Observer
+from entropy_probe.attention.observer import Observer, ScaleFactor
 from entropy_probe.attention.observing import attention_calls, companions, interception_of, observe, stop_observing
 from entropy_probe.attention.rows import Rows
 from entropy_probe.attention.table import Captured, visual
@@ -20,6 +20,7 @@ __all__ = [
     "Latents",
     "Observer",
     "Rows",
+    "ScaleFactor",
     "TokenGrid",
     "attention_calls",
     "attention_layers",

@@ -12,6 +12,8 @@ from torch import Tensor
 from entropy_probe.attention.call import AttentionCall, Forward
 
 ScaleFactor = float | Float[Tensor, " heads"] | None
+"""Factor of the logits of a call: a number, one number per head, or None to leave them unchanged."""
+
 OnCall = Callable[[AttentionCall], ScaleFactor]
 """Receive a call and return its scale factor: a number, one number per head, or None to leave the logits unchanged."""
 

@@ -27,6 +27,15 @@ LAW_FILES = {"measured": "law.json", "gaussian": "gaussian.json", "calibrated": 
 """Files of a run directory that hold the laws derived from the run."""
 
 
+def law_file(method: str, level: str) -> str:
+    """Return the file of a run directory for a derived law.
+
+    >>> law_file("measured", "layer"), law_file("measured", "head")
+    ('law.json', 'law-head.json')
+    """
+    return LAW_FILES[method] if level == "layer" else f"law-{level}.json"
+
+
 @dataclass(frozen=True)
 class EngineChoice:
     """Where cells are sampled, and how this process loads the model.

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from entropy_probe.cli import baseline_commands, inspection, sampling_commands, stage_commands
+from entropy_probe.cli import baseline_commands, export_command, inspection, sampling_commands, stage_commands
 from entropy_probe.cli.groups import examples, new_app
 from entropy_probe.cli.interrupts import INTERRUPTED, INTERRUPTED_MESSAGE, exit_on_interrupt
 from entropy_probe.errors import CaptureError, IncompleteError, InputError
@@ -28,7 +28,7 @@ app = new_app(
         "entropy-probe --install-completion",
     ),
 )
-for part in (sampling_commands, stage_commands, inspection):
+for part in (sampling_commands, stage_commands, export_command, inspection):
     app.registered_commands += part.app.registered_commands  # `add_typer` without a name needs typer 0.15
 app.add_typer(baseline_commands.app, name="baseline", rich_help_panel="Inspect and test a model")
 

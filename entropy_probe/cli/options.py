@@ -156,6 +156,15 @@ MethodOption = Annotated[
         autocompletion=_complete("measured", "gaussian", "calibrated"),
     ),
 ]
+LevelOption = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=EVALUATION_PANEL,
+        help="What gets its own factor in the measured law: each layer (law.json), each head (law-head.json), or each "
+        "head at each step (law-step.json).",
+        autocompletion=_complete("layer", "head", "step"),
+    ),
+]
 EngineOption = Annotated[
     str,
     typer.Option(rich_help_panel=EXECUTION_PANEL, help="local samples in this process, ray on a Ray cluster."),

@@ -21,6 +21,7 @@ from entropy_probe.cli.options import (
     ImagesOption,
     JsonOption,
     LawsOption,
+    LevelOption,
     MethodOption,
     MetricsOption,
     OutOption,
@@ -71,6 +72,7 @@ def fit(
     rich_help_panel=PANEL,
     epilog=examples(
         "entropy-probe derive --out my-run",
+        "entropy-probe derive --out my-run --level head",
         "entropy-probe derive --out my-run --method gaussian",
         "entropy-probe derive --out my-run --method calibrated",
         "entropy-probe derive --out my-run --method calibrated --images my-images",
@@ -81,6 +83,7 @@ def derive(
     out: OutOption = DEFAULT_OUT,
     model: StageModelOption = None,
     method: MethodOption = "measured",
+    level: LevelOption = "layer",
     rounds: RoundsOption = None,
     images: ImagesOption = None,
     device: DeviceOption = "auto",
@@ -89,15 +92,16 @@ def derive(
     config: ConfigOption = None,
 ) -> None:
     """Derive a scaling law from a sweep, and save it in the run directory."""
-    from entropy_probe.estimation import check_method
+    from entropy_probe.estimation import check_level, check_method
     from entropy_probe.runs import Sweep
 
     check_method(method)
+    check_level(level, method)
     messages = Messages(quiet or as_json)
     sampled = Sweep.open(out) if method == "gaussian" else open_run(out, model, device)
     real_images = load_images(sampled, images) if method == "calibrated" else None
     max_rounds = FULL.rounds if rounds is None else rounds
-    derivation, path = stages.derive_and_save(sampled, method, max_rounds, real_images, messages)
+    derivation, path = stages.derive_and_save(sampled, method, max_rounds, real_images, messages, level)
     if method == "measured":
         save_config(context, sampled, device, rounds=max_rounds)
     if as_json:

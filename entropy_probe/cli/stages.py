@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entropy_probe.cli.loading import LAW_FILES, load_laws
+from entropy_probe.cli.loading import law_file, load_laws
 from entropy_probe.cli.output import Messages
 
 if TYPE_CHECKING:
@@ -26,7 +26,12 @@ def fit_and_save(sampled: Sweep) -> Fit:
 
 
 def derive_and_save(
-    sampled: Sweep, method: Any, rounds: int, images: CaptionedImages | None, messages: Messages
+    sampled: Sweep,
+    method: Any,
+    rounds: int,
+    images: CaptionedImages | None,
+    messages: Messages,
+    level: Any = "layer",
 ) -> tuple[Derivation, Path]:
     """Derive a law by any method of `estimation.derive`, print each round of its refinement, and write its file."""
     from entropy_probe.estimation import derive
@@ -36,9 +41,9 @@ def derive_and_save(
         messages.print(f"round {result.number}: remaining drift {result.drift:.3f}{error} nats")
 
     derivation = derive(
-        sampled, method, rounds=rounds, images=images, progress=messages.progress, on_round=report_round
+        sampled, method, rounds=rounds, level=level, images=images, progress=messages.progress, on_round=report_round
     )
-    return derivation, sampled.run.write(LAW_FILES[method], derivation.to_json())
+    return derivation, sampled.run.write(law_file(method, level), derivation.to_json())
 
 
 def validate_and_save(sampled: Sweep, laws: str, scorer: Scorer | None, messages: Messages) -> tuple[Outcome, Path]:

@@ -2,7 +2,15 @@
 
 from entropy_probe.deprecation import renamed_names
 from entropy_probe.estimation.calibration import Calibration, LossChange, calibrate
-from entropy_probe.estimation.derivation import Derivation, check_method, derive, derive_gaussian, derive_measured
+from entropy_probe.estimation.derivation import (
+    Derivation,
+    check_level,
+    check_method,
+    derive,
+    derive_gaussian,
+    derive_measured,
+)
+from entropy_probe.estimation.levels import factor_count
 from entropy_probe.estimation.refinement import Round
 from entropy_probe.estimation.regression import POOLED, Fit, LogLaw, fit, layer_means
 
@@ -17,10 +25,12 @@ __all__ = [
     "LossChange",
     "Round",
     "calibrate",
+    "check_level",
     "check_method",
     "derive",
     "derive_gaussian",
     "derive_measured",
+    "factor_count",
     "fit",
     "layer_means",
 ]

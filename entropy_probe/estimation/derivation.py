@@ -8,23 +8,23 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
-from pydantic import ConfigDict
 
 from entropy_probe.deprecation import renamed_arguments, warn_renamed
 from entropy_probe.errors import InputError
 from entropy_probe.estimation.calibration import ALL_LAYERS, Calibration, calibrate
-from entropy_probe.estimation.refinement import Refined, Round, knots, refine
-from entropy_probe.estimation.regression import Tokens, layer_means
+from entropy_probe.estimation.derivation_record import DerivationRecord
+from entropy_probe.estimation.levels import Level
+from entropy_probe.estimation.origins import with_origin
+from entropy_probe.estimation.refinement import Refined, Round, refine
+from entropy_probe.estimation.regression import layer_means
 from entropy_probe.laws import DERIVED, Gaussian, Measured, ScalingLaw, from_json, to_json
 from entropy_probe.models import CaptionedImages, Size
 from entropy_probe.paths import is_file
 from entropy_probe.runs import Grid, Sweep
 from entropy_probe.strict_json import (
-    FORBID_UNKNOWN_FIELDS,
-    Number,
     from_strict_json,
     read_bounded,
     to_strict_json,
@@ -39,76 +39,6 @@ FACTOR_COLUMNS = ["layer", "tokens", "training_tokens", "scale_factor", "low", "
 
 def _empty(columns: list[str]) -> Callable[[], pd.DataFrame]:
     return lambda: pd.DataFrame(columns=columns)
-
-
-@dataclass(frozen=True)
-class _Kappa:
-    """A row of `Derivation.kappa`."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
-
-    layer: str
-    kappa: Number
-    kappa_se: Number
-    low: Number
-    high: Number
-    paper: Number
-
-
-@dataclass(frozen=True)
-class _Bound:
-    """A row of `Derivation.unreachable`."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
-
-    layer: str
-    tokens: Tokens
-    g: Number
-
-
-@dataclass(frozen=True)
-class _Entropy:
-    """A row of `Derivation.entropies`."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
-
-    layer: str
-    tokens: Tokens
-    training_tokens: Tokens | Number
-    target: Number
-    original: Number
-    scaled: Number
-
-
-@dataclass(frozen=True)
-class _Factor:
-    """A row of `Derivation.factors`."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
-
-    layer: str
-    tokens: Tokens
-    training_tokens: Tokens | Number
-    scale_factor: Number
-    low: Number
-    high: Number
-    bound: Literal["at most", "at least", ""]
-
-
-@dataclass(frozen=True)
-class _Record:
-    """The record of a derivation in the file of a law. Version 0.1.0 wrote the first three fields."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
-
-    kappa: list[_Kappa]
-    rounds: tuple[Round, ...]
-    unreachable: list[_Bound]
-    entropies: list[_Entropy] = field(default_factory=list)
-    calibration: dict[str, Any] | None = None
-    prompts: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
-    factors: list[_Factor] = field(default_factory=list)
 
 
 def _table(rows: list[Any], columns: list[str]) -> pd.DataFrame:
@@ -183,7 +113,7 @@ class Derivation(Viewed):
         if record is None:
             raise InputError(f"the {law.name} law has no 'derivation' record: read it with laws.from_json")
         try:
-            file = from_strict_json(_Record, json.dumps(record))
+            file = from_strict_json(DerivationRecord, json.dumps(record))
             calibration = None if file.calibration is None else Calibration.from_json(json.dumps(file.calibration))
         except InputError as error:
             raise InputError(f"not a valid derivation: {error}") from error
@@ -206,6 +136,7 @@ def derive(
     method: Literal["measured", "gaussian", "calibrated"] = "measured",
     *,
     rounds: int = 3,
+    level: Level = "layer",
     images: CaptionedImages | None = None,
     hold_out: bool = True,
     progress: bool = True,
@@ -219,6 +150,7 @@ def derive(
             it. `gaussian` computes g from the logit variance at the training size and samples nothing. `calibrated`
             minimises the denoising loss of `images` at the sizes of the sweep.
         rounds: for `measured`, the maximum number of rounds of sampling; 0 keeps the first estimate.
+        level: for `measured`, what gets its own g: each `layer`, each `head`, or each head at each `step`.
         images: for `calibrated`, captioned real images; see `models.ImageFolder` and `reference.images`.
         hold_out: derive from the first half of the prompts and of the seeds, so that `validate` can judge the law on
             the others. With a single prompt or seed, it is in both halves.
@@ -241,7 +173,8 @@ def derive(
         >>> sweep = SimpleNamespace(
         ...     frame=lambda: table,
         ...     grid=SimpleNamespace(sizes=[(8, 8), (16, 16)], prompts=("cat",), seeds=(0,)),
-        ...     manifest=SimpleNamespace(training_size=(8, 8)),
+        ...     manifest=SimpleNamespace(training_size=(8, 8), model="mine", fingerprint="2:0", pipeline="Mine"),
+        ...     pipeline=None,
         ... )
         >>> law = derive(sweep, "gaussian").law
         >>> print(f"{law.scale_factor('mid', tokens=256, training_tokens=64):.3f}")
@@ -255,12 +188,30 @@ def derive(
     if rounds < 0:
         raise InputError(f"rounds must be 0 or a positive integer, got {rounds}")
     sizes = _other_sizes(sweep)
+    check_level(level, method)
+    derivation = _derive(sweep, method, sizes, rounds, level, images, hold_out, progress, on_round)
+    return replace(derivation, law=with_origin(derivation.law, sweep, derivation.unreachable))  # type: ignore[type-var]
+
+
+def _derive(
+    sweep: Sweep,
+    method: str,
+    sizes: list[Size],
+    rounds: int,
+    level: Level,
+    images: CaptionedImages | None,
+    hold_out: bool,
+    progress: bool,
+    on_round: Callable[[Round], Any] | None,
+) -> Derivation:
+    """Derive a law; see `derive`."""
     if method == "calibrated":
         return _calibrated(sweep, layer_means(sweep.frame()), images, progress)
     used = _images_used(sweep.grid, hold_out)
     if method == "gaussian":
         return replace(_gaussian(_means(sweep, **used)), **used)
-    return replace(_measured(refine(sweep, sizes, rounds, **used, progress=progress, on_round=on_round)), **used)
+    refined = refine(sweep, sizes, rounds, **used, progress=progress, on_round=on_round, level=level)
+    return replace(_measured(refined), **used)
 
 
 def _images_used(grid: Grid, hold_out: bool) -> dict[str, Any]:
@@ -285,6 +236,17 @@ def check_method(method: str) -> None:
         raise InputError(f"method must be {known} or {DERIVED[-1]!r}, got {method!r}")
 
 
+def check_level(level: str, method: str) -> None:
+    """Raise InputError for an unknown level of `derive`, or one that the method does not have.
+
+    >>> check_level("head", "measured")
+    """
+    if level not in get_args(Level):
+        raise InputError(f"level must be {', '.join(get_args(Level))}, got {level!r:.100}")
+    if level != "layer" and method != "measured":
+        raise InputError(f"level {level!r} needs method 'measured', got {method!r}: use level 'layer'")
+
+
 def derived_from(law: object) -> tuple[set[str], set[int]]:
     """Return the prompts and seeds that a derivation, or the JSON file of one, was derived from.
 
@@ -298,10 +260,12 @@ def derived_from(law: object) -> tuple[set[str], set[int]]:
 
 
 def _measured(refined: Refined) -> Derivation:
-    """Return the measured law; see `refinement`."""
-    kappa = refined.best.kappa()
-    by_layer = kappa.set_index("layer")
-    law = Measured(knots(refined.best.g), by_layer["kappa"].to_dict(), by_layer["kappa_se"].to_dict())
+    """Return the measured law; see `refinement`. Only a law of layers has one kappa per layer."""
+    law, kappa = refined.law, pd.DataFrame(columns=KAPPA_COLUMNS)
+    if isinstance(law, Measured):
+        kappa = refined.best.kappa()
+        by_layer = kappa.set_index("layer")
+        law = replace(law, kappa=by_layer["kappa"].to_dict(), kappa_se=by_layer["kappa_se"].to_dict())
     return Derivation(
         law, kappa, refined.rounds, refined.at_bounds(), refined.entropies(), factors=refined.best.factors()
     )

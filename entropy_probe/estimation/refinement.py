@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,7 +24,8 @@ from pydantic import ConfigDict
 from entropy_probe.attention import visual
 from entropy_probe.errors import InputError
 from entropy_probe.estimation.intervals import jackknife, mean_square, root, t_quantile
-from entropy_probe.laws import Measured
+from entropy_probe.estimation.levels import Level, law_of_parts, noise_levels, part_labels
+from entropy_probe.laws import ScalingLaw
 from entropy_probe.models import Size
 from entropy_probe.runs import Sweep, extend
 from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, Count, Number
@@ -159,11 +161,13 @@ class Refined:
         best: scale factors, and the curves under the factors of the best round (of the original model for 0 rounds).
         original: the curves of the original model.
         rounds: the drift after each round; round 0 is the original model.
+        law: the law with the factors of the best round.
     """
 
     best: FactorEstimate
     original: FactorEstimate
     rounds: tuple[Round, ...]
+    law: ScalingLaw
 
     def entropies(self) -> pd.DataFrame:
         """Return mean entropies in nats: `layer`, `tokens`, `training_tokens`, `target`, `original`, `scaled`."""
@@ -189,6 +193,7 @@ def refine(
     seeds: tuple[int, ...],
     progress: bool,
     on_round: Callable[[Round], Any] | None,
+    level: Level = "layer",
 ) -> Refined:
     """Estimate g from the curves of a sweep, then sample again up to `rounds` times to refine it.
 
@@ -200,11 +205,13 @@ def refine(
         seeds: derive from the images of these seeds.
         progress: show progress bars.
         on_round: called with the result of every round.
+        level: what gets its own factor. For heads and steps, `layer` in the tables is a label; see `levels`.
 
     Raises:
         InputError: if the sweep has no measured curves, or has no pipeline to sample again.
     """
-    curves = _curves(sweep, "original", sizes, prompts, seeds)
+    selected = partial(_curves, sizes=sizes, prompts=prompts, seeds=seeds, level=level)
+    curves = selected(sweep, "original")
     if curves.index.get_level_values("scale_factor").nunique() < 2:
         raise InputError(
             "the measured law needs the entropy curves H(g), but the sweep has none (scale_factors=()): "
@@ -214,13 +221,14 @@ def refine(
     target = curves[trained].xs(1.0, level="scale_factor").droplevel(["tokens", "training_tokens"])
     g = pd.Series(1.0, index=curves[~trained].xs(1.0, level="scale_factor").index)
 
+    noise = step_noise(sweep)
     estimates = [FactorEstimate(g, curves[~trained], target)]
     history = [estimates[0].remaining_drift(0)]
     while len(history) <= rounds and not _converged(history):
         g = estimates[-1].next_factors()
-        law = Measured(knots(g))
+        law = law_of_parts(knots(g), level, noise)
         sampled = extend(sweep, laws=[law], sizes=sizes, prompts=prompts, seeds=seeds, progress=progress)
-        estimates.append(FactorEstimate(g, _curves(sampled, law.name, sizes, prompts, seeds), target))
+        estimates.append(FactorEstimate(g, selected(sampled, law.name), target))
         history.append(estimates[-1].remaining_drift(len(history)))
         if on_round:
             on_round(history[-1])
@@ -228,7 +236,14 @@ def refine(
         best = estimates[int(np.argmin([r.drift for r in history[1:]])) + 1]
     else:
         best = FactorEstimate(estimates[0].next_factors(), estimates[0].curves, target)
-    return Refined(best, estimates[0], tuple(history))
+    return Refined(best, estimates[0], tuple(history), law_of_parts(knots(best.g), level, noise))
+
+
+def step_noise(sweep: Sweep) -> dict[int, float]:
+    """Return the noise level of each sampling step of a sweep."""
+    scheduler = getattr(sweep.pipeline, "scheduler", None)
+    config = getattr(scheduler, "config", None)
+    return noise_levels(sweep.frame(), int(getattr(config, "num_train_timesteps", None) or 1000))
 
 
 def find_root(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"], target: float) -> float:
@@ -271,11 +286,12 @@ def _converged(history: list[Round]) -> bool:
 
 
 def _curves(
-    sweep: Sweep, law: str, sizes: list[Size], prompts: tuple[str, ...], seeds: tuple[int, ...]
+    sweep: Sweep, law: str, sizes: list[Size], prompts: tuple[str, ...], seeds: tuple[int, ...], level: Level
 ) -> pd.DataFrame:
-    """Return the mean entropy of each layer, token count and scale factor, a column per prompt."""
+    """Return the mean entropy of each part, token count and scale factor, a column per prompt."""
     frame = sweep.frame(curves=True)
     rows = visual(frame[(frame["law"] == law) & frame["prompt"].isin(prompts) & frame["seed"].isin(seeds)])
     rows = rows[pd.MultiIndex.from_frame(rows[["height", "width"]]).isin([sweep.manifest.training_size, *sizes])]
+    rows = rows.assign(layer=part_labels(rows, level))
     keys = ["layer", "tokens", "training_tokens", "scale_factor", "prompt"]
     return rows.groupby(keys, sort=False)["entropy"].mean().unstack("prompt")

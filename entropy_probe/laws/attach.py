@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
@@ -23,30 +23,44 @@ from entropy_probe.attention import (
 )
 from entropy_probe.errors import InputError
 from entropy_probe.interruption import delay_interrupt
-from entropy_probe.laws.formulas import ScalingLaw
+from entropy_probe.laws.origin import check_origin, origin_of
 from entropy_probe.laws.resolving import resolve
-from entropy_probe.laws.scaling import Scaling
+from entropy_probe.laws.scaling import Scaling, Tokens
+from entropy_probe.laws.site import ScalingLaw
 
 
-def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[str, int] | None = None) -> Scaling:
+def apply(
+    model: Any,
+    law: ScalingLaw | str | Path,
+    *,
+    training_tokens: Mapping[str, int] | None = None,
+    tokens: Tokens = "image",
+) -> Scaling:
     """Multiply the logits of a model's visual attention by the g of a law, until `remove` is called.
 
-    Self-attention and joint attention are scaled; cross-attention and temporal attention are not. N and T count image
-    tokens only, also in joint attention. A deep copy of the model is not scaled. A model that is compiled afterwards
-    stays scaled: its graph breaks at each attention layer. The first forward pass of each size warns of layers
-    that it could not scale, and of other modules that run attention in the sampling steps, such as a ControlNet.
+    Self-attention and joint attention are scaled; cross-attention and temporal attention are not. A model that scales
+    its own logits with its size, such as Lumina-Next, is left as it is at other sizes, with a warning. A deep copy of
+    the model is not scaled. A model that is compiled afterwards stays scaled: its graph breaks at each attention layer.
+    The first forward pass of each size warns of layers that it could not scale, and of other modules that run attention
+    in the sampling steps, such as a ControlNet.
 
     Args:
         model: a diffusers pipeline or a torch module.
         law: a scaling law, its name, or the path of its JSON file.
         training_tokens: T per layer, if the model's configuration does not have it.
+        tokens: what N and T count in joint attention: `image` tokens only, or `all` tokens, as programs for Flux often
+            do. The number of text tokens is the same in both.
 
     Returns:
         The law with the list of what it scales, which grows while the model runs.
 
     Raises:
-        InputError: if the law or a layer is unknown, or the model already has a law.
+        InputError: if the law or a layer is unknown, the model already has a law, or the law was derived on a model
+            with other layers.
         CaptureError: if the model was compiled before.
+
+    Warns:
+        UserWarning: if the law was derived on a model with the same layers and other weights.
 
     >>> import torch
     >>> class Attention(torch.nn.Module):
@@ -58,16 +72,20 @@ def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[
     Paper()
     >>> remove(model)
     """
-    return _apply(model, law, training_tokens)[1]
+    return _apply(model, law, training_tokens, tokens)[1]
 
 
 def _apply(
-    model: Any, law: ScalingLaw | str | Path, training_tokens: Mapping[str, int] | None
+    model: Any, law: ScalingLaw | str | Path, training_tokens: Mapping[str, int] | None, tokens: Tokens
 ) -> tuple[Observer, Scaling]:
     """Apply a law; see `apply`. Return the observer that scales, and the law with what it scales."""
     check_unscaled(model)
-    scaling, denoiser = Scaling(resolve(law), training_tokens or {}), find_denoiser(model)
+    if tokens not in get_args(Tokens):
+        raise InputError(f"tokens must be 'image' or 'all', got {tokens!r:.100}")
+    scaling, denoiser = Scaling(resolve(law), training_tokens or {}, tokens, model), find_denoiser(model)
     _check_names(denoiser, scaling.training_tokens)
+    if (origin := origin_of(scaling.law)) is not None:
+        check_origin(origin, scaling.name, denoiser, scaling.training_tokens)
     return observe(model, scaling, after_discovery=partial(scaling.warn_of_unscaled, model, denoiser)), scaling
 
 
@@ -98,7 +116,11 @@ def check_unscaled(model: Any) -> None:
 
 @contextmanager
 def scaled(
-    model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[str, int] | None = None
+    model: Any,
+    law: ScalingLaw | str | Path,
+    *,
+    training_tokens: Mapping[str, int] | None = None,
+    tokens: Tokens = "image",
 ) -> Iterator[Scaling]:
     """Apply a law inside a `with` block, then remove it. The arguments and the result are those of `apply`.
 
@@ -120,7 +142,7 @@ def scaled(
     observer = None
     try:
         with delay_interrupt():  # otherwise the observer might never be stopped
-            observer, scaling = _apply(model, law, training_tokens)
+            observer, scaling = _apply(model, law, training_tokens, tokens)
         yield scaling
     finally:
         if observer is not None:

@@ -6,51 +6,23 @@ g = 1 at N = T. Many have the form g^2 = 1 + kappa ln(N/T).
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
+from typing import Annotated, ClassVar
 
 import numpy as np
-import pandas as pd
 from pydantic import BeforeValidator, Field
 
-from entropy_probe.errors import InputError
+from entropy_probe.laws.layer_values import logarithm_ratio, of_layer
+from entropy_probe.laws.origin import Origin
 from entropy_probe.views import Viewed
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _NullIsNaN = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A number that JSON stores as null if it is NaN."""
-
-
-@runtime_checkable
-class ScalingLaw(Protocol):
-    """A scaling law: any object with these two members.
-
-    >>> class Root:
-    ...     name = "root"
-    ...
-    ...     def scale_factor(self, layer: str, tokens: int, training_tokens: int) -> float:
-    ...         return (tokens / training_tokens) ** 0.1
-    >>> isinstance(Root(), ScalingLaw)
-    True
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    def scale_factor(self, layer: str, tokens: int, training_tokens: int) -> float:
-        """Return g, the factor that multiplies the logits of a layer.
-
-        Args:
-            layer: full name of the attention layer.
-            tokens: number of image tokens now, N.
-            training_tokens: number of image tokens at the training size, T.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -78,7 +50,7 @@ class Paper(Viewed):
     name: ClassVar[str] = "paper"
 
     def scale_factor(self, layer: str, tokens: int, training_tokens: int) -> float:
-        return math.sqrt(math.log(tokens) / math.log(training_tokens)) if min(tokens, training_tokens) > 1 else 1.0
+        return math.sqrt(logarithm_ratio(tokens, training_tokens))
 
 
 @dataclass(frozen=True)
@@ -92,21 +64,7 @@ class Log(Viewed):
     name: ClassVar[str] = "log"
 
     def scale_factor(self, layer: str, tokens: int, training_tokens: int) -> float:
-        return math.log(tokens) / math.log(training_tokens) if min(tokens, training_tokens) > 1 else 1.0
-
-
-@dataclass(frozen=True)
-class Yarn(Viewed):
-    """g = (0.1 ln(N/T) + 1)^2 for N > T, else 1. From YaRN, Peng et al. 2023 (arXiv 2309.00071).
-
-    >>> print(f"{Yarn().scale_factor('mid', tokens=4096, training_tokens=1024):.4f}")
-    1.2965
-    """
-
-    name: ClassVar[str] = "yarn"
-
-    def scale_factor(self, layer: str, tokens: int, training_tokens: int) -> float:
-        return (0.1 * math.log(tokens / training_tokens) + 1) ** 2 if tokens > training_tokens else 1.0
+        return logarithm_ratio(tokens, training_tokens)
 
 
 @dataclass(frozen=True)
@@ -116,6 +74,7 @@ class Gaussian(Viewed):
     Attributes:
         logit_variance: sigma2_T of every layer, nats^2, measured at the training size.
         floor: minimum g. Without it, g^2 would be negative for small images.
+        origin: the model that it was derived on.
 
     >>> law = Gaussian({"mid": 4.0})
     >>> print(f"{law.scale_factor('mid', tokens=4096, training_tokens=1024):.4f}")
@@ -124,10 +83,11 @@ class Gaussian(Viewed):
 
     logit_variance: dict[str, _Positive]
     floor: _Positive = 0.1
+    origin: Origin | None = field(default=None, compare=False, repr=False)
     name: ClassVar[str] = "gaussian"
 
     def scale_factor(self, layer: str, tokens: int, training_tokens: int) -> float:
-        variance = _of_layer(self.logit_variance, layer, self.name)
+        variance = of_layer(self.logit_variance, layer, self.name)
         return _from_kappa(2 / variance, tokens, training_tokens, self.floor)
 
 
@@ -143,6 +103,7 @@ class Measured(Viewed):
         points: per layer, pairs (ln(N/T), g) in ascending order.
         kappa: per layer, the fitted kappa.
         kappa_se: its standard error.
+        origin: the model that it was derived on.
 
     >>> law = Measured({"mid": ((math.log(4), 2.0),)})
     >>> print(f"{law.scale_factor('mid', tokens=2048, training_tokens=1024):.4f}")
@@ -152,20 +113,11 @@ class Measured(Viewed):
     points: dict[str, tuple[tuple[_Finite, _Positive], ...]]
     kappa: dict[str, _NullIsNaN] = field(default_factory=dict)
     kappa_se: dict[str, _NullIsNaN] = field(default_factory=dict)
+    origin: Origin | None = field(default=None, compare=False, repr=False)
     name: ClassVar[str] = "measured"
 
     def scale_factor(self, layer: str, tokens: int, training_tokens: int) -> float:
-        knots = sorted({*_of_layer(self.points, layer, self.name), (0.0, 1.0)})
-        ratio = math.log(tokens / training_tokens)
-        x = np.array([k[0] for k in knots])
-        y = np.log([k[1] for k in knots])
-        if len(knots) == 1:
-            return 1.0
-        if ratio < x[0]:
-            return float(np.exp(y[0] + (ratio - x[0]) * (y[1] - y[0]) / (x[1] - x[0])))
-        if ratio > x[-1]:
-            return float(np.exp(y[-1] + (ratio - x[-1]) * (y[-1] - y[-2]) / (x[-1] - x[-2])))
-        return float(np.exp(np.interp(ratio, x, y)))
+        return interpolate(of_layer(self.points, layer, self.name), math.log(tokens / training_tokens))
 
 
 @dataclass(frozen=True)
@@ -230,66 +182,26 @@ class Kappa(Viewed):
         return f"kappa={self.kappa['*']:g}" if "*" in self.kappa else "kappa"
 
     def scale_factor(self, layer: str, tokens: int, training_tokens: int) -> float:
-        return _from_kappa(_of_layer(self.kappa, layer, self.name), tokens, training_tokens, self.floor)
-
-
-_NAMED = (Original, Paper, Log, Yarn, Gaussian, Measured, Calibrated, Constant)
-LAWS: dict[str, type[Any]] = {**{law.name: law for law in _NAMED}, "kappa": Kappa}
-"""The class of every law by its name."""
-
-NEEDS_NOTHING = tuple(name for name, law in LAWS.items() if not dataclasses.fields(law))
-"""The laws that need only a name. All others contain numbers."""
-
-DERIVED = (Measured.name, Gaussian.name, Calibrated.name)
-"""The laws with numbers that `derive` computes from a sweep."""
-
-
-def factors(
-    law: ScalingLaw, ratios: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0), *, training_tokens: int = 1024
-) -> pd.DataFrame:
-    """Return the factors of a law as a table with the columns `layer`, `ratio` (N/T) and `scale_factor` (g).
-
-    Args:
-        law: a scaling law or a derivation. If it treats all layers alike, the table has one layer, `*`.
-        ratios: values of N/T.
-        training_tokens: T. The factors of `paper` and `log` depend on it.
-
-    >>> factors(Kappa({"*": 0.5}), [1.0, 4.0]).round(4)
-      layer  ratio  scale_factor
-    0     *    1.0        1.0000
-    1     *    4.0        1.3012
-    """
-    law = own_law(law)
-    numbers = [value for value in vars(law).values() if isinstance(value, dict) and value]
-    names: Iterable[str] = law.layers if isinstance(law, Constant) else numbers[0] if numbers else ("*",)
-    return pd.DataFrame(
-        [
-            (name, ratio, law.scale_factor(name, max(1, round(ratio * training_tokens)), training_tokens))
-            for name in names
-            for ratio in ratios
-        ],
-        columns=["layer", "ratio", "scale_factor"],
-    )
-
-
-def own_law(law: ScalingLaw) -> ScalingLaw:
-    """Return the law of a derivation, or the law itself."""
-    inner = getattr(law, "law", None)
-    return inner if isinstance(inner, ScalingLaw) else law
+        return _from_kappa(of_layer(self.kappa, layer, self.name), tokens, training_tokens, self.floor)
 
 
 def _from_kappa(kappa: float, tokens: int, training_tokens: int, floor: float) -> float:
     return max(floor, math.sqrt(max(0.0, 1 + kappa * math.log(tokens / training_tokens))))
 
 
-def _of_layer(values: dict[str, Any], layer: str, law: str) -> Any:
-    if "*" in values:
-        return values["*"]
-    try:
-        return values[layer]
-    except KeyError:
-        known = ", ".join(list(values)[:3]) or "none"
-        raise InputError(
-            f"the {law} law has no factor for layer {layer!r} (its layers: {known}, ...): it was derived on another "
-            "model; derive it on this one"
-        ) from None
+def interpolate(points: Sequence[tuple[float, float]], ratio: float) -> float:
+    """Return g at ln(N/T): ln g is linear between the points and (0, 1), and the outer segments are extended.
+
+    >>> interpolate([(1.0, 4.0)], 0.5)
+    2.0
+    """
+    knots = sorted({*points, (0.0, 1.0)})
+    x = np.array([k[0] for k in knots])
+    y = np.log([k[1] for k in knots])
+    if len(knots) == 1:
+        return 1.0
+    if ratio < x[0]:
+        return float(np.exp(y[0] + (ratio - x[0]) * (y[1] - y[0]) / (x[1] - x[0])))
+    if ratio > x[-1]:
+        return float(np.exp(y[-1] + (ratio - x[-1]) * (y[-1] - y[-2]) / (x[-1] - x[-2])))
+    return float(np.exp(np.interp(ratio, x, y)))

@@ -1,27 +1,40 @@
 """Read and write scaling laws as JSON.
 
-A file contains the name of the law under `law`, and the fields of its class. A derived law may also contain the record
-of its derivation, which only `estimation.Derivation.from_json` reads.
+A file contains the name of the law under `law`, the fields of its class, and the model that it belongs to under
+`origin`. A derived law may also contain the record of its derivation, which only `estimation.Derivation.from_json`
+reads. docs/law-file.md describes the format.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from entropy_probe.errors import InputError
-from entropy_probe.laws.formulas import LAWS, ScalingLaw, own_law
+from entropy_probe.laws.catalogue import LAWS, own_law
+from entropy_probe.laws.origin import Origin, origin_of
+from entropy_probe.laws.site import ScalingLaw
 from entropy_probe.strict_json import from_strict_json, read_bounded, to_strict_json
+
+LAW_FORMAT = 2
+"""Version of the file. Version 1, of entropy-probe 0.1.0, has neither `format` nor `origin` nor `interpolation`."""
+
+INTERPOLATION = "log-log"
+"""How g is computed from `points`: ln g is linear in ln(N/T), through (0, 1), and the outer segments are extended."""
 
 
 def _file_model(name: str, law: type[Any]) -> type[BaseModel]:
-    """Return the pydantic model of a law file: `law`, the fields of the class, and the record of a derivation."""
+    """Return the pydantic model of a law file."""
     types = get_type_hints(law, include_extras=True)
     fields: dict[str, Any] = {field.name: (types[field.name], _default(field)) for field in dataclasses.fields(law)}
-    fields |= {"law": (Literal[name], ...), "derivation": (Any, None)}
+    fields |= {"law": (Literal[name], ...), "format": (int, 1), "derivation": (Any, None)}
+    fields["origin"] = (Origin | None, None)
+    if "points" in fields:
+        fields["interpolation"] = (Literal[INTERPOLATION], INTERPOLATION)
     return create_model(f"{law.__name__}File", __config__=ConfigDict(extra="forbid", strict=True), **fields)
 
 
@@ -37,18 +50,38 @@ _LawFile: Any = Annotated[Union[tuple(_FILES.values())], Field(discriminator="la
 """The model of every law file: the field `law` selects the member."""
 
 
-def to_json(law: ScalingLaw) -> str:
+def to_json(law: ScalingLaw, *, origin: Origin | None = None) -> str:
     """Return a law as JSON text. `from_json` reads it back to an equal law.
 
     Args:
         law: a law of this package, or a derivation, whose law is written.
+        origin: the model that the law belongs to. A derived law has its own.
 
     Raises:
         InputError: for a law of another class. Its formula cannot be written to a file.
 
     >>> from entropy_probe.laws import Paper
     >>> to_json(Paper()).split()
-    ['{', '"law":', '"paper"', '}']
+    ['{', '"format":', '2,', '"law":', '"paper"', '}']
+    """
+    origin = origin or origin_of(law)
+    fields: dict[str, Any] = {"format": LAW_FORMAT, **parameters(law)}
+    if "points" in fields:
+        fields["interpolation"] = INTERPOLATION
+    if origin is not None:
+        fields["origin"] = dataclasses.asdict(origin)
+    return to_strict_json(fields)
+
+
+def parameters(law: ScalingLaw) -> dict[str, Any]:
+    """Return the name and the numbers of a law: what determines its factors.
+
+    Raises:
+        InputError: for a law of another class. Its formula cannot be written to a file.
+
+    >>> from entropy_probe.laws import Kappa
+    >>> parameters(Kappa({"*": 0.2}))
+    {'law': 'kappa', 'kappa': {'*': 0.2}, 'floor': 0.1}
     """
     law = own_law(law)
     name = next((name for name, kind in LAWS.items() if kind is type(law)), None)
@@ -57,14 +90,16 @@ def to_json(law: ScalingLaw) -> str:
             f"only the laws {', '.join(LAWS)} can be written as JSON, got {law.name!r} of class "
             f"{type(law).__name__}: apply it with apply() or scaled(), or write its factors as points of a Measured law"
         )
-    return to_strict_json({"law": name, **dataclasses.asdict(law)})  # type: ignore[call-overload]
+    fields: dict[str, Any] = {"law": name, **dataclasses.asdict(law)}  # type: ignore[call-overload]
+    fields.pop("origin", None)
+    return fields
 
 
 def from_json(text: str) -> ScalingLaw:
     """Return the law that `to_json` wrote.
 
     Raises:
-        InputError: if the text is not a law, has an unknown field, or contains an invalid number.
+        InputError: if the text is not a law, has a newer format or an unknown field, or contains an invalid number.
 
     >>> from_json('{"law": "paper"}')
     Paper()
@@ -73,6 +108,7 @@ def from_json(text: str) -> ScalingLaw:
         ...
     entropy_probe.errors.InputError: this is not a valid scaling law: 'kappa.*' must be a valid number, got '0.1'
     """
+    _check_format(text)
     try:
         file = from_strict_json(_LawFile, text, tagged=True)
     except InputError as error:
@@ -80,6 +116,20 @@ def from_json(text: str) -> ScalingLaw:
     kind = LAWS[file.law]
     law: ScalingLaw = kind(**{field.name: getattr(file, field.name) for field in dataclasses.fields(kind)})
     return law
+
+
+def _check_format(text: str) -> None:
+    """Refuse newer formats. Their other fields are unknown, so the format is read first."""
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    written = fields.get("format", 1) if isinstance(fields, dict) else 1
+    if isinstance(written, int) and written not in (1, LAW_FORMAT):
+        raise InputError(
+            f"this is not a valid scaling law: 'format' must be 1 or {LAW_FORMAT}, got {written!r:.40}: install the "
+            "version of entropy-probe that wrote it"
+        )
 
 
 def save_law(law: ScalingLaw, path: str | Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from entropy_probe.errors import InputError
-from entropy_probe.laws.formulas import DERIVED, LAWS, NEEDS_NOTHING, ScalingLaw, own_law
+from entropy_probe.laws.catalogue import DERIVED, LAWS, NEEDS_NOTHING, WITH_NUMBER, law_by_name, own_law
 from entropy_probe.laws.json_format import load_law
+from entropy_probe.laws.site import ScalingLaw
 from entropy_probe.paths import is_file
 
 
@@ -41,12 +42,13 @@ def resolve(law: ScalingLaw | str | Path, *, also: Sequence[str] = ()) -> Scalin
     >>> resolve("papr")
     Traceback (most recent call last):
         ...
-    entropy_probe.errors.InputError: unknown law 'papr': give original, paper, log, yarn, or the JSON file of a law
+    entropy_probe.errors.InputError: unknown law 'papr': give original, paper, log, yarn, yarn-side, time_yarn,
+    log_power=NUMBER, pippo=NUMBER, kappa=NUMBER, or the JSON file of a law
     """
     if isinstance(law, ScalingLaw):
         return own_law(law)
     if isinstance(law, str | Path):
-        return _by_name(str(law)) if str(law) in LAWS else _by_file(law, also)
+        return law_by_name(str(law)) or (_refused(str(law)) if str(law) in LAWS else _by_file(law, also))
     if hasattr(law, "multiplier") and hasattr(law, "name"):
         warnings.warn(
             f"{type(law).__name__}.multiplier() is deprecated: rename it to scale_factor()",
@@ -57,16 +59,15 @@ def resolve(law: ScalingLaw | str | Path, *, also: Sequence[str] = ()) -> Scalin
     raise InputError(f"a law must be a name, a JSON file or an object with name and scale_factor(), got {law!r:.100}")
 
 
-def _by_name(name: str) -> ScalingLaw:
-    if name in NEEDS_NOTHING:
-        law: ScalingLaw = LAWS[name]()
-        return law
+def _refused(name: str) -> NoReturn:
+    """Raise the error of a law that a name alone does not describe."""
     if name in DERIVED:
         raise InputError(
             f"law {name!r} is measured on a model: derive it first (entropy-probe derive --method {name}) and pass its "
             "JSON file"
         )
-    raise InputError(f"law {name!r} needs numbers: pass the JSON file that contains them")
+    example = f", or a name such as {name}=1.5" if name in WITH_NUMBER else ""
+    raise InputError(f"law {name!r} needs numbers: pass the JSON file that contains them{example}")
 
 
 def _by_file(law: str | Path, also: Sequence[str]) -> ScalingLaw:
@@ -75,4 +76,5 @@ def _by_file(law: str | Path, also: Sequence[str]) -> ScalingLaw:
         return load_law(path)
     is_path = isinstance(law, Path) or path.suffix or len(path.parts) > 1
     cause = f"there is no file {str(law)!r:.200}" if is_path else f"unknown law {str(law)!r:.200}"
-    raise InputError(f"{cause}: give {', '.join([*NEEDS_NOTHING, *also])}, or the JSON file of a law")
+    numbers = [f"{name}=NUMBER" for name in WITH_NUMBER]
+    raise InputError(f"{cause}: give {', '.join([*NEEDS_NOTHING, *also, *numbers])}, or the JSON file of a law")

@@ -9,6 +9,7 @@ from entropy_probe.models.images import CaptionedImages, ImageFolder, to_tensor
 from entropy_probe.models.loading import REFERENCE, REFERENCES, load, quiet_libraries
 from entropy_probe.models.pipeline_call import check_call, describe, takes_prompt
 from entropy_probe.models.sampling import sample_images
+from entropy_probe.models.size_confounders import confounders
 from entropy_probe.models.sizes import (
     Layer,
     Size,
@@ -40,6 +41,7 @@ __all__ = [
     "check_safetensors_only",
     "check_size",
     "check_steps",
+    "confounders",
     "describe",
     "encode",
     "encode_with",

@@ -62,12 +62,14 @@ def run_settings(results: RunResults) -> dict[str, Any]:
         "dtype": manifest.dtype,
         "versions": manifest.versions,
         "hardware": manifest.hardware,
+        "confounders": manifest.confounders,
     }
 
 
 def run_facts(results: RunResults) -> dict[str, str]:
     """Return the settings of a run as text for the page."""
     known = run_settings(results)
+    others = "; ".join(for_html(f"{name} {value}") for name, value in known["confounders"].items())
     model, pipeline, weights = (for_html(known[name]) for name in ("model", "pipeline", "fingerprint"))
     return {
         "command": known["command"] or "called from Python",
@@ -83,6 +85,7 @@ def run_facts(results: RunResults) -> dict[str, str]:
         "dtype": for_html(known["dtype"]),
         "versions": ", ".join(for_html(f"{name} {number}") for name, number in known["versions"].items()),
         "hardware": for_html(known["hardware"]),
+        **({"also changes with the size": others} if others else {}),
     }
 
 

@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict
 
 from entropy_probe.errors import InputError
-from entropy_probe.laws import NEEDS_NOTHING, ScalingLaw, from_json, resolve, to_json
+from entropy_probe.laws import NEEDS_NOTHING, ScalingLaw, from_json, parameters, resolve
 from entropy_probe.models import Size
-from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, Side, from_strict_json
+from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, Side, from_strict_json, to_strict_json
 
 MAX_PROMPT_LENGTH = 10_000
 """Characters. Text encoders read less than a tenth of this."""
@@ -116,7 +116,7 @@ class Grid:
 
     def to_json(self) -> str:
         """Return the grid as JSON text."""
-        laws = [json.loads(to_json(law)) for law in self.laws]
+        laws = [_parameters(law) for law in self.laws]
         fields = {"prompts": self.prompts, "sizes": self.sizes, "seeds": self.seeds, "laws": laws}
         return json.dumps(fields, indent=2) + "\n"
 
@@ -176,10 +176,16 @@ def law_id(law: ScalingLaw) -> str:
     """
     if law.name in NEEDS_NOTHING:
         return law.name
-    fields = json.loads(to_json(law))
+    fields = _parameters(law)
     if "points" in fields:  # kappa is only a summary of the points: the same points are the same law
         fields = {name: value for name, value in fields.items() if not name.startswith("kappa")}
     return f"{law.name}-{_hash(json.dumps(fields))}"
+
+
+def _parameters(law: ScalingLaw) -> dict[str, Any]:
+    """Return the parameters of a law as JSON values, without the model that it was derived on."""
+    fields: dict[str, Any] = json.loads(to_strict_json(parameters(law)))
+    return fields
 
 
 def batches(cells: Sequence[Cell], limit: int, training_size: Size) -> Iterator[list[Cell]]:

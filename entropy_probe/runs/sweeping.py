@@ -22,6 +22,7 @@ from entropy_probe.models import (
     Size,
     check_call,
     check_size,
+    confounders,
     describe,
     fingerprint,
     fingerprint_version,
@@ -290,6 +291,7 @@ def _manifest(
         versions=versions(),
         hardware=hardware(),
         pipeline_kwargs=describe(pipeline_kwargs),
+        confounders=confounders(pipeline, grid.sizes),
     )
 
 
