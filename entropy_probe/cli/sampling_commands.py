@@ -139,7 +139,7 @@ def _analyse(
     law = derivation.law if derivation else None
     maps = entropy_maps(sampled, law)
     page = report(sampled, fitted, law, outcome, derivation=derivation, entropy_maps=maps, command=command_line())
-    print_report(page, page.save(sampled.run.path / "report.html"), as_json, messages)
+    print_report(page, page.save(sampled.run.path / "report.html", data=True), as_json, messages)
 
 
 @app.command(

@@ -209,7 +209,7 @@ def report(
     messages = Messages(quiet or as_json)
     sampled = open_for_report(out, model, device, messages)
     page = Report.of(sampled, command=command_line())
-    print_report(page, page.save(sampled.run.path / "report.html"), as_json, messages)
+    print_report(page, page.save(sampled.run.path / "report.html", data=True), as_json, messages)
 
 
 @app.command(

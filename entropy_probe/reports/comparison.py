@@ -35,8 +35,9 @@ from entropy_probe.reports import page
 from entropy_probe.reports.page import Shown
 from entropy_probe.reports.run_details import COMPARED_IMAGES
 from entropy_probe.reports.run_report import Report
+from entropy_probe.reports.saved_files import PAGE_MARK, SavedFile, write_files
 from entropy_probe.reports.sentences import factor_sentences, rise_with_interval
-from entropy_probe.runs import Manifest, open_location, write_atomically
+from entropy_probe.runs import Manifest, open_location
 from entropy_probe.strict_json import to_strict_json
 
 COMPARABLE = ("steps", "guidance_scale", "rows", "dtype", "training_size")
@@ -132,13 +133,13 @@ class RunComparison:
         return page.frame(self.html())
 
     def save(self, path: str | Path) -> Path:
-        """Write the page.
+        """Write the page. A page of this package that is there is replaced; another file is not.
 
         Raises:
-            InputError: if the folder cannot be written.
+            InputError: if the folder cannot be written, or the path is a file of somebody else.
         """
         target = open_location(path)
-        write_atomically(target, self.html().encode())
+        write_files({target: SavedFile(self.html().encode(), PAGE_MARK)})
         return target
 
     def to_json(self) -> str:
