@@ -62,12 +62,12 @@ def open_run(out: str, model: str | None, device: str) -> Sweep:
     Raises:
         InputError: if the folder is not a run, or its model cannot be loaded.
     """
-    from entropy_probe.runs import RunDirectory, Sweep, open_location
+    from entropy_probe.runs import RunDirectory, Sweep, locate_model, open_location
 
     run = RunDirectory(open_location(out))
     manifest = run.manifest()
     given = recorded_pipeline_kwargs(run.path) if manifest.pipeline_kwargs else {}
-    pipeline = load_pipeline(model or manifest.model, device, manifest.dtype)
+    pipeline = load_pipeline(model or locate_model(run.path, manifest), device, manifest.dtype)
     return Sweep.open(out, pipeline, pipeline_kwargs=given)
 
 
@@ -80,9 +80,10 @@ def open_for_report(out: str, model: str | None, device: str, messages: Messages
         InputError: if the folder is not a run, or its model cannot be loaded.
     """
     from entropy_probe.models import REFERENCES
-    from entropy_probe.runs import RunDirectory, Sweep, open_location
+    from entropy_probe.runs import RunDirectory, Sweep, locate_model, open_location
 
-    name = RunDirectory(open_location(out)).manifest().model
+    run = RunDirectory(open_location(out))
+    name = locate_model(run.path, run.manifest())
     if model or name in REFERENCES or is_folder(name):
         return open_run(out, model, device)
     messages.print(f"no entropy maps: the model {name!r} is not on this machine; name it with --model to sample them")

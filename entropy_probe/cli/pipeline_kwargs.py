@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,9 @@ import yaml
 from entropy_probe.errors import InputError
 from entropy_probe.paths import is_file
 from entropy_probe.strict_json import read_bounded
+
+FILE = "pipeline-kwargs.yaml"
+"""Name of the file in a run directory."""
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 """Values that end with one of these are names of image files."""
@@ -38,9 +44,48 @@ def read_pipeline_kwargs(path: Path | None) -> dict[str, Any]:
 def recorded_pipeline_kwargs(run: Path) -> dict[str, Any]:
     """Return the arguments in the file that the config.yaml of a run directory names; none if it names no file."""
     path = run / "config.yaml"
-    recorded = yaml.safe_load(read_bounded(path)) if is_file(path) else None
+    recorded = yaml.safe_load(read_bounded(path)) if path.exists() else None
     name = recorded.get("pipeline-kwargs") if isinstance(recorded, dict) else None
-    return read_pipeline_kwargs(Path(name)) if isinstance(name, str) else {}
+    return read_pipeline_kwargs(run / name) if isinstance(name, str) else {}
+
+
+def save_pipeline_kwargs(run: Path, given: Mapping[str, Any]) -> str | None:
+    """Write arguments and their images into a run directory, so that it needs no other files.
+
+    Args:
+        run: the run directory.
+        given: the arguments, as `read_pipeline_kwargs` returns them.
+
+    Returns:
+        The name of the file in the run directory; None without arguments.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     name = save_pipeline_kwargs(Path(folder), {"strength": 0.5})
+    ...     read_pipeline_kwargs(Path(folder) / name)
+    {'strength': 0.5}
+    """
+    from PIL import Image
+
+    from entropy_probe.runs import write_atomically
+
+    if not given:
+        return None
+    count = itertools.count(1)
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        if not isinstance(value, Image.Image):
+            return value
+        name, content = f"pipeline-kwargs-{next(count)}.png", io.BytesIO()
+        value.save(content, format="PNG")
+        write_atomically(run / name, content.getvalue())
+        return name
+
+    text = yaml.safe_dump({name: plain(value) for name, value in given.items()}, sort_keys=False, allow_unicode=True)
+    write_atomically(run / FILE, text.encode())
+    return FILE
 
 
 def _value(value: Any, folder: Path) -> Any:

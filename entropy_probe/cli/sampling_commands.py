@@ -119,7 +119,7 @@ def run(
         return
     sampled = sample_grid(pipeline, store=out, model=model, engine=choice.engine, progress=messages.progress, **grid)
     extra = {"laws": laws, "metrics": metrics, "images": images, "rounds": max_rounds}
-    save_config(context, sampled, device, **extra, **{"pipeline-kwargs": pipeline_kwargs})
+    save_config(context, sampled, device, **extra)
     _analyse(sampled, laws, max_rounds, scorer, as_json, messages)
 
 
@@ -192,7 +192,7 @@ def sweep(
     sampled = sample_grid(
         pipeline, store=out, model=model, shard=part, engine=choice.engine, progress=messages.progress, **grid
     )
-    save_config(context, sampled, device, **{"pipeline-kwargs": pipeline_kwargs})
+    save_config(context, sampled, device)
     if as_json:
         print_json({"run": str(out), "cells": len(sampled.grid)})
     messages.print(f"{len(sampled.grid)} cells in {out}")

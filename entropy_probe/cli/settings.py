@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from entropy_probe.cli.parsing import parse_names
+from entropy_probe.cli.pipeline_kwargs import save_pipeline_kwargs
 from entropy_probe.paths import is_file, is_folder
 
 if TYPE_CHECKING:
     from entropy_probe.runs import Sweep
+
+RELATIVE = {"pipeline-kwargs", "images"}
+"""Settings with a path that may be next to the config file. A run directory with its files can then be moved."""
 
 
 def apply_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -40,6 +44,9 @@ def apply_config(context: typer.Context, path: Path | None) -> Path | None:
         return ""
 
     settings = read_config(path, _known_settings(context), check)
+    for name in RELATIVE & settings.keys():
+        if is_file(beside := path.parent / settings[name]) or is_folder(beside):
+            settings[name] = str(beside)
     context.default_map = {parameters[name]: text for name, text in settings.items() if name in parameters}
     return path
 
@@ -74,9 +81,10 @@ def save_config(context: typer.Context, sampled: Sweep, device: str, **settings:
     if "metrics" in settings:
         names = parse_names(settings["metrics"])
         settings["metrics"] = ",".join(_absolute(name, (*NAMED, "auto", "none")) for name in names)
-    for name in ("images", "pipeline-kwargs"):
-        if settings.get(name):
-            settings[name] = _absolute(settings[name])
+    if settings.get("images"):
+        settings["images"] = _absolute(settings["images"])
+    if sampled.pipeline_kwargs:
+        settings["pipeline-kwargs"] = save_pipeline_kwargs(sampled.run.path, sampled.pipeline_kwargs)
     merged = {**earlier, **resolved, **settings}
     sampled.run.write(path.name, to_yaml({name: value for name, value in merged.items() if value is not None}))
 

@@ -102,8 +102,8 @@ class Report(RunResults):
                 if (self.sweep.run.path / "config.yaml").exists()
                 else "",
                 remark=missing_parts(self),
-                files="entropy-probe report, or save(path, data=True), also writes records.parquet (every measurement), "
-                "summary.csv and report.json next to this page.",
+                files="entropy-probe report, or save(path, data=True), writes records.parquet (every measurement), "
+                "summary.csv and report.json.",
             )
         )
 

@@ -36,6 +36,7 @@ class Manifest:
         versions: versions of the libraries that the run was started with.
         hardware: device that the run was started on.
         pipeline_kwargs: description, with a hash, of each further argument of the pipeline's call.
+        model_from_run: path of the model relative to the run directory; empty if it is not a local path.
         format: version of the layout.
     """
 
@@ -53,6 +54,7 @@ class Manifest:
     versions: Annotated[dict[_Name, _Name], Field(max_length=100)]
     hardware: _Name
     pipeline_kwargs: Annotated[dict[_Name, _Name], Field(max_length=100)] = field(default_factory=dict)
+    model_from_run: Annotated[str, Field(max_length=4096)] = ""
     format: int = FORMAT
 
     _IDENTITY = ("fingerprint", "dtype", "steps", "guidance_scale", "rows", "scale_factors", "pipeline_kwargs")

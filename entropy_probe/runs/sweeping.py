@@ -36,6 +36,7 @@ from entropy_probe.runs.environment import hardware, versions
 from entropy_probe.runs.files import open_location
 from entropy_probe.runs.grid import Grid
 from entropy_probe.runs.manifest import Manifest
+from entropy_probe.runs.model_location import name_model, path_from_run
 from entropy_probe.runs.ray_engine import RayEngine
 from entropy_probe.runs.scheduling import sample_missing
 from entropy_probe.views import Viewed
@@ -189,6 +190,7 @@ def sweep(
     manifest = _manifest(pipeline, grid, steps, guidance_scale, model, rows, scale_factors, given, version)
     temporary = tempfile.TemporaryDirectory(prefix="entropy-probe-") if store is None else None
     run = RunDirectory(open_location(temporary.name if temporary else store or ""))
+    manifest = replace(manifest, model_from_run=path_from_run(manifest.model, run.path))
     run.create(manifest)
     run.write("grid.json", grid.to_json())
     sample_missing(
@@ -278,7 +280,7 @@ def _manifest(
     check_call(pipeline, grid.sizes, pipeline_kwargs)
     sampling = sampling_settings(pipeline, steps, guidance_scale)
     return Manifest(
-        model=model or str(getattr(pipeline, "name_or_path", "") or type(pipeline).__name__),
+        model=name_model(model, pipeline),
         fingerprint=fingerprint(pipeline, version),
         pipeline=type(pipeline).__name__,
         dtype=str(find_denoiser(pipeline).dtype).removeprefix("torch."),
