@@ -80,6 +80,8 @@ def training_latents(denoiser: nn.Module, pipeline: Any = None) -> Latents | Non
 def configured_size(denoiser: nn.Module) -> tuple[int, int] | None:
     """Return the training height and width of a denoiser's configuration, in latent pixels; None if it has none.
 
+    The `image_size` of a vision transformer counts too. Its latent pixels are pixels.
+
     >>> from types import SimpleNamespace
     >>> denoiser = nn.Identity()
     >>> denoiser.config = SimpleNamespace(sample_size=64)
@@ -87,12 +89,27 @@ def configured_size(denoiser: nn.Module) -> tuple[int, int] | None:
     (64, 64)
     """
     config = getattr(denoiser, "config", None)
-    size = getattr(config, "sample_size", None) or (
-        getattr(config, "sample_height", None),
-        getattr(config, "sample_width", None),
+    size = (
+        getattr(config, "sample_size", None)
+        or _image_size(config)
+        or (
+            getattr(config, "sample_height", None),
+            getattr(config, "sample_width", None),
+        )
     )
     height, width = (size, size) if isinstance(size, int) else (size[-2], size[-1])
     return None if height is None or width is None else (int(height), int(width))
+
+
+def _image_size(config: Any) -> int | tuple[int, int] | None:
+    """Return the training size of a vision transformer, in pixels, which are the latents that it takes."""
+    size = getattr(config, "image_size", None)
+    if getattr(config, "patch_size", None) is None or isinstance(size, bool):
+        return None
+    if isinstance(size, int):
+        return size
+    is_pair = isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size)
+    return (size[0], size[1]) if is_pair else None
 
 
 def default_size(pipeline: Any) -> tuple[int, int] | None:

@@ -5,7 +5,7 @@ The model's attention hooks are the only record of an attached law; there is no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,10 +25,10 @@ from entropy_probe.errors import InputError
 from entropy_probe.interruption import delay_interrupt
 from entropy_probe.laws.formulas import ScalingLaw
 from entropy_probe.laws.resolving import resolve
-from entropy_probe.laws.scaling import Scaling
+from entropy_probe.laws.scaling import Scaling, TrainingTokens
 
 
-def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[str, int] | None = None) -> Scaling:
+def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: TrainingTokens | None = None) -> Scaling:
     """Multiply the logits of a model's visual attention by the g of a law, until `remove` is called.
 
     Self-attention and joint attention are scaled; cross-attention and temporal attention are not. N and T count image
@@ -39,7 +39,7 @@ def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[
     Args:
         model: a diffusers pipeline or a torch module.
         law: a scaling law, its name, or the path of its JSON file.
-        training_tokens: T per layer, if the model's configuration does not have it.
+        training_tokens: T of every layer as one number, or T per layer, if the model's configuration does not have it.
 
     Returns:
         The law with the list of what it scales, which grows while the model runs.
@@ -53,7 +53,7 @@ def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[
     ...     def forward(self, query, key):
     ...         return torch.nn.functional.scaled_dot_product_attention(query, key, key)
     >>> model = Attention()
-    >>> scaling = apply(model, "paper", training_tokens={"": 64})
+    >>> scaling = apply(model, "paper", training_tokens=64)
     >>> applied(model)
     Paper()
     >>> remove(model)
@@ -62,12 +62,13 @@ def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[
 
 
 def _apply(
-    model: Any, law: ScalingLaw | str | Path, training_tokens: Mapping[str, int] | None
+    model: Any, law: ScalingLaw | str | Path, training_tokens: TrainingTokens | None
 ) -> tuple[Observer, Scaling]:
     """Apply a law; see `apply`. Return the observer that scales, and the law with what it scales."""
     check_unscaled(model)
-    scaling, denoiser = Scaling(resolve(law), training_tokens or {}), find_denoiser(model)
-    _check_names(denoiser, scaling.training_tokens)
+    given = {} if training_tokens is None else training_tokens
+    scaling, denoiser = Scaling(resolve(law), given), find_denoiser(model)
+    _check_training_tokens(denoiser, given)
     return observe(model, scaling, after_discovery=partial(scaling.warn_of_unscaled, model, denoiser)), scaling
 
 
@@ -98,7 +99,7 @@ def check_unscaled(model: Any) -> None:
 
 @contextmanager
 def scaled(
-    model: Any, law: ScalingLaw | str | Path, *, training_tokens: Mapping[str, int] | None = None
+    model: Any, law: ScalingLaw | str | Path, *, training_tokens: TrainingTokens | None = None
 ) -> Iterator[Scaling]:
     """Apply a law inside a `with` block, then remove it. The arguments and the result are those of `apply`.
 
@@ -130,7 +131,13 @@ def scaled(
                 stop_observing(observer)
 
 
-def _check_names(denoiser: nn.Module, training_tokens: Mapping[str, int]) -> None:
+def _check_training_tokens(denoiser: nn.Module, training_tokens: TrainingTokens) -> None:
+    """Check that T is a positive integer, and that the layers of a mapping exist."""
+    values = [training_tokens] if isinstance(training_tokens, int) else [*training_tokens.values()]
+    if wrong := [value for value in values if isinstance(value, bool) or value < 1]:
+        raise InputError(f"training_tokens must be a positive number of tokens, got {wrong[0]!r}: pass T of the layers")
+    if isinstance(training_tokens, int):
+        return
     names = [name for name, _ in denoiser.named_modules()]
     if unknown := [name for name in training_tokens if name not in names]:
         known = ", ".join(map(repr, attention_layers(denoiser) or names))

@@ -18,6 +18,9 @@ from entropy_probe.laws.formulas import Constant, Original, ScalingLaw
 MAX_FACTOR = 1e6
 """A larger scale factor can only come from a damaged law."""
 
+TrainingTokens = Mapping[str, int] | int
+"""T per layer, or one number for every layer."""
+
 
 @dataclass(eq=False, repr=False)
 class Scaling:
@@ -25,13 +28,13 @@ class Scaling:
 
     Attributes:
         law: the law.
-        training_tokens: T per layer, as the user gave it.
+        training_tokens: T per layer, or of every layer, as the user gave it.
         unscaled: the reason for each attention layer that ran, and that the law could not scale. It is complete
             after the first forward pass of a size. Cross-attention and temporal attention are not listed.
     """
 
     law: ScalingLaw
-    training_tokens: Mapping[str, int] = field(default_factory=dict)
+    training_tokens: TrainingTokens = field(default_factory=dict)
     unscaled: dict[str, str] = field(default_factory=dict, init=False)
     _scaled: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict, init=False)
     _others: set[str] = field(default_factory=set, init=False)
@@ -44,6 +47,10 @@ class Scaling:
     def scale_factor(self, layer: str, tokens: int, training_tokens: int) -> float:
         """Return the g of the law."""
         return self.law.scale_factor(layer, tokens, training_tokens)
+
+    def _given(self, layer: str) -> int | None:
+        """Return the T that the user gave for a layer."""
+        return self.training_tokens if isinstance(self.training_tokens, int) else self.training_tokens.get(layer)
 
     def frame(self) -> pd.DataFrame:
         """Return what the law has scaled so far: one row per layer and number of tokens.
@@ -67,24 +74,25 @@ class Scaling:
 
     def __call__(self, call: AttentionCall) -> float | None:
         """Return the g of an attention call; None to leave it unchanged."""
-        explicit = call.kind == "unknown" and call.layer in self.training_tokens
+        given = self._given(call.layer)
+        explicit = call.kind == "unknown" and given is not None
         if not explicit and call.kind == "unknown" and not self.training_tokens and call.forward.trained is None:
             raise InputError(
                 f"the tokens of layer {call.layer!r} could not be related to an image, and the model has no training "
-                "size: pass training_tokens={layer: T} for the layers to scale"
+                "size: pass training_tokens=T, or {layer: T} for the layers to scale"
             )
         if not call.visual and not explicit:
             self._others.add(f"{call.axes} {call.kind}" if call.axes != "spatial" else call.kind)
             return None
         if isinstance(self.law, Original):
             return None
-        known = trained = self.training_tokens.get(call.layer, call.training_tokens)
+        known = trained = call.training_tokens if given is None else given
         if trained is None and isinstance(self.law, Constant):  # the same g at every size
             trained = call.tokens
         if trained is None:
             raise InputError(
                 f"the number of tokens of layer {call.layer!r} at the training size is unknown: "
-                "pass training_tokens={layer: T}"
+                "pass training_tokens=T, or {layer: T}"
             )
         scale_factor = self.law.scale_factor(call.layer, call.tokens, trained)
         if not abs(scale_factor) <= MAX_FACTOR:  # also for NaN
@@ -107,7 +115,7 @@ class Scaling:
         invisible = dict.fromkeys(unseen.layers, "it did not call torch's scaled_dot_product_attention")
         unread = {layer: reason for layer, reason in observer.unread}
         unread |= dict.fromkeys(
-            sorted(observer.unknown - self.training_tokens.keys()),
+            sorted(layer for layer in observer.unknown if self._given(layer) is None),
             "its number of tokens has no relation to the image that could be found; pass training_tokens={layer: T} to "
             "scale it",
         )
