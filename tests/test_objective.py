@@ -3,7 +3,6 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler, EDMEulerScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
-
 from families.pipelines import flux
 
 from entropy_probe.errors import InputError
@@ -122,9 +121,7 @@ def test_images_keep_their_captions_when_encoded_in_batches(tiny_pipeline, monke
 def test_loss_refuses_flux_which_packs_its_latents():
     torch.manual_seed(0)
     images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
-    with pytest.raises(
-        InputError, match=r"the denoising loss of FluxPipeline is not supported: its denoiser takes \(2, "
-    ):
+    with pytest.raises(InputError, match="loss of FluxPipeline is not supported: its denoiser takes"):
         objective(flux(), images, ["a", "b"])
 
 

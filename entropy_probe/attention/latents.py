@@ -89,14 +89,8 @@ def configured_size(denoiser: nn.Module) -> tuple[int, int] | None:
     (64, 64)
     """
     config = getattr(denoiser, "config", None)
-    size = (
-        getattr(config, "sample_size", None)
-        or _image_size(config)
-        or (
-            getattr(config, "sample_height", None),
-            getattr(config, "sample_width", None),
-        )
-    )
+    named = getattr(config, "sample_height", None), getattr(config, "sample_width", None)
+    size: Any = getattr(config, "sample_size", None) or _image_size(config) or named
     height, width = (size, size) if isinstance(size, int) else (size[-2], size[-1])
     return None if height is None or width is None else (int(height), int(width))
 
