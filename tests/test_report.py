@@ -434,7 +434,7 @@ def test_verdict_states_the_numbers(full):
     assert f"When the token count doubles, attention entropy rises by {rise:.2f} nats (95 % interval" in text
     assert "Its 95 % interval excludes 1" in text
     paper = np.sqrt(np.log(96) / np.log(256))  # 2 of 3 layers have T = 256, and 96 tokens at 32 x 48
-    median = "a scale factor g of 0.40 in the median layer (0.40 over the layers)"
+    median = "a scale factor g of at most 0.40 in the median layer (at most 0.40 over the layers)"
     assert f"At 32x48 px (N/T = 0.375), the measured law has {median}; the paper's law has {paper:.2f}." in text
     assert "At 128 px (N/T = 4), the measured law has a scale factor g of 1.90" in text
     assert "kappa" not in text

@@ -103,7 +103,7 @@ def _image_size(config: Any) -> int | tuple[int, int] | None:
     if isinstance(size, int):
         return size
     is_pair = isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size)
-    return (size[0], size[1]) if is_pair else None
+    return (int(size[0]), int(size[1])) if is_pair and size is not None else None
 
 
 def default_size(pipeline: Any) -> tuple[int, int] | None:

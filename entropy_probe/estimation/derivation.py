@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pandas as pd
 from pydantic import ConfigDict
 
@@ -18,7 +19,17 @@ from entropy_probe.errors import InputError
 from entropy_probe.estimation.calibration import ALL_LAYERS, Calibration, calibrate
 from entropy_probe.estimation.refinement import Refined, Round, knots, refine
 from entropy_probe.estimation.regression import Tokens, layer_means
-from entropy_probe.laws import DERIVED, Gaussian, Measured, ScalingLaw, from_json, to_json
+from entropy_probe.laws import (
+    DERIVED,
+    Bound,
+    Gaussian,
+    Measured,
+    ScalingLaw,
+    bound_between,
+    factor_bound,
+    from_json,
+    to_json,
+)
 from entropy_probe.models import CaptionedImages, Size
 from entropy_probe.paths import is_file
 from entropy_probe.runs import Grid, Sweep
@@ -156,6 +167,14 @@ class Derivation(Viewed):
     def scale_factor(self, layer: str, tokens: int, training_tokens: int) -> float:
         """Return the g of the law; see `laws.ScalingLaw`."""
         return self.law.scale_factor(layer, tokens, training_tokens)
+
+    def factor_bound(self, layer: str, tokens: int, training_tokens: int) -> Bound:
+        """Return whether g is only a bound; see `laws.factor_bound`."""
+        own = self.factors[self.factors["layer"] == layer]
+        if own.empty:
+            return factor_bound(self.law, layer, tokens, training_tokens)
+        ratios = np.log(own["tokens"].to_numpy(float) / own["training_tokens"].to_numpy(float))
+        return bound_between([*zip(ratios, own["bound"], strict=True)], math.log(tokens / training_tokens))
 
     def to_json(self) -> str:
         """Return JSON text: the law as `laws.to_json` writes it, and the derivation under the key `derivation`."""

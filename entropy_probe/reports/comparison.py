@@ -72,7 +72,7 @@ class RunComparison:
         )
         for name, run in self.runs.items():
             if run.law:
-                sentences += [f"{name}: {line}" for line in factor_sentences(run.law, run.frame)]
+                sentences += [f"{name}: {line}" for line in factor_sentences(run.law, run.frame, run.derivation)]
         sentences += [
             f"{name}: {line}" for name, run in self.runs.items() if run.outcome for line in run.outcome.verdict()
         ]
@@ -89,16 +89,16 @@ class RunComparison:
         return pd.DataFrame(rows)
 
     def factors(self) -> pd.DataFrame:
-        """Return g of every layer at N/T = 4: `run`, `layer`, `value`, `low`, `high`, `se` (all NaN).
+        """Return g of every layer at N/T = 4: `run`, `layer`, `value`, `low`, `high`, `se` (all NaN), `bound`.
 
         Runs without a derived law are left out, so the table can be empty.
         """
         parts = [
-            law_factors(run.law, [4.0]).rename(columns={"scale_factor": "value"}).assign(run=name)
+            law_factors(run.derivation or run.law, [4.0]).rename(columns={"scale_factor": "value"}).assign(run=name)
             for name, run in self.runs.items()
             if run.law
         ]
-        columns = ["run", "layer", "value", "low", "high", "se"]
+        columns = ["run", "layer", "value", "low", "high", "se", "bound"]
         table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
         return table.reindex(columns=columns).astype({"low": float, "high": float, "se": float})
 
@@ -331,7 +331,11 @@ def _short(table: pd.DataFrame) -> pd.DataFrame:
 
 def _wide(table: pd.DataFrame) -> pd.DataFrame:
     """Return values with their errors: a row per layer, a column per run."""
-    texts = [with_error(value, error) for value, error in zip(table["value"], table["se"], strict=True)]
+    bounds = table["bound"] if "bound" in table else [""] * len(table)
+    texts = [
+        f"{bound} {with_error(value, error)}".strip()
+        for value, error, bound in zip(table["value"], table["se"], bounds, strict=True)
+    ]
     wide = _short(table).assign(text=texts).pivot(index="layer", columns="run", values="text")
     order = dict.fromkeys(_short(table)["layer"])
     return (

@@ -49,6 +49,10 @@ def locate_model(run: Path, manifest: Manifest) -> str:
     Args:
         run: the run directory.
         manifest: its manifest.
+
+    >>> from types import SimpleNamespace
+    >>> locate_model(Path("my-run"), SimpleNamespace(model="owner/model", model_from_run=""))
+    'owner/model'
     """
     name = manifest.model
     if name in REFERENCES or (Path(name).is_absolute() and exists(name)) or not isinstance(run, Path):
