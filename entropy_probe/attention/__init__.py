@@ -2,6 +2,7 @@
 
 from entropy_probe.attention.call import AttentionCall, Forward
 from entropy_probe.attention.capturing import capture, select_layers
+from entropy_probe.attention.clip_length import check_frames, default_frames
 from entropy_probe.attention.denoiser import attention_layers, find_denoiser
 from entropy_probe.attention.grid import TokenGrid, token_grid
 from entropy_probe.attention.latents import Latents, configured_size, default_size
@@ -24,8 +25,10 @@ __all__ = [
     "attention_calls",
     "attention_layers",
     "capture",
+    "check_frames",
     "companions",
     "configured_size",
+    "default_frames",
     "default_size",
     "find_denoiser",
     "find_unseen",

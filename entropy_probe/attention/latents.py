@@ -48,7 +48,7 @@ def find_latents(denoiser: nn.Module, arguments: Mapping[str, Any]) -> Latents |
     Latents(height=32, width=48, patch=1, frames=1, others=0, before=0)
     """
     config = getattr(denoiser, "config", None)
-    patch, patch_frames = _patch(config)
+    patch, patch_frames = patch_sizes(config)
     for name, value in arguments.items():
         shape = None if "mask" in name else _first_shape(value)
         if shape is not None and len(shape) == 4 and isinstance(value, Tensor):
@@ -74,7 +74,7 @@ def training_latents(denoiser: nn.Module, pipeline: Any = None) -> Latents | Non
     """Return the training size, from the denoiser's configuration, or else from the default size of its pipeline."""
     config = getattr(denoiser, "config", None)
     size = configured_size(denoiser) or _default_latents(config, pipeline)
-    return None if size is None else Latents(*size, _patch(config)[0])
+    return None if size is None else Latents(*size, patch_sizes(config)[0])
 
 
 def configured_size(denoiser: nn.Module) -> tuple[int, int] | None:
@@ -184,7 +184,7 @@ def _packing(config: Any, autoencoder: Any) -> int:
     return 2 if packed and channels and packed >= 4 * channels else 1
 
 
-def _patch(config: Any) -> tuple[int, int]:
+def patch_sizes(config: Any) -> tuple[int, int]:
     """Return the latent pixels and latent frames per token, from the names that families give them."""
     size = getattr(config, "patch_size", None) or next(iter(getattr(config, "all_patch_size", None) or ()), 1)
     frames = getattr(config, "patch_size_t", None)

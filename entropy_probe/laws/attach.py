@@ -16,6 +16,7 @@ from torch import nn
 from entropy_probe.attention import (
     Observer,
     attention_layers,
+    check_frames,
     find_denoiser,
     interception_of,
     observe,
@@ -25,10 +26,16 @@ from entropy_probe.errors import InputError
 from entropy_probe.interruption import delay_interrupt
 from entropy_probe.laws.formulas import ScalingLaw
 from entropy_probe.laws.resolving import resolve
-from entropy_probe.laws.scaling import Scaling, TrainingTokens
+from entropy_probe.laws.scaling import Scaling, TrainingTokens, check_positive
 
 
-def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: TrainingTokens | None = None) -> Scaling:
+def apply(
+    model: Any,
+    law: ScalingLaw | str | Path,
+    *,
+    training_tokens: TrainingTokens | None = None,
+    training_frames: int | None = None,
+) -> Scaling:
     """Multiply the logits of a model's visual attention by the g of a law, until `remove` is called.
 
     Self-attention and joint attention are scaled; cross-attention and temporal attention are not. N and T count image
@@ -40,6 +47,7 @@ def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: Training
         model: a diffusers pipeline or a torch module.
         law: a scaling law, its name, or the path of its JSON file.
         training_tokens: T of every layer as one number, or T per layer, if the model's configuration does not have it.
+        training_frames: for videos, the number of frames that the model was trained on; see `attention.capture`.
 
     Returns:
         The law with the list of what it scales, which grows while the model runs.
@@ -58,18 +66,20 @@ def apply(model: Any, law: ScalingLaw | str | Path, *, training_tokens: Training
     Paper()
     >>> remove(model)
     """
-    return _apply(model, law, training_tokens)[1]
+    return _apply(model, law, training_tokens, training_frames)[1]
 
 
 def _apply(
-    model: Any, law: ScalingLaw | str | Path, training_tokens: TrainingTokens | None
+    model: Any, law: ScalingLaw | str | Path, training_tokens: TrainingTokens | None, training_frames: int | None
 ) -> tuple[Observer, Scaling]:
     """Apply a law; see `apply`. Return the observer that scales, and the law with what it scales."""
     check_unscaled(model)
+    check_frames(training_frames)
     given = {} if training_tokens is None else training_tokens
     scaling, denoiser = Scaling(resolve(law), given), find_denoiser(model)
     _check_training_tokens(denoiser, given)
-    return observe(model, scaling, after_discovery=partial(scaling.warn_of_unscaled, model, denoiser)), scaling
+    notice = partial(scaling.warn_of_unscaled, model, denoiser)
+    return observe(model, scaling, after_discovery=notice, training_frames=training_frames), scaling
 
 
 def remove(model: Any) -> None:
@@ -99,7 +109,11 @@ def check_unscaled(model: Any) -> None:
 
 @contextmanager
 def scaled(
-    model: Any, law: ScalingLaw | str | Path, *, training_tokens: TrainingTokens | None = None
+    model: Any,
+    law: ScalingLaw | str | Path,
+    *,
+    training_tokens: TrainingTokens | None = None,
+    training_frames: int | None = None,
 ) -> Iterator[Scaling]:
     """Apply a law inside a `with` block, then remove it. The arguments and the result are those of `apply`.
 
@@ -121,7 +135,7 @@ def scaled(
     observer = None
     try:
         with delay_interrupt():  # otherwise the observer might never be stopped
-            observer, scaling = _apply(model, law, training_tokens)
+            observer, scaling = _apply(model, law, training_tokens, training_frames)
         yield scaling
     finally:
         if observer is not None:
@@ -132,11 +146,9 @@ def scaled(
 
 
 def _check_training_tokens(denoiser: nn.Module, training_tokens: TrainingTokens) -> None:
-    """Check that T is a positive integer, and that the layers of a mapping exist."""
-    values = [training_tokens] if isinstance(training_tokens, int) else [*training_tokens.values()]
-    if wrong := [value for value in values if isinstance(value, bool) or value < 1]:
-        raise InputError(f"training_tokens must be a positive number of tokens, got {wrong[0]!r}: pass T of the layers")
+    """Check that one number is positive, or that the layers of a mapping exist."""
     if isinstance(training_tokens, int):
+        check_positive(training_tokens)
         return
     names = [name for name, _ in denoiser.named_modules()]
     if unknown := [name for name in training_tokens if name not in names]:

@@ -22,6 +22,14 @@ TrainingTokens = Mapping[str, int] | int
 """T per layer, or one number for every layer."""
 
 
+def check_positive(training_tokens: int) -> None:
+    """Raise InputError if T is not a positive number."""
+    if isinstance(training_tokens, bool) or training_tokens < 1:
+        raise InputError(
+            f"training_tokens must be a positive number of tokens, got {training_tokens!r}: pass T of the layers"
+        )
+
+
 @dataclass(eq=False, repr=False)
 class Scaling:
     """A law that is applied to a model, and what it has scaled. It has the name and the factors of its law.
@@ -86,6 +94,8 @@ class Scaling:
             return None
         if isinstance(self.law, Original):
             return None
+        if given is not None:
+            check_positive(given)
         known = trained = call.training_tokens if given is None else given
         if trained is None and isinstance(self.law, Constant):  # the same g at every size
             trained = call.tokens

@@ -7,8 +7,9 @@ from entropy_probe.models.failures import is_out_of_memory
 from entropy_probe.models.fingerprints import FINGERPRINT_VERSION, fingerprint, fingerprint_version
 from entropy_probe.models.images import CaptionedImages, ImageFolder, to_tensor
 from entropy_probe.models.loading import REFERENCE, REFERENCES, load, quiet_libraries
+from entropy_probe.models.outputs import Clip, clips, from_png, middle, to_png
 from entropy_probe.models.pipeline_call import check_call, describe, takes_prompt
-from entropy_probe.models.sampling import sample_images
+from entropy_probe.models.sampling import sample_clips, sample_images
 from entropy_probe.models.sizes import (
     Layer,
     Size,
@@ -30,6 +31,7 @@ __all__ = [
     "REFERENCE",
     "REFERENCES",
     "CaptionedImages",
+    "Clip",
     "ImageFolder",
     "Layer",
     "Objective",
@@ -40,25 +42,30 @@ __all__ = [
     "check_safetensors_only",
     "check_size",
     "check_steps",
+    "clips",
     "describe",
     "encode",
     "encode_with",
     "fingerprint",
     "fingerprint_version",
     "format_size",
+    "from_png",
     "is_out_of_memory",
     "layers",
     "load",
     "load_complete",
+    "middle",
     "objective",
     "parse_size",
     "pixels_per_latent",
     "quiet_libraries",
+    "sample_clips",
     "sample_images",
     "sampling_defaults",
     "sampling_settings",
     "short_name",
     "takes_prompt",
+    "to_png",
     "to_tensor",
     "training_size",
     "training_tokens",

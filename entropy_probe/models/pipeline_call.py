@@ -92,6 +92,7 @@ def call_arguments(
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
         "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+        "output_type": "pil",
     }
     return {
         **{name: value for name, value in usual.items() if name in known},

@@ -41,6 +41,9 @@ class Layer:
         head_width: dimension of one head.
         key_tokens: number of keys.
         grid: grid of the image tokens; None for cross-attention.
+        training_tokens: T of the scaling laws: image tokens at the training size, and at the training length of videos
+            if the attention spans frames. None for cross-attention, and if the training size is unknown.
+        axes: what one attention spans: `spatial`, `temporal` or `spatio-temporal`.
     """
 
     name: str
@@ -49,11 +52,8 @@ class Layer:
     head_width: int
     key_tokens: int
     grid: TokenGrid | None
-
-    @property
-    def training_tokens(self) -> int | None:
-        """Number of image tokens in one frame: T of the scaling laws. None for cross-attention."""
-        return None if self.grid is None else self.grid.tokens
+    training_tokens: int | None = None
+    axes: str = "spatial"
 
 
 _REDUCTIONS = (
@@ -237,7 +237,10 @@ def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
     def note(call: AttentionCall) -> None:
         grid = call.grid if call.visual else None
         _, heads, _, head_width = call.query.shape
-        found.setdefault(call.layer, Layer(call.layer, call.kind, heads, head_width, call.key.shape[2], grid))
+        found.setdefault(
+            call.layer,
+            Layer(call.layer, call.kind, heads, head_width, call.key.shape[2], grid, call.training_tokens, call.axes),
+        )
 
     def stop(*_: object) -> None:
         raise _FirstCallError
@@ -317,10 +320,10 @@ def _short(pipeline: Any, size: Size) -> dict[str, Any]:
 
 
 def training_tokens(pipeline: Any) -> dict[str, int]:
-    """Return T of every visual attention layer: its tokens at the training size, in one frame of a video.
+    """Return T of every visual attention layer: its tokens at the training size.
 
-    Use it as the argument `training_tokens` of `laws.scaled` for images. Omit that argument for videos: T then counts
-    the frames of each call.
+    For videos, T also counts the frames of the training length, in layers whose attention spans frames. The training
+    length is the number of frames that the pipeline samples by default.
 
     >>> import entropy_probe as ep
     >>> sorted(set(training_tokens(ep.reference.load()).values()))

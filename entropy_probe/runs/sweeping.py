@@ -19,6 +19,7 @@ from entropy_probe.errors import InputError
 from entropy_probe.laws import ScalingLaw, check_unscaled
 from entropy_probe.models import (
     FINGERPRINT_VERSION,
+    Clip,
     Size,
     check_call,
     check_size,
@@ -26,6 +27,7 @@ from entropy_probe.models import (
     fingerprint,
     fingerprint_version,
     format_size,
+    from_png,
     sampling_settings,
     takes_prompt,
     training_size,
@@ -125,7 +127,7 @@ class Sweep(Viewed):
         return cls(grid, run, manifest, pipeline, pipeline_kwargs=pipeline_kwargs or {})
 
     def image(self, prompt: str, size: Size, seed: int, law: str = "original") -> Image.Image:
-        """Return the image of a cell.
+        """Return the image of a cell; of a video, its middle frame.
 
         Args:
             prompt: text.
@@ -139,6 +141,14 @@ class Sweep(Viewed):
         path = self.run.image_path(self.grid.cell(prompt, size, seed, law))
         with Image.open(io.BytesIO(path.read_bytes())) as image:
             return image.convert("RGB")
+
+    def frames(self, prompt: str, size: Size, seed: int, law: str = "original") -> Clip:
+        """Return the frames of the video of a cell; one frame for an image. The arguments are those of `image`.
+
+        Raises:
+            InputError: if the grid does not have the cell.
+        """
+        return from_png(self.run.image_path(self.grid.cell(prompt, size, seed, law)).read_bytes())
 
 
 @renamed_arguments(multipliers="scale_factors")
