@@ -103,10 +103,14 @@ def _sample_batch(
     pipeline: Any, cells: list[Cell], law: ScalingLaw, manifest: Manifest, pipeline_kwargs: Mapping[str, Any] | None
 ) -> list[SampledCell]:
     size = cells[0].size
-    under_law = nullcontext() if isinstance(law, Original) else scaled(pipeline, law)
+    frames = manifest.training_frames
+    under_law = nullcontext() if isinstance(law, Original) else scaled(pipeline, law, training_frames=frames)
     # Each batch samples other rows: the variance over images then includes the variance from sampling rows.
     seed = crc32(cells[0].name.encode())
-    with under_law, capture(pipeline, rows=manifest.rows, scale_factors=manifest.scale_factors, seed=seed) as captured:
+    measuring = capture(
+        pipeline, rows=manifest.rows, scale_factors=manifest.scale_factors, seed=seed, training_frames=frames
+    )
+    with under_law, measuring as captured:
         sampled_clips = sample_clips(
             pipeline,
             [cell.prompt for cell in cells],

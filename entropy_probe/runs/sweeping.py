@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pandas as pd
 from PIL import Image
 
-from entropy_probe.attention import Rows, find_denoiser
+from entropy_probe.attention import Rows, check_frames, default_frames, find_denoiser
 from entropy_probe.deprecation import renamed_arguments
 from entropy_probe.errors import InputError
 from entropy_probe.laws import ScalingLaw, check_unscaled
@@ -158,14 +158,14 @@ def sweep(
     guidance_scale: float | None = None, store: str | Path | None = None, model: str | None = None,
     rows: Rows = "auto", scale_factors: Sequence[float] = CURVE_SCALE_FACTORS, batch: int = 8,
     shard: tuple[int, int] = (1, 1), engine: Engine | Literal["local", "ray"] = "local", progress: bool = True,
-    pipeline_kwargs: Mapping[str, Any] | None = None,
+    pipeline_kwargs: Mapping[str, Any] | None = None, training_frames: int | None = None,
 ) -> Sweep:  # fmt: skip
     """Sample prompts x sizes x seeds x laws, with every attention layer measured.
 
     Call it again with the same `store` to resume: finished cells are kept. Several processes can share one store.
 
     Args:
-        pipeline: a diffusers pipeline that samples images: text-to-image, image-to-image, unconditional, ...
+        pipeline: a diffusers pipeline that samples images or videos.
         prompts: texts. A pipeline without prompts needs none.
         sizes: (height, width) in pixels.
         seeds: seeds of the initial noise; one image per prompt, size and seed.
@@ -182,6 +182,7 @@ def sweep(
         progress: show a progress bar with the time left.
         pipeline_kwargs: further arguments of the pipeline's call, the same for all cells: `{"image": image}`. Images,
             and tensors of images, are resized to the size of the cell. The manifest keeps their hashes.
+        training_frames: for videos, frames of the clip that T counts. By default, `num_frames` of the sweep.
 
     Raises:
         InputError: if an argument is invalid or missing, a law is applied to the pipeline, or the store holds another
@@ -198,6 +199,7 @@ def sweep(
     sampler = _resolve_engine(engine)
     version = FINGERPRINT_VERSION if store is None else _fingerprint_version(store)
     manifest = _manifest(pipeline, grid, steps, guidance_scale, model, rows, scale_factors, given, version)
+    manifest = replace(manifest, training_frames=_training_frames(pipeline, given, training_frames))
     temporary = tempfile.TemporaryDirectory(prefix="entropy-probe-") if store is None else None
     run = RunDirectory(open_location(temporary.name if temporary else store or ""))
     manifest = replace(manifest, model_from_run=path_from_run(manifest.model, run.path))
@@ -303,6 +305,16 @@ def _manifest(
         hardware=hardware(),
         pipeline_kwargs=describe(pipeline_kwargs),
     )
+
+
+def _training_frames(pipeline: Any, given: Mapping[str, Any], frames: int | None) -> int | None:
+    """Return the frames of the clip that T counts: the given number, or the length of the videos of this sweep."""
+    length = given.get("num_frames") or default_frames(pipeline)
+    if frames is not None and length is None:
+        raise InputError(f"{type(pipeline).__name__} samples no videos, got training_frames={frames!r}: leave it out")
+    for number in (length, frames):
+        check_frames(number)
+    return frames or length
 
 
 def _fingerprint_version(store: str | Path) -> int:
