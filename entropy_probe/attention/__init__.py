@@ -3,7 +3,7 @@
 from entropy_probe.attention.call import AttentionCall, Forward
 from entropy_probe.attention.capturing import capture, select_layers
 from entropy_probe.attention.clip_length import check_frames, default_frames
-from entropy_probe.attention.denoiser import attention_layers, find_denoiser
+from entropy_probe.attention.denoiser import DENOISERS, attention_layers, find_denoiser
 from entropy_probe.attention.grid import TokenGrid, token_grid
 from entropy_probe.attention.latents import Latents, configured_size, default_size
 from entropy_probe.attention.measuring import CallStatistics
@@ -14,6 +14,7 @@ from entropy_probe.attention.table import Captured, visual
 from entropy_probe.attention.unseen import find_unseen
 
 __all__ = [
+    "DENOISERS",
     "AttentionCall",
     "CallStatistics",
     "Captured",

@@ -6,7 +6,7 @@ from entropy_probe.models.denoising_loss import Objective, encode, encode_with, 
 from entropy_probe.models.failures import is_out_of_memory
 from entropy_probe.models.fingerprints import FINGERPRINT_VERSION, fingerprint, fingerprint_version
 from entropy_probe.models.images import CaptionedImages, ImageFolder, to_tensor
-from entropy_probe.models.loading import REFERENCE, REFERENCES, load, quiet_libraries
+from entropy_probe.models.loading import REFERENCE, REFERENCES, LoadingOptions, ModelSource, load, quiet_libraries
 from entropy_probe.models.outputs import Clip, clips, from_png, middle, to_png
 from entropy_probe.models.pipeline_call import check_call, describe, takes_prompt
 from entropy_probe.models.sampling import sample_clips, sample_images
@@ -24,6 +24,7 @@ from entropy_probe.models.sizes import (
     training_size,
     training_tokens,
 )
+from entropy_probe.models.sources import is_factory
 from entropy_probe.models.weight_files import check_safetensors_only
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "Clip",
     "ImageFolder",
     "Layer",
+    "LoadingOptions",
+    "ModelSource",
     "Objective",
     "SamplingSettings",
     "Size",
@@ -50,6 +53,7 @@ __all__ = [
     "fingerprint_version",
     "format_size",
     "from_png",
+    "is_factory",
     "is_out_of_memory",
     "layers",
     "load",
