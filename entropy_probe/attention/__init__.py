@@ -5,7 +5,7 @@ from entropy_probe.attention.capturing import capture, select_layers
 from entropy_probe.attention.clip_length import check_frames, default_frames
 from entropy_probe.attention.denoiser import DENOISERS, attention_layers, find_denoiser
 from entropy_probe.attention.grid import TokenGrid, token_grid
-from entropy_probe.attention.latents import Latents, configured_size, default_size
+from entropy_probe.attention.latents import Latents, configured_size, default_size, patch_sizes
 from entropy_probe.attention.measuring import CallStatistics
 from entropy_probe.attention.observer import Observer
 from entropy_probe.attention.observing import attention_calls, companions, interception_of, observe, stop_observing
@@ -35,6 +35,7 @@ __all__ = [
     "find_unseen",
     "interception_of",
     "observe",
+    "patch_sizes",
     "select_layers",
     "stop_observing",
     "token_grid",

@@ -185,7 +185,12 @@ def _packing(config: Any, autoencoder: Any) -> int:
 
 
 def patch_sizes(config: Any) -> tuple[int, int]:
-    """Return the latent pixels and latent frames per token, from the names that families give them."""
+    """Return the latent pixels and latent frames per token, from the names that families give them.
+
+    >>> from types import SimpleNamespace
+    >>> patch_sizes(SimpleNamespace(patch_size=[1, 2, 2]))
+    (2, 1)
+    """
     size = getattr(config, "patch_size", None) or next(iter(getattr(config, "all_patch_size", None) or ()), 1)
     frames = getattr(config, "patch_size_t", None)
     if isinstance(size, Sequence):

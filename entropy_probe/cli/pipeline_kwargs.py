@@ -43,10 +43,24 @@ def read_pipeline_kwargs(path: Path | None) -> dict[str, Any]:
 
 def recorded_pipeline_kwargs(run: Path) -> dict[str, Any]:
     """Return the arguments in the file that the config.yaml of a run directory names; none if it names no file."""
-    path = run / "config.yaml"
-    recorded = yaml.safe_load(read_bounded(path)) if path.exists() else None
-    name = recorded.get("pipeline-kwargs") if isinstance(recorded, dict) else None
+    name = recorded_settings(run).get("pipeline-kwargs")
     return read_pipeline_kwargs(run / name) if isinstance(name, str) else {}
+
+
+def recorded_settings(run: Path) -> dict[str, Any]:
+    """Return the settings in the config.yaml of a run directory; none if it has no such file.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    path = run / "config.yaml"
+    if not path.exists():
+        return {}
+    try:
+        recorded = yaml.safe_load(read_bounded(path))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from error
+    return recorded if isinstance(recorded, dict) else {}
 
 
 def save_pipeline_kwargs(run: Path, given: Mapping[str, Any]) -> str | None:
@@ -93,12 +107,27 @@ def _value(value: Any, folder: Path) -> Any:
         return [_value(item, folder) for item in value]
     if not (isinstance(value, str) and value.lower().endswith(IMAGES)):
         return value
+    return read_image(folder / value)
+
+
+def read_image(path: Path) -> Any:
+    """Return an image: in shades of grey if the file has no colours, as masks.
+
+    Raises:
+        InputError: if the file cannot be read.
+
+    >>> read_image(Path("no-such.png"))
+    Traceback (most recent call last):
+        ...
+    entropy_probe.errors.InputError: cannot read no-such.png as an image: there is no such file
+    """
     from PIL import Image
 
-    if not is_file(folder / value):
-        raise InputError(f"cannot read {folder / value} as an image: there is no such file")
+    if not is_file(path):
+        raise InputError(f"cannot read {path} as an image: there is no such file")
     try:
-        with Image.open(folder / value) as image:
+        with Image.open(path) as image:
             return image.convert("L" if image.mode in ("1", "L") else "RGB")
-    except OSError as error:
-        raise InputError(f"cannot read {folder / value} as an image: {error.strerror or error}") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:300]
+        raise InputError(f"cannot read {path} as an image: {reason}") from error

@@ -1,5 +1,6 @@
 """Load a diffusers pipeline, list its sizes and token grids, sample it, and compute its denoising loss."""
 
+from entropy_probe.models.adapters import parse_adapter
 from entropy_probe.models.complete_weights import load_complete
 from entropy_probe.models.defaults import SamplingSettings, sampling_defaults, sampling_settings
 from entropy_probe.models.denoising_loss import Objective, encode, encode_with, objective
@@ -8,7 +9,7 @@ from entropy_probe.models.fingerprints import FINGERPRINT_VERSION, fingerprint, 
 from entropy_probe.models.images import CaptionedImages, ImageFolder, to_tensor
 from entropy_probe.models.loading import REFERENCE, REFERENCES, LoadingOptions, ModelSource, load, quiet_libraries
 from entropy_probe.models.outputs import Clip, clips, from_png, middle, to_png
-from entropy_probe.models.pipeline_call import check_call, describe, takes_prompt
+from entropy_probe.models.pipeline_call import check_call, describe, takes_prompt, takes_size
 from entropy_probe.models.sampling import sample_clips, sample_images
 from entropy_probe.models.sizes import (
     Layer,
@@ -21,6 +22,7 @@ from entropy_probe.models.sizes import (
     parse_size,
     pixels_per_latent,
     short_name,
+    size_multiple,
     training_size,
     training_tokens,
 )
@@ -60,6 +62,7 @@ __all__ = [
     "load_complete",
     "middle",
     "objective",
+    "parse_adapter",
     "parse_size",
     "pixels_per_latent",
     "quiet_libraries",
@@ -68,7 +71,9 @@ __all__ = [
     "sampling_defaults",
     "sampling_settings",
     "short_name",
+    "size_multiple",
     "takes_prompt",
+    "takes_size",
     "to_png",
     "to_tensor",
     "training_size",

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,13 @@ class LoadingOptions:
     base: str | None = None
     lora: tuple[str, ...] = ()
     offload: str | None = None
+
+    def absolute(self) -> LoadingOptions:
+        """Return the options with absolute paths, for a process in another folder."""
+        adapters = [parse_adapter(text) for text in self.lora]
+        lora = tuple(f"{adapter.path.absolute()}:{adapter.scale:g}" for adapter in adapters)
+        base = str(Path(self.base).absolute()) if self.base is not None and is_folder(self.base) else self.base
+        return replace(self, base=base, lora=lora)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from entropy_probe.attention import (
     configured_size,
     default_size,
     find_denoiser,
+    patch_sizes,
 )
 from entropy_probe.errors import InputError
 from entropy_probe.escape import one_line
@@ -155,6 +156,17 @@ def check_size(pipeline: Any, size: Size) -> None:
             f"height and width must be multiples of {step} pixels, such as {format_size(near)}, got size "
             f"{format_size(size)}"
         )
+
+
+def size_multiple(pipeline: Any) -> int:
+    """Return a number of pixels whose multiples a pipeline samples: the side of a token of its finest layer.
+
+    >>> import entropy_probe as ep
+    >>> size_multiple(ep.reference.load())
+    8
+    """
+    config = getattr(find_denoiser(pipeline), "config", None)
+    return max(8, pixels_per_latent(pipeline) * patch_sizes(config)[0])
 
 
 def check_steps(pipeline: Any, steps: int) -> None:

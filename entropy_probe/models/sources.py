@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import re
 import sys
 from pathlib import Path
@@ -55,11 +55,10 @@ def from_factory(model: str) -> Any:
         ...
     entropy_probe.errors.InputError: cannot load 'math:no_such': AttributeError: module 'math' has no attribute ...
     """
-    module, _, function = model.partition(":")
     before = list(sys.path)
     sys.path.insert(0, str(Path.cwd()))
     try:
-        pipeline = getattr(importlib.import_module(module), function)()
+        pipeline = pkgutil.resolve_name(model)()
     except InputError:
         raise
     except Exception as error:  # code of the user
