@@ -59,19 +59,11 @@ def select_layers(names: Sequence[str], layers: str | Iterable[str] | None) -> s
 
 @renamed_arguments(multipliers="scale_factors", multiplier_rows="curve_rows")
 def capture(
-    model: Any,
-    *,
-    layers: str | Iterable[str] | None = None,
-    rows: Rows = "auto",
-    distance: bool = True,
-    keep: str | Iterable[str] = (),
-    keep_steps: Iterable[int] | None = None,
-    scale_factors: Sequence[float] = (),
-    curve_rows: int = 256,
-    missing: Literal["error", "warn"] = "error",
-    seed: int = 0,
+    model: Any, *, layers: str | Iterable[str] | None = None, rows: Rows = "auto", distance: bool = True,
+    keep: str | Iterable[str] = (), keep_steps: Iterable[int] | None = None, scale_factors: Sequence[float] = (),
+    curve_rows: int = 256, missing: Literal["error", "warn"] = "error", seed: int = 0,
     training_frames: int | None = None,
-) -> AbstractContextManager[Captured]:
+) -> AbstractContextManager[Captured]:  # fmt: skip
     """Measure every attention call of a pipeline's denoiser, or of any torch module, until the context closes.
 
     The output stays bit-identical. The model is left as it was, also after an error or Ctrl-C. Capture a ControlNet

@@ -299,16 +299,8 @@ def profile(
         sampling.steps,
         sampling.guidance_scale,
     )
-    return Profile.of(
-        sweep(
-            pipeline,
-            **settings.arguments(),
-            model=model,
-            scale_factors=(),
-            progress=progress,
-            pipeline_kwargs=given,
-        )
-    )
+    recorded: dict[str, Any] = {"model": model, "pipeline_kwargs": given, "progress": progress}
+    return Profile.of(sweep(pipeline, **settings.arguments(), **recorded, scale_factors=()))
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -35,8 +35,9 @@ app = new_app()
 )
 @grouped
 def info(
-    load: LoadOptions,
+    *,
     model: ModelOption = "reference",
+    load: LoadOptions,
     sizes: SizesOption = None,
     as_json: JsonOption = False,
     config: ConfigOption = None,

@@ -110,7 +110,7 @@ PipelineKwargsOption = Annotated[
 ]
 PromptOption = Annotated[
     list[str] | None,
-    typer.Option(rich_help_panel=GRID_PANEL, help="A prompt. Repeat the flag for several.", show_default=False),
+    typer.Option(rich_help_panel=GRID_PANEL, metavar="<str>", help="A prompt. Repeat the flag for more."),
 ]
 NumFramesOption = Annotated[
     int | None,

@@ -68,10 +68,11 @@ app = new_app()
 @grouped
 def run(
     context: typer.Context,
+    *,
+    model: ModelOption = "reference",
     load: LoadOptions,
     grid: GridOptions,
     call: CallOptions,
-    model: ModelOption = "reference",
     out: OutOption = DEFAULT_OUT,
     laws: LawsOption = DEFAULT_LAWS,
     metrics: MetricsOption = "auto",
@@ -152,10 +153,11 @@ def _analyse(
 @grouped
 def sweep(
     context: typer.Context,
+    *,
+    model: ModelOption = "reference",
     load: LoadOptions,
     grid: GridOptions,
     call: CallOptions,
-    model: ModelOption = "reference",
     out: OutOption = DEFAULT_OUT,
     shard: ShardOption = "1/1",
     engine: EngineOption = "local",
@@ -195,13 +197,14 @@ def sweep(
 )
 @grouped
 def sample(
-    load: LoadOptions,
-    call: CallOptions,
+    *,
     prompt: Annotated[
         list[str] | None,
         typer.Argument(metavar="PROMPT", help="One or more prompts, if the pipeline takes any.", show_default=False),
     ] = None,
     model: ModelOption = "reference",
+    load: LoadOptions,
+    call: CallOptions,
     out: Annotated[Path, typer.Option(rich_help_panel=OUTPUT_PANEL, help="Folder for the images.")] = Path("samples"),
     sizes: SizesOption = None,
     seeds: SeedsOption = "0",
