@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +176,7 @@ def print_forecast(pipeline: Any, grid: dict[str, Any], *, rounds: int, laws: in
     """Print the estimated time and disk use of a grid.
 
     Args:
-        pipeline: samples one cell of each size.
+        pipeline: samples cells of the small sizes; the cost of large ones is extrapolated.
         grid: keyword arguments of `entropy_probe.sweep`.
         rounds: maximum number of rounds that refine the measured law.
         laws: number of laws that are sampled for validation.
@@ -196,6 +197,7 @@ def print_forecast(pipeline: Any, grid: dict[str, Any], *, rounds: int, laws: in
                 "cells": estimate.cells,
                 "batches": estimate.batches,
                 "seconds per cell": estimate.seconds,
+                "error, %": None if math.isnan(estimate.error) else round(100 * estimate.error),
                 "kB per cell": estimate.bytes / 1000,
                 "total cells, at most": cells,
             }
