@@ -179,7 +179,7 @@ def assert_only_package_script(text):
 
 def test_report_runs_no_foreign_script(run, tmp_path):
     made = Report(run, command=f"entropy-probe --model '{SCRIPT}'")
-    text = made.save(tmp_path / "report.html").read_text()
+    text = made.save(tmp_path / "report.html", data=True).read_text()
     page = Page(text)
     assert not page.tags & {"iframe", "object", "embed", "link", "base", "form"}
     assert_only_package_script(text)
@@ -204,7 +204,7 @@ def test_hostile_layer_names_are_shown_as_text(run, tmp_path):
     for cell in grid.cells():
         table = layers.assign(prompt=cell.prompt, height=cell.size[0], width=cell.size[1])
         other.run.save(cell, table[[c.name for c in COLUMNS]], Image.new("RGB", cell.size))
-    text = Report(Sweep.open(copy)).save(tmp_path / "report.html").read_text()
+    text = Report(Sweep.open(copy)).save(tmp_path / "report.html", data=True).read_text()
     assert "a1" not in Page(text).tags
     assert_only_package_script(text)
     table = pd.read_csv(tmp_path / "summary.csv", dtype=str)

@@ -351,6 +351,20 @@ def test_module_without_configuration_needs_training_tokens():
         module(x)
     with pytest.raises(InputError, match="names 'zzz', which is not a layer of the model; layers: ''"):
         apply(module, "log", training_tokens={"zzz": 4})
-    with scaled(module, "log", training_tokens={"": 4}):
-        found = module(x)
-    assert torch.allclose(found, nn.functional.scaled_dot_product_attention(x, x, x, scale=2 / 8**0.5))
+    for tokens in ({"": 4}, 4):  # T of this layer, and T of every layer
+        with scaled(module, "log", training_tokens=tokens):
+            found = module(x)
+        assert torch.allclose(found, nn.functional.scaled_dot_product_attention(x, x, x, scale=2 / 8**0.5))
+
+
+@pytest.mark.parametrize("tokens", [0, -4, {"": 0}, True])
+def test_training_tokens_must_be_positive(tokens):
+    module, message = BareAttention(), r"training_tokens must be a positive number of tokens, got (0|-4|True)"
+    with pytest.raises(InputError, match=message), scaled(module, "log", training_tokens=tokens):
+        module(torch.randn(1, 2, 16, 8))
+
+
+def test_one_number_of_training_tokens_replaces_that_of_the_configuration(tiny_pipeline):
+    with scaled(tiny_pipeline, "log", training_tokens=32) as scaling:
+        tiny_pipeline("noto red apple", height=32, width=32, num_inference_steps=1)
+    assert set(scaling.frame()["training_tokens"]) == {32}

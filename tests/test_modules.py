@@ -24,6 +24,7 @@ from transformers import (
 from entropy_probe import capture
 from entropy_probe.attention import attention_calls
 from entropy_probe.errors import CaptureError
+from entropy_probe.laws import scaled
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
@@ -91,6 +92,16 @@ def test_vision_model_is_measured():
         attentions = eager(pixel_values=images, output_attentions=True).attentions
     check(captured, entropies(attentions), kind="joint")  # image tokens and a class token
     assert {(record.grid.height, record.grid.width, record.query_tokens) for record in captured.calls} == {(4, 4, 17)}
+    assert {record.training_tokens for record in captured.calls} == {16}
+
+
+def test_vision_model_is_scaled_relative_to_its_image_size():
+    _, fused = twins(ViTConfig(image_size=32, patch_size=8, **SMALL))
+    with torch.no_grad(), scaled(fused, "log") as scaling:
+        fused(pixel_values=torch.randn(1, 3, 64, 32), interpolate_pos_encoding=True)
+    frame = scaling.frame()
+    assert frame[["tokens", "training_tokens"]].drop_duplicates().to_numpy().tolist() == [[32, 16]]
+    assert frame["scale_factor"].round(6).unique().tolist() == [1.25]  # ln 32 / ln 16
 
 
 def test_language_model_with_a_cache_is_measured():

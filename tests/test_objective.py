@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler, EDMEulerScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from families.pipelines import flux
 
 from entropy_probe.errors import InputError
 from entropy_probe.models import ImageFolder, denoising_loss, encode, encode_with, objective
@@ -115,6 +116,13 @@ def test_images_keep_their_captions_when_encoded_in_batches(tiny_pipeline, monke
     assert torch.allclose(parts.losses_at(torch.arange(4), 500, seed=0), whole, rtol=1e-4)
     single = torch.cat([parts.losses_at(torch.tensor([i]), 500, seed=0) for i in range(4)])
     assert torch.allclose(single, whole, rtol=1e-4)
+
+
+def test_loss_refuses_flux_which_packs_its_latents():
+    torch.manual_seed(0)
+    images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    with pytest.raises(InputError, match="loss of FluxPipeline is not supported: its denoiser takes"):
+        objective(flux(), images, ["a", "b"])
 
 
 def test_loss_rejects_wrong_number_of_captions_size_and_prediction_type(tiny_pipeline, prediction):

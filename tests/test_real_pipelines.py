@@ -78,7 +78,9 @@ TRAINED = {
     "Mochi": ([480, 848], {30 * 53}),
     "Allegro": ([64, 64], {16}),
 }
-"""Training size in pixels, and training tokens T of the visual layers; None for layers that attend across frames."""
+"""Training size in pixels, and training tokens in one frame of the visual layers; None if they are unknown."""
+TRAINING_FRAMES = {"CogVideoX": 3, "Wan": 21, "LTX-Video": 21, "HunyuanVideo": 33, "Mochi": 4, "Allegro": 3}
+"""Frames of tokens of the default clip: of 81, 161, 129 and 19 frames, or of the configuration."""
 ONE_SIZE = {"unconditional UNet", "DiT", "DeepFloyd IF"}
 
 
@@ -104,7 +106,8 @@ def test_info_on_more_families(family, tmp_path):
     shown = json.loads(result.stdout)
     assert shown["training_size"] == size
     visual = [layer for layer in shown["layers"] if layer["kind"] in ("self", "joint")]
-    assert {layer["training_tokens"] for layer in visual} == tokens
+    length = TRAINING_FRAMES.get(family, 1)
+    assert {layer["training_tokens"] for layer in visual} == {count and count * length for count in tokens}
     shapes = {layer["grid at 64x128"] for layer in visual} - {None} if family not in ONE_SIZE else set()
     assert all(int(shape.split("x")[1]) == 2 * int(shape.split("x")[0]) for shape in shapes)
 
@@ -173,10 +176,6 @@ def test_pipeline_is_captured_and_scaled(name, pipeline):
 
 
 VIDEO_FRAMES = 9
-LATENT_FRAMES = {
-    "CogVideoX": 3, "Wan": 3, "LTX-Video": 2, "HunyuanVideo": 3, "HunyuanVideo 1.5": 3, "Mochi": 2, "Allegro": 3,
-}  # fmt: skip
-"""Latent frames that one attention call covers."""
 STEPS = {"Mochi": 4, "HiDream": 1}
 """Mochi's schedule needs at least 4 steps. HiDream always samples a million pixels, so it gets only 1."""
 NOT_GUIDED = {"unconditional UNet", "Flux.2"}
@@ -225,7 +224,7 @@ def test_cond_branch_equals_sampling_without_guidance(family):
     assert np.abs(entropies(guided, "uncond") - expected).max() > 1e-4
     assert set(guided["sample"]) == {0}  # one image or video, also if attention is per frame or per position
     visual = guided[guided["kind"].isin(["self", "joint"])]
-    trained = {tokens * LATENT_FRAMES.get(family, 1) for tokens in TRAINED[family][1] if tokens}
+    trained = {tokens * TRAINING_FRAMES.get(family, 1) for tokens in TRAINED[family][1] if tokens}
     assert set(visual["training_tokens"].dropna()) == trained
 
 

@@ -65,7 +65,7 @@ def test_run_at_url_equals_run_in_folder(tiny_pipeline, local, bucket, scheme):
     assert opened.image("noto red apple", (32, 48), 1).tobytes() == local.image("noto red apple", (32, 48), 1).tobytes()
     with pytest.raises(InputError, match="another run, with steps 1 instead of 2"):
         sweep(tiny_pipeline, store=store, **{**SETTINGS, "steps": 2})
-    page = Report(opened).save(opened.run.path / "report.html")
+    page = Report(opened).save(opened.run.path / "report.html", data=True)
     assert page.read_text().startswith("<!doctype html>")
     assert len(pd.read_parquet(f"{store}/records.parquet")) == len(opened.frame())
 

@@ -434,7 +434,7 @@ def test_verdict_states_the_numbers(full):
     assert f"When the token count doubles, attention entropy rises by {rise:.2f} nats (95 % interval" in text
     assert "Its 95 % interval excludes 1" in text
     paper = np.sqrt(np.log(96) / np.log(256))  # 2 of 3 layers have T = 256, and 96 tokens at 32 x 48
-    median = "a scale factor g of 0.40 in the median layer (0.40 over the layers)"
+    median = "a scale factor g of at most 0.40 in the median layer (at most 0.40 over the layers)"
     assert f"At 32x48 px (N/T = 0.375), the measured law has {median}; the paper's law has {paper:.2f}." in text
     assert "At 128 px (N/T = 4), the measured law has a scale factor g of 1.90" in text
     assert "kappa" not in text
@@ -520,7 +520,7 @@ def test_verdict_names_the_best_form_and_its_error(full):
 
 def test_save_reproduces_the_page_and_writes_the_same_numbers(full, page, tmp_path):
     kept = [np.zeros(n) for n in range(100)]  # changes addresses in memory, which matplotlib uses in ids
-    path = full.save(tmp_path / "report.html")
+    path = full.save(tmp_path / "report.html", data=True)
     del kept
     assert path.read_text() == page
     records = pd.read_parquet(tmp_path / "records.parquet")
@@ -539,6 +539,27 @@ def test_save_reproduces_the_page_and_writes_the_same_numbers(full, page, tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {
         "records.parquet", "report.html", "report.json", "summary.csv",
     }  # fmt: skip
+
+
+def test_save_writes_one_file_and_replaces_only_reports(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "entropy_over_layers", plots.entropy_by_layer)
+    shown = report(base)
+    path = tmp_path / "x.html"
+    shown.save(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.html"]
+    shown.save(path)
+    for name in ("summary.csv", "report.json", "records.parquet"):
+        own = tmp_path / name
+        own.write_text("mine")
+        with pytest.raises(InputError, match=f"{name} exists and was not written by entropy-probe: choose another"):
+            shown.save(path, data=True)
+        assert own.read_text() == "mine"
+        own.unlink()
+    shown.save(path, data=True)
+    shown.save(path, data=True)
+    path.write_text("<html>mine</html>")
+    with pytest.raises(InputError, match=r"x\.html exists and was not written by entropy-probe"):
+        shown.save(path)
 
 
 def test_report_names_the_missing_results(base):
@@ -571,7 +592,7 @@ def test_one_size_has_no_fit(tmp_path, sizes):
 
 def test_one_prompt_has_no_error_bars_and_json_has_no_nan(tmp_path):
     shown = report(synthetic(tmp_path / "run", prompts=["red"]))
-    shown.save(tmp_path / "report.html")
+    shown.save(tmp_path / "report.html", data=True)
     assert "nan" not in Page((tmp_path / "report.html").read_text()).text.lower()
     assert "(one prompt: no interval)" in shown.verdict()[0]
     facts = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)

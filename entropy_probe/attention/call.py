@@ -25,6 +25,7 @@ class Forward:
         timestep: as the denoiser received it; None if its `forward` has no such argument.
         latents: size of the input; None if it is unknown.
         trained: size of the latents in training; None if it is unknown.
+        trained_frames: frames of tokens of the videos in training; None if they are unknown.
         batch: items of the input; None if it is unknown.
         texts: numbers of tokens of the texts among its arguments.
         configured: the denoiser has a configuration. Without one, an input of four dimensions need not be an image.
@@ -35,6 +36,7 @@ class Forward:
     timestep: Tensor | float | int | None = None
     latents: Latents | None = None
     trained: Latents | None = None
+    trained_frames: int | None = None
     batch: int | None = None
     texts: frozenset[int] = frozenset()
     configured: bool = True
@@ -96,10 +98,16 @@ class AttentionCall:
 
     @property
     def training_tokens(self) -> int | None:
-        """T: N at the training size, for the same number of frames; None if it is unknown."""
+        """T: N at the training size and at the training length of videos; None if the size is unknown.
+
+        If the length is unknown, T counts the frames of this call.
+        """
         if not self.visual or self.grid is None or self.forward.trained is None:
             return None
-        trained = self.grid.at(self.forward.trained).tokens * self._frames
+        frames = self._frames
+        if self.axes == "spatio-temporal" and self.forward.trained_frames is not None:
+            frames = self.forward.trained_frames
+        trained = self.grid.at(self.forward.trained).tokens * frames
         if self.kind == "shared":
             return trained * self.key.shape[2] // (self.grid.tokens * self._frames)
         return trained

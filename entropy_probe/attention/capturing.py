@@ -18,6 +18,7 @@ from torch import nn
 
 from entropy_probe.attention.call import AttentionCall, Forward
 from entropy_probe.attention.calling_pipeline import calling_pipeline
+from entropy_probe.attention.clip_length import check_frames
 from entropy_probe.attention.denoiser import find_denoiser, takes_timestep
 from entropy_probe.attention.measuring import (
     CallStatistics,
@@ -58,18 +59,11 @@ def select_layers(names: Sequence[str], layers: str | Iterable[str] | None) -> s
 
 @renamed_arguments(multipliers="scale_factors", multiplier_rows="curve_rows")
 def capture(
-    model: Any,
-    *,
-    layers: str | Iterable[str] | None = None,
-    rows: Rows = "auto",
-    distance: bool = True,
-    keep: str | Iterable[str] = (),
-    keep_steps: Iterable[int] | None = None,
-    scale_factors: Sequence[float] = (),
-    curve_rows: int = 256,
-    missing: Literal["error", "warn"] = "error",
-    seed: int = 0,
-) -> AbstractContextManager[Captured]:
+    model: Any, *, layers: str | Iterable[str] | None = None, rows: Rows = "auto", distance: bool = True,
+    keep: str | Iterable[str] = (), keep_steps: Iterable[int] | None = None, scale_factors: Sequence[float] = (),
+    curve_rows: int = 256, missing: Literal["error", "warn"] = "error", seed: int = 0,
+    training_frames: int | None = None,
+) -> AbstractContextManager[Captured]:  # fmt: skip
     """Measure every attention call of a pipeline's denoiser, or of any torch module, until the context closes.
 
     The output stays bit-identical. The model is left as it was, also after an error or Ctrl-C. Capture a ControlNet
@@ -89,6 +83,8 @@ def capture(
         curve_rows: rows sampled for each of those values.
         missing: for attention layers that ran without a visible call: "error" or "warn".
         seed: seed of the sampled rows.
+        training_frames: number of frames of the videos that the model was trained on, for T. By default, the number
+            that the pipeline samples by default. Without a pipeline, T counts the frames of each call.
 
     Raises:
         InputError: for a model without a denoiser, a glob that matches no layer, rows below 1, scale factors that are
@@ -107,6 +103,7 @@ def capture(
     """
     _check_rows(rows=rows, curve_rows=curve_rows)
     _check_missing(missing)
+    check_frames(training_frames)
     recorder = _Recorder(
         model=model,
         budget=RowBudget(rows),
@@ -115,6 +112,7 @@ def capture(
         keep_steps=None if keep_steps is None else set(keep_steps),
         scale_factors=tuple(g for g in _checked_factors(scale_factors) if g != 1.0),
         curve_rows=curve_rows,
+        training_frames=training_frames,
     )
     return _recording(recorder, layers, keep, missing)
 
@@ -155,6 +153,7 @@ def _recording(
         one_thread=True,
         on_forward=recorder.enter,
         after_discovery=notice,
+        training_frames=recorder.training_frames,
     ) as observer:
         recorder.measured = select_layers(observer.layers, layers)
         recorder.kept = (select_layers(observer.layers, keep) or set()) if keep else set()
@@ -176,6 +175,7 @@ class _Recorder:
     keep_steps: set[int] | None
     scale_factors: tuple[float, ...]
     curve_rows: int
+    training_frames: int | None = None
     captured: Captured = field(default_factory=Captured)
     steps: int = 1
     measured: set[str] | None = None

@@ -14,7 +14,7 @@ from torch import nn
 from entropy_probe.attention.forwards import TIMESTEPS
 from entropy_probe.errors import CaptureError, InputError
 
-PARTS = ("unet", "transformer", "prior", "decoder")
+DENOISERS = ("unet", "transformer", "prior", "decoder")
 """Names that diffusers pipelines give their denoiser."""
 _ATTENTION = re.compile(r"^(?!.*Pool).*(attention|attn)", re.IGNORECASE)
 _QUERIES = re.compile(r"(^|_)w?(q|qkv|query|queries)(_|$)|^(c_attn|in_proj|att_proj)", re.IGNORECASE)
@@ -36,7 +36,7 @@ def find_denoiser(model: Any) -> nn.Module:
     """
     if isinstance(model, nn.Module):
         return unwrap(model)
-    for name in PARTS:
+    for name in DENOISERS:
         part = getattr(model, name, None)
         if not isinstance(part, nn.Module):
             continue

@@ -29,13 +29,20 @@ class ForwardReader:
         self._signature = inspect.signature(types.MethodType(type(denoiser).forward, denoiser))
         self._count = 0
 
-    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any], trained: Latents | None) -> Forward:
+    def read(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        trained: Latents | None,
+        trained_frames: int | None = None,
+    ) -> Forward:
         """Return the description of the forward pass that starts.
 
         Args:
             args: positional arguments of the denoiser.
             kwargs: its keyword arguments.
             trained: size of the latents in training; None if it is unknown.
+            trained_frames: frames of tokens of the videos in training; None if they are unknown.
         """
         arguments = self._named(args, kwargs)
         timesteps = (arguments[name] for name in TIMESTEPS if name in arguments)
@@ -45,6 +52,7 @@ class ForwardReader:
             timestep=next(timesteps, None),
             latents=latents,
             trained=trained,
+            trained_frames=trained_frames,
             batch=_batch(arguments),
             texts=_text_lengths(arguments),
             configured=hasattr(self._denoiser, "config"),

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from entropy_probe.attention.by_hand import ByHand
 from entropy_probe.attention.call import AttentionCall, unpack_heads
+from entropy_probe.attention.clip_length import training_token_frames
 from entropy_probe.attention.compiling import Compiler, set_compiler
 from entropy_probe.attention.fast_path import may_take_fast_path
 from entropy_probe.attention.forwards import ForwardReader
@@ -79,9 +80,16 @@ class Interception:
         self._calls = CallReader(self._state)
         self._mode = CallMode(self._state, self.attend, self.note)
 
-    def learn_training_size(self, model: Any) -> None:
-        """Read the training size from the denoiser's configuration, or else from its pipeline."""
+    def learn_training_size(self, model: Any, frames: int | None = None) -> None:
+        """Read the training size from the denoiser's configuration, or else from its pipeline.
+
+        Args:
+            model: the pipeline, or the denoiser.
+            frames: frames of the videos in training. By default, those that the pipeline samples by default.
+        """
         self._calls.trained = self._calls.trained or training_latents(self.denoiser, model)
+        if frames is not None or self._calls.trained_frames is None:
+            self._calls.trained_frames = training_token_frames(self.denoiser, model, frames)
 
     def add(self, observer: Observer) -> None:
         """Add an observer. The first one installs the hooks."""
@@ -209,7 +217,7 @@ class Interception:
             )
         if self.tree.changed():
             self._follow_changes()
-        state.forward = self._forwards.read(args, kwargs, self._calls.trained)
+        state.forward = self._forwards.read(args, kwargs, self._calls.trained, self._calls.trained_frames)
         state.finished = replace(state.forward, arguments={})
         state.size = state.forward.latents or tuple(
             value.shape

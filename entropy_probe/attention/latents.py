@@ -48,7 +48,7 @@ def find_latents(denoiser: nn.Module, arguments: Mapping[str, Any]) -> Latents |
     Latents(height=32, width=48, patch=1, frames=1, others=0, before=0)
     """
     config = getattr(denoiser, "config", None)
-    patch, patch_frames = _patch(config)
+    patch, patch_frames = patch_sizes(config)
     for name, value in arguments.items():
         shape = None if "mask" in name else _first_shape(value)
         if shape is not None and len(shape) == 4 and isinstance(value, Tensor):
@@ -74,11 +74,13 @@ def training_latents(denoiser: nn.Module, pipeline: Any = None) -> Latents | Non
     """Return the training size, from the denoiser's configuration, or else from the default size of its pipeline."""
     config = getattr(denoiser, "config", None)
     size = configured_size(denoiser) or _default_latents(config, pipeline)
-    return None if size is None else Latents(*size, _patch(config)[0])
+    return None if size is None else Latents(*size, patch_sizes(config)[0])
 
 
 def configured_size(denoiser: nn.Module) -> tuple[int, int] | None:
     """Return the training height and width of a denoiser's configuration, in latent pixels; None if it has none.
+
+    The `image_size` of a vision transformer counts too. Its latent pixels are pixels.
 
     >>> from types import SimpleNamespace
     >>> denoiser = nn.Identity()
@@ -87,12 +89,21 @@ def configured_size(denoiser: nn.Module) -> tuple[int, int] | None:
     (64, 64)
     """
     config = getattr(denoiser, "config", None)
-    size = getattr(config, "sample_size", None) or (
-        getattr(config, "sample_height", None),
-        getattr(config, "sample_width", None),
-    )
+    named = getattr(config, "sample_height", None), getattr(config, "sample_width", None)
+    size: Any = getattr(config, "sample_size", None) or _image_size(config) or named
     height, width = (size, size) if isinstance(size, int) else (size[-2], size[-1])
     return None if height is None or width is None else (int(height), int(width))
+
+
+def _image_size(config: Any) -> int | tuple[int, int] | None:
+    """Return the training size of a vision transformer, in pixels, which are the latents that it takes."""
+    size = getattr(config, "image_size", None)
+    if getattr(config, "patch_size", None) is None or isinstance(size, bool):
+        return None
+    if isinstance(size, int):
+        return size
+    is_pair = isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(side, int) for side in size)
+    return (int(size[0]), int(size[1])) if is_pair and size is not None else None
 
 
 def default_size(pipeline: Any) -> tuple[int, int] | None:
@@ -173,8 +184,13 @@ def _packing(config: Any, autoencoder: Any) -> int:
     return 2 if packed and channels and packed >= 4 * channels else 1
 
 
-def _patch(config: Any) -> tuple[int, int]:
-    """Return the latent pixels and latent frames per token, from the names that families give them."""
+def patch_sizes(config: Any) -> tuple[int, int]:
+    """Return the latent pixels and latent frames per token, from the names that families give them.
+
+    >>> from types import SimpleNamespace
+    >>> patch_sizes(SimpleNamespace(patch_size=[1, 2, 2]))
+    (2, 1)
+    """
     size = getattr(config, "patch_size", None) or next(iter(getattr(config, "all_patch_size", None) or ()), 1)
     frames = getattr(config, "patch_size_t", None)
     if isinstance(size, Sequence):

@@ -27,6 +27,7 @@ def attention_calls(
     one_thread: bool = False,
     on_forward: Callable[[Forward], None] = lambda forward: None,
     after_discovery: Callable[[Observer], None] = lambda observer: None,
+    training_frames: int | None = None,
 ) -> Iterator[Observer]:
     """Pass every attention call of a model to `on_call` until the context closes.
 
@@ -37,6 +38,7 @@ def attention_calls(
         one_thread: refuse a forward pass while another thread runs one.
         on_forward: receives each forward pass before it runs.
         after_discovery: is called with the observer after the first forward pass of each size.
+        training_frames: frames of the videos in training. By default, those that the pipeline samples by default.
 
     Raises:
         CaptureError: for a compiled model.
@@ -60,6 +62,7 @@ def attention_calls(
                 one_thread=one_thread,
                 on_forward=on_forward,
                 after_discovery=after_discovery,
+                training_frames=training_frames,
             )
         yield observer
     finally:
@@ -78,6 +81,7 @@ def observe(
     one_thread: bool = False,
     on_forward: Callable[[Forward], None] = lambda forward: None,
     after_discovery: Callable[[Observer], None] = lambda observer: None,
+    training_frames: int | None = None,
 ) -> Observer:
     """Start passing attention calls to `on_call`, until `stop_observing`; see `attention_calls`.
 
@@ -97,7 +101,7 @@ def observe(
     refuse_compiled(denoiser)
     _refuse_overlap(denoiser)
     interception = interception_of(denoiser) or Interception(denoiser)
-    interception.learn_training_size(model)
+    interception.learn_training_size(model, training_frames)
     observer = Observer(
         on_call,
         after_scaling,

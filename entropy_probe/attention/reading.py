@@ -23,6 +23,7 @@ class CallReader:
 
     Attributes:
         trained: size of the latents in training; None if it is unknown.
+        trained_frames: frames of tokens of the videos in training; None if they are unknown.
 
     Args:
         state: the forward pass that each thread runs.
@@ -30,6 +31,7 @@ class CallReader:
 
     def __init__(self, state: ThreadState) -> None:
         self.trained: Latents | None = None
+        self.trained_frames: int | None = None
         self._state = state
         self._image_starts: dict[tuple[str, Latents | None], int | None] = {}
         self._joins: dict[Latents | None, dict[int, Join]] = {}
@@ -118,7 +120,9 @@ class CallReader:
         """
         state = self._state
         if state.forward is None:
-            return self._past.get((layer, query, key), Forward(trained=self.trained))
+            return self._past.get(
+                (layer, query, key), Forward(trained=self.trained, trained_frames=self.trained_frames)
+            )
         if state.finished is not None:
             self._past[layer, query, key] = state.finished
         return state.forward

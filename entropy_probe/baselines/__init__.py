@@ -2,11 +2,12 @@
 
 from entropy_probe.baselines.comparison import LEVEL, ProfileComparison, compare
 from entropy_probe.baselines.output import junit, markdown, text
-from entropy_probe.baselines.profiles import Profile, Settings, profile, write_text
+from entropy_probe.baselines.profiles import PROMPTS, Profile, Settings, profile, write_text
 from entropy_probe.deprecation import renamed_names
 
 __all__ = [
     "LEVEL",
+    "PROMPTS",
     "Profile",
     "ProfileComparison",
     "Settings",

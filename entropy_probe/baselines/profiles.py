@@ -6,8 +6,8 @@ A profile holds the mean attention entropy of every head at every size, separate
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,10 +16,18 @@ from pydantic import ConfigDict
 
 from entropy_probe.errors import InputError
 from entropy_probe.laws import Original
-from entropy_probe.models import Size, sampling_settings, training_size
+from entropy_probe.models import (
+    Size,
+    describe,
+    sampling_settings,
+    size_multiple,
+    takes_prompt,
+    takes_size,
+    training_size,
+)
 from entropy_probe.paths import exists
 from entropy_probe.reference import prompts as bundled_prompts
-from entropy_probe.runs import Grid, Sweep, as_seeds, as_sizes, as_texts, sweep, write_atomically
+from entropy_probe.runs import NO_PROMPT, Grid, Sweep, as_seeds, as_sizes, as_texts, sweep, write_atomically
 from entropy_probe.strict_json import (
     FORBID_UNKNOWN_FIELDS,
     Count,
@@ -65,6 +73,7 @@ class Settings:
         seeds: integers of 0 or more.
         steps: sampling steps.
         guidance_scale: scale of classifier-free guidance.
+        pipeline_kwargs: description, with a hash, of each further argument of the pipeline's call.
 
     Raises:
         InputError: if a list is empty or has repeated items, a seed is negative, or there are fewer than `MIN_IMAGES`
@@ -78,6 +87,21 @@ class Settings:
     seeds: tuple[int, ...]
     steps: Count
     guidance_scale: Finite
+    pipeline_kwargs: dict[str, str] = field(default_factory=dict)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `profile`, without those of the pipeline's call."""
+        return {name: value for name, value in asdict(self).items() if name != "pipeline_kwargs"}
+
+    def check_same(self, given: Mapping[str, Any]) -> None:
+        """Check that these are the arguments of the pipeline's call with which the profile was sampled.
+
+        Raises:
+            InputError: if they are others.
+        """
+        if describe(given) != self.pipeline_kwargs:
+            values = ", ".join(f"{name} ({what})" for name, what in self.pipeline_kwargs.items())
+            raise InputError(f"the baseline was sampled with pipeline_kwargs {values or 'empty'}: pass the same")
 
     def __post_init__(self) -> None:
         Grid(self.prompts, self.sizes, self.seeds, (Original(),))  # raises InputError for an invalid grid
@@ -156,7 +180,9 @@ class Profile:
         if rows.empty:
             raise InputError("a profile needs the original model, but the sweep has no cells of it: sample it too")
         manifest, grid = sampled.manifest, sampled.grid
-        settings = Settings(grid.prompts, grid.sizes, grid.seeds, manifest.steps, manifest.guidance_scale)
+        settings = Settings(
+            grid.prompts, grid.sizes, grid.seeds, manifest.steps, manifest.guidance_scale, manifest.pipeline_kwargs
+        )
         means = rows.groupby([*HEAD, "prompt", "seed"])["entropy"].mean().astype(float).unstack(["prompt", "seed"])
         heads = pd.MultiIndex.from_frame(rows[HEAD].drop_duplicates())
         table = means.reindex(index=heads, columns=_image_columns(settings)).round(DIGITS)
@@ -232,18 +258,20 @@ def profile(
     guidance_scale: float | None = None,
     model: str | None = None,
     progress: bool = False,
+    pipeline_kwargs: Mapping[str, Any] | None = None,
 ) -> Profile:
     """Sample a pipeline and measure its entropy profile.
 
     Args:
-        pipeline: a diffusers text-to-image pipeline.
-        prompts: texts. Default: the first `PROMPTS` bundled prompts.
-        sizes: (height, width) in pixels. Default: the training size and half of it.
+        pipeline: a diffusers pipeline that samples images or videos.
+        prompts: texts. Default: the first `PROMPTS` bundled prompts; none for a pipeline without prompts.
+        sizes: (height, width) in pixels. Default: the training size and half of it, if the pipeline samples that.
         seeds: one image per seed, prompt and size.
         steps: sampling steps. Default: `models.sampling_defaults`.
         guidance_scale: scale of classifier-free guidance; 1 turns it off. Default: `models.sampling_defaults`.
         model: name of the model to record in the profile.
         progress: show a progress bar.
+        pipeline_kwargs: further arguments of the pipeline's call; see `runs.sweep`.
 
     Raises:
         InputError: if the pipeline cannot sample these settings.
@@ -254,18 +282,25 @@ def profile(
     >>> measured.table()["n"].unique().tolist()  # images per size
     [8]
     """
+    given = dict(pipeline_kwargs or {})
     if sizes is None:
         height, width = training_size(pipeline)
-        sizes = [(height // 16 * 8, width // 16 * 8), (height, width)]
+        multiple = size_multiple(pipeline)
+        half = (height // (2 * multiple) * multiple, width // (2 * multiple) * multiple)
+        sizes = [half, (height, width)] if takes_size(pipeline, given) and min(half) else [(height, width)]
+    if prompts is None:
+        prompts = bundled_prompts()[:PROMPTS] if takes_prompt(pipeline) else (NO_PROMPT,)
+        seeds = seeds if takes_prompt(pipeline) or tuple(seeds) != SEEDS else range(MIN_IMAGES)
     sampling = sampling_settings(pipeline, steps, guidance_scale)
     settings = Settings(
-        as_texts(bundled_prompts()[:PROMPTS] if prompts is None else prompts),
+        as_texts(prompts),
         as_sizes(sizes),
         as_seeds(seeds),
         sampling.steps,
         sampling.guidance_scale,
     )
-    return Profile.of(sweep(pipeline, **asdict(settings), model=model, scale_factors=(), progress=progress))
+    recorded: dict[str, Any] = {"model": model, "pipeline_kwargs": given, "progress": progress}
+    return Profile.of(sweep(pipeline, **settings.arguments(), **recorded, scale_factors=()))
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from entropy_probe.cli.grids import chosen_prompts, prompts_for
+from entropy_probe.cli.grouping import grouped
 from entropy_probe.cli.groups import examples, new_app
 from entropy_probe.cli.loading import load_pipeline
+from entropy_probe.cli.option_groups import CallOptions, LoadOptions
 from entropy_probe.cli.options import (
     GRID_PANEL,
     OUTPUT_PANEL,
     ConfigOption,
-    DeviceOption,
-    DtypeOption,
     GuidanceOption,
     JsonOption,
+    PromptOption,
     PromptsOption,
     QuietOption,
     SeedsOption,
@@ -25,7 +27,7 @@ from entropy_probe.cli.options import (
     StepsOption,
 )
 from entropy_probe.cli.output import Messages, print_json
-from entropy_probe.cli.parsing import parse_prompts, parse_seeds, parse_sizes
+from entropy_probe.cli.parsing import parse_seeds, parse_sizes
 
 if TYPE_CHECKING:
     from entropy_probe.baselines import ProfileComparison
@@ -58,43 +60,49 @@ MarkdownOption = Annotated[
         "entropy-probe baseline save my-folder --sizes 512,1024 --seeds 0,1,2,3,4",
     ),
 )
+@grouped
 def save(
+    load: LoadOptions,
+    call: CallOptions,
     model: ModelArgument,
     out: Annotated[Path, typer.Option(rich_help_panel=OUTPUT_PANEL, help="File to write.")] = Path(
         "entropy-baseline.json"
     ),
     sizes: SizesOption = None,
     prompts: PromptsOption = None,
+    prompt: PromptOption = None,
     seeds: SeedsOption = None,
     steps: StepsOption = None,
     guidance_scale: GuidanceOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Sample a model and save its entropy profile: every head, size and image."""
-    from entropy_probe.baselines import profile
+    from entropy_probe.baselines import PROMPTS, profile
     from entropy_probe.runs import check_file_name
 
     messages = Messages(quiet or as_json)
     check_file_name(out)
     options = {
-        "prompts": None if prompts is None else parse_prompts(prompts, 0),
         "sizes": parse_sizes(sizes),
         "seeds": None if seeds is None else parse_seeds(seeds),
         "steps": steps,
         "guidance_scale": guidance_scale,
     }
     settings: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    pipeline = load_pipeline(model, device, dtype)
-    measured = profile(pipeline, **settings, model=model, progress=messages.progress)
+    given, chosen = call.read(), chosen_prompts(prompts, prompt, 0)
+    pipeline = load_pipeline(load.source(model), load.device, load.dtype)
+    chosen, notice = prompts_for(pipeline, chosen, model, PROMPTS)
+    measured = profile(
+        pipeline, prompts=chosen, pipeline_kwargs=given, **settings, model=model, progress=messages.progress
+    )
     path = measured.save(out)
     entropies, images = len(measured.entropy), len(measured.entropy.columns)
     if as_json:
         print_json({"file": str(path), "entropies": entropies, "images": images})
-    messages.print(f"{entropies} mean entropies over {images} images: {path}")
+    for line in (*notice, f"{entropies} mean entropies over {images} images: {path}"):
+        messages.print(line)
 
 
 @app.command(
@@ -103,7 +111,10 @@ def save(
         "entropy-probe baseline check my-folder baseline.json --junit results.xml",
     ),
 )
+@grouped
 def check(
+    load: LoadOptions,
+    call: CallOptions,
     model: ModelArgument,
     file: BaselineArgument,
     seeds: Annotated[
@@ -113,23 +124,25 @@ def check(
             help="New seeds. The seeds of the baseline, which are the default, detect smaller changes.",
         ),
     ] = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
     junit: JunitOption = None,
     markdown: MarkdownOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Sample a model with the settings of a baseline and compare. Exit code 0: no change detected, 1: changed."""
-    from dataclasses import asdict
+    """Sample a model with the settings of a baseline and compare. Exit code 0: no change detected, 1: changed.
 
+    Give the image and other arguments of the pipeline's call again; the baseline contains only their hashes.
+    """
     from entropy_probe.baselines import Profile, compare, profile
 
     messages = Messages(quiet or as_json)
     baseline = Profile.open(file)
-    settings = asdict(baseline.settings) | ({} if seeds is None else {"seeds": parse_seeds(seeds)})
-    measured = profile(load_pipeline(model, device, dtype), **settings, model=model, progress=messages.progress)
+    settings = baseline.settings.arguments() | ({} if seeds is None else {"seeds": parse_seeds(seeds)})
+    given = call.read()
+    baseline.settings.check_same(given)
+    pipeline = load_pipeline(load.source(model), load.device, load.dtype)
+    measured = profile(pipeline, **settings, pipeline_kwargs=given, model=model, progress=messages.progress)
     _print_comparison(compare(baseline, measured), junit, markdown, as_json, messages)
 
 

@@ -7,15 +7,15 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from entropy_probe.cli.grouping import grouped
 from entropy_probe.cli.groups import examples, new_app
 from entropy_probe.cli.loading import load_pipeline
+from entropy_probe.cli.option_groups import LoadOptions
 from entropy_probe.cli.options import (
     GRID_PANEL,
     MODEL_PANEL,
     OUTPUT_PANEL,
     ConfigOption,
-    DeviceOption,
-    DtypeOption,
     JsonOption,
     QuietOption,
 )
@@ -32,7 +32,9 @@ app = new_app()
         "entropy-probe export paper --to weights --model sd --size 96 --out sd.sft",
     ),
 )
+@grouped
 def export(
+    *,
     law: Annotated[str, typer.Argument(metavar="LAW", help="Scaling law: a name or a JSON file.")],
     to: Annotated[
         str,
@@ -58,8 +60,7 @@ def export(
             help="Hub id, folder of a diffusers pipeline, or a bundled model. A derived law needs it only for weights.",
         ),
     ] = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
+    load: LoadOptions,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     config: ConfigOption = None,
@@ -71,7 +72,7 @@ def export(
 
     resolved = resolve(law)
     pixels = None if size is None else parse_size(size)
-    pipeline = None if model is None else load_pipeline(model, device, dtype)
+    pipeline = None if model is None else load_pipeline(load.source(model), load.device, load.dtype)
     path = export_law(resolved, cast(Any, to), out, size=pixels, model=pipeline)
     if as_json:
         print_json({"law": resolved.name, "to": to, "file": str(path), "size": pixels and format_size(pixels)})

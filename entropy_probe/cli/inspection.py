@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from entropy_probe.cli.grouping import grouped
 from entropy_probe.cli.groups import examples, new_app
 from entropy_probe.cli.loading import load_pipeline
+from entropy_probe.cli.option_groups import LoadOptions
 from entropy_probe.cli.options import (
     ConfigOption,
-    DeviceOption,
-    DtypeOption,
     JsonOption,
     ModelOption,
     SizesOption,
@@ -33,18 +33,20 @@ app = new_app()
         "entropy-probe info --model my-folder --sizes 768,1024x512",
     ),
 )
+@grouped
 def info(
+    *,
     model: ModelOption = "reference",
+    load: LoadOptions,
     sizes: SizesOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Show the attention layers of a model, their training tokens, and their token grids at other sizes."""
+    from entropy_probe.attention import default_frames
     from entropy_probe.models import check_size, format_size, short_name
 
-    pipeline = load_pipeline(model, device, dtype)
+    pipeline = load_pipeline(load.source(model), load.device, load.dtype)
     size_list = parse_sizes(sizes) or []
     for size in size_list:
         check_size(pipeline, size)
@@ -52,10 +54,16 @@ def info(
     rows = _layer_table(pipeline, trained, size_list)
     name = type(pipeline).__name__
     if as_json:
-        print_json({"pipeline": name, "training_size": trained and list(trained), "layers": rows})
+        length = default_frames(pipeline)
+        pixels = trained and list(trained)
+        print_json({"pipeline": name, "training_size": pixels, "training_frames": length, "layers": rows})
         return
     size_text = f"trained at {format_size(trained)} pixels" if trained else "training size unknown"
-    table = make_table([{**row, "layer": short_name(row["layer"])} for row in rows])
+    if (frames := default_frames(pipeline)) is not None:
+        size_text += f" and {frames} frames; T counts the tokens of all frames in spatio-temporal attention"
+    hidden = {"axes"} if all(row["axes"] == "spatial" for row in rows) else set()
+    shown = [{**row, "layer": short_name(row["layer"])} for row in rows]
+    table = make_table([{key: value for key, value in row.items() if key not in hidden} for row in shown])
     Console(highlight=False).print(f"{name}, {size_text}", table)
 
 
@@ -81,6 +89,7 @@ def _layer_table(pipeline: Any, trained: Size | None, sizes: list[Size]) -> list
         row: dict[str, Any] = {
             "layer": layer.name,
             "kind": layer.kind,
+            "axes": layer.axes,
             "heads": layer.heads,
             "head_width": layer.head_width,
             "key_tokens": layer.key_tokens,

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from entropy_probe.cli.interrupts import raise_on_interrupt
 from entropy_probe.cli.parsing import parse_names
-from entropy_probe.cli.pipeline_kwargs import recorded_pipeline_kwargs
+from entropy_probe.cli.pipeline_kwargs import recorded_pipeline_kwargs, recorded_settings
 from entropy_probe.errors import InputError
-from entropy_probe.paths import is_folder
+from entropy_probe.paths import exists
 
 if TYPE_CHECKING:
     from entropy_probe.cli.output import Messages
     from entropy_probe.evaluation import Scorer
     from entropy_probe.laws import ScalingLaw
-    from entropy_probe.models import ImageFolder
+    from entropy_probe.models import ImageFolder, ModelSource
     from entropy_probe.reference.drawings import Drawings
     from entropy_probe.runs import Engine, Sweep
 
@@ -51,16 +51,16 @@ class EngineChoice:
     dtype: str
 
 
-def load_pipeline(model: str, device: str, dtype: str) -> Any:
+def load_pipeline(source: ModelSource, device: str, dtype: str) -> Any:
     """Load a pipeline without the messages of diffusers and transformers.
 
     Raises:
         InputError: if the model, the device or the precision is not available.
     """
-    from entropy_probe.models import load, quiet_libraries
+    from entropy_probe.models import quiet_libraries
 
     quiet_libraries()
-    pipeline = load(model, device=device, dtype=dtype)
+    pipeline = source.load(device=device, dtype=dtype)
     raise_on_interrupt()
     return pipeline
 
@@ -71,13 +71,28 @@ def open_run(out: str, model: str | None, device: str) -> Sweep:
     Raises:
         InputError: if the folder is not a run, or its model cannot be loaded.
     """
-    from entropy_probe.runs import RunDirectory, Sweep, open_location
+    from entropy_probe.models import is_factory
+    from entropy_probe.runs import RunDirectory, Sweep, locate_model, open_location
 
     run = RunDirectory(open_location(out))
     manifest = run.manifest()
     given = recorded_pipeline_kwargs(run.path) if manifest.pipeline_kwargs else {}
-    pipeline = load_pipeline(model or manifest.model, device, manifest.dtype)
+    name = model or locate_model(run.path, manifest)
+    if model is None and is_factory(name):
+        raise InputError(
+            f"the model of {out} is the Python function {name!r}, which a run does not start: pass --model {name}"
+        )
+    pipeline = load_pipeline(_recorded_source(name, run.path), device, manifest.dtype)
     return Sweep.open(out, pipeline, pipeline_kwargs=given)
+
+
+def _recorded_source(model: str, run: Path) -> ModelSource:
+    """Return a model with the options to load it that the config.yaml of a run records."""
+    from entropy_probe.cli.option_groups import LoadOptions
+
+    recorded = recorded_settings(run)
+    known = {name: recorded.get(name) for name in ("variant", "base", "lora", "offload")}
+    return LoadOptions(**{name: str(value) for name, value in known.items() if value is not None}).source(model)
 
 
 def open_for_report(out: str, model: str | None, device: str, messages: Messages) -> Sweep:
@@ -89,24 +104,25 @@ def open_for_report(out: str, model: str | None, device: str, messages: Messages
         InputError: if the folder is not a run, or its model cannot be loaded.
     """
     from entropy_probe.models import REFERENCES
-    from entropy_probe.runs import RunDirectory, Sweep, open_location
+    from entropy_probe.runs import RunDirectory, Sweep, locate_model, open_location
 
-    name = RunDirectory(open_location(out)).manifest().model
-    if model or name in REFERENCES or is_folder(name):
+    run = RunDirectory(open_location(out))
+    name = locate_model(run.path, run.manifest())
+    if model or name in REFERENCES or exists(name):
         return open_run(out, model, device)
     messages.print(f"no entropy maps: the model {name!r} is not on this machine; name it with --model to sample them")
     return Sweep.open(out)
 
 
 def choose_engine(
-    name: str, address: str | None, *, model: str, device: str, dtype: str, dry_run: bool, local_device: str
+    name: str, address: str | None, *, model: ModelSource, device: str, dtype: str, dry_run: bool, local_device: str
 ) -> EngineChoice:
     """Return the engine that samples the cells.
 
     Args:
         name: `local` or `ray`.
         address: address of the Ray cluster, or None.
-        model: name of the model, which Ray workers load themselves.
+        model: the model, which Ray workers load themselves.
         device: value of --device. With Ray it is the device of the workers.
         dtype: value of --dtype.
         dry_run: whether only the cost is estimated.
@@ -115,6 +131,7 @@ def choose_engine(
     Raises:
         InputError: for an unknown engine or options that do not fit together.
     """
+    from entropy_probe.models import ModelSource
     from entropy_probe.runs import LocalEngine, RayEngine
 
     if name == "local":
@@ -126,9 +143,9 @@ def choose_engine(
     if dry_run:
         raise InputError("--dry-run measures in this process: run it without --engine ray, on the device of a worker")
     raise_on_interrupt()
-    engine = RayEngine.connect(address, model=model, device=device)
-    precision = ("float32" if engine.device == "cpu" else "float16") if dtype == "auto" else dtype
-    return EngineChoice(engine, local_device, precision)
+    plain = model == ModelSource(model.model)
+    engine = RayEngine.connect(address, model=model.model if plain else model, device=device)
+    return EngineChoice(engine, local_device, dtype)
 
 
 def choose_scorer(metrics: str, images: Path | None, model: str) -> Scorer | None:

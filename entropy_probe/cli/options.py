@@ -38,7 +38,8 @@ ModelOption = Annotated[
     str,
     typer.Option(
         rich_help_panel=MODEL_PANEL,
-        help="Hub id, folder of a diffusers pipeline, or a bundled model: reference, reference-dit.",
+        help="Hub id, folder of a diffusers pipeline, .safetensors file, MODULE:FUNCTION that returns a pipeline, or a "
+        "bundled model: reference, reference-dit.",
         autocompletion=_complete("reference", "reference-dit"),
     ),
 ]
@@ -58,7 +59,7 @@ DtypeOption = Annotated[
     str,
     typer.Option(
         rich_help_panel=MODEL_PANEL,
-        help="float32, bfloat16 or float16. auto is float32 on the CPU and float16 elsewhere.",
+        help="float32, bfloat16 or float16. auto is the dtype of the checkpoint.",
         autocompletion=_complete("auto", "float32", "bfloat16", "float16"),
     ),
 ]
@@ -105,6 +106,50 @@ PipelineKwargsOption = Annotated[
         rich_help_panel=GRID_PANEL,
         help="YAML file with further arguments of the pipeline's call, such as `image: photo.png` or `strength: 0.8`. "
         "The names of image files are relative to it.",
+    ),
+]
+PromptOption = Annotated[
+    list[str] | None,
+    typer.Option(rich_help_panel=GRID_PANEL, metavar="<str>", help="A prompt. Repeat the flag for more."),
+]
+NumFramesOption = Annotated[
+    int | None,
+    typer.Option(rich_help_panel=GRID_PANEL, help="Frames of each video. Default: from the pipeline."),
+]
+TrainingFramesOption = Annotated[
+    int | None,
+    typer.Option(rich_help_panel=GRID_PANEL, help="Frames of the video that T counts. Default: --num-frames."),
+]
+NegativePromptOption = Annotated[
+    str | None, typer.Option(rich_help_panel=GRID_PANEL, help="Negative prompt of all images.")
+]
+ImageOption = Annotated[
+    Path | None,
+    typer.Option(
+        rich_help_panel=GRID_PANEL,
+        help="Image that the pipeline starts from: image-to-image, inpainting, ControlNet or image-to-video.",
+    ),
+]
+VariantOption = Annotated[
+    str | None, typer.Option(rich_help_panel=MODEL_PANEL, help="Variant of the weights, such as fp16.")
+]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=MODEL_PANEL,
+        help="For a .safetensors file: folder or hub id of the pipeline with its configuration and other components.",
+    ),
+]
+LoraOption = Annotated[
+    str | None,
+    typer.Option(rich_help_panel=MODEL_PANEL, help="LoRA files, FILE or FILE:SCALE, separated by commas."),
+]
+OffloadOption = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=MODEL_PANEL,
+        help="model or sequential: keep the weights in the memory of the CPU until the GPU needs them.",
+        autocompletion=_complete("model", "sequential"),
     ),
 ]
 QuickOption = Annotated[
@@ -185,7 +230,7 @@ DryRunOption = Annotated[
     typer.Option(
         "--dry-run",
         rich_help_panel=EXECUTION_PANEL,
-        help="Print the grid with estimated time and disk use, then exit. Samples one cell of each size.",
+        help="Print the grid with estimated time and disk use, then exit. Samples one cell of some small sizes.",
     ),
 ]
 JsonOption = Annotated[

@@ -75,8 +75,9 @@ def factor_rows(derivation: Derivation) -> list[dict[str, Any]]:
     measured = derivation.entropies
     wanted = sorted(set(measured["tokens"] / measured["training_tokens"]))
     rows: dict[str, dict[str, Any]] = {}
-    for layer, ratio, factor in factors(derivation, wanted).itertuples(index=False):
-        rows.setdefault(layer, {"layer": short_name(layer)})[f"g at N/T = {ratio:.3g}"] = factor
+    for layer, ratio, factor, bound in factors(derivation, wanted).itertuples(index=False):
+        shown = f"{bound} {factor:.3f}" if bound else factor
+        rows.setdefault(layer, {"layer": short_name(layer)})[f"g at N/T = {ratio:.3g}"] = shown
     return list(rows.values())
 
 

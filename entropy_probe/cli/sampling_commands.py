@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from entropy_probe.cli.grids import GridOptions, folder_of, prepare_grid, print_forecast
+from entropy_probe.cli.announcing import sample_prepared
+from entropy_probe.cli.grids import folder_of, prepare_grid, print_forecast
+from entropy_probe.cli.grouping import grouped
 from entropy_probe.cli.groups import examples, new_app
 from entropy_probe.cli.loading import choose_engine, choose_scorer, load_pipeline
+from entropy_probe.cli.option_groups import CallOptions, GridOptions, LoadOptions
 from entropy_probe.cli.options import (
     DEFAULT_LAWS,
     DEFAULT_OUT,
@@ -19,9 +22,7 @@ from entropy_probe.cli.options import (
     OUTPUT_PANEL,
     AddressOption,
     ConfigOption,
-    DeviceOption,
     DryRunOption,
-    DtypeOption,
     EngineOption,
     GuidanceOption,
     ImagesOption,
@@ -30,12 +31,8 @@ from entropy_probe.cli.options import (
     MetricsOption,
     ModelOption,
     OutOption,
-    PipelineKwargsOption,
-    PromptsOption,
-    QuickOption,
     QuietOption,
     RoundsOption,
-    RowsOption,
     SeedsOption,
     ShardOption,
     SizesOption,
@@ -43,7 +40,6 @@ from entropy_probe.cli.options import (
 )
 from entropy_probe.cli.output import Messages, command_line, print_json, print_report
 from entropy_probe.cli.parsing import check_laws, parse_names, parse_seeds, parse_shard, parse_sizes
-from entropy_probe.cli.pipeline_kwargs import read_pipeline_kwargs
 from entropy_probe.cli.settings import save_config
 from entropy_probe.cli.stages import derive_and_save, fit_and_save, validate_and_save
 from entropy_probe.errors import InputError
@@ -69,26 +65,21 @@ app = new_app()
         "entropy-probe run --json --out my-run | jq .verdict",
     ),
 )
+@grouped
 def run(
     context: typer.Context,
+    *,
     model: ModelOption = "reference",
+    load: LoadOptions,
+    grid: GridOptions,
+    call: CallOptions,
     out: OutOption = DEFAULT_OUT,
-    sizes: SizesOption = None,
-    prompts: PromptsOption = None,
-    seeds: SeedsOption = None,
-    steps: StepsOption = None,
-    guidance_scale: GuidanceOption = None,
     laws: LawsOption = DEFAULT_LAWS,
     metrics: MetricsOption = "auto",
     images: ImagesOption = None,
     rounds: RoundsOption = None,
-    rows: RowsOption = "auto",
-    pipeline_kwargs: PipelineKwargsOption = None,
     engine: EngineOption = "local",
     address: AddressOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    quick: QuickOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -98,29 +89,38 @@ def run(
 
     Rerun the same command to resume.
     """
-    from entropy_probe.runs import sweep as sample_grid
-
     if not dry_run:
         check_installed("report")  # the report is written last
     check_laws(laws)
-    out = folder_of(out, quick)
-    messages = Messages(quiet or as_json)
+    out, messages, source = folder_of(out, grid.quick), Messages(quiet or as_json), load.source(model)
     scorer = choose_scorer(metrics, images, model)
     choice = choose_engine(
-        engine, address, model=model, device=device, dtype=dtype, dry_run=dry_run, local_device="auto"
+        engine, address, model=source, device=load.device, dtype=load.dtype, dry_run=dry_run, local_device="auto"
     )
-    options = GridOptions(model, sizes, prompts, seeds, steps, guidance_scale, rows, quick, pipeline_kwargs)
-    max_rounds = options.plan.rounds if rounds is None else rounds
-    pipeline, grid = prepare_grid(options, choice, messages, min_sizes=2)
+    max_rounds = grid.plan.rounds if rounds is None else rounds
+    prepared = prepare_grid(source, grid, call, choice, needs_law=True)
     if dry_run:
         names = {*parse_names(laws)}
         refinements = max_rounds if "measured" in names else 0
-        print_forecast(pipeline, grid, rounds=refinements, laws=len(names - {"original"}), as_json=as_json)
+        print_forecast(
+            prepared.pipeline, prepared.arguments, rounds=refinements, laws=len(names - {"original"}), as_json=as_json
+        )
         return
-    sampled = sample_grid(pipeline, store=out, model=model, engine=choice.engine, progress=messages.progress, **grid)
-    extra = {"laws": laws, "metrics": metrics, "images": images, "rounds": max_rounds}
-    save_config(context, sampled, device, **extra, **{"pipeline-kwargs": pipeline_kwargs})
-    _analyse(sampled, laws, max_rounds, scorer, as_json, messages)
+    sampled = sample_prepared(prepared, choice.engine, messages, store=out, model=model)
+    save_config(context, sampled, load, laws=laws, metrics=metrics, images=images, rounds=max_rounds)
+    if len(sampled.grid.sizes) > 1:
+        _analyse(sampled, laws, max_rounds, scorer, as_json, messages)
+    else:
+        _report_one_size(sampled, as_json, messages)
+
+
+def _report_one_size(sampled: Sweep, as_json: bool, messages: Messages) -> None:
+    """Write the report of a pipeline that samples only its training size. A law needs a second size."""
+    from entropy_probe.reports import report
+
+    messages.print(f"{sampled.manifest.pipeline} samples one size: no law is fitted, derived or validated")
+    page = report(sampled, command=command_line())
+    print_report(page, page.save(sampled.run.path / "report.html", data=True), as_json, messages)
 
 
 def _analyse(
@@ -139,7 +139,7 @@ def _analyse(
     law = derivation.law if derivation else None
     maps = entropy_maps(sampled, law)
     page = report(sampled, fitted, law, outcome, derivation=derivation, entropy_maps=maps, command=command_line())
-    print_report(page, page.save(sampled.run.path / "report.html"), as_json, messages)
+    print_report(page, page.save(sampled.run.path / "report.html", data=True), as_json, messages)
 
 
 @app.command(
@@ -150,23 +150,18 @@ def _analyse(
         "entropy-probe sweep --shard 1/4 --out /shared/my-run",
     ),
 )
+@grouped
 def sweep(
     context: typer.Context,
+    *,
     model: ModelOption = "reference",
+    load: LoadOptions,
+    grid: GridOptions,
+    call: CallOptions,
     out: OutOption = DEFAULT_OUT,
-    sizes: SizesOption = None,
-    prompts: PromptsOption = None,
-    seeds: SeedsOption = None,
-    steps: StepsOption = None,
-    guidance_scale: GuidanceOption = None,
-    rows: RowsOption = "auto",
-    pipeline_kwargs: PipelineKwargsOption = None,
     shard: ShardOption = "1/1",
     engine: EngineOption = "local",
     address: AddressOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    quick: QuickOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -176,23 +171,17 @@ def sweep(
 
     Rerun the same command to resume.
     """
-    from entropy_probe.runs import sweep as sample_grid
-
-    messages = Messages(quiet or as_json)
-    out = folder_of(out, quick)
+    out, messages, source = folder_of(out, grid.quick), Messages(quiet or as_json), load.source(model)
     part = parse_shard(shard)
     choice = choose_engine(
-        engine, address, model=model, device=device, dtype=dtype, dry_run=dry_run, local_device="cpu"
+        engine, address, model=source, device=load.device, dtype=load.dtype, dry_run=dry_run, local_device="cpu"
     )
-    options = GridOptions(model, sizes, prompts, seeds, steps, guidance_scale, rows, quick, pipeline_kwargs)
-    pipeline, grid = prepare_grid(options, choice, messages)
+    prepared = prepare_grid(source, grid, call, choice)
     if dry_run:
-        print_forecast(pipeline, {**grid, "shard": part}, rounds=0, laws=0, as_json=as_json)
+        print_forecast(prepared.pipeline, {**prepared.arguments, "shard": part}, rounds=0, laws=0, as_json=as_json)
         return
-    sampled = sample_grid(
-        pipeline, store=out, model=model, shard=part, engine=choice.engine, progress=messages.progress, **grid
-    )
-    save_config(context, sampled, device, **{"pipeline-kwargs": pipeline_kwargs})
+    sampled = sample_prepared(prepared, choice.engine, messages, store=out, model=model, shard=part)
+    save_config(context, sampled, load)
     if as_json:
         print_json({"run": str(out), "cells": len(sampled.grid)})
     messages.print(f"{len(sampled.grid)} cells in {out}")
@@ -206,51 +195,70 @@ def sweep(
         'entropy-probe sample "noto red apple" --sizes 128 --law entropy-run/law.json',
     ),
 )
+@grouped
 def sample(
+    *,
     prompt: Annotated[
-        list[str] | None, typer.Argument(metavar="PROMPT", help="One or more prompts.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="PROMPT", help="One or more prompts, if the pipeline takes any.", show_default=False),
     ] = None,
     model: ModelOption = "reference",
+    load: LoadOptions,
+    call: CallOptions,
     out: Annotated[Path, typer.Option(rich_help_panel=OUTPUT_PANEL, help="Folder for the images.")] = Path("samples"),
     sizes: SizesOption = None,
     seeds: SeedsOption = "0",
     steps: StepsOption = None,
     guidance_scale: GuidanceOption = None,
-    pipeline_kwargs: PipelineKwargsOption = None,
     law: Annotated[
         str, typer.Option(rich_help_panel=EVALUATION_PANEL, help="Scaling law: a name or a JSON file.")
     ] = "original",
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Sample images under a scaling law."""
+    """Sample images or videos under a scaling law. A video is saved as an animated PNG."""
     from entropy_probe.laws import resolve
     from entropy_probe.models import check_call, check_guidance, check_size, sampling_settings, training_size
     from entropy_probe.runs import as_texts
 
-    if not prompt:
-        raise InputError('no prompt: name at least one, such as entropy-probe sample "noto red apple" --sizes 32,64')
-    as_texts(prompt)
+    as_texts(prompt or ())
     if re.match(r"[a-z0-9]{2,}:/", str(out)):  # a URL such as s3://bucket, but not the drive C:
         raise InputError(f"sample writes to a local folder, got {str(out)!r}: use a local folder for --out")
     if guidance_scale is not None:
         check_guidance(guidance_scale)
     scaling_law = resolve(law)
-    seed_list = parse_seeds(seeds or "0")
-    pipeline = load_pipeline(model, device, dtype)
+    seed_list, given = parse_seeds(seeds or "0"), call.read()
+    pipeline = load_pipeline(load.source(model), load.device, load.dtype)
+    prompts = _prompts_of(pipeline, prompt)
     size_list = parse_sizes(sizes) or [training_size(pipeline)]
     for size in size_list:
         check_size(pipeline, size)
     settings = asdict(sampling_settings(pipeline, steps, guidance_scale))
     messages = Messages(quiet or as_json)
-    settings["pipeline_kwargs"] = read_pipeline_kwargs(pipeline_kwargs)
-    check_call(pipeline, size_list, settings["pipeline_kwargs"])
-    saved = _sample_and_save(pipeline, scaling_law, prompt, size_list, seed_list, settings, out, messages)
+    settings["pipeline_kwargs"] = given
+    check_call(pipeline, size_list, given)
+    saved = _sample_and_save(pipeline, scaling_law, prompts, size_list, seed_list, settings, out, messages)
     if as_json:
         print_json({"law": scaling_law.name, "images": saved})
+
+
+def _prompts_of(pipeline: Any, prompts: list[str] | None) -> list[str]:
+    """Return the prompts to sample. A pipeline without prompts has one sample per size and seed.
+
+    Raises:
+        InputError: if prompts are missing, or the pipeline takes none.
+    """
+    from entropy_probe.models import takes_prompt
+    from entropy_probe.runs import NO_PROMPT
+
+    if not takes_prompt(pipeline):
+        if prompts:
+            raise InputError(f"{type(pipeline).__name__} takes no prompts: leave them out")
+        return [NO_PROMPT]
+    if not prompts:
+        raise InputError('no prompt: name at least one, such as entropy-probe sample "noto red apple" --sizes 32,64')
+    return prompts
 
 
 def _sample_and_save(
@@ -263,9 +271,9 @@ def _sample_and_save(
     out: Path,
     messages: Messages,
 ) -> list[dict[str, Any]]:
-    """Sample one image per prompt, size and seed, save them as PNG, and return a description of each."""
+    """Sample one image or video per prompt, size and seed, save it as PNG, and return a description of each."""
     from entropy_probe.laws import scaled
-    from entropy_probe.models import format_size, sample_images
+    from entropy_probe.models import format_size, sample_clips, to_png
 
     saved = []
     try:
@@ -273,10 +281,10 @@ def _sample_and_save(
         with scaled(pipeline, law):
             for size in sizes:
                 for seed in seeds:
-                    images = sample_images(pipeline, prompts, size, [seed] * len(prompts), **settings)
-                    for number, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
+                    sampled = sample_clips(pipeline, prompts, size, [seed] * len(prompts), **settings)
+                    for number, (prompt, clip) in enumerate(zip(prompts, sampled, strict=True)):
                         path = out / f"{number:02d}_{format_size(size)}_s{seed}_{law.name}.png"
-                        image.save(path)
+                        path.write_bytes(to_png(clip))
                         messages.print(str(path))
                         saved.append({"file": str(path), "prompt": prompt, "size": format_size(size), "seed": seed})
     except OSError as error:

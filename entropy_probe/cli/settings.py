@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from entropy_probe.cli.parsing import parse_names
+from entropy_probe.cli.pipeline_kwargs import save_pipeline_kwargs
 from entropy_probe.paths import is_file, is_folder
 
 if TYPE_CHECKING:
+    from entropy_probe.cli.option_groups import LoadOptions
     from entropy_probe.runs import Sweep
+
+RELATIVE = {"pipeline-kwargs", "images"}
+"""Settings with a path that may be next to the config file. A run directory with its files can then be moved."""
 
 
 def apply_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -40,15 +45,27 @@ def apply_config(context: typer.Context, path: Path | None) -> Path | None:
         return ""
 
     settings = read_config(path, _known_settings(context), check)
+    for name in RELATIVE & settings.keys():
+        if is_file(beside := path.parent / settings[name]) or is_folder(beside):
+            settings[name] = str(beside)
     context.default_map = {parameters[name]: text for name, text in settings.items() if name in parameters}
     return path
 
 
-def save_config(context: typer.Context, sampled: Sweep, device: str, **settings: Any) -> None:
+def save_config(
+    context: typer.Context, sampled: Sweep, load: LoadOptions | None = None, device: str = "auto", **settings: Any
+) -> None:
     """Write config.yaml into a run directory. `entropy-probe run --config` repeats the run from it.
 
     The file holds the resolved grid, sampling settings and model, plus `settings`. Settings that an earlier command
     wrote are kept.
+
+    Args:
+        context: the command.
+        sampled: the run.
+        load: how the model was loaded, if this command sampled the run.
+        device: the device, if `load` is not given.
+        settings: further settings of the command.
     """
     from entropy_probe.cli.config import read_config, to_yaml
     from entropy_probe.evaluation import NAMED
@@ -66,17 +83,23 @@ def save_config(context: typer.Context, sampled: Sweep, device: str, **settings:
         "steps": sampled.manifest.steps,
         "guidance-scale": sampled.manifest.guidance_scale,
         "rows": sampled.manifest.rows,
-        "device": device,
+        "device": load.device if load else device,
+        "training-frames": sampled.manifest.training_frames,
         "dtype": sampled.manifest.dtype,
     }
+    if load:
+        lora = [_absolute_adapter(text) for text in parse_names(load.lora or "")]
+        base = load.base and _absolute(load.base)
+        resolved |= {"variant": load.variant, "base": base, "lora": lora or None, "offload": load.offload}
     if "laws" in settings:
         settings["laws"] = [_absolute(name, LAWS) for name in parse_names(settings["laws"])]
     if "metrics" in settings:
         names = parse_names(settings["metrics"])
         settings["metrics"] = ",".join(_absolute(name, (*NAMED, "auto", "none")) for name in names)
-    for name in ("images", "pipeline-kwargs"):
-        if settings.get(name):
-            settings[name] = _absolute(settings[name])
+    if settings.get("images"):
+        settings["images"] = _absolute(settings["images"])
+    if sampled.pipeline_kwargs:
+        settings["pipeline-kwargs"] = save_pipeline_kwargs(sampled.run.path, sampled.pipeline_kwargs)
     merged = {**earlier, **resolved, **settings}
     sampled.run.write(path.name, to_yaml({name: value for name, value in merged.items() if value is not None}))
 
@@ -84,6 +107,14 @@ def save_config(context: typer.Context, sampled: Sweep, device: str, **settings:
 def _absolute(name: str | Path, known: Collection[str] = ()) -> str:
     """Return a known name unchanged, and the path of a file or folder as an absolute path."""
     return str(Path(name).absolute()) if name not in known and (is_file(name) or is_folder(name)) else str(name)
+
+
+def _absolute_adapter(text: str) -> str:
+    """Return `FILE` or `FILE:SCALE` with the absolute path of the file."""
+    from entropy_probe.models import parse_adapter
+
+    adapter = parse_adapter(text)
+    return f"{adapter.path.absolute()}:{adapter.scale:g}"
 
 
 def _known_settings(context: typer.Context) -> set[str]:
@@ -103,4 +134,4 @@ def _leaf_commands(command: Any) -> Iterator[Any]:
 def _parameters(command: Any) -> dict[str, str]:
     """Map the settings that a config file may contain to the parameter names of a command."""
     flags = {flag[2:]: option.name for option in command.params for flag in option.opts if flag.startswith("--")}
-    return {flag: name for flag, name in flags.items() if flag not in ("config", "help")}
+    return {flag: name for flag, name in flags.items() if flag not in ("config", "help", "prompt")}

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from entropy_probe.cli import stages
-from entropy_probe.cli.grids import FULL
 from entropy_probe.cli.groups import examples, new_app
 from entropy_probe.cli.loading import choose_scorer, load_images, open_for_report, open_run
+from entropy_probe.cli.option_groups import FULL
 from entropy_probe.cli.options import (
     DEFAULT_LAWS,
     DEFAULT_OUT,
@@ -103,7 +103,7 @@ def derive(
     max_rounds = FULL.rounds if rounds is None else rounds
     derivation, path = stages.derive_and_save(sampled, method, max_rounds, real_images, messages, level)
     if method == "measured":
-        save_config(context, sampled, device, rounds=max_rounds)
+        save_config(context, sampled, device=device, rounds=max_rounds)
     if as_json:
         sys.stdout.write(path.read_text())
     messages.print(make_table(factor_rows(derivation)))
@@ -189,7 +189,7 @@ def validate(
     sampled = open_run(out, model, device)
     scorer = choose_scorer(metrics, images, sampled.manifest.model)
     outcome, path = stages.validate_and_save(sampled, laws, scorer, messages)
-    save_config(context, sampled, device, laws=laws, metrics=metrics, images=images)
+    save_config(context, sampled, device=device, laws=laws, metrics=metrics, images=images)
     if as_json:
         sys.stdout.write(outcome.to_json())
     messages.print(make_table(outcome.table().drop(columns="level").to_dict("records")))
@@ -213,7 +213,7 @@ def report(
     messages = Messages(quiet or as_json)
     sampled = open_for_report(out, model, device, messages)
     page = Report.of(sampled, command=command_line())
-    print_report(page, page.save(sampled.run.path / "report.html"), as_json, messages)
+    print_report(page, page.save(sampled.run.path / "report.html", data=True), as_json, messages)
 
 
 @app.command(

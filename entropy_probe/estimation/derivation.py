@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pandas as pd
 
 from entropy_probe.deprecation import renamed_arguments, warn_renamed
@@ -20,7 +21,17 @@ from entropy_probe.estimation.levels import Level
 from entropy_probe.estimation.origins import with_origin
 from entropy_probe.estimation.refinement import Refined, Round, refine
 from entropy_probe.estimation.regression import layer_means
-from entropy_probe.laws import DERIVED, Gaussian, Measured, ScalingLaw, from_json, to_json
+from entropy_probe.laws import (
+    DERIVED,
+    Bound,
+    Gaussian,
+    Measured,
+    ScalingLaw,
+    bound_between,
+    factor_bound,
+    from_json,
+    to_json,
+)
 from entropy_probe.models import CaptionedImages, Size
 from entropy_probe.paths import is_file
 from entropy_probe.runs import Grid, Sweep
@@ -86,6 +97,14 @@ class Derivation(Viewed):
     def scale_factor(self, layer: str, tokens: int, training_tokens: int) -> float:
         """Return the g of the law; see `laws.ScalingLaw`."""
         return self.law.scale_factor(layer, tokens, training_tokens)
+
+    def factor_bound(self, layer: str, tokens: int, training_tokens: int) -> Bound:
+        """Return whether g is only a bound; see `laws.factor_bound`."""
+        own = self.factors[self.factors["layer"] == layer]
+        if own.empty:
+            return factor_bound(self.law, layer, tokens, training_tokens)
+        ratios = np.log(own["tokens"].to_numpy(float) / own["training_tokens"].to_numpy(float))
+        return bound_between([*zip(ratios, own["bound"], strict=True)], math.log(tokens / training_tokens))
 
     def to_json(self) -> str:
         """Return JSON text: the law as `laws.to_json` writes it, and the derivation under the key `derivation`."""

@@ -11,8 +11,8 @@ error.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -25,13 +25,10 @@ from entropy_probe.attention import visual
 from entropy_probe.errors import InputError
 from entropy_probe.estimation.intervals import jackknife, mean_square, root, t_quantile
 from entropy_probe.estimation.levels import Level, law_of_parts, noise_levels, part_labels
-from entropy_probe.laws import ScalingLaw
+from entropy_probe.laws import MAX_FACTOR, MIN_FACTOR, Bound, ScalingLaw
 from entropy_probe.models import Size
 from entropy_probe.runs import Sweep, extend
 from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, Count, Number
-
-MIN_FACTOR, MAX_FACTOR = 0.2, 6.0
-"""Bounds of g. A layer that needs more cannot reach its target: its entropy is near 0 or near ln N."""
 
 RESAMPLES = 400
 """Bootstrap resamples of the prompts for the interval of kappa."""
@@ -62,11 +59,13 @@ class FactorEstimate:
         g: scale factors by (layer, tokens, training_tokens).
         curves: entropy (nats) by (layer, tokens, training_tokens, scale_factor), a column per prompt.
         target: entropy (nats) at the training size by layer, a column per prompt.
+        limits: by the keys of `g`, the bound of a factor that the curves before did not reach; see `next_limits`.
     """
 
     g: pd.Series
     curves: pd.DataFrame
     target: pd.DataFrame
+    limits: Mapping[Any, Bound] = field(default_factory=dict)
 
     def entropy(self) -> pd.DataFrame:
         """Return H(N) under these scale factors, a column per prompt."""
@@ -85,14 +84,38 @@ class FactorEstimate:
 
     def next_factors(self) -> pd.Series:
         """Multiply each g by the root of its measured curve, within the bounds."""
-        factors = {}
+        factors = {
+            key: float(np.clip(self.g[key] * np.exp(find_root(*curve)), MIN_FACTOR, MAX_FACTOR))
+            for key, curve in self._log_curves()
+        }
+        return pd.Series(factors).rename_axis(self.g.index.names)
+
+    def next_limits(self) -> dict[Any, Bound]:
+        """Return which of `next_factors` are bounds, because the target is beyond the reach of `find_root`."""
+        limits: dict[Any, Bound] = {}
+        for key, (x, y, target) in self._log_curves():
+            end = find_root(x, y, target)
+            if len(x) > 1 and end <= 2 * x[0] - x[1] + 1e-9:
+                limits[key] = "at most"
+            elif len(x) > 1 and end >= 2 * x[-1] - x[-2] - 1e-9:
+                limits[key] = "at least"
+        return limits
+
+    def bounds(self) -> pd.Series:
+        """Return the bound of each factor: `at most`, `at least`, or empty."""
+        at_ends = np.select([self.g <= MIN_FACTOR, self.g >= MAX_FACTOR], ["at most", "at least"], "")
+        bounds = pd.Series(at_ends, index=self.g.index, dtype=object)
+        for key, limit in self.limits.items():
+            bounds[key] = limit
+        return bounds
+
+    def _log_curves(self) -> Iterator[tuple[Any, tuple[Any, Any, float]]]:
+        """Yield the key of each factor, with ln g and the entropy of its curve, and the target."""
         mean = self.curves.mean(axis=1)
-        for key, g in self.g.items():
+        for key in self.g.index:
             curve = mean.loc[key].sort_index()
             target = float(self.target.loc[key[0]].mean())
-            root = find_root(np.log(curve.index.to_numpy(float)), curve.to_numpy(float), target)
-            factors[key] = float(np.clip(g * np.exp(root), MIN_FACTOR, MAX_FACTOR))
-        return pd.Series(factors).rename_axis(self.g.index.names)
+            yield key, (np.log(curve.index.to_numpy(float)), curve.to_numpy(float), target)
 
     def slopes(self) -> pd.Series:
         """Return dH/d ln g of each curve at its present g."""
@@ -117,17 +140,19 @@ class FactorEstimate:
         reach = -quantile * differences.sem(axis=1) / steepness
         low, high = (self.g * np.exp(sign * reach) for sign in (-1, 1))
         table = pd.DataFrame({"scale_factor": self.g, "low": low, "high": high})
-        table["bound"] = np.select([self.g <= MIN_FACTOR, self.g >= MAX_FACTOR], ["at most", "at least"], "")
+        table["bound"] = self.bounds()
         table.loc[table["bound"] != "", ["low", "high"]] = np.nan
         return table.reset_index()
 
     def kappa(self) -> pd.DataFrame:
         """Fit g^2 = 1 + kappa ln(N/T) per layer by least squares. The error comes from resampling the prompts.
 
+        A layer with a factor at a bound has no error: its kappa is not known better than the factor.
+
         Returns:
             Columns `layer`, `kappa`, `kappa_se`, `low`, `high` (95 % interval), `paper` (1/ln T).
         """
-        differences, slopes = self.differences(), self.slopes()
+        differences, slopes, bounds = self.differences(), self.slopes(), self.bounds()
         generator = np.random.default_rng(0)
         count = differences.shape[1]
         chosen = generator.integers(count, size=(RESAMPLES, count))
@@ -139,12 +164,13 @@ class FactorEstimate:
             tokens, trained = (g.index.get_level_values(n).to_numpy(float) for n in ("tokens", "training_tokens"))
             x = np.log(tokens / trained)
             kappas = x @ (resampled.loc[g.index].to_numpy() ** 2 - 1) / (x @ x)
-            low, high = np.percentile(kappas, [2.5, 97.5]) if count > 1 else (np.nan, np.nan)
+            known = count > 1 and not (bounds.loc[g.index] != "").any()
+            low, high = np.percentile(kappas, [2.5, 97.5]) if known else (np.nan, np.nan)
             rows.append(
                 {
                     "layer": layer,
                     "kappa": float(x @ (g.to_numpy() ** 2 - 1) / (x @ x)),
-                    "kappa_se": float(kappas.std(ddof=1)) if count > 1 else float("nan"),
+                    "kappa_se": float(kappas.std(ddof=1)) if known else float("nan"),
                     "low": float(low),
                     "high": float(high),
                     "paper": float(1 / np.log(trained[0])),
@@ -181,7 +207,7 @@ class Refined:
     def at_bounds(self) -> pd.DataFrame:
         """Return `layer`, `tokens`, `g` of the scale factors that reached a bound."""
         g = self.best.g
-        return g[(g <= MIN_FACTOR) | (g >= MAX_FACTOR)].rename("g").reset_index()[["layer", "tokens", "g"]]
+        return g[self.best.bounds() != ""].rename("g").reset_index()[["layer", "tokens", "g"]]
 
 
 def refine(
@@ -225,17 +251,18 @@ def refine(
     estimates = [FactorEstimate(g, curves[~trained], target)]
     history = [estimates[0].remaining_drift(0)]
     while len(history) <= rounds and not _converged(history):
-        g = estimates[-1].next_factors()
+        g, limits = estimates[-1].next_factors(), estimates[-1].next_limits()
         law = law_of_parts(knots(g), level, noise)
         sampled = extend(sweep, laws=[law], sizes=sizes, prompts=prompts, seeds=seeds, progress=progress)
-        estimates.append(FactorEstimate(g, selected(sampled, law.name), target))
+        estimates.append(FactorEstimate(g, selected(sampled, law.name), target, limits))
         history.append(estimates[-1].remaining_drift(len(history)))
         if on_round:
             on_round(history[-1])
     if rounds:
         best = estimates[int(np.argmin([r.drift for r in history[1:]])) + 1]
     else:
-        best = FactorEstimate(estimates[0].next_factors(), estimates[0].curves, target)
+        first = estimates[0]
+        best = FactorEstimate(first.next_factors(), first.curves, target, first.next_limits())
     return Refined(best, estimates[0], tuple(history), law_of_parts(knots(best.g), level, noise))
 
 

@@ -5,7 +5,7 @@ The model's attention hooks are the only record of an attached law; there is no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import nn
 from entropy_probe.attention import (
     Observer,
     attention_layers,
+    check_frames,
     find_denoiser,
     interception_of,
     observe,
@@ -25,7 +26,7 @@ from entropy_probe.errors import InputError
 from entropy_probe.interruption import delay_interrupt
 from entropy_probe.laws.origin import check_origin, origin_of
 from entropy_probe.laws.resolving import resolve
-from entropy_probe.laws.scaling import Scaling, Tokens
+from entropy_probe.laws.scaling import Scaling, Tokens, TrainingTokens, check_positive
 from entropy_probe.laws.site import ScalingLaw
 
 
@@ -33,7 +34,8 @@ def apply(
     model: Any,
     law: ScalingLaw | str | Path,
     *,
-    training_tokens: Mapping[str, int] | None = None,
+    training_tokens: TrainingTokens | None = None,
+    training_frames: int | None = None,
     tokens: Tokens = "image",
 ) -> Scaling:
     """Multiply the logits of a model's visual attention by the g of a law, until `remove` is called.
@@ -47,7 +49,8 @@ def apply(
     Args:
         model: a diffusers pipeline or a torch module.
         law: a scaling law, its name, or the path of its JSON file.
-        training_tokens: T per layer, if the model's configuration does not have it.
+        training_tokens: T of every layer as one number, or T per layer, if the model's configuration does not have it.
+        training_frames: for videos, the number of frames that the model was trained on; see `attention.capture`.
         tokens: what N and T count in joint attention: `image` tokens only, or `all` tokens, as programs for Flux often
             do. The number of text tokens is the same in both.
 
@@ -67,26 +70,33 @@ def apply(
     ...     def forward(self, query, key):
     ...         return torch.nn.functional.scaled_dot_product_attention(query, key, key)
     >>> model = Attention()
-    >>> scaling = apply(model, "paper", training_tokens={"": 64})
+    >>> scaling = apply(model, "paper", training_tokens=64)
     >>> applied(model)
     Paper()
     >>> remove(model)
     """
-    return _apply(model, law, training_tokens, tokens)[1]
+    return _apply(model, law, training_tokens, training_frames, tokens)[1]
 
 
 def _apply(
-    model: Any, law: ScalingLaw | str | Path, training_tokens: Mapping[str, int] | None, tokens: Tokens
+    model: Any,
+    law: ScalingLaw | str | Path,
+    training_tokens: TrainingTokens | None,
+    training_frames: int | None,
+    tokens: Tokens,
 ) -> tuple[Observer, Scaling]:
     """Apply a law; see `apply`. Return the observer that scales, and the law with what it scales."""
     check_unscaled(model)
+    check_frames(training_frames)
     if tokens not in get_args(Tokens):
         raise InputError(f"tokens must be 'image' or 'all', got {tokens!r:.100}")
-    scaling, denoiser = Scaling(resolve(law), training_tokens or {}, tokens, model), find_denoiser(model)
-    _check_names(denoiser, scaling.training_tokens)
+    given = {} if training_tokens is None else training_tokens
+    scaling, denoiser = Scaling(resolve(law), given, tokens, model), find_denoiser(model)
+    _check_training_tokens(denoiser, given)
     if (origin := origin_of(scaling.law)) is not None:
-        check_origin(origin, scaling.name, denoiser, scaling.training_tokens)
-    return observe(model, scaling, after_discovery=partial(scaling.warn_of_unscaled, model, denoiser)), scaling
+        check_origin(origin, scaling.name, denoiser, bool(given))
+    notice = partial(scaling.warn_of_unscaled, model, denoiser)
+    return observe(model, scaling, after_discovery=notice, training_frames=training_frames), scaling
 
 
 def remove(model: Any) -> None:
@@ -119,7 +129,8 @@ def scaled(
     model: Any,
     law: ScalingLaw | str | Path,
     *,
-    training_tokens: Mapping[str, int] | None = None,
+    training_tokens: TrainingTokens | None = None,
+    training_frames: int | None = None,
     tokens: Tokens = "image",
 ) -> Iterator[Scaling]:
     """Apply a law inside a `with` block, then remove it. The arguments and the result are those of `apply`.
@@ -142,7 +153,7 @@ def scaled(
     observer = None
     try:
         with delay_interrupt():  # otherwise the observer might never be stopped
-            observer, scaling = _apply(model, law, training_tokens, tokens)
+            observer, scaling = _apply(model, law, training_tokens, training_frames, tokens)
         yield scaling
     finally:
         if observer is not None:
@@ -152,7 +163,11 @@ def scaled(
                 stop_observing(observer)
 
 
-def _check_names(denoiser: nn.Module, training_tokens: Mapping[str, int]) -> None:
+def _check_training_tokens(denoiser: nn.Module, training_tokens: TrainingTokens) -> None:
+    """Check that one number is positive, or that the layers of a mapping exist."""
+    if isinstance(training_tokens, int):
+        check_positive(training_tokens)
+        return
     names = [name for name, _ in denoiser.named_modules()]
     if unknown := [name for name in training_tokens if name not in names]:
         known = ", ".join(map(repr, attention_layers(denoiser) or names))

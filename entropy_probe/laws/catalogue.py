@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
-
-import pandas as pd
 
 from entropy_probe.errors import InputError
 from entropy_probe.laws.formulas import Calibrated, Constant, Gaussian, Kappa, Log, Measured, Original, Paper
@@ -68,34 +66,6 @@ def law_by_name(name: str) -> ScalingLaw | None:
             raise InputError(f"law {name!r:.100} needs a positive number after '=', such as {kind}=1.5")
         return _WITH_NUMBER[kind](value)
     return next((law for law in _FORMULAS if law.name == name), None)
-
-
-def factors(
-    law: ScalingLaw, ratios: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0), *, training_tokens: int = 1024
-) -> pd.DataFrame:
-    """Return the factors of a law as a table with the columns `layer`, `ratio` (N/T) and `scale_factor` (g).
-
-    Args:
-        law: a scaling law or a derivation. If it treats all layers alike, the table has one layer, `*`.
-        ratios: values of N/T.
-        training_tokens: T. The factors of `paper` and `log` depend on it.
-
-    >>> factors(Kappa({"*": 0.5}), [1.0, 4.0]).round(4)
-      layer  ratio  scale_factor
-    0     *    1.0        1.0000
-    1     *    4.0        1.3012
-    """
-    law = own_law(law)
-    numbers = [value for value in vars(law).values() if isinstance(value, dict) and value]
-    names: Iterable[str] = law.layers if isinstance(law, Constant) else numbers[0] if numbers else ("*",)
-    return pd.DataFrame(
-        [
-            (name, ratio, law.scale_factor(name, max(1, round(ratio * training_tokens)), training_tokens))
-            for name in names
-            for ratio in ratios
-        ],
-        columns=["layer", "ratio", "scale_factor"],
-    )
 
 
 def own_law(law: ScalingLaw) -> ScalingLaw:

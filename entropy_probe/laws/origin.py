@@ -68,14 +68,14 @@ def sample_weights(model: Any) -> tuple[float, ...]:
     return tuple(torch.stack(values).tolist())
 
 
-def check_origin(origin: Origin, law: str, model: Any, named: Collection[str]) -> None:
+def check_origin(origin: Origin, law: str, model: Any, given: bool) -> None:
     """Check that a law is applied to the model that it was derived on.
 
     Args:
         origin: the model that the law was derived on.
         law: name of the law.
         model: the pipeline or denoiser that it is applied to.
-        named: layers for which the user gave T. The user then chooses the layers, as for a ControlNet.
+        given: the user gave T, and so chooses the layers, as for a ControlNet.
 
     Raises:
         InputError: if the model lacks layers of the law.
@@ -86,7 +86,7 @@ def check_origin(origin: Origin, law: str, model: Any, named: Collection[str]) -
     denoiser = find_denoiser(model)
     names = {name for name, _ in denoiser.named_modules()}
     missing = [layer for layer in origin.training_tokens if layer not in names]
-    if missing and not named:
+    if missing and not given:
         known = ", ".join(attention_layers(denoiser)[:3]) or "none"
         raise InputError(
             f"the {law} law was derived on {origin.model!r:.200}, and {type(denoiser).__name__} lacks {len(missing)} "

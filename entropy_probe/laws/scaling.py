@@ -29,6 +29,17 @@ Tokens = Literal["image", "all"]
 MAX_FACTOR = 1e6
 """A larger scale factor can only come from a damaged law."""
 
+TrainingTokens = Mapping[str, int] | int
+"""T per layer, or one number for every layer."""
+
+
+def check_positive(training_tokens: int) -> None:
+    """Raise InputError if T is not a positive number."""
+    if isinstance(training_tokens, bool) or training_tokens < 1:
+        raise InputError(
+            f"training_tokens must be a positive number of tokens, got {training_tokens!r}: pass T of the layers"
+        )
+
 
 @dataclass(eq=False, repr=False)
 class Scaling:
@@ -36,7 +47,7 @@ class Scaling:
 
     Attributes:
         law: the law.
-        training_tokens: T per layer, as the user gave it.
+        training_tokens: T per layer, or of every layer, as the user gave it.
         tokens: what N and T count in joint attention: `image` tokens, or `all` tokens.
         model: what the law is applied to.
         unscaled: the reason for each attention layer that ran, and that the law could not scale. It is complete
@@ -45,7 +56,7 @@ class Scaling:
     """
 
     law: ScalingLaw
-    training_tokens: Mapping[str, int] = field(default_factory=dict)
+    training_tokens: TrainingTokens = field(default_factory=dict)
     tokens: Tokens = "image"
     model: Any = None
     unscaled: dict[str, str] = field(default_factory=dict, init=False)
@@ -64,6 +75,10 @@ class Scaling:
     def scale_factor(self, layer: str, tokens: int, training_tokens: int) -> float:
         """Return the g of the law."""
         return self.law.scale_factor(layer, tokens, training_tokens)
+
+    def _given(self, layer: str) -> int | None:
+        """Return the T that the user gave for a layer."""
+        return self.training_tokens if isinstance(self.training_tokens, int) else self.training_tokens.get(layer)
 
     def frame(self) -> pd.DataFrame:
         """Return what the law has scaled so far: one row per layer and number of tokens.
@@ -87,11 +102,11 @@ class Scaling:
 
     def __call__(self, call: AttentionCall) -> ScaleFactor:
         """Return the g of an attention call, or one number per head; None to leave it unchanged."""
-        explicit = call.kind == "unknown" and call.layer in self.training_tokens
+        explicit = call.kind == "unknown" and self._given(call.layer) is not None
         if not explicit and call.kind == "unknown" and not self.training_tokens and call.forward.trained is None:
             raise InputError(
                 f"the tokens of layer {call.layer!r} could not be related to an image, and the model has no training "
-                "size: pass training_tokens={layer: T} for the layers to scale"
+                "size: pass training_tokens=T, or {layer: T} for the layers to scale"
             )
         if not call.visual and not explicit:
             self._others.add(f"{call.axes} {call.kind}" if call.axes != "spatial" else call.kind)
@@ -124,7 +139,10 @@ class Scaling:
 
     def _trained(self, call: AttentionCall) -> tuple[int | float, int]:
         """Return T as it is known, which is NaN if unknown, and T for the law."""
-        trained = self.training_tokens.get(call.layer, call.training_tokens)
+        given = self._given(call.layer)
+        if given is not None:
+            check_positive(given)
+        trained = call.training_tokens if given is None else given
         if trained is None and (origin := origin_of(self.law)) is not None:
             trained = origin.training_tokens.get(call.layer)
         if trained is not None:
@@ -133,7 +151,7 @@ class Scaling:
             return math.nan, call.tokens
         raise InputError(
             f"the number of tokens of layer {call.layer!r} at the training size is unknown: "
-            "pass training_tokens={layer: T}"
+            "pass training_tokens=T, or {layer: T}"
         )
 
     def _site(self, call: AttentionCall, tokens: int, trained: int) -> Site:
@@ -161,7 +179,7 @@ class Scaling:
         invisible = dict.fromkeys(unseen.layers, "it did not call torch's scaled_dot_product_attention")
         unread = {layer: reason for layer, reason in observer.unread}
         unread |= dict.fromkeys(
-            sorted(observer.unknown - self.training_tokens.keys()),
+            sorted(layer for layer in observer.unknown if self._given(layer) is None),
             "its number of tokens has no relation to the image that could be found; pass training_tokens={layer: T} to "
             "scale it",
         )

@@ -5,6 +5,7 @@ The libraries fill weights that a file does not contain with random numbers, and
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,34 +28,64 @@ _SAVED_BY = {"diffusers": "_diffusers_version", "transformers": "transformers_ve
 """The field of a configuration that contains the version of the library that saved it."""
 
 
-def load_models(folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
+def load_models(
+    folder: Path, dtype: torch.dtype, variant: str | None = None, skip: Collection[str] = ()
+) -> dict[str, nn.Module]:
     """Load the models of a saved pipeline that are classes of diffusers or transformers.
 
     Args:
         folder: folder written by `save_pretrained` of a pipeline.
         dtype: dtype of the weights.
+        variant: variant of the weights, such as "fp16", for the components that have it.
+        skip: names of components that are not loaded.
 
     Returns:
         The models by the name of the component.
 
     Raises:
-        InputError: if weights of a model are missing, or the folder contains code of a component.
+        InputError: if weights of a model are missing, no component has the variant, or the folder contains code of a
+            component.
 
     >>> from entropy_probe.bundled import bundled
     >>> sorted(load_models(bundled("reference"), torch.float32))
     ['text_encoder', 'unet', 'vae']
     """
     models: dict[str, nn.Module] = {}
+    if variant is not None:
+        _check_variant(folder, variant)
     for name, component in read_fields(folder / "model_index.json").items():
         _refuse_code(folder if name == "_class_name" else folder / name, component)
-        if not (isinstance(component, list) and len(component) == 2 and component[0] in _LIBRARIES):
+        if not (isinstance(component, list) and len(component) == 2) or name in skip:
             continue
-        library, class_name = component
-        model_class = getattr(_LIBRARIES[library], str(class_name), None)
+        library, class_name = map(str, component)
+        # Some text encoders, such as that of Kolors, are classes of a folder of diffusers' pipelines.
+        module = _LIBRARIES.get(library) or getattr(diffusers.pipelines, library, None)
+        model_class = getattr(module, class_name, None)
         # Placeholders for missing libraries are not modules. diffusers reports them.
         if isinstance(model_class, type) and issubclass(model_class, nn.Module) and (folder / name).is_dir():
-            models[name] = load_complete(model_class, folder / name, **dtype_argument(library, dtype))
+            root = "transformers" if issubclass(model_class, transformers.PreTrainedModel) else "diffusers"
+            own = {"variant": variant} if variant and _has_variant(folder / name, variant) else {}
+            models[name] = load_complete(model_class, folder / name, **dtype_argument(root, dtype), **own)
     return models
+
+
+def _check_variant(folder: Path, variant: str) -> None:
+    """Refuse a variant that no component has. diffusers would load other weights."""
+    if not any(_has_variant(part, variant) for part in folder.iterdir() if part.is_dir()):
+        files = [file.name.split(".") for file in folder.glob("*/*.safetensors")]
+        known = sorted({parts[1].partition("-0")[0] for parts in files if len(parts) > 2})
+        raise InputError(
+            f"{folder} has no weights of the variant {variant!r:.100}: "
+            f"{'its variants are ' + ', '.join(known) if known else 'it has no variants, leave it out'}"
+        )
+
+
+def _has_variant(folder: Path, variant: str) -> bool:
+    return any(
+        file.name.split(".")[1].partition("-0")[0] == variant
+        for file in folder.glob("*.safetensors")
+        if file.name.count(".") > 1
+    )
 
 
 _VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
@@ -125,13 +156,32 @@ def load_complete(model_class: Any, source: str | Path, **settings: Any) -> Any:
             f"{source} has {len(mismatched)} weights of another shape than its config.json says, the first is {name} "
             f"with {tuple(found)} instead of {tuple(expected)}: save the complete model again"
         )
-    if missing := sorted(info["missing_keys"]):
+    refuse_missing(model, Path(source), sorted(info["missing_keys"]))
+    return model
+
+
+def refuse_missing(model: nn.Module, source: Path, missing: Sequence[str]) -> None:
+    """Refuse a model with missing weights.
+
+    Args:
+        model: the model.
+        source: where it was loaded from.
+        missing: names of its missing weights.
+
+    Raises:
+        InputError: with the names, if there are any.
+
+    >>> refuse_missing(nn.Linear(1, 1), Path("model"), ["bias"])
+    Traceback (most recent call last):
+        ...
+    entropy_probe.errors.InputError: model lacks 1 weights of Linear, which would be random: bias. Save the complete ...
+    """
+    if missing:
         names = ", ".join(missing[:_NAMES]) + (f" and {len(missing) - _NAMES} more" if len(missing) > _NAMES else "")
         raise InputError(
             f"{source} lacks {len(missing)} weights of {type(model).__name__}, which would be random: {names}. "
-            f"{_how_to_fix(model, Path(source))}"
+            f"{_how_to_fix(model, source)}"
         )
-    return model
 
 
 def _how_to_fix(model: Any, folder: Path) -> str:

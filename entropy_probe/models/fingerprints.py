@@ -92,8 +92,18 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         "merges": merges,
         "max_length": tokenizer.model_max_length,
         "padding": (tokenizer.pad_token_id, tokenizer.padding_side),
-        "tokens": [tokenizer(text, verbose=False).input_ids for text in _PROBES],
+        "tokens": _probe_tokens(tokenizer),
     }
+
+
+def _probe_tokens(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    try:
+        return [tokenizer(text, verbose=False).input_ids for text in _PROBES]
+    except Exception as error:  # tokenizers raises the class itself, for example without its unknown token
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise InputError(
+            f"{type(tokenizer).__name__} cannot split a text: {reason}. Correct the files of the tokenizer"
+        ) from error
 
 
 def _hash_weights(digest: hashlib.blake2b, component: nn.Module) -> None:

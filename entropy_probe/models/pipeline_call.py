@@ -38,6 +38,18 @@ def takes_prompt(pipeline: Any) -> bool:
     return "prompt" in inspect.signature(type(pipeline).__call__).parameters
 
 
+def takes_size(pipeline: Any, given: Mapping[str, Any]) -> bool:
+    """Return whether a pipeline samples other sizes than its training size: by an argument, or by its images.
+
+    >>> class Pipeline:
+    ...     def __call__(self, batch_size=1): ...
+    >>> takes_size(Pipeline(), {})
+    False
+    """
+    known = inspect.signature(type(pipeline).__call__).parameters
+    return "height" in known or any(images(value) for value in given.values()) or bool(image_arguments(pipeline))
+
+
 def check_call(pipeline: Any, sizes: Sequence[Size], given: Mapping[str, Any]) -> None:
     """Check the arguments that a user passes to the call of a pipeline.
 
@@ -92,6 +104,7 @@ def call_arguments(
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
         "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+        "output_type": "pil",
     }
     return {
         **{name: value for name, value in usual.items() if name in known},
@@ -149,7 +162,8 @@ def images(value: Any) -> list[Any]:
 
 def _missing(pipeline: str, names: Sequence[str]) -> str:
     example = ", ".join(f"{name!r}: ..." for name in names)
-    return f"{pipeline} needs {' and '.join(map(repr, names))}: pass pipeline_kwargs={{{example}}}"
+    flag = "--image" if list(names) == ["image"] else "--pipeline-kwargs"
+    return f"{pipeline} needs {' and '.join(map(repr, names))}: pass pipeline_kwargs={{{example}}}, or {flag} FILE"
 
 
 def _of_batch(name: str, value: Any, size: Size, count: int) -> Any:

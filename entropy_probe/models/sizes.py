@@ -18,6 +18,7 @@ from entropy_probe.attention import (
     configured_size,
     default_size,
     find_denoiser,
+    patch_sizes,
 )
 from entropy_probe.errors import InputError
 from entropy_probe.escape import one_line
@@ -41,6 +42,9 @@ class Layer:
         head_width: dimension of one head.
         key_tokens: number of keys.
         grid: grid of the image tokens; None for cross-attention.
+        training_tokens: T of the scaling laws: image tokens at the training size, and at the training length of videos
+            if the attention spans frames. None for cross-attention, and if the training size is unknown.
+        axes: what one attention spans: `spatial`, `temporal` or `spatio-temporal`.
     """
 
     name: str
@@ -49,11 +53,8 @@ class Layer:
     head_width: int
     key_tokens: int
     grid: TokenGrid | None
-
-    @property
-    def training_tokens(self) -> int | None:
-        """Number of image tokens in one frame: T of the scaling laws. None for cross-attention."""
-        return None if self.grid is None else self.grid.tokens
+    training_tokens: int | None = None
+    axes: str = "spatial"
 
 
 _REDUCTIONS = (
@@ -157,6 +158,17 @@ def check_size(pipeline: Any, size: Size) -> None:
         )
 
 
+def size_multiple(pipeline: Any) -> int:
+    """Return a number of pixels whose multiples a pipeline samples: the side of a token of its finest layer.
+
+    >>> import entropy_probe as ep
+    >>> size_multiple(ep.reference.load())
+    8
+    """
+    config = getattr(find_denoiser(pipeline), "config", None)
+    return max(8, pixels_per_latent(pipeline) * patch_sizes(config)[0])
+
+
 def check_steps(pipeline: Any, steps: int) -> None:
     """Check that the schedule of a pipeline has a number of sampling steps.
 
@@ -237,7 +249,10 @@ def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
     def note(call: AttentionCall) -> None:
         grid = call.grid if call.visual else None
         _, heads, _, head_width = call.query.shape
-        found.setdefault(call.layer, Layer(call.layer, call.kind, heads, head_width, call.key.shape[2], grid))
+        found.setdefault(
+            call.layer,
+            Layer(call.layer, call.kind, heads, head_width, call.key.shape[2], grid, call.training_tokens, call.axes),
+        )
 
     def stop(*_: object) -> None:
         raise _FirstCallError
@@ -317,10 +332,10 @@ def _short(pipeline: Any, size: Size) -> dict[str, Any]:
 
 
 def training_tokens(pipeline: Any) -> dict[str, int]:
-    """Return T of every visual attention layer: its tokens at the training size, in one frame of a video.
+    """Return T of every visual attention layer: its tokens at the training size.
 
-    Use it as the argument `training_tokens` of `laws.scaled` for images. Omit that argument for videos: T then counts
-    the frames of each call.
+    For videos, T also counts the frames of the training length, in layers whose attention spans frames. The training
+    length is the number of frames that the pipeline samples by default.
 
     >>> import entropy_probe as ep
     >>> sorted(set(training_tokens(ep.reference.load()).values()))

@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from entropy_probe.plots.panels import Plot, half_widths, is_first_column, legend_above, panel_grid
+from entropy_probe.plots.panels import Plot, half_widths, is_first_column, legend_above, mark_bounds, panel_grid
 from entropy_probe.plots.theme import PALETTE, row_size
 
 RATIO = "pixels relative to the training size"
@@ -20,7 +20,7 @@ def layers_of_runs(table: pd.DataFrame, label: str, reference: float) -> Plot:
     """Plot a number of every layer of every run with its interval. Layers with the same name share a line.
 
     Args:
-        table: `run`, `layer`, `value`, `low`, `high`.
+        table: `run`, `layer`, `value`, `low`, `high`, and `bound` if some values are only bounds.
         label: label of the x axis.
         reference: position of a dotted line.
 
@@ -42,6 +42,8 @@ def layers_of_runs(table: pd.DataFrame, label: str, reference: float) -> Plot:
         places = own["layer"].map(layers.index) + 0.7 * (number - (len(runs) - 1) / 2) / len(runs)
         style: dict[str, Any] = {"fmt": "o", "color": colour, "markersize": 4, "label": run, "linewidth": 1.2}
         axes.errorbar(own["value"], places, xerr=half_widths(own["value"], own["low"], own["high"]), **style)
+        if "bound" in own:
+            mark_bounds(axes, own["value"], places, own["bound"], colour)
     axes.set_yticks(range(len(layers)), layers, fontsize=font)
     axes.set_ylim(len(layers) - 0.4, -0.6)
     axes.set_xlabel(label)

@@ -120,6 +120,21 @@ def half_widths(value: pd.Series, low: pd.Series, high: pd.Series) -> Float[np.n
     return np.asarray(np.nan_to_num(np.clip([value - low, high - value], 0, None)))
 
 
+def mark_bounds(axes: Axes, values: pd.Series, places: pd.Series, bounds: pd.Series, colour: Any) -> None:
+    """Draw an arrow at each value that is only a bound. It points to where the value may be.
+
+    >>> axes = Figure().subplots()
+    >>> mark_bounds(axes, pd.Series([6.0, 1.0]), pd.Series([0, 1]), pd.Series(["at least", ""]), "k")
+    >>> [line.get_marker() for line in axes.lines]
+    ['>']
+    """
+    for bound, marker in {"at most": "<", "at least": ">"}.items():
+        own = bounds == bound
+        if own.any():
+            label = f"_{bound}"  # not in the legend
+            axes.plot(values[own], places[own], marker, color=colour, markersize=8, fillstyle="none", label=label)
+
+
 def of_size(frame: pd.DataFrame, size: Size) -> pd.DataFrame:
     """Return the rows of a table for one (height, width).
 

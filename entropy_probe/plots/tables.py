@@ -12,7 +12,7 @@ from entropy_probe.attention import Captured, visual
 from entropy_probe.estimation import Derivation, Fit
 from entropy_probe.evaluation import Outcome, Quality, metric_and_network
 from entropy_probe.evaluation.quality_summary import MAX_NEEDED
-from entropy_probe.laws import Paper, ScalingLaw, factors
+from entropy_probe.laws import Paper, ScalingLaw, factor_bound, factors, format_factor
 from entropy_probe.models import format_size, short_name
 
 UNKNOWN = "–"
@@ -53,10 +53,12 @@ def factor_table(law: ScalingLaw) -> pd.DataFrame:
         >>> factor_table(Constant(1.5)).iloc[0, :2].tolist()
         ['every layer', '1.500']
     """
-    wide = factors(law).pivot(index="layer", columns="ratio", values="scale_factor")
-    wide = wide.reindex(dict.fromkeys(factors(law)["layer"]))
+    table = factors(law)
+    texts = [f"{bound} {number(g)}".strip() for g, bound in zip(table["scale_factor"], table["bound"], strict=True)]
+    wide = table.assign(text=texts).pivot(index="layer", columns="ratio", values="text")
+    wide = wide.reindex(dict.fromkeys(table["layer"]))
     wide.index = wide.index.map(lambda name: "every layer" if name == "*" else short_name(name))
-    return wide.map(number).rename(columns="N/T = {:g}".format).rename_axis(columns=None).reset_index()
+    return wide.rename(columns="N/T = {:g}".format).rename_axis(columns=None).reset_index()
 
 
 def fit_table(fit: Fit) -> pd.DataFrame:
@@ -127,9 +129,11 @@ def factors_with_intervals(law: ScalingLaw, frame: pd.DataFrame, derivation: Der
     table = factors_at_sizes(law, frame).assign(paper=factors_at_sizes(Paper(), frame)["scale_factor"])
     table = table[table["ratio"] != 1]
     keys = ["layer", "tokens", "training_tokens"]
-    known = derivation.factors if derivation else pd.DataFrame(columns=[*keys, "low", "high", "bound"])
-    table = table.merge(known[[*keys, "low", "high", "bound"]], on=keys, how="left")
-    return table.astype({"low": float, "high": float}).fillna({"bound": ""})
+    known = derivation.factors if derivation else pd.DataFrame(columns=[*keys, "low", "high"])
+    table = table.merge(known[[*keys, "low", "high"]], on=keys, how="left").astype({"low": float, "high": float})
+    table["bound"] = [factor_bound(derivation or law, *key) for key in table[keys].itertuples(index=False)]
+    table.loc[table["bound"] != "", ["low", "high"]] = math.nan
+    return table
 
 
 def factors_by_size(table: pd.DataFrame) -> pd.DataFrame:
@@ -139,7 +143,7 @@ def factors_by_size(table: pd.DataFrame) -> pd.DataFrame:
         table: see `factors_with_intervals`.
     """
     texts = [
-        f"{row.bound} {row.scale_factor:.2f}"
+        format_factor(row.scale_factor, row.bound)
         if row.bound
         else with_interval(row.scale_factor, row.low, row.high, ".2f")
         for row in table.itertuples()
@@ -334,15 +338,16 @@ def with_error(value: float, error: float) -> str:
     return number(value) if math.isnan(error) else f"{value:.3f} ± {error:.3f}"
 
 
-def span(values: pd.Series) -> str:
-    """Return the range of values, or the value if all are equal.
+def span(factors: pd.DataFrame) -> str:
+    """Return the range of the scale factors of a table, with their bounds.
 
     Examples:
-        >>> span(pd.Series([0.18, 0.24])), span(pd.Series([0.18]))
-        ('0.18 to 0.24', '0.18')
+        >>> span(pd.DataFrame({"scale_factor": [0.18, 6.0], "bound": ["", "at least"]}))
+        '0.18 to at least 6.00'
     """
-    ends = list(dict.fromkeys(f"{value:.2f}" for value in (values.min(), values.max())))
-    return " to ".join(ends)
+    ordered = factors.sort_values("scale_factor")
+    ends = [format_factor(g, bound) for g, bound in zip(ordered["scale_factor"], ordered["bound"], strict=True)]
+    return " to ".join(dict.fromkeys((ends[0], ends[-1])))
 
 
 def between(low: float, high: float) -> str:

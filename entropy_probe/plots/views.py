@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from entropy_probe.attention import Captured
 from entropy_probe.errors import InputError
-from entropy_probe.estimation import Derivation, Fit
+from entropy_probe.estimation import Fit
 from entropy_probe.evaluation import Outcome
 from entropy_probe.laws import ScalingLaw
 from entropy_probe.models import format_size
@@ -77,8 +77,6 @@ def view(result: Captured | Sweep | Fit | ScalingLaw | Outcome) -> View:
             title = f"{len(result.grid)} images of {model}, trained at {format_size(trained)} pixels"
             draw = partial(draw_timesteps, frame=frame, training_size=trained, law=law)
             return View(title, entropy_table(frame), draw, "size, pixels")
-        case Derivation():
-            return view(result.law)
         case Fit():
             return View("H = a + b ln N", fit_table(result), partial(draw_law, fit=result))
         case Outcome():

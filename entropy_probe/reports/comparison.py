@@ -35,8 +35,9 @@ from entropy_probe.reports import page
 from entropy_probe.reports.page import Shown
 from entropy_probe.reports.run_details import COMPARED_IMAGES
 from entropy_probe.reports.run_report import Report
+from entropy_probe.reports.saved_files import PAGE_MARK, SavedFile, write_files
 from entropy_probe.reports.sentences import factor_sentences, rise_with_interval
-from entropy_probe.runs import Manifest, open_location, write_atomically
+from entropy_probe.runs import Manifest, open_location
 from entropy_probe.strict_json import to_strict_json
 
 COMPARABLE = ("steps", "guidance_scale", "rows", "dtype", "training_size")
@@ -71,7 +72,7 @@ class RunComparison:
         )
         for name, run in self.runs.items():
             if run.law:
-                sentences += [f"{name}: {line}" for line in factor_sentences(run.law, run.frame)]
+                sentences += [f"{name}: {line}" for line in factor_sentences(run.law, run.frame, run.derivation)]
         sentences += [
             f"{name}: {line}" for name, run in self.runs.items() if run.outcome for line in run.outcome.verdict()
         ]
@@ -88,16 +89,16 @@ class RunComparison:
         return pd.DataFrame(rows)
 
     def factors(self) -> pd.DataFrame:
-        """Return g of every layer at N/T = 4: `run`, `layer`, `value`, `low`, `high`, `se` (all NaN).
+        """Return g of every layer at N/T = 4: `run`, `layer`, `value`, `low`, `high`, `se` (all NaN), `bound`.
 
         Runs without a derived law are left out, so the table can be empty.
         """
         parts = [
-            law_factors(run.law, [4.0]).rename(columns={"scale_factor": "value"}).assign(run=name)
+            law_factors(run.derivation or run.law, [4.0]).rename(columns={"scale_factor": "value"}).assign(run=name)
             for name, run in self.runs.items()
             if run.law
         ]
-        columns = ["run", "layer", "value", "low", "high", "se"]
+        columns = ["run", "layer", "value", "low", "high", "se", "bound"]
         table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
         return table.reindex(columns=columns).astype({"low": float, "high": float, "se": float})
 
@@ -132,13 +133,13 @@ class RunComparison:
         return page.frame(self.html())
 
     def save(self, path: str | Path) -> Path:
-        """Write the page.
+        """Write the page. A page of this package that is there is replaced; another file is not.
 
         Raises:
-            InputError: if the folder cannot be written.
+            InputError: if the folder cannot be written, or the path is a file of somebody else.
         """
         target = open_location(path)
-        write_atomically(target, self.html().encode())
+        write_files({target: SavedFile(self.html().encode(), PAGE_MARK)})
         return target
 
     def to_json(self) -> str:
@@ -330,7 +331,11 @@ def _short(table: pd.DataFrame) -> pd.DataFrame:
 
 def _wide(table: pd.DataFrame) -> pd.DataFrame:
     """Return values with their errors: a row per layer, a column per run."""
-    texts = [with_error(value, error) for value, error in zip(table["value"], table["se"], strict=True)]
+    bounds = table["bound"] if "bound" in table else [""] * len(table)
+    texts = [
+        f"{bound} {with_error(value, error)}".strip()
+        for value, error, bound in zip(table["value"], table["se"], bounds, strict=True)
+    ]
     wide = _short(table).assign(text=texts).pivot(index="layer", columns="run", values="text")
     order = dict.fromkeys(_short(table)["layer"])
     return (

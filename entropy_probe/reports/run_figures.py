@@ -96,7 +96,7 @@ def _scaling(results: RunResults) -> Iterator[Shown]:
         yield Shown(
             "The scale factor",
             "Scale factor g of each layer at each size, with its 95 % interval over the prompts. Strokes are the "
-            "paper's values. A factor without an interval is at a bound of the search, or its error is unknown.",
+            "paper's values. An arrow marks a factor at a bound of the search: g may be further out in its direction.",
             partial(plots.factors_by_layer, results.factors),
         )
     if results.outcome:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from entropy_probe.errors import InputError
 from entropy_probe.escape import one_line
@@ -23,16 +25,20 @@ from entropy_probe.reports import page
 from entropy_probe.reports.results import RunResults, read_losses
 from entropy_probe.reports.run_details import missing_parts, run_facts, run_settings, run_tables
 from entropy_probe.reports.run_figures import run_figures
+from entropy_probe.reports.saved_files import PAGE_MARK, SavedFile, write_files
 from entropy_probe.reports.sentences import run_verdict
 from entropy_probe.reports.summary import PAPER, TERMS, alerts, overview, summary
-from entropy_probe.runs import Sweep, open_location, write_atomically
+from entropy_probe.runs import Sweep, open_location
 from entropy_probe.runs.entropy_maps import EntropyMap, entropy_maps
 from entropy_probe.strict_json import to_strict_json
+
+RECORDS_MARK, JSON_MARK = b"entropy_probe.records", b'"generator": "entropy-probe"'
+"""Parts of each file that a report writes; see `saved_files`."""
 
 
 @dataclass(frozen=True)
 class Report(RunResults):
-    """The report of a run. `save` writes the page and the data files; a notebook shows the page."""
+    """The report of a run. `save` writes the page, and the data files on request; a notebook shows the page."""
 
     @classmethod
     def open(cls, path: str | Path, pipeline: Any = None, *, command: str | None = None) -> Report:
@@ -96,35 +102,48 @@ class Report(RunResults):
                 if (self.sweep.run.path / "config.yaml").exists()
                 else "",
                 remark=missing_parts(self),
-                files="Files next to this page: records.parquet (every measurement), summary.csv, report.json.",
+                files="entropy-probe report, or save(path, data=True), writes records.parquet (every measurement), "
+                "summary.csv and report.json.",
             )
         )
 
     def _repr_html_(self) -> str:
         return page.frame(self.html())
 
-    def save(self, path: str | Path) -> Path:
-        """Write the page to `path`, and `records.parquet`, `summary.csv` and `report.json` to the same folder.
+    def save(self, path: str | Path, *, data: bool = False) -> Path:
+        """Write the page to one file.
+
+        Args:
+            path: the file. A report that is there is replaced; another file is not.
+            data: also write `records.parquet`, `summary.csv` and `report.json` to the same folder.
 
         Raises:
-            InputError: if the folder cannot be written.
+            InputError: if the folder cannot be written, or a file that is not of a report has one of the names.
         """
         target = open_location(path)
-        records = io.BytesIO()
-        self.frame.to_parquet(records, index=False, compression="zstd")
-        files = {  # everything is made before the first file is written: a failure leaves no incomplete report
-            target.with_name("records.parquet"): records.getvalue(),
-            target.with_name("summary.csv"): page.csv(summary_table(self.frame)).encode(),
-            target.with_name("report.json"): self.to_json().encode(),
-            target: self.html().encode(),
-        }
-        for file, content in files.items():
-            write_atomically(file, content)
+        files = self._data_files(target) if data else {}
+        # Everything is made before the first file is written: a failure leaves no incomplete report.
+        files[target] = SavedFile(self.html().encode(), PAGE_MARK)
+        write_files(files, own_folder=self.sweep.run.path)
         return target
+
+    def _data_files(self, target: Path) -> dict[Path, SavedFile]:
+        """Return the files next to the page."""
+        table = pa.Table.from_pandas(self.frame, preserve_index=False)
+        table = table.replace_schema_metadata({**table.schema.metadata, RECORDS_MARK: b"1"})
+        records = io.BytesIO()
+        pq.write_table(table, records, compression="zstd")
+        summarised = page.csv(summary_table(self.frame)).encode()
+        return {
+            target.with_name("records.parquet"): SavedFile(records.getvalue(), RECORDS_MARK),
+            target.with_name("summary.csv"): SavedFile(summarised, summarised.partition(b"\n")[0]),
+            target.with_name("report.json"): SavedFile(self.to_json().encode(), JSON_MARK),
+        }
 
     def to_json(self) -> str:
         """Return the verdict, the settings and all numbers as JSON text. Unknown values are null."""
         fields = {
+            "generator": "entropy-probe",
             "summary": summary(self),
             "alerts": alerts(self),
             "verdict": self.verdict(),

@@ -8,7 +8,7 @@ import pandas as pd
 
 from entropy_probe.estimation import POOLED, Derivation, Fit, LogLaw
 from entropy_probe.evaluation.differences import LEVEL
-from entropy_probe.laws import Measured, ScalingLaw
+from entropy_probe.laws import Bound, Measured, ScalingLaw, format_factor
 from entropy_probe.models import short_name
 from entropy_probe.plots.tables import factors_with_intervals, span
 
@@ -29,7 +29,7 @@ def run_verdict(
     """
     return [
         *(_law_sentences(fit) if fit else []),
-        *(factor_sentences(law, frame) if law else []),
+        *(factor_sentences(law, frame, derivation) if law else []),
         *(_round_sentences(derivation) if derivation and derivation.rounds else []),
     ]
 
@@ -89,14 +89,15 @@ def _bend_sentence(p: float) -> str:
     return f"A bend at the training size was not detected (p = {p:.2g})."
 
 
-def factor_sentences(law: ScalingLaw, frame: pd.DataFrame) -> list[str]:
+def factor_sentences(law: ScalingLaw, frame: pd.DataFrame, derivation: Derivation | None = None) -> list[str]:
     """Return the scale factors of a law next to the paper's, at the smallest and at the largest size of a run.
 
     Args:
         law: the derived law.
         frame: the measurements, for the layers and their token counts.
+        derivation: the derivation of the law, for the bounds of its factors.
     """
-    table = factors_with_intervals(law, frame, None)
+    table = factors_with_intervals(law, frame, derivation)
     ratios = table.groupby("size", sort=False)["ratio"].mean()
     ends = dict.fromkeys((ratios.idxmin(), ratios.idxmax())) if len(ratios) else ()
     sentences = []
@@ -104,10 +105,18 @@ def factor_sentences(law: ScalingLaw, frame: pd.DataFrame) -> list[str]:
         own = table[table["size"] == size]
         sentences.append(
             f"At {size} px (N/T = {ratios[size]:.3g}), the {law.name} law has a scale factor g of "
-            f"{own['scale_factor'].median():.2f} in the median layer ({span(own['scale_factor'])} over the layers); "
+            f"{_median(own)} in the median layer ({span(own)} over the layers); "
             f"the paper's law has {own['paper'].median():.2f}."
         )
     return sentences
+
+
+def _median(table: pd.DataFrame) -> str:
+    """Return the median scale factor, which is a bound if the factor of a layer in the middle is one."""
+    ordered = table.sort_values("scale_factor")
+    middle = ordered.iloc[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
+    bound: Bound = next((bound for bound in middle["bound"] if bound), "")
+    return format_factor(middle["scale_factor"].mean(), bound)
 
 
 def _round_sentences(derivation: Derivation) -> list[str]:

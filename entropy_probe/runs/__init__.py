@@ -8,6 +8,7 @@ from entropy_probe.runs.files import check_file_name, open_location, write_atomi
 from entropy_probe.runs.forecasting import Forecast, forecast
 from entropy_probe.runs.grid import Cell, Grid, as_seeds, as_sizes, as_texts
 from entropy_probe.runs.manifest import Manifest
+from entropy_probe.runs.model_location import locate_model
 from entropy_probe.runs.ray_engine import RayEngine
 from entropy_probe.runs.sampling import FailedCell, SampledCell, sample_cells
 from entropy_probe.runs.sweeping import CURVE_SCALE_FACTORS, NO_PROMPT, Sweep, extend, sweep
@@ -34,6 +35,7 @@ __all__ = [
     "entropy_maps",
     "extend",
     "forecast",
+    "locate_model",
     "open_location",
     "sample_cells",
     "sweep",

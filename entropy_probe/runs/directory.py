@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import warnings
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ import pyarrow as pa
 from PIL import Image
 
 from entropy_probe.errors import InputError
+from entropy_probe.models import Clip, to_png
 from entropy_probe.runs import cells
 from entropy_probe.runs.files import (
     is_temporary,
@@ -179,18 +179,16 @@ class RunDirectory:
     def _identity(self) -> str:
         return self.manifest().identity()
 
-    def save(self, cell: Cell, frame: pd.DataFrame, image: Image.Image, batch: Sequence[Cell] = ()) -> None:
+    def save(self, cell: Cell, frame: pd.DataFrame, image: Image.Image | Clip, batch: Sequence[Cell] = ()) -> None:
         """Write a cell that is locked. The image is written first: a cell counts as finished once its table exists.
 
         Args:
             cell: the cell.
             frame: its table.
-            image: its image.
+            image: its image, or the frames of its video.
             batch: cells that were sampled in the same batch. By default, the cell alone.
         """
-        sink = io.BytesIO()
-        image.save(sink, format="PNG")
-        content = sink.getvalue()
+        content = to_png((image,) if isinstance(image, Image.Image) else image)
         replace_file(self.image_path(cell), content)
         names = tuple(c.name for c in batch or [cell])
         metadata = cells.CellMetadata(cell.name, cells.checksum(content), names, self._identity)

@@ -56,12 +56,13 @@ def entropy_maps(sweep: Sweep, law: ScalingLaw | None = None) -> tuple[EntropyMa
     """
     if sweep.pipeline is None:
         return ()
-    with_grid = [layer for layer in layers(sweep.pipeline) if layer.grid is not None]
+    with_grid = [layer for layer in layers(sweep.pipeline) if layer.grid is not None and layer.axes == "spatial"]
     if not with_grid:
         return ()
     finest = max(layer.grid.tokens for layer in with_grid if layer.grid is not None)
-    name = [layer.name for layer in with_grid if layer.training_tokens == finest][-1]
-    step = sweep.manifest.steps // 2
+    name = [layer.name for layer in with_grid if layer.grid is not None and layer.grid.tokens == finest][-1]
+    sampled = sorted(set(sweep.run.read([next(sweep.grid.cells())], ["step"])["step"]))
+    step = sampled[len(sampled) // 2]  # image-to-image runs only the last steps
     trained = sweep.manifest.training_size
     largest = max(sweep.grid.sizes, key=lambda s: s[0] * s[1])
     wanted: list[tuple[Size, ScalingLaw]] = [(trained, Original())]

@@ -1,17 +1,47 @@
-"""Estimate the time and disk space of a sweep from one measured cell per size."""
+"""Estimate the time and disk space of a sweep: measured at small sizes, and extrapolated to large ones."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
+import numpy as np
+from scipy.optimize import nnls
+
 from entropy_probe.errors import IncompleteError, InputError
-from entropy_probe.models import Size, training_size
+from entropy_probe.models import Size, size_multiple, takes_size, training_size
 from entropy_probe.runs.grid import Grid, batches, select_shard
 from entropy_probe.runs.sweeping import Sweep, extend, grid_prompts, sweep
+
+LARGE = 4.0
+"""Sizes of more pixels, relative to the training size, are not sampled."""
+
+PROBES = (0.5, 1.0, 1.5, 2.0)
+"""Sides, relative to the training size, that are sampled to forecast larger sizes."""
+
+SAMPLED_ROWS = 256
+"""Query rows that `auto` measures in a large image, about."""
+
+REPEATS = 2
+"""Cells that are timed at each size."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Measured cost of one cell.
+
+    Attributes:
+        pixels: pixels of the image.
+        seconds: time.
+        bytes: disk space for the table and the image.
+    """
+
+    pixels: int
+    seconds: float
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -24,6 +54,8 @@ class Forecast:
         batches: number of batches.
         seconds: time for one cell, sampled alone. In a batch, it is at most this.
         bytes: disk space for the table and the image of one cell.
+        error: relative error of the extrapolated time: that of the same model at the largest measured size, if it is
+            fitted to the smaller ones. NaN if the size was measured.
     """
 
     size: Size
@@ -31,6 +63,7 @@ class Forecast:
     batches: int
     seconds: float
     bytes: int
+    error: float = math.nan
 
 
 def forecast(
@@ -38,6 +71,9 @@ def forecast(
     batch: int = 8, shard: tuple[int, int] = (1, 1), **settings: Any,
 ) -> list[Forecast]:  # fmt: skip
     """Estimate time and disk space of a `sweep` with the same arguments, small sizes first. Nothing is kept.
+
+    Sizes of more than `LARGE` times the pixels of the training size are not sampled. Their cost is extrapolated from
+    smaller sizes by `fit_costs`.
 
     Args:
         pipeline: a diffusers pipeline.
@@ -61,20 +97,79 @@ def forecast(
     cells, trained = list(grid.cells()), training_size(pipeline)
     parts = select_shard(list(batches(cells, batch, trained)), *shard)
     sizes_in_order = list(dict.fromkeys(cell.size for cell in cells))
-    # Not timed: the first sampling run of a process is slower, and the fingerprint is computed once per sweep.
-    first = {"prompts": prompts[:1], "sizes": sizes_in_order[:1], "seeds": [0], "progress": False, **settings}
-    base = _require_memory(lambda: sweep(pipeline, **first))
+    fixed = not takes_size(pipeline, settings.get("pipeline_kwargs") or {})
+    small = [size for size in sizes_in_order if fixed or math.prod(size) <= LARGE * math.prod(trained)]
+    start = {"prompts": prompts[:1], "seeds": [0], "progress": False}
+    costs = _costs(pipeline, small, {**start, **settings})
+    probes: list[Cost] = []
+    if len(small) < len(sizes_in_order):  # with the rows of a large image, of which `auto` measures only some
+        rows = {"rows": SAMPLED_ROWS} if settings.get("rows", "auto") == "auto" else {}
+        probes = [*_costs(pipeline, _probe_sizes(pipeline, trained), {**start, **settings, **rows}).values()]
     forecasts = []
     for size in sizes_in_order:
-        parts_of_size = [part for part in parts if part[0].size == size]
-        sample_one = partial(extend, base, laws=["original"], sizes=[size], seeds=[1], progress=False)
-        start = time.perf_counter()
-        one = _require_memory(sample_one)
-        seconds = time.perf_counter() - start
-        cell = next(one.grid.cells())
-        space = sum(path.stat().st_size for path in (one.run.cell_path(cell), one.run.image_path(cell)))
-        forecasts.append(Forecast(size, sum(map(len, parts_of_size)), len(parts_of_size), seconds, space))
+        cost, error = (costs[size], math.nan) if size in costs else extrapolate(probes, math.prod(size))
+        own = [part for part in parts if part[0].size == size]
+        forecasts.append(Forecast(size, sum(map(len, own)), len(own), cost.seconds, cost.bytes, error))
     return forecasts
+
+
+def extrapolate(costs: Sequence[Cost], pixels: int) -> tuple[Cost, float]:
+    """Return the forecast cost of a larger image, and its relative error.
+
+    The time of a forward pass is a constant, a part that grows with the tokens, and the attention, which grows with
+    their square. The three parts are fitted to the measured costs with non-negative weights and equal relative errors.
+
+    >>> measured = [Cost(n, 1 + n + 0.1 * n**2, 10 * n) for n in (1, 2, 3, 4)]
+    >>> cost, error = extrapolate(measured, 10)
+    >>> round(cost.seconds, 6), cost.bytes, round(error, 6)
+    (21.0, 100, 0.0)
+    """
+    known = sorted(costs, key=lambda cost: cost.pixels)
+    seconds = _fit([(cost.pixels, cost.seconds) for cost in known], pixels, powers=3)
+    space = _fit([(cost.pixels, cost.bytes) for cost in known], pixels, powers=2)
+    last = known[-1]
+    held_out = _fit([(cost.pixels, cost.seconds) for cost in known[:-1]], last.pixels, powers=3)
+    error = abs(held_out / last.seconds - 1) if len(known) > 2 else math.nan
+    return Cost(pixels, seconds, round(space)), error
+
+
+def _fit(points: Sequence[tuple[int, float]], pixels: int, powers: int) -> float:
+    """Return the value at a number of pixels of a polynomial with non-negative weights."""
+    scale = max(n for n, _ in points)
+    powers = min(powers, len(points))
+    rows = np.array([[(n / scale) ** power / value for power in range(powers)] for n, value in points])
+    weights, _ = nnls(rows, np.ones(len(points)))
+    return float(sum(weight * (pixels / scale) ** power for power, weight in enumerate(weights)))
+
+
+def _probe_sizes(pipeline: Any, trained: Size) -> list[Size]:
+    """Return the sizes from which larger ones are forecast."""
+    step = size_multiple(pipeline)
+    sizes = {(round(side * trained[0] / step) * step, round(side * trained[1] / step) * step) for side in PROBES}
+    return sorted((size for size in sizes if min(size)), key=lambda size: (math.prod(size), size))
+
+
+def _costs(pipeline: Any, sizes: Sequence[Size], settings: dict[str, Any]) -> dict[Size, Cost]:
+    """Return the measured cost of a cell of each size."""
+    if not sizes:
+        return {}
+    # Not timed: the first sampling run of a process is slower, and the fingerprint is computed once per sweep.
+    base = _require_memory(lambda: sweep(pipeline, sizes=sizes[:1], **settings))
+    return {size: _measure(base, size) for size in sizes}
+
+
+def _measure(base: Sweep, size: Size) -> Cost:
+    """Sample cells of one size, one after another, and return their mean cost."""
+    seconds, space = [], []
+    for seed in range(1, REPEATS + 1):
+        start = time.perf_counter()
+        one = _require_memory(
+            lambda seed=seed: extend(base, laws=["original"], sizes=[size], seeds=[seed], progress=False)  # type: ignore[misc]
+        )
+        seconds.append(time.perf_counter() - start)
+        cell = next(one.grid.cells())
+        space.append(sum(path.stat().st_size for path in (one.run.cell_path(cell), one.run.image_path(cell))))
+    return Cost(math.prod(size), sum(seconds) / REPEATS, round(sum(space) / REPEATS))
 
 
 def _require_memory(sample: Callable[[], Sweep]) -> Sweep:

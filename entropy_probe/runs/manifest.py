@@ -37,6 +37,8 @@ class Manifest:
         hardware: device that the run was started on.
         pipeline_kwargs: description, with a hash, of each further argument of the pipeline's call.
         confounders: what else changes with the image size; see `models.confounders`.
+        training_frames: for videos, frames of the clip that T counts; None for images.
+        model_from_run: path of the model relative to the run directory; empty if it is not a local path.
         format: version of the layout.
     """
 
@@ -55,14 +57,27 @@ class Manifest:
     hardware: _Name
     pipeline_kwargs: Annotated[dict[_Name, _Name], Field(max_length=100)] = field(default_factory=dict)
     confounders: Annotated[dict[_Name, _Name], Field(max_length=100)] = field(default_factory=dict)
+    training_frames: _Count | None = None
+    model_from_run: Annotated[str, Field(max_length=4096)] = ""
     format: int = FORMAT
 
-    _IDENTITY = ("fingerprint", "dtype", "steps", "guidance_scale", "rows", "scale_factors", "pipeline_kwargs")
+    _IDENTITY = (
+        "fingerprint",
+        "dtype",
+        "steps",
+        "guidance_scale",
+        "rows",
+        "scale_factors",
+        "pipeline_kwargs",
+        "training_frames",
+    )
+    _OPTIONAL = ("pipeline_kwargs", "training_frames")
+    """Fields that earlier versions did not have. If empty, they do not change the identity."""
 
     def identity(self) -> str:
         """Return a hash of the settings that cells depend on: two runs with the same one can share cells."""
         own = asdict(self)
-        text = to_strict_json({name: own[name] for name in self._IDENTITY if name != "pipeline_kwargs" or own[name]})
+        text = to_strict_json({name: own[name] for name in self._IDENTITY if name not in self._OPTIONAL or own[name]})
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def differences(self, other: Manifest) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 from entropy_probe.errors import InputError
 from entropy_probe.extras import name_missing_extra
 from entropy_probe.interruption import delay_interrupt
+from entropy_probe.models import ModelSource
 from entropy_probe.paths import working_folder
 from entropy_probe.runs.engines import TakeTask, TaskResult
 from entropy_probe.runs.manifest import Manifest
@@ -36,8 +37,8 @@ class RayEngine:
     Attributes:
         address: address of the cluster, as for `ray.init`. By default, the connected cluster, a running one, or a
             new one on this machine.
-        model: hub id, folder or bundled name that every worker loads. By default, the pipeline itself is sent to the
-            workers.
+        model: hub id, folder, bundled name or `models.ModelSource` that every worker loads. By default, the pipeline
+            itself is sent to the workers.
         device: "cuda" or "cpu". By default, the device of the pipeline.
 
     Raises:
@@ -48,7 +49,7 @@ class RayEngine:
     """
 
     address: str | None = None
-    model: str | None = None
+    model: str | ModelSource | None = None
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -56,7 +57,9 @@ class RayEngine:
             raise InputError(f"the device of Ray workers must be cpu or cuda, got {self.device!r}")
 
     @classmethod
-    def connect(cls, address: str | None = None, *, model: str | None = None, device: str = "auto") -> RayEngine:
+    def connect(
+        cls, address: str | None = None, *, model: str | ModelSource | None = None, device: str = "auto"
+    ) -> RayEngine:
         """Connect this process to a cluster and return an engine on it.
 
         Args:
@@ -89,8 +92,10 @@ class RayEngine:
             yield from pool.run()
 
 
-def absolute_model(model: str) -> str:
+def absolute_model(model: str | ModelSource) -> str | ModelSource:
     """Return a folder as absolute path: workers start in another folder."""
+    if isinstance(model, ModelSource):
+        return replace(model, model=str(absolute_model(model.model)), options=model.options.absolute())
     return str(Path(model).absolute()) if Path(model).exists() else model
 
 

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from entropy_probe.errors import InputError
 from entropy_probe.laws import ScalingLaw
-from entropy_probe.models import fingerprint, fingerprint_version, load, quiet_libraries
+from entropy_probe.models import ModelSource, fingerprint, fingerprint_version, quiet_libraries
 from entropy_probe.runs.engines import TakeTask, Task, TaskResult
 from entropy_probe.runs.grid import Cell
 from entropy_probe.runs.manifest import Manifest
@@ -45,8 +45,9 @@ class Worker:
     def load(self) -> None:
         """Load the pipeline. An error in the constructor would reach the driver only as text."""
         quiet_libraries()
-        if isinstance(self._source, str):
-            self._pipeline = load(self._source, device=self._device, dtype=self._manifest.dtype)
+        if isinstance(self._source, str | ModelSource):
+            source = ModelSource(self._source) if isinstance(self._source, str) else self._source
+            self._pipeline = source.load(device=self._device, dtype=self._manifest.dtype)
         else:
             _avoid_hook_id_clash(self._source)
             self._pipeline = self._source.to(self._device)

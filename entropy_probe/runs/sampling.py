@@ -15,7 +15,7 @@ from PIL import Image
 from entropy_probe.attention import capture, find_denoiser
 from entropy_probe.interruption import delay_interrupt
 from entropy_probe.laws import Original, ScalingLaw, scaled
-from entropy_probe.models import format_size, is_out_of_memory, sample_images
+from entropy_probe.models import Clip, format_size, is_out_of_memory, middle, sample_clips
 from entropy_probe.runs.cells import COLUMNS
 from entropy_probe.runs.grid import Cell
 from entropy_probe.runs.manifest import Manifest
@@ -28,14 +28,19 @@ class SampledCell:
     Attributes:
         cell: the cell.
         frame: its table, with the columns `cells.COLUMNS`.
-        image: its image.
+        clip: its image, or the frames of its video.
         batch: cells that were sampled in the same batch.
     """
 
     cell: Cell
     frame: pd.DataFrame
-    image: Image.Image
+    clip: Clip
     batch: tuple[Cell, ...]
+
+    @property
+    def image(self) -> Image.Image:
+        """The image, or the middle frame of the video."""
+        return middle(self.clip)
 
 
 @dataclass(frozen=True)
@@ -98,11 +103,15 @@ def _sample_batch(
     pipeline: Any, cells: list[Cell], law: ScalingLaw, manifest: Manifest, pipeline_kwargs: Mapping[str, Any] | None
 ) -> list[SampledCell]:
     size = cells[0].size
-    under_law = nullcontext() if isinstance(law, Original) else scaled(pipeline, law)
+    frames = manifest.training_frames
+    under_law = nullcontext() if isinstance(law, Original) else scaled(pipeline, law, training_frames=frames)
     # Each batch samples other rows: the variance over images then includes the variance from sampling rows.
     seed = crc32(cells[0].name.encode())
-    with under_law, capture(pipeline, rows=manifest.rows, scale_factors=manifest.scale_factors, seed=seed) as captured:
-        images = sample_images(
+    measuring = capture(
+        pipeline, rows=manifest.rows, scale_factors=manifest.scale_factors, seed=seed, training_frames=frames
+    )
+    with under_law, measuring as captured:
+        sampled_clips = sample_clips(
             pipeline,
             [cell.prompt for cell in cells],
             size,
@@ -113,11 +122,11 @@ def _sample_batch(
         )
     frame = captured.frame()
     sampled = []
-    for item, (cell, image) in enumerate(zip(cells, images, strict=True)):
+    for item, (cell, clip) in enumerate(zip(cells, sampled_clips, strict=True)):
         table = frame[frame["sample"] == item].assign(
             prompt=cell.prompt, seed=cell.seed, height=size[0], width=size[1], law=cell.law
         )
-        sampled.append(SampledCell(cell, table[[column.name for column in COLUMNS]], image, tuple(cells)))
+        sampled.append(SampledCell(cell, table[[column.name for column in COLUMNS]], clip, tuple(cells)))
     return sampled
 
 

@@ -150,7 +150,7 @@ class _TaskQueue:
                     self._run.save_failure(result.cell, result.reason)
                     failures.append(result)
                 else:
-                    self._run.save(result.cell, result.frame, result.image, result.batch)
+                    self._run.save(result.cell, result.frame, result.clip, result.batch)
         with delay_interrupt():
             locks.close()
             del self._taken[task]

@@ -13,12 +13,13 @@ from typing import Any, Literal
 import pandas as pd
 from PIL import Image
 
-from entropy_probe.attention import Rows, find_denoiser
+from entropy_probe.attention import Rows, check_frames, default_frames, find_denoiser
 from entropy_probe.deprecation import renamed_arguments
 from entropy_probe.errors import InputError
 from entropy_probe.laws import ScalingLaw, check_unscaled
 from entropy_probe.models import (
     FINGERPRINT_VERSION,
+    Clip,
     Size,
     check_call,
     check_size,
@@ -27,6 +28,7 @@ from entropy_probe.models import (
     fingerprint,
     fingerprint_version,
     format_size,
+    from_png,
     sampling_settings,
     takes_prompt,
     training_size,
@@ -37,6 +39,7 @@ from entropy_probe.runs.environment import hardware, versions
 from entropy_probe.runs.files import open_location
 from entropy_probe.runs.grid import Grid
 from entropy_probe.runs.manifest import Manifest
+from entropy_probe.runs.model_location import name_model, path_from_run
 from entropy_probe.runs.ray_engine import RayEngine
 from entropy_probe.runs.scheduling import sample_missing
 from entropy_probe.views import Viewed
@@ -125,7 +128,7 @@ class Sweep(Viewed):
         return cls(grid, run, manifest, pipeline, pipeline_kwargs=pipeline_kwargs or {})
 
     def image(self, prompt: str, size: Size, seed: int, law: str = "original") -> Image.Image:
-        """Return the image of a cell.
+        """Return the image of a cell; of a video, its middle frame.
 
         Args:
             prompt: text.
@@ -140,6 +143,14 @@ class Sweep(Viewed):
         with Image.open(io.BytesIO(path.read_bytes())) as image:
             return image.convert("RGB")
 
+    def frames(self, prompt: str, size: Size, seed: int, law: str = "original") -> Clip:
+        """Return the frames of the video of a cell; one frame for an image. The arguments are those of `image`.
+
+        Raises:
+            InputError: if the grid does not have the cell.
+        """
+        return from_png(self.run.image_path(self.grid.cell(prompt, size, seed, law)).read_bytes())
+
 
 @renamed_arguments(multipliers="scale_factors")
 def sweep(
@@ -148,14 +159,14 @@ def sweep(
     guidance_scale: float | None = None, store: str | Path | None = None, model: str | None = None,
     rows: Rows = "auto", scale_factors: Sequence[float] = CURVE_SCALE_FACTORS, batch: int = 8,
     shard: tuple[int, int] = (1, 1), engine: Engine | Literal["local", "ray"] = "local", progress: bool = True,
-    pipeline_kwargs: Mapping[str, Any] | None = None,
+    pipeline_kwargs: Mapping[str, Any] | None = None, training_frames: int | None = None,
 ) -> Sweep:  # fmt: skip
     """Sample prompts x sizes x seeds x laws, with every attention layer measured.
 
     Call it again with the same `store` to resume: finished cells are kept. Several processes can share one store.
 
     Args:
-        pipeline: a diffusers pipeline that samples images: text-to-image, image-to-image, unconditional, ...
+        pipeline: a diffusers pipeline that samples images or videos.
         prompts: texts. A pipeline without prompts needs none.
         sizes: (height, width) in pixels.
         seeds: seeds of the initial noise; one image per prompt, size and seed.
@@ -172,6 +183,7 @@ def sweep(
         progress: show a progress bar with the time left.
         pipeline_kwargs: further arguments of the pipeline's call, the same for all cells: `{"image": image}`. Images,
             and tensors of images, are resized to the size of the cell. The manifest keeps their hashes.
+        training_frames: for videos, frames of the clip that T counts. By default, `num_frames` of the sweep.
 
     Raises:
         InputError: if an argument is invalid or missing, a law is applied to the pipeline, or the store holds another
@@ -188,8 +200,10 @@ def sweep(
     sampler = _resolve_engine(engine)
     version = FINGERPRINT_VERSION if store is None else _fingerprint_version(store)
     manifest = _manifest(pipeline, grid, steps, guidance_scale, model, rows, scale_factors, given, version)
+    manifest = replace(manifest, training_frames=_training_frames(pipeline, given, training_frames))
     temporary = tempfile.TemporaryDirectory(prefix="entropy-probe-") if store is None else None
     run = RunDirectory(open_location(temporary.name if temporary else store or ""))
+    manifest = replace(manifest, model_from_run=path_from_run(manifest.model, run.path))
     run.create(manifest)
     run.write("grid.json", grid.to_json())
     sample_missing(
@@ -279,7 +293,7 @@ def _manifest(
     check_call(pipeline, grid.sizes, pipeline_kwargs)
     sampling = sampling_settings(pipeline, steps, guidance_scale)
     return Manifest(
-        model=model or str(getattr(pipeline, "name_or_path", "") or type(pipeline).__name__),
+        model=name_model(model, pipeline),
         fingerprint=fingerprint(pipeline, version),
         pipeline=type(pipeline).__name__,
         dtype=str(find_denoiser(pipeline).dtype).removeprefix("torch."),
@@ -293,6 +307,16 @@ def _manifest(
         pipeline_kwargs=describe(pipeline_kwargs),
         confounders=confounders(pipeline, grid.sizes),
     )
+
+
+def _training_frames(pipeline: Any, given: Mapping[str, Any], frames: int | None) -> int | None:
+    """Return the frames of the clip that T counts: the given number, or the length of the videos of this sweep."""
+    length = given.get("num_frames") or default_frames(pipeline)
+    if frames is not None and length is None:
+        raise InputError(f"{type(pipeline).__name__} samples no videos, got training_frames={frames!r}: leave it out")
+    for number in (length, frames):
+        check_frames(number)
+    return frames or length
 
 
 def _fingerprint_version(store: str | Path) -> int:
