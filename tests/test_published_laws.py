@@ -217,7 +217,7 @@ def test_joint_attention_counts_image_tokens_or_all(tokens):
         [Paper().scale_factor("", 64 + extra, 16 + extra)] * len(scaling.frame())
     )
     with pytest.raises(InputError, match="tokens must be 'image' or 'all', got 'text'"):
-        unwrap(_apply)(model, "paper", None, "text")  # without the type check of the tests
+        unwrap(_apply)(model, "paper", None, None, "text")  # without the type check of the tests
 
 
 def test_flux_at_2048_pixels_depends_on_the_tokens_that_are_counted():

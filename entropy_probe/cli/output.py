@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from entropy_probe.estimation import Calibration, Derivation
-    from entropy_probe.reports import Report
 
 
 class Messages:
@@ -91,11 +91,11 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def print_report(page: Report, path: Path, as_json: bool, messages: Messages) -> None:
-    """Print the verdict of a saved report, and its JSON if requested."""
+def print_verdict(sentences: Sequence[str], path: Path, as_json: bool, messages: Messages) -> None:
+    """Print the verdict and the path of a saved report, and its JSON if requested."""
     if as_json:
         sys.stdout.write(path.with_name("report.json").read_text())
-    for sentence in page.verdict():
+    for sentence in sentences:
         messages.print(sentence)
     messages.print(f"report: {path}")
 

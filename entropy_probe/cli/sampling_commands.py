@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from entropy_probe.cli.announcing import sample_prepared
+from entropy_probe.cli.finished import finished_messages, mark_finished
 from entropy_probe.cli.grids import folder_of, prepare_grid, print_forecast
 from entropy_probe.cli.grouping import grouped
 from entropy_probe.cli.groups import examples, new_app
@@ -38,7 +39,7 @@ from entropy_probe.cli.options import (
     SizesOption,
     StepsOption,
 )
-from entropy_probe.cli.output import Messages, command_line, print_json, print_report
+from entropy_probe.cli.output import Messages, command_line, print_json, print_verdict
 from entropy_probe.cli.parsing import check_laws, parse_names, parse_seeds, parse_shard, parse_sizes
 from entropy_probe.cli.settings import save_config
 from entropy_probe.cli.stages import derive_and_save, fit_and_save, validate_and_save
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from entropy_probe.evaluation import Scorer
     from entropy_probe.laws import ScalingLaw
     from entropy_probe.models import Size
+    from entropy_probe.reports import Report
     from entropy_probe.runs import Sweep
 
 PANEL = "Sample a model"
@@ -87,12 +89,17 @@ def run(
 ) -> None:
     """Run all stages: sample, fit, derive the scale factors, validate them, and write the report.
 
-    Rerun the same command to resume.
+    Rerun the same command to resume. A finished run is not repeated.
     """
+    out, messages = folder_of(out, grid.quick), Messages(quiet or as_json)
+    if not dry_run and (sentences := finished_messages(out, model, context.params)) is not None:
+        messages.print("The same command has finished this run before, and nothing has changed since.")
+        print_verdict(sentences, Path(out) / "report.html", as_json, messages)
+        return
     if not dry_run:
         check_installed("report")  # the report is written last
     check_laws(laws)
-    out, messages, source = folder_of(out, grid.quick), Messages(quiet or as_json), load.source(model)
+    source = load.source(model)
     scorer = choose_scorer(metrics, images, model)
     choice = choose_engine(
         engine, address, model=source, device=load.device, dtype=load.dtype, dry_run=dry_run, local_device="auto"
@@ -109,24 +116,24 @@ def run(
     sampled = sample_prepared(prepared, choice.engine, messages, store=out, model=model)
     save_config(context, sampled, load, laws=laws, metrics=metrics, images=images, rounds=max_rounds)
     if len(sampled.grid.sizes) > 1:
-        _analyse(sampled, laws, max_rounds, scorer, as_json, messages)
+        page = _analyse(sampled, laws, max_rounds, scorer, messages)
     else:
-        _report_one_size(sampled, as_json, messages)
+        page = _report_one_size(sampled, messages)
+    path = page.save(sampled.run.path / "report.html", data=True)
+    mark_finished(out, model, context.params, page.verdict())
+    print_verdict(page.verdict(), path, as_json, messages)
 
 
-def _report_one_size(sampled: Sweep, as_json: bool, messages: Messages) -> None:
-    """Write the report of a pipeline that samples only its training size. A law needs a second size."""
+def _report_one_size(sampled: Sweep, messages: Messages) -> Report:
+    """Return the report of a pipeline that samples only its training size. A law needs a second size."""
     from entropy_probe.reports import report
 
     messages.print(f"{sampled.manifest.pipeline} samples one size: no law is fitted, derived or validated")
-    page = report(sampled, command=command_line())
-    print_report(page, page.save(sampled.run.path / "report.html", data=True), as_json, messages)
+    return report(sampled, command=command_line())
 
 
-def _analyse(
-    sampled: Sweep, laws: str, max_rounds: int, scorer: Scorer | None, as_json: bool, messages: Messages
-) -> None:
-    """Run the stages after sampling, and write the report."""
+def _analyse(sampled: Sweep, laws: str, max_rounds: int, scorer: Scorer | None, messages: Messages) -> Report:
+    """Run the stages after sampling, and return the report."""
     from entropy_probe.reports import report
     from entropy_probe.runs import entropy_maps
 
@@ -138,8 +145,7 @@ def _analyse(
     outcome, _ = validate_and_save(sampled, laws, scorer, messages)
     law = derivation.law if derivation else None
     maps = entropy_maps(sampled, law)
-    page = report(sampled, fitted, law, outcome, derivation=derivation, entropy_maps=maps, command=command_line())
-    print_report(page, page.save(sampled.run.path / "report.html", data=True), as_json, messages)
+    return report(sampled, fitted, law, outcome, derivation=derivation, entropy_maps=maps, command=command_line())
 
 
 @app.command(

@@ -36,7 +36,7 @@ from entropy_probe.cli.output import (
     layer_rows,
     loss_change_rows,
     make_table,
-    print_report,
+    print_verdict,
 )
 from entropy_probe.cli.parsing import check_laws, check_positive, parse_scale_factors
 from entropy_probe.cli.settings import save_config
@@ -213,7 +213,7 @@ def report(
     messages = Messages(quiet or as_json)
     sampled = open_for_report(out, model, device, messages)
     page = Report.of(sampled, command=command_line())
-    print_report(page, page.save(sampled.run.path / "report.html", data=True), as_json, messages)
+    print_verdict(page.verdict(), page.save(sampled.run.path / "report.html", data=True), as_json, messages)
 
 
 @app.command(

@@ -140,7 +140,7 @@ class FactorEstimate:
         reach = -quantile * differences.sem(axis=1) / steepness
         low, high = (self.g * np.exp(sign * reach) for sign in (-1, 1))
         table = pd.DataFrame({"scale_factor": self.g, "low": low, "high": high})
-        table["bound"] = self.bounds()
+        table["bound"] = self.bounds().tolist()  # as the text dtype that a file is read with
         table.loc[table["bound"] != "", ["low", "high"]] = np.nan
         return table.reset_index()
 
