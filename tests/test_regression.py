@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 from torch import nn
 
@@ -319,11 +320,22 @@ def test_detects_attention_scale_wrong_by_five_percent(tiny, tiny_profile, queri
     assert comparison.other_differences() == ["different weights, configuration or tokenizer"]
 
 
-def test_detects_half_precision_and_perturbed_weights(tiny, tiny_profile, tiny_folder):
+def noise(dtype):
+    return torch.randn(64, generator=torch.Generator().manual_seed(0), dtype=dtype).float()
+
+
+@pytest.mark.skipif(
+    not torch.allclose(noise(torch.bfloat16), noise(torch.float32), atol=0.1),
+    reason="this torch samples other noise in half precision, and the mean entropies of other images need not move",
+)
+def test_detects_half_precision(tiny, tiny_folder):
     ten = {**TINY, "seeds": tuple(range(10))}  # with five seeds, the smallest p value is at the false-alarm rate
     half = compare(profile(tiny, **ten), profile(load(tiny_folder, device="cpu", dtype="bfloat16"), **ten))
     assert not half.same
     assert "dtype float32 -> bfloat16" in half.other_differences()
+
+
+def test_detects_perturbed_weights(tiny, tiny_profile):
     weight = tiny.unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1.to_k").weight
     before = weight.detach().clone()
     nn.init.normal_(weight, std=float(before.std()))
