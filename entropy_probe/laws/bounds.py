@@ -9,8 +9,11 @@ from typing import Literal
 from entropy_probe.laws.formulas import Calibrated, Measured
 from entropy_probe.laws.site import ScalingLaw
 
-MIN_FACTOR, MAX_FACTOR = 0.2, 6.0
-"""Bounds of the g of a measured law. A layer that needs more has an entropy near 0 or near ln N."""
+MIN_FACTOR = 0.2
+"""Smallest g of a measured law. A layer that needs less has an entropy near ln N."""
+
+MAX_FACTOR = 6.0
+"""Largest g of a measured law. A layer that needs more has an entropy near 0."""
 
 Bound = Literal["at most", "at least", ""]
 """What is known of a factor: it should be at most, or at least, this number; empty if it was found."""
