@@ -6,7 +6,7 @@ from pydantic import TypeAdapter
 from entropy_probe.baselines.comparison import _ComparisonFile
 from entropy_probe.baselines.profiles import _ProfileFile
 from entropy_probe.estimation.calibration import _CalibrationFile
-from entropy_probe.estimation.derivation import _Record
+from entropy_probe.estimation.derivation_record import DerivationRecord
 from entropy_probe.estimation.regression import _FitFile
 from entropy_probe.evaluation.loss_curves import _CurveFile
 from entropy_probe.evaluation.quality_summary import _QualityFile
@@ -32,7 +32,7 @@ def classes_in(schema):
 
 
 KINDS = [
-    _ProfileFile, _ComparisonFile, _LawFile, _Record, _CalibrationFile, _FitFile, _OutcomeFile, _QualityFile,
+    _ProfileFile, _ComparisonFile, _LawFile, DerivationRecord, _CalibrationFile, _FitFile, _OutcomeFile, _QualityFile,
     _CurveFile, _ByFactor, _ByKappa, SamplingSettings, _GridFile, Manifest, _Holder,
 ]  # fmt: skip
 

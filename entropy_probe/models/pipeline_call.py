@@ -62,7 +62,7 @@ def check_call(pipeline: Any, sizes: Sequence[Size], given: Mapping[str, Any]) -
     >>> check_call(Pipeline(), [(64, 64)], {})
     Traceback (most recent call last):
         ...
-    entropy_probe.errors.InputError: Pipeline needs 'image': pass pipeline_kwargs={'image': ...}
+    entropy_probe.errors.InputError: Pipeline needs 'image': pass pipeline_kwargs={'image': ...}, or --image FILE
     """
     name, known = type(pipeline).__name__, inspect.signature(type(pipeline).__call__).parameters
     for argument in given:
