@@ -254,7 +254,7 @@ def test_forecast_out_of_memory_names_size_and_fix(tiny_pipeline, monkeypatch):
     def out_of_memory(*_, **__):
         raise MemoryError("no more")
 
-    monkeypatch.setattr(sampling, "sample_images", out_of_memory)
+    monkeypatch.setattr(sampling, "sample_clips", out_of_memory)
     with pytest.raises(InputError, match=r"^out of memory at 32x48: no more. Remove this size"):
         forecast(tiny_pipeline, **SETTINGS)
 
