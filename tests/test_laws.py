@@ -368,3 +368,12 @@ def test_one_number_of_training_tokens_replaces_that_of_the_configuration(tiny_p
     with scaled(tiny_pipeline, "log", training_tokens=32) as scaling:
         tiny_pipeline("noto red apple", height=32, width=32, num_inference_steps=1)
     assert set(scaling.frame()["training_tokens"]) == {32}
+
+
+def test_measured_law_without_known_errors_equals_its_file():
+    """A layer with a factor at a bound has no error of kappa."""
+    law = Measured({"mid": ((1.4, 6.0),)}, kappa={"mid": 3.0}, kappa_se={"mid": math.nan})
+    again = from_json(to_json(law))
+    assert again == law
+    assert again.kappa == law.kappa
+    assert math.isnan(again.kappa_se["mid"])

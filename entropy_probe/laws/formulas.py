@@ -97,7 +97,7 @@ class Measured(Viewed):
 
     Between the measured sizes, ln g is interpolated linearly in ln(N/T), with g = 1 at N = T. Beyond them, the nearest
     line segment is extended. `kappa` summarises the points in one number per layer, g^2 = 1 + kappa ln(N/T), to compare
-    with other laws; it is not used to compute g.
+    with other laws; it is not used to compute g, and laws with the same points are equal.
 
     Attributes:
         points: per layer, pairs (ln(N/T), g) in ascending order.
@@ -111,8 +111,8 @@ class Measured(Viewed):
     """
 
     points: dict[str, tuple[tuple[_Finite, _Positive], ...]]
-    kappa: dict[str, _NullIsNaN] = field(default_factory=dict)
-    kappa_se: dict[str, _NullIsNaN] = field(default_factory=dict)
+    kappa: dict[str, _NullIsNaN] = field(default_factory=dict, compare=False)
+    kappa_se: dict[str, _NullIsNaN] = field(default_factory=dict, compare=False)
     origin: Origin | None = field(default=None, compare=False, repr=False)
     name: ClassVar[str] = "measured"
 
