@@ -65,13 +65,39 @@ def test_new_file_runs_again(run, folder):
     assert found(run) is None
 
 
-def test_file_beside_an_adapter_with_a_scale_is_an_input(run):
+@pytest.mark.parametrize("option", ["{}:0.5", "{0}:0.5,{0}:1.0", "other,{}"])
+def test_every_lora_file_is_an_input(run, option):
     adapter = run / "lora.safetensors"
     adapter.write_bytes(b"1")
-    given = {"lora": (f"{adapter}:0.5",)}
+    given = {"lora": option.format(adapter)}
     mark_finished(run / "run", str(run / "model"), settings(run, **given), MESSAGES)
     assert found(run, **given) == MESSAGES
     adapter.write_bytes(b"22")
+    assert found(run, **given) is None
+
+
+def test_image_of_the_pipeline_is_an_input(run):
+    """Typer passes it as a path."""
+    image = run / "photo.png"
+    image.write_bytes(b"1")
+    mark_finished(run / "run", str(run / "model"), settings(run, image=image), MESSAGES)
+    image.write_bytes(b"22")
+    assert found(run, image=image) is None
+
+
+def test_file_of_arguments_may_name_other_files(run):
+    arguments = run / "call.yaml"
+    arguments.write_text("mask_image: mask.png")
+    mark_finished(run / "run", str(run / "model"), settings(run, pipeline_kwargs=arguments), MESSAGES)
+    assert found(run, pipeline_kwargs=arguments) is None
+
+
+def test_base_of_a_model_is_an_input(run):
+    (run / "base").mkdir()
+    given = {"base": str(run / "base")}
+    mark_finished(run / "run", str(run / "model"), settings(run, **given), MESSAGES)
+    assert found(run, **given) == MESSAGES
+    (run / "base" / "config.json").write_text("{}")
     assert found(run, **given) is None
 
 

@@ -33,8 +33,8 @@ def finished_messages(folder: str | Path, model: str, settings: Mapping[str, Any
     """Return what a run printed at its end; None if it has to run.
 
     It has to run if it did not finish, or if a setting, the version, a file of the model, a file that an option names,
-    or a file of the run has changed since. Runs in object stores, and models whose files are not on this machine, are
-    not recognised.
+    or a file of the run has changed since. Not recognised: runs in object stores, models whose files are not on this
+    machine, and runs with `--pipeline-kwargs`, because that file may name other files.
 
     Args:
         folder: the run directory.
@@ -65,11 +65,12 @@ def mark_finished(folder: str | Path, model: str, settings: Mapping[str, Any], m
 
 def _state(folder: Path, model: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return everything that the results depend on; None if it cannot be found."""
-    weights = _model_folder(model)
-    if weights is None:
-        return None
     chosen = {name: value for name, value in settings.items() if name not in DISPLAY | {"model"}}
-    inputs = [weights, *(Path(text) for value in chosen.values() for text in _texts(value) if exists(text))]
+    folders = [_model_folder(name) for name in (model, chosen.get("base")) if name]
+    if None in folders or chosen.get("pipeline_kwargs"):
+        return None
+    named = [Path(text) for value in chosen.values() for text in _texts(value) if exists(text)]
+    inputs = [folder for folder in (*folders, *named) if folder is not None]
     states = [_files(path) for path in inputs]
     own = _files(folder)
     if own is None or None in states:
@@ -88,13 +89,10 @@ def _model_folder(model: str) -> Path | None:
     if is_folder(model):
         return Path(model)
     try:
-        return _with_files(bundled(model)) or _in_cache(model)
-    except (InputError, OSError, ValueError):
-        return None
-
-
-def _with_files(path: Path) -> Path | None:
-    return path if is_folder(path) else None
+        folder = bundled(model)
+    except InputError:  # the bundled models are not installed
+        return _in_cache(model)
+    return folder if is_folder(folder) else _in_cache(model)
 
 
 def _in_cache(model: str) -> Path | None:
@@ -107,10 +105,10 @@ def _in_cache(model: str) -> Path | None:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield the texts of an option that may name a file. LoRA files have a scale behind a colon."""
+    """Yield the texts of an option that may name a file: also in a list, and of LoRA files without their scale."""
     for one in value if isinstance(value, list | tuple) else [value]:
-        if isinstance(one, str) and one:
-            yield from dict.fromkeys((one, one.rpartition(":")[0] or one, *one.split(",")))
+        parts = [str(one), *str(one).split(",")] if isinstance(one, str | Path) else []
+        yield from dict.fromkeys(text for part in parts for text in (part, part.rpartition(":")[0]) if text)
 
 
 def _files(path: Path) -> State | None:
