@@ -103,7 +103,8 @@ def by_blocks(
 
 def _median_and_rest(key: Float[Tensor, "*maps keys width"]) -> tuple[Tensor, Tensor]:
     """Return the median of the keys by feature, and the keys minus it."""
-    median = key.median(-2, keepdim=True).values
+    middle = key.shape[-2] // 2
+    median = key.sort(-2).values[..., middle : middle + 1, :]  # `median` is not deterministic on CUDA
     return median, key - median
 
 
