@@ -7,6 +7,7 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from entropy_probe.attention.call import Forward
@@ -93,3 +94,19 @@ def _batch(arguments: Mapping[str, Any]) -> int | None:
         ),
         None,
     )
+
+
+def one_timestep(timestep: Tensor | float | int | None) -> float | None:
+    """Return one number for the timestep of a forward pass; None if it has none.
+
+    Tokens of given and of finished frames have the timestep 0. With diffusion forcing, the other frames have different
+    timesteps: their mean changes at each step.
+
+    >>> one_timestep(torch.tensor([0.0, 600.0, 600.0])), one_timestep(torch.tensor([0.0, 600.0, 800.0]))
+    (600.0, 700.0)
+    """
+    if not isinstance(timestep, Tensor):
+        return None if timestep is None else float(timestep)
+    values = timestep.detach().to("cpu", torch.float64).flatten()  # one copy: each comparison on a GPU would wait
+    noisy = values[values > 0]
+    return float(noisy.mean() if len(noisy) and bool((noisy != noisy[0]).any()) else values.max())

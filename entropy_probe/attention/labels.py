@@ -20,7 +20,7 @@ from entropy_probe.attention.branches import Branch, Items, Part, is_negative, n
 from entropy_probe.attention.call import Forward
 from entropy_probe.attention.calling_pipeline import NO_TEXT, CallingPipeline, flat
 from entropy_probe.attention.fingerprints import SAME, FingerprintCache, Rows, agree, fingerprint, on_host
-from entropy_probe.attention.forwards import TIMESTEPS
+from entropy_probe.attention.forwards import TIMESTEPS, one_timestep
 from entropy_probe.attention.steps import Turn, TurnCounter
 
 PROMPT_FIRST = frozenset(
@@ -126,7 +126,7 @@ class ForwardLabels:
             forward: the pass.
             caller: what the pipeline that runs it knows.
         """
-        timestep = _to_float(forward.timestep)
+        timestep = one_timestep(forward.timestep)
         turn = self._turns.add(timestep, getattr(caller.pipeline, "scheduler", None), caller.schedule)
         latents, others = _latents_and_others(forward.arguments)
         texts = {} if timestep is None else self._texts(others, forward.batch)
@@ -290,16 +290,3 @@ def _item_labels(parts: Sequence[Branch], batch: int | None) -> ItemLabels:
     size = batch // len(parts)
     branch = tuple(name for name in parts for _ in range(size))
     return ItemLabels(branch, tuple(number % size for number in range(batch)))
-
-
-def _to_float(timestep: Tensor | float | int | None) -> float | None:
-    """Return one number for the timestep of a pass.
-
-    Tokens of given and of finished frames have the timestep 0. With diffusion forcing, the other frames have different
-    timesteps: their mean changes at each step.
-    """
-    if not isinstance(timestep, Tensor):
-        return None if timestep is None else float(timestep)
-    values = timestep.double().flatten()
-    noisy = values[values > 0]
-    return float(noisy.mean() if len(noisy) and bool((noisy != noisy[0]).any()) else values.max())

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from entropy_probe.attention import Forward
+from entropy_probe.attention import Forward, one_timestep
 
 TRAINING_TIMESTEPS = 1000
 """Timesteps of a model in training, if its scheduler does not say."""
@@ -35,9 +34,9 @@ class NoiseLevel:
         return self._latest[1]
 
     def _compute(self, forward: Forward) -> float | None:
-        if forward.timestep is None:
+        own = one_timestep(forward.timestep)
+        if own is None:
             return None
-        own = float(torch.as_tensor(forward.timestep).flatten()[0])
         scheduler: Any = getattr(self._model, "scheduler", None)
         config = getattr(scheduler, "config", None)
         total = float(getattr(config, "num_train_timesteps", None) or TRAINING_TIMESTEPS)
