@@ -6,11 +6,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-Case = TypeVar("Case")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Case = TypeVar("Case", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def measure_cases(cases: Iterable[Case], measure: Callable[[Case], dict[str, Any
     """
     found, left_out = [], 0
     for case in cases:
-        fields: dict[str, Any] = asdict(case)  # type: ignore[call-overload]
+        fields: dict[str, Any] = asdict(case)
         if setting.seconds_left == 0:
             left_out += 1
             continue

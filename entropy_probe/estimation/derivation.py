@@ -209,7 +209,7 @@ def derive(
     sizes = _other_sizes(sweep)
     check_level(level, method)
     derivation = _derive(sweep, method, sizes, rounds, level, images, hold_out, progress, on_round)
-    return replace(derivation, law=with_origin(derivation.law, sweep, derivation.unreachable))  # type: ignore[type-var]
+    return replace(derivation, law=with_origin(derivation.law, sweep, derivation.unreachable))
 
 
 def _derive(

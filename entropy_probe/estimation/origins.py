@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, cast
 
 import pandas as pd
 
 from entropy_probe.estimation.levels import layer_of
-from entropy_probe.laws import (
-    Calibrated,
-    Gaussian,
-    Measured,
-    MeasuredHeads,
-    MeasuredSteps,
-    Origin,
-    bounds_by_layer,
-    sample_weights,
-)
+from entropy_probe.laws import Origin, ScalingLaw, bounds_by_layer, sample_weights
 from entropy_probe.runs import Sweep
 
-Derived = TypeVar("Derived", Measured, MeasuredHeads, MeasuredSteps, Calibrated, Gaussian)
 
-
-def with_origin(law: Derived, sweep: Sweep, unreachable: pd.DataFrame) -> Derived:
+def with_origin(law: ScalingLaw, sweep: Sweep, unreachable: pd.DataFrame) -> ScalingLaw:
     """Return a law with the model of its sweep.
 
     Args:
-        law: the law.
+        law: a law that `derive` has made: a dataclass with the field `origin`.
         sweep: the sweep that it was derived from.
         unreachable: `Derivation.unreachable`.
     """
@@ -44,4 +33,4 @@ def with_origin(law: Derived, sweep: Sweep, unreachable: pd.DataFrame) -> Derive
         weights=() if sweep.pipeline is None else sample_weights(sweep.pipeline),
         at_bounds=bounds_by_layer(bounds),
     )
-    return replace(law, origin=origin)
+    return cast(ScalingLaw, replace(cast(Any, law), origin=origin))

@@ -247,7 +247,7 @@ def refine(
     target = curves[trained].xs(1.0, level="scale_factor").droplevel(["tokens", "training_tokens"])
     g = pd.Series(1.0, index=curves[~trained].xs(1.0, level="scale_factor").index)
 
-    noise = step_noise(sweep)
+    noise = step_noise(sweep) if level == "step" else {}
     estimates = [FactorEstimate(g, curves[~trained], target)]
     history = [estimates[0].remaining_drift(0)]
     while len(history) <= rounds and not _converged(history):

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def forecast(
     """Estimate time and disk space of a `sweep` with the same arguments, small sizes first. Nothing is kept.
 
     Sizes of more than `LARGE` times the pixels of the training size are not sampled. Their cost is extrapolated from
-    smaller sizes by `fit_costs`.
+    smaller sizes; see `extrapolate`.
 
     Args:
         pipeline: a diffusers pipeline.
@@ -154,7 +155,7 @@ def _costs(pipeline: Any, sizes: Sequence[Size], settings: dict[str, Any]) -> di
     if not sizes:
         return {}
     # Not timed: the first sampling run of a process is slower, and the fingerprint is computed once per sweep.
-    base = _require_memory(lambda: sweep(pipeline, sizes=sizes[:1], **settings))
+    base = _require_memory(partial(sweep, pipeline, sizes=sizes[:1], **settings))
     return {size: _measure(base, size) for size in sizes}
 
 
@@ -163,9 +164,8 @@ def _measure(base: Sweep, size: Size) -> Cost:
     seconds, space = [], []
     for seed in range(1, REPEATS + 1):
         start = time.perf_counter()
-        one = _require_memory(
-            lambda seed=seed: extend(base, laws=["original"], sizes=[size], seeds=[seed], progress=False)  # type: ignore[misc]
-        )
+        sample = partial(extend, base, laws=["original"], sizes=[size], seeds=[seed], progress=False)
+        one = _require_memory(sample)
         seconds.append(time.perf_counter() - start)
         cell = next(one.grid.cells())
         space.append(sum(path.stat().st_size for path in (one.run.cell_path(cell), one.run.image_path(cell))))
