@@ -63,8 +63,9 @@ NODE = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
 HEAD = {
     **NODE,
     "num_cpus": 0,
-    "_system_config": {"health_check_period_ms": 500},
-}  # the death of a node is detected quickly
+    # The death of a node is detected quickly. Workers get the same share of a core as other tests; the default is 15.
+    "_system_config": {"health_check_period_ms": 500, "worker_niceness": 0},
+}
 
 
 @pytest.fixture(scope="module")

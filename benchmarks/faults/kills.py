@@ -100,7 +100,7 @@ def validate_stage(run: Sweep) -> None:
 
 
 def report_stage(run: Sweep) -> None:
-    Report(run).save(run.run.path / "report.html")
+    Report(run).save(run.run.path / "report.html", data=True)
 
 
 STAGES = {

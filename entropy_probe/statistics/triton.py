@@ -44,14 +44,24 @@ MAX_SHARED_BYTES = 2**17
 """Maximum size of a block of queries and its keys. Larger blocks do not fit, and compile for minutes in float32."""
 
 
+MAX_LOGITS_PER_THREAD = {True: 64, False: 32}
+"""Logits of a block that one thread holds, for heads of at most 64 features and for wider ones. With more, the
+registers overflow, and one configuration compiles for a minute on an A100 instead of ten seconds."""
+
+
 def fitting(configs: Sequence[triton.Config], named: dict[str, Any], **kwargs: Any) -> list[triton.Config]:
-    """Return the configurations that fit into shared memory, for a head width and dtype; at least the smallest."""
+    """Return the configurations that fit into shared memory and registers, for a head width and dtype; at least one."""
     token = kwargs["DEPTH"] * named["query"].element_size()
+    most = MAX_LOGITS_PER_THREAD[kwargs["DEPTH"] <= 64]
 
     def size(config: triton.Config) -> int:
         return int((config.kwargs["ROWS"] + config.num_stages * config.kwargs["KEYS"]) * token)
 
-    return [config for config in configs if size(config) <= MAX_SHARED_BYTES] or [min(configs, key=size)]
+    def logits(config: triton.Config) -> float:
+        return float(config.kwargs["ROWS"] * config.kwargs["KEYS"] / (32 * config.num_warps))
+
+    fits = [config for config in configs if size(config) <= MAX_SHARED_BYTES and logits(config) <= most]
+    return fits or [min(configs, key=size)]
 
 
 @triton.jit
