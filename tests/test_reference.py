@@ -1,5 +1,6 @@
 """The bundled models, prompts and drawings."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,12 @@ def test_image_matches_its_caption(pipelines, name):
     assert eggplant[2] > 1.2 * eggplant[1]
     assert carrot[0] > 1.2 * carrot[2]
     assert broccoli[1] > max(broccoli[0], broccoli[2])
+
+
+def test_sampling_does_not_ask_for_libraries_that_clean_captions(pipelines, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    sample_images(pipelines["reference-dit"], ["noto dog"], (64, 64), [0], steps=1, guidance_scale=1.0)
+    assert "clean_caption" not in caplog.text
 
 
 def test_bundled_prompts_are_captions():

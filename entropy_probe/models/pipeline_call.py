@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.utils import is_bs4_available, is_ftfy_available
 from PIL import Image
 from torch import Tensor
 
@@ -106,6 +107,8 @@ def call_arguments(
         "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
         "output_type": "pil",
     }
+    if not (is_bs4_available() and is_ftfy_available()):  # else diffusers says for each image that they are missing
+        usual["clean_caption"] = False
     return {
         **{name: value for name, value in usual.items() if name in known},
         **at_exact_size(pipeline),
