@@ -10,7 +10,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from scipy.optimize import nnls
+from torch.overrides import TorchFunctionMode
 
 from entropy_probe.errors import IncompleteError, InputError
 from entropy_probe.models import Size, size_multiple, takes_size, training_size
@@ -38,11 +41,13 @@ class Cost:
         pixels: pixels of the image.
         seconds: time.
         bytes: disk space for the table and the image.
+        attention: the part of the time in which torch computed self-attention. 0 if it could not be seen.
     """
 
     pixels: int
     seconds: float
     bytes: int
+    attention: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -117,30 +122,66 @@ def forecast(
 def extrapolate(costs: Sequence[Cost], pixels: int) -> tuple[Cost, float]:
     """Return the forecast cost of a larger image, and its relative error.
 
-    The time of a forward pass is a constant, a part that grows with the tokens, and the attention, which grows with
-    their square. The three parts are fitted to the measured costs with non-negative weights and equal relative errors.
+    The time of self-attention grows with the square of the tokens, all other time with their number; both have a
+    constant part. Each is fitted to its own measured times, with non-negative weights and equal relative errors. If
+    the time of attention is unknown, a polynomial of degree 2 is fitted to all of the time.
 
-    >>> measured = [Cost(n, 1 + n + 0.1 * n**2, 10 * n) for n in (1, 2, 3, 4)]
+    >>> measured = [Cost(n, 1 + n + 0.1 * n**2, 10 * n, attention=0.1 * n**2) for n in (1, 2, 3, 4)]
     >>> cost, error = extrapolate(measured, 10)
     >>> round(cost.seconds, 6), cost.bytes, round(error, 6)
     (21.0, 100, 0.0)
     """
     known = sorted(costs, key=lambda cost: cost.pixels)
-    seconds = _fit([(cost.pixels, cost.seconds) for cost in known], pixels, powers=3)
-    space = _fit([(cost.pixels, cost.bytes) for cost in known], pixels, powers=2)
     last = known[-1]
-    held_out = _fit([(cost.pixels, cost.seconds) for cost in known[:-1]], last.pixels, powers=3)
-    error = abs(held_out / last.seconds - 1) if len(known) > 2 else math.nan
-    return Cost(pixels, seconds, round(space)), error
+    space = _fit([(cost.pixels, cost.bytes) for cost in known], pixels, (0, 1))
+    seconds, attention = _fit_time(known, pixels)
+    held_out, _ = _fit_time(known[:-1], last.pixels) if len(known) > 2 else (math.nan, 0.0)
+    return Cost(pixels, seconds, round(space), attention), abs(held_out / last.seconds - 1)
 
 
-def _fit(points: Sequence[tuple[int, float]], pixels: int, powers: int) -> float:
-    """Return the value at a number of pixels of a polynomial with non-negative weights."""
+def _fit_time(costs: Sequence[Cost], pixels: int) -> tuple[float, float]:
+    """Return the time at a number of pixels, and its part for attention."""
+    if not all(0 < cost.attention < cost.seconds for cost in costs):
+        return _fit([(cost.pixels, cost.seconds) for cost in costs], pixels, (0, 1, 2)), 0.0
+    attention = _fit([(cost.pixels, cost.attention) for cost in costs], pixels, (0, 2))
+    rest = _fit([(cost.pixels, cost.seconds - cost.attention) for cost in costs], pixels, (0, 1))
+    return rest + attention, attention
+
+
+def _fit(points: Sequence[tuple[int, float]], pixels: int, powers: Sequence[int]) -> float:
+    """Return the value at a number of pixels of a polynomial with these powers and non-negative weights."""
     scale = max(n for n, _ in points)
-    powers = min(powers, len(points))
-    rows = np.array([[(n / scale) ** power / value for power in range(powers)] for n, value in points])
+    powers = powers[: len(points)]
+    rows = np.array([[(n / scale) ** power / value for power in powers] for n, value in points])
     weights, _ = nnls(rows, np.ones(len(points)))
-    return float(sum(weight * (pixels / scale) ** power for power, weight in enumerate(weights)))
+    return float(sum(weight * (pixels / scale) ** power for power, weight in zip(powers, weights, strict=True)))
+
+
+class _AttentionTimer(TorchFunctionMode):
+    """Adds up the time of torch's attention function with equal numbers of queries and keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        query, key = [*args, *(kwargs[name] for name in ("query", "key") if name in kwargs)][:2]
+        if query.shape[-2] != key.shape[-2]:
+            return func(*args, **kwargs)
+        _wait(query.device)
+        start = time.perf_counter()
+        out = func(*args, **kwargs)
+        _wait(query.device)
+        self.seconds += time.perf_counter() - start
+        return out
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _probe_sizes(pipeline: Any, trained: Size) -> list[Size]:
@@ -160,16 +201,18 @@ def _costs(pipeline: Any, sizes: Sequence[Size], settings: dict[str, Any]) -> di
 
 
 def _measure(base: Sweep, size: Size) -> Cost:
-    """Sample cells of one size, one after another, and return their mean cost."""
-    seconds, space = [], []
+    """Sample cells of one size, one after another, and return the cost of the fastest."""
+    costs = []
     for seed in range(1, REPEATS + 1):
         start = time.perf_counter()
-        sample = partial(extend, base, laws=["original"], sizes=[size], seeds=[seed], progress=False)
-        one = _require_memory(sample)
-        seconds.append(time.perf_counter() - start)
+        with _AttentionTimer() as timer:
+            sample = partial(extend, base, laws=["original"], sizes=[size], seeds=[seed], progress=False)
+            one = _require_memory(sample)
+        seconds = time.perf_counter() - start
         cell = next(one.grid.cells())
-        space.append(sum(path.stat().st_size for path in (one.run.cell_path(cell), one.run.image_path(cell))))
-    return Cost(math.prod(size), sum(seconds) / REPEATS, round(sum(space) / REPEATS))
+        space = sum(path.stat().st_size for path in (one.run.cell_path(cell), one.run.image_path(cell)))
+        costs.append(Cost(math.prod(size), seconds, space, timer.seconds))
+    return min(costs, key=lambda cost: cost.seconds)
 
 
 def _require_memory(sample: Callable[[], Sweep]) -> Sweep:
