@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -16,10 +17,14 @@ from entropy_probe.attention import find_denoiser
 from entropy_probe.errors import InputError
 
 FINGERPRINT_VERSION = 2
-"""Version of the fingerprint. Version 1 ignored the tokenizers. Its texts have no prefix."""
+"""Version of the fingerprint. Version 1 ignored the tokenizers, and differed between versions of transformers. Its
+texts have no prefix."""
 
-_LOADING_SETTINGS = ("dtype", "transformers_version")
+_LOADING_SETTINGS = ("dtype", "torch_dtype", "transformers_version", "architectures")
 """Settings of a configuration that depend on how a model was loaded or saved. They are not part of its fingerprint."""
+
+_CLIP_PREFIX = "text_model."
+"""Start of the names of the weights of a CLIP text encoder, before transformers 5.6."""
 
 _ADAPTER_SETTINGS = ("active_adapters", "scaling", "disable_adapters")
 """Attributes of PEFT layers: which adapters are active, and how strongly."""
@@ -55,13 +60,11 @@ def fingerprint(pipeline: Any, version: int = FINGERPRINT_VERSION) -> str:
     digest = hashlib.blake2b(digest_size=8)
     components = getattr(pipeline, "components", None) or {"denoiser": find_denoiser(pipeline)}
     for name, component in sorted(components.items()):
-        config: Any = getattr(component, "config", None)
-        settings: dict[str, Any] = config.to_dict() if hasattr(config, "to_dict") else dict(config or {})
-        own = {key: v for key, v in settings.items() if not key.startswith("_") and key not in _LOADING_SETTINGS}
+        settings = _all_settings(component) if version == 1 else _own_settings(component)
         digest.update(f"{name} {type(component).__name__}".encode())
-        digest.update(json.dumps(own, sort_keys=True, default=str).encode())
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         if isinstance(component, nn.Module):
-            _hash_weights(digest, component)
+            _hash_weights(digest, component, version)
         if isinstance(component, PreTrainedTokenizerBase) and version > 1:
             digest.update(json.dumps(_tokenizer(component), sort_keys=True, default=str).encode())
     return digest.hexdigest() if version == 1 else f"{version}:{digest.hexdigest()}"
@@ -77,6 +80,28 @@ def fingerprint_version(text: str) -> int:
     return int(prefix) if colon and prefix.isascii() and prefix.isdecimal() and len(prefix) < 9 else 1
 
 
+def _all_settings(component: Any) -> dict[str, Any]:
+    """Return the settings of a configuration, as version 1 hashes them."""
+    config: Any = getattr(component, "config", None)
+    settings: dict[str, Any] = config.to_dict() if hasattr(config, "to_dict") else dict(config or {})
+    return {
+        key: v
+        for key, v in settings.items()
+        if not key.startswith("_") and key not in ("dtype", "transformers_version")
+    }
+
+
+def _own_settings(component: Any) -> dict[str, Any]:
+    """Return the settings that are not the defaults of their class. Other versions have other defaults."""
+    config: Any = getattr(component, "config", None)
+    if hasattr(config, "to_diff_dict"):
+        own: dict[str, Any] = config.to_diff_dict()
+    else:
+        known = inspect.signature(type(component).__init__).parameters
+        own = {key: v for key, v in dict(config or {}).items() if key not in known or known[key].default != v}
+    return {key: v for key, v in own.items() if not key.startswith("_") and key not in _LOADING_SETTINGS}
+
+
 def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Return what determines the tokens of a text, in a form that all versions of transformers share."""
     vocabulary = tokenizer.get_vocab()
@@ -84,16 +109,24 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         raise InputError(
             f"a token of {type(tokenizer).__name__} has an id of {MAX_TOKENS} or more: correct the tokenizer"
         )
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    model = json.loads(backend.to_str())["model"] if backend is not None else {}
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges") or ()]
     return {
         "vocabulary": vocabulary,
-        "merges": merges,
+        "merges": _merges(tokenizer),
         "max_length": tokenizer.model_max_length,
         "padding": (tokenizer.pad_token_id, tokenizer.padding_side),
         "tokens": _probe_tokens(tokenizer),
     }
+
+
+def _merges(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the merges of a byte-pair encoding in their order. Slow tokenizers call them ranks."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        pairs = json.loads(backend.to_str())["model"].get("merges") or ()
+    else:
+        ranks: dict[tuple[str, str], int] = getattr(tokenizer, "bpe_ranks", {})
+        pairs = sorted(ranks, key=ranks.__getitem__)
+    return [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
 
 
 def _probe_tokens(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -106,9 +139,12 @@ def _probe_tokens(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         ) from error
 
 
-def _hash_weights(digest: hashlib.blake2b, component: nn.Module) -> None:
+def _hash_weights(digest: hashlib.blake2b, component: nn.Module, version: int) -> None:
     """Add the weights, the buffers and the state of PEFT adapters to a hash."""
-    for name, values in _weights(component).items():
+    weights = _weights(component)
+    if version > 1:
+        weights = dict(sorted((name.removeprefix(_CLIP_PREFIX), values) for name, values in weights.items()))
+    for name, values in weights.items():
         if type(values).__module__.startswith("torchao."):  # these tensors have no bytes that can be viewed
             values = values.dequantize()
         digest.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())
