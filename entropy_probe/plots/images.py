@@ -70,7 +70,8 @@ def image_grid(
             if row == 0:
                 axes.text(width / 2, -0.02 * highest, format_size((height, width)), ha="center", fontsize=9)
         grid[row, 0].set_ylabel(law, fontsize=9)
-    return figure, image_table(frame, prompt, seed, quality)
+    own = frame[(frame["prompt"] == prompt) & (frame["seed"] == seed)]
+    return figure, image_table(own, quality)
 
 
 def image_strip(sweep: Sweep, prompt: str) -> Plot:

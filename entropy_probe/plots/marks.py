@@ -194,6 +194,8 @@ def _bars(axes: Axes) -> Iterator[Mark]:
     to_inches = axes.figure.dpi_scale_trans.inverted()
     for container in axes.containers:
         for bar in container if isinstance(container, BarContainer) else ():
+            if not np.isfinite(bar.get_height()):
+                continue
             x = bar.get_x() + bar.get_width() / 2
             low, high = intervals.get(round(x, 6), (np.nan, np.nan))
             box = bar.get_window_extent().transformed(to_inches)

@@ -1,0 +1,90 @@
+"""A figure with one panel, for a page or for a publication."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from entropy_probe.plots.panels import Plot, legend_above
+from entropy_probe.plots.theme import row_size, theme
+
+Width = Literal["single", "double"]
+
+WIDTHS: dict[Width, float] = {"single": 3.3, "double": 6.9}
+"""Widths of one and of two columns of a paper, inches."""
+
+PAGE_WIDTH = 5.2
+"""Inches. Text has its normal size if a phone shrinks the figure to the width of its screen."""
+
+MIN_FONT = 7.0
+"""Points. Smaller text is hard to read in print."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A figure with one panel at any width.
+
+    Attributes:
+        name: name of its file, without the extension.
+        draw: draws on axes and returns the data of the figure.
+        rows: number of rows if the y axis has one row per layer; 0 for other axes.
+        legend: title of the legend.
+
+    >>> panel = Panel("line", lambda axes: pd.DataFrame({"y": axes.plot([1, 2], label="a")[0].get_ydata()}))
+    >>> panel(3.3)[0].get_figwidth()
+    3.3
+    """
+
+    name: str
+    draw: Callable[[Axes], pd.DataFrame]
+    rows: int = 0
+    legend: str | None = None
+
+    def __call__(self, width: float = PAGE_WIDTH) -> Plot:
+        """Return the figure at this width (inches), and its data."""
+        height = row_size(self.rows)[0] * self.rows + 1.5 if self.rows else 0.5 * width + 0.9
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots()
+        data = self.draw(axes)
+        labels = axes.get_legend_handles_labels()[1]
+        if axes.get_legend() is None and labels:
+            legend_above(figure, [axes], columns=_columns(labels, width), title=self.legend)
+        for text in figure.findobj(Text):
+            text.set_fontsize(max(MIN_FONT, text.get_fontsize()))
+        return figure, data
+
+
+@contextmanager
+def print_theme() -> Iterator[None]:
+    """Apply the style for publications inside the context: 8 point text and embedded fonts.
+
+    Examples:
+        >>> with print_theme():
+        ...     mpl.rcParams["pdf.fonttype"]  # TrueType, which publishers accept
+        42
+    """
+    size = {name: 8.0 for name in ("font.size", "axes.labelsize", "axes.titlesize", "legend.title_fontsize")}
+    small = {name: 7.5 for name in ("xtick.labelsize", "ytick.labelsize", "legend.fontsize")}
+    # An SVG file cannot embed a font, so its text is drawn as outlines.
+    fonts = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "path", "savefig.dpi": 600}
+    lines = {"lines.linewidth": 1.1, "lines.markersize": 3.5, "axes.linewidth": 0.6, "grid.linewidth": 0.5}
+    with theme(), mpl.rc_context({**size, **small, **fonts, **lines}):
+        yield
+
+
+def _columns(labels: list[str], width: float) -> int:
+    """Return the number of legend columns that fit into a width (inches). A letter is about half a font size wide."""
+    widths = [len(label) * 0.5 * 9 / 72 + 0.5 for label in labels]
+    for columns in range(len(labels), 1, -1):
+        rows = -(-len(labels) // columns)  # matplotlib fills column after column
+        if sum(max(widths[start : start + rows]) for start in range(0, len(widths), rows)) <= width:
+            return columns
+    return 1
