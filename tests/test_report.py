@@ -25,11 +25,12 @@ from entropy_probe.laws import Kappa, Measured, Paper, resolve
 from entropy_probe.models import short_name
 from entropy_probe.plots.marks import marks
 from entropy_probe.plots.tables import error_by_rows, kappa_of_laws, quality_against_kappa
-from entropy_probe.reports import Report, report
+from entropy_probe.reports import Report, gallery, report
+from entropy_probe.reports.alerts import alerts
 from entropy_probe.reports.prompts import chosen_prompts
 from entropy_probe.reports.run_details import missing_parts, row_sampling_error, run_tables
 from entropy_probe.reports.run_figures import run_figures
-from entropy_probe.reports.summary import alerts, overview, summary
+from entropy_probe.reports.summary import overview, summary
 from entropy_probe.runs import EntropyMap, Grid, Manifest, RunDirectory, Sweep, entropy_maps, sweep
 
 PARTS = dict.fromkeys(("image_mass", "mass_entropy", "image_entropy", "text_entropy"), float("nan"))
@@ -233,9 +234,12 @@ def sections(results):
 
 def test_page_is_well_formed_and_makes_no_requests(page):
     seen = Page(page)
-    assert seen.tags.count("svg") == 11
+    assert seen.tags.count("svg") == 12
     assert len(seen.ids) == len(set(seen.ids))
-    assert all(link.startswith(("#", "data:image/png;base64,", "data:text/csv;")) for link in seen.links)
+    assert all(
+        link.startswith(("#", "data:image/png;base64,", "data:image/jpeg;base64,", "data:text/csv;"))
+        for link in seen.links
+    )
     inside = {link[1:] for link in [*seen.links, *seen.used] if link.startswith("#")}
     assert inside <= set(seen.ids)
     assert seen.tags.count("script") == 1  # the policy of the page has its hash
@@ -251,7 +255,7 @@ def test_csv_of_every_figure_holds_the_data_of_its_plot(drawn, page):
     """The image tables of `drawn` also have the metrics, which the page does not have."""
     data = [table for section, _, table in drawn if section not in (METRICS, "The denoising loss")]
     saved = [read_numbers(text) for text in Page(page).files]
-    assert len(saved) == len(data) == 11
+    assert len(saved) == len(data) == 12
     for table, expected in zip(saved, data, strict=True):
         expected = expected.drop(columns=["text_score", "repetition"], errors="ignore")
         assert [*table] == [str(name) for name in expected]
@@ -289,10 +293,15 @@ def test_plots_return_data_by_layer_size_and_law(drawn, full):
     data = {}
     for section, _, table in drawn:
         data.setdefault(section, []).append(table)
-    over_layers, by_layer = data["Entropy against the number of tokens"]
-    assert set(over_layers["form"]) == {"measured", "log", "power", "linear", "gaussian"}
+    over_layers, forms, by_layer = data["Entropy against the number of tokens"]
+    assert set(over_layers["form"]) == {"measured"}
+    assert set(forms["form"]) == {"measured", "log", "power", "linear", "gaussian"}
     assert len(by_layer) == len(full.fit.points)
-    assert set(data["Entropy during sampling"][0]["law"]) == {"original", "paper", "measured"}
+    assert [set(table["law"]) for table in data["Entropy during sampling"]] == [
+        {"original"},
+        {"original", "paper"},  # the target is the original model
+        {"original", "measured"},
+    ]
     maps = data["Entropy over the image"][0]
     first = maps[maps["law"] == "original"].iloc[:, 5:21].to_numpy()
     np.testing.assert_allclose(first, full.entropy_maps[0].values, atol=5e-4)
@@ -303,6 +312,9 @@ def test_plots_return_data_by_layer_size_and_law(drawn, full):
     assert "kappa" in by_kappa
     at_training = metrics[metrics["size"] == "64"]
     assert set(at_training["value"]) == {0.4}  # there every law leaves the model unchanged
+    assert set(at_training["difference"]) == {0.0}
+    compared = metrics[(metrics["law"] == "paper") & (metrics["size"] == "128")].iloc[0]
+    assert (compared["difference"], compared["low"], compared["high"]) == (0.1, 0.05, 0.15)
 
 
 def test_svg_keeps_the_colours_in_text_and_renames_ids():
@@ -344,10 +356,10 @@ def test_image_metrics_are_in_the_figures_the_table_and_the_verdict(full):
     undecided = "not enough images (16) to decide 1 of 2 comparisons."
     assert f"better in text_score at 32x48; {undecided}" in " ".join(scored.verdict())
     assert sections(scored).count(METRICS) == 3  # metrics, defects, both against kappa
-    assert "12,345" in set(
+    assert "12,000" in set(
         next(table for title, table in run_tables(scored).items() if "Images" in title)["images needed"]
     )
-    assert "16 images per law and size" in " ".join(shown.caption for shown in run_figures(scored))
+    assert "16 images per law and size" in " ".join(shown.intro for shown in run_figures(scored))
     assert "image metrics" not in missing_parts(scored)
     assert "image metrics" in missing_parts(full)
 
@@ -364,10 +376,10 @@ def test_quality_is_joined_with_the_kappa_of_its_law(full):
     table = quality_against_kappa(outcome.quality, kappas.reset_index())
     assert "64" not in set(table["size"])  # g = 1 for every kappa
     row = table[(table["law"] == "paper") & (table["size"] == "128") & (table["metric"] == "repetition")].iloc[0]
-    assert (row["value"], row["low"], row["high"]) == pytest.approx((0.5, 0.45, 0.55))
+    assert (row["value"], row["difference"], row["low"], row["high"]) == pytest.approx((0.5, 0.1, 0.05, 0.15))
 
 
-def test_report_shows_the_prompts_that_laws_change_most_and_least(tmp_path):
+def test_large_report_shows_the_prompts_that_laws_change_most_and_least(tmp_path, monkeypatch):
     prompts = [f"prompt {n}" for n in range(6)]
     swept = synthetic(tmp_path / "run", prompts=prompts, laws=("original", "paper"), layers=1)
     for cell in swept.grid.cells():
@@ -381,9 +393,11 @@ def test_report_shows_the_prompts_that_laws_change_most_and_least(tmp_path):
     assert chosen_prompts(replace(swept, grid=replace(swept.grid, laws=swept.grid.laws[:1])), 2) == [
         ("prompt 0", 0.0), ("prompt 1", 0.0),
     ]  # fmt: skip
-    captions = [shown.caption for shown in run_figures(report(swept, outcome=outcome_of(swept)))]
-    assert not any("prompt 2" in caption for caption in captions)
-    assert "“\u2068prompt 5\u2069”, seed 0. The laws change its pixels by 3.3 % on average." in captions[-4]
+    monkeypatch.setattr(gallery, "MAX_IMAGES", 4 * 2 * 3)
+    shown = gallery.gallery(report(swept, outcome=outcome_of(swept)))
+    assert shown.prompts == [f"\u2068prompt {n}\u2069" for n in (0, 1, 4, 5)]
+    assert "4 of 6 prompts" in shown.caption
+    assert set(shown.table["prompt"]) == {"prompt 0", "prompt 1", "prompt 4", "prompt 5"}
 
 
 def test_losses_of_a_run_directory_are_plotted(tmp_path):
@@ -394,7 +408,7 @@ def test_losses_of_a_run_directory_are_plotted(tmp_path):
     pd.testing.assert_frame_equal(opened.losses["g"], losses(), check_like=True)  # in any order of columns
     figure, data = next(shown for shown in run_figures(opened) if shown.section == "The denoising loss").draw()
     assert any("g, factor of the logits: 1.25" in mark.text() for mark in marks(figure))
-    assert data[["size", "value"]].to_numpy().tolist() == losses()[["size", "g"]].to_numpy().tolist()
+    assert data[["size", "g"]].to_numpy().tolist() == losses()[["size", "g"]].to_numpy().tolist()
     swept.run.write("loss-g.json", '[{"size": "32x48"}]')
     with pytest.raises(InputError, match=r"loss-g\.json is not a table of denoising losses"):
         Report.open(tmp_path / "run")
@@ -418,13 +432,16 @@ def test_untrusted_text_is_escaped(page):
 
 
 def test_page_shows_the_numbers_of_the_results(full, page):
+    def cells(*texts):
+        return "".join(f'<td class="number">{text}</td>' for text in texts)
+
     for law in full.fit.layers:
-        assert f"<td>{law.slope:.3f} ± {law.slope_se:.3f}</td>" in page
+        assert cells(f"{law.slope:.3f}", f"{law.slope_low:.3f} to {law.slope_high:.3f}") in page
     for drift in full.outcome.drifts:
-        assert f"<td>{drift.drift:.3f} [{drift.low:.3f}, {drift.high:.3f}]</td>" in page
+        assert cells(f"{drift.drift:.3f}", f"{drift.low:.3f} to {drift.high:.3f}") in page
     for row in full.derivation.factors.itertuples():
-        bound = f"{row.bound} {row.scale_factor:.2f}"
-        assert f"<td>{bound if row.bound else f'{row.scale_factor:.2f} [{row.low:.2f}, {row.high:.2f}]'}</td>" in page
+        interval = "–" if row.bound else f"{row.low:.2f} to {row.high:.2f}"
+        assert cells(f"{row.bound} {row.scale_factor:.2f}".strip(), interval) in page
     assert "test --x &#39;&lt;i&gt;&#39;" in page
 
 
@@ -459,33 +476,49 @@ UNDECIDED = "not enough images"
 
 
 def test_summary_has_the_measurement_the_effect_and_the_certainty(full):
-    measured, *helped, sure = summary(scored_by(full, "worse", "equivalent", UNDECIDED))
+    measured, helped, sure = summary(scored_by(full, "worse", "equivalent", UNDECIDED)).values()
     assert measured == (
-        "Measured: the attention entropy of a model trained at 64 px, at 3 sizes (32x48 to 128 px), under the original "
-        "model and the scaling laws paper, measured."
+        "Attention entropy of a model trained at 64 px, at 3 sizes (32x48 to 128 px), under the original model and the "
+        "scaling laws paper, measured."
     )
     removed = [d.removed for d in full.outcome.drifts if d.law == "measured" and d.level == "layer"]
     low, high = 100 * min(removed), 100 * max(removed)
-    assert helped[-1] == (
-        f"The measured law removes {low:.0f} to {high:.0f} % of the entropy change; its images are worse in 1, "
-        "equivalent in 1, undecided in 1 of 3 comparisons with the original."
+    assert helped.endswith(
+        f"The measured law removes {low:.0f} to {high:.0f} % of the entropy change, and makes the images worse (worse "
+        "in 1, equivalent in 1, undecided in 1 of 3 comparisons)."
     )
+    assert "The paper law" in helped
     assert sure == (
-        "Based on 3 prompts and 1 seed; intervals are 95 %. About 400 pairs of images would decide the median "
-        "undecided comparison."
+        "Based on 3 prompts and 1 seed per size and law. Intervals are 95 %. 1 of 3 comparisons of the images are "
+        "undecided with 16 images; the median one needs about 400."
     )
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "effect"),
+    [
+        (["better", UNDECIDED], "improves the images (better in 1, undecided in 1 of 2"),
+        (["better", "worse"], "improves some image scores and worsens others"),
+        (["equivalent"], "its images are equivalent to the original"),
+        (["equivalent", UNDECIDED], "its effect on the images is undecided"),
+    ],
+)
+def test_summary_claims_no_more_than_the_comparisons_show(full, verdicts, effect):
+    assert effect in summary(scored_by(full, *verdicts))["Did it help?"]
 
 
 def test_summary_without_laws(base):
-    assert summary(report(base))[1] == "No law was sampled, so this report does not show whether one helps."
+    assert (
+        summary(report(base))["Did it help?"] == "No law was sampled, so this report does not show whether one helps."
+    )
     assert not len(overview(report(base)))
 
 
 def test_alerts_name_what_the_results_cannot_show(full, base):
     text = " ".join(alerts(scored_by(full, "worse", UNDECIDED)))
     assert "Few prompts: with 3, the intervals are wide." in text
-    assert "Too few images: 1 of 2 comparisons are undecided with 16 pairs." in text
-    assert "Factors at their bounds: 3 of 6." in text
+    assert "Too few images: 1 of 2 comparisons are undecided with 16 images. They need about 400" in text
+    assert "Factors at their bounds: 3 of 6 (3 at 32x48 px)." in text
     assert "The evidence disagrees: the measured law restores the entropy, but its images are worse in 1" in text
     assert "memorised" not in text
     bundled = replace(base, manifest=replace(base.manifest, model="reference"))
@@ -500,15 +533,18 @@ def test_lowest_loss_at_the_edge_of_the_scan_is_an_alert(base, changes, edge):
 
 
 def test_overview_has_a_row_for_each_size_and_law(full):
-    table = overview(scored_by(full, "worse")).set_index(["size, px", "law"])
-    assert set(table.index) == {(size, law) for size in ("32x48", "128") for law in ("paper", "measured")}
-    assert table.loc[("128", "measured"), "repetition ↓"] == "+0.1 [+0.05, +0.15] worse"
-    assert table.loc[("128", "measured"), "images needed"] == "10"
+    table = overview(scored_by(full, "worse")).set_index([("", "size, px"), ("", "law")])
+    laws = ("original", "paper", "measured")
+    assert set(table.index) == {(size, law) for size in ("32x48", "128") for law in laws}
+    row = table.loc["128", "measured"]
+    assert row["repetition ↓"].tolist() == ["0.500 ▼", "+0.050 to +0.150"]
+    assert row["images", "needed"] == "10"
+    assert table.loc["128", "original"]["repetition ↓"].tolist() == ["0.400", "–"]
 
 
 def test_top_of_the_page_has_the_summary_the_alerts_the_table_and_the_terms(full, page):
     top = page[: page.index('id="verdict"')]
-    for text in (*summary(full), *alerts(full), "Five terms", "arXiv:2306.08645", "entropy change removed, %"):
+    for text in (*summary(full).values(), *alerts(full), "Five terms", "arXiv:2306.08645", "entropy change removed"):
         assert escape(text) in top
 
 
@@ -566,7 +602,7 @@ def test_report_names_the_missing_results(base):
     alone = report(base)
     for part in ("a derived scaling law (entropy-probe derive)", "images under scaling laws (entropy-probe validate)"):
         assert part in missing_parts(alone)
-    assert len(sections(alone)) == 8
+    assert len(sections(alone)) == 6
     assert alone.verdict() == report(base, fit(base)).verdict()
     assert missing_parts(alone) in Page(alone.html()).text
 
@@ -578,7 +614,7 @@ def test_law_without_derivation_has_factors_without_intervals(base):
     everywhere = report(base, law=Kappa({"*": 0.5}))
     assert "interval" not in everywhere.verdict()[-1]
     table = run_tables(everywhere)["Scale factor of every layer, with 95 % intervals"]
-    assert set(table["g at 128 px"]) == {f"{np.sqrt(1 + 0.5 * np.log(4)):.2f}"}
+    assert set(table["128 px", "g"]) == {f"{np.sqrt(1 + 0.5 * np.log(4)):.2f}"}
 
 
 @pytest.mark.parametrize("sizes", [[(64, 64)], [(32, 32)]])
@@ -621,7 +657,7 @@ def test_rejects_a_folder_that_cannot_be_written(base, tmp_path, monkeypatch):
 
 
 def test_failing_figure_leaves_no_files(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "entropy_over_layers", lambda *_: 1 / 0)
+    monkeypatch.setattr(plots, "entropy_by_layer", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         report(base).save(tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []

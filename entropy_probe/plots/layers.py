@@ -139,7 +139,7 @@ def _heads(frame: pd.DataFrame, size: Size) -> pd.DataFrame:
 def _draw_heat_map(axes: Axes, table: pd.DataFrame, colours: Any, label: str, **options: Any) -> None:
     """Draw layers by heads. Missing cells are hatched."""
     rows, columns = table.shape
-    hatched = {"hatch": "////", "fill": False, "edgecolor": "0.6", "linewidth": 0, "zorder": 0}
+    hatched: dict[str, Any] = {"hatch": "////", "fill": False, "edgecolor": "0.6", "linewidth": 0, "zorder": 0}
     if table.isna().to_numpy().any():
         axes.add_patch(Rectangle((0, 0), columns, rows, **hatched))
     sns.heatmap(

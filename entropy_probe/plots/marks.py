@@ -152,7 +152,8 @@ def _label(axes: Axes, which: str) -> str:
     figure: Any = axes.figure
     shared = getattr(axes, f"get_shared_{which}_axes")().get_siblings(axes)
     own = [getattr(one, f"get_{which}label")() for one in (axes, *shared)]
-    return next((label for label in [*own, getattr(figure, f"get_sup{which}label")()] if label), "")
+    label = next((label for label in [*own, getattr(figure, f"get_sup{which}label")()] if label), "")
+    return " ".join(str(label).split())
 
 
 def _place(axis: Axis, value: float) -> float | str:

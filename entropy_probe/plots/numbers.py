@@ -64,10 +64,12 @@ def between(low: float, high: float, places: int = 3, sign: bool = False) -> str
         >>> between(0.1, 0.2), between(-0.05, 0.1, 2, sign=True), between(math.nan, math.nan)
         ('0.100 to 0.200', '-0.05 to +0.10', '–')
         >>> between(0.0, 0.0)  # every image has the same value
-        '–'
+        '0.000'
     """
-    if math.isnan(low) or low == high:
+    if math.isnan(low):
         return UNKNOWN
+    if low == high:
+        return fixed(low, places, sign)
     return f"{fixed(low, places, sign)} to {fixed(high, places, sign)}"
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from entropy_probe.models import REFERENCES, format_size
 from entropy_probe.plots.tables import images_needed
 from entropy_probe.reports.results import RunResults
-from entropy_probe.reports.summary import comparisons, removed_fractions, undecided
+from entropy_probe.reports.summary import comparisons, held_out_prompts, removed_fractions, undecided
 
 FEW_PROMPTS = 8
 """With fewer prompts, the intervals are wide."""
@@ -38,7 +38,7 @@ def _on_data(results: RunResults) -> Iterator[str]:
             "This bundled model memorised its training images. Its entropy is measured correctly, but its images do "
             "not show whether a law helps."
         )
-    held_out = results.outcome.prompts if results.outcome else ()
+    held_out = held_out_prompts(results)
     prompts = len(held_out or results.sweep.grid.prompts)
     if prompts < FEW_PROMPTS:
         missing = "the drift has no intervals" if prompts < 3 else "the intervals are wide"

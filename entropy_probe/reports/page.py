@@ -34,12 +34,14 @@ class Shown:
         caption: text under the figure.
         draw: returns the figure, and the data for its CSV file.
         folded: whether the figure is hidden until the reader opens it.
+        intro: text under the title of the section, shown once.
     """
 
     section: str
     caption: str
     draw: Callable[[], Plot]
     folded: bool = False
+    intro: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ def render(content: Content) -> str:
         .render(
             content=content,
             sections=sections,
+            intros={shown.section: shown.intro for shown in content.shown if shown.intro},
             tables=[_table(title, table) for title, table in content.tables.items()],
             overview=_table("Overview", content.overview) if len(content.overview) else None,
             images_csv=_data_url(content.gallery.table) if content.gallery else "",

@@ -55,17 +55,18 @@ def _quality(results: RunResults, quality: Quality) -> Iterator[Shown]:
     for metric in in_order({c.metric for c in quality.comparisons}):
         yield Shown(
             section,
-            f"Change of the {metric_label(metric)} from the original model: {images} images per law and size, same "
-            "prompts and seeds, uncorrected 95 % intervals. Filled dots are decided after the correction for the "
-            "number of comparisons; hollow dots need more images. The grey band is the equivalence margin.",
+            f"Change of the {metric_label(metric)}.",
             Panel(f"change-{metric.replace(':', '-')}", partial(plots.draw_change, quality=quality, metric=metric)),
+            intro=f"Changes from the original model: {images} images per law and size, same prompts and seeds, "
+            "uncorrected 95 % intervals. Filled dots are decided after the correction for the number of comparisons; "
+            "hollow dots need more images. Grey bands are equivalence margins.",
         )
     laws = results.sampled.grid.laws
     kappas = kappa_of_laws(laws, results.frame)
     if len(laws) > 2 and len(kappas):
         yield Shown(
             section,
-            "The same changes against the strength of the laws, as kappa at that size; the original model is at 0. "
+            "The same metrics against the strength of the laws, as kappa at that size; the original model is at 0. "
             "Bars are 95 % intervals of the difference from the original.",
             partial(plots.quality_by_kappa, quality, kappas),
         )

@@ -20,10 +20,12 @@ from entropy_probe.estimation import Calibration, Derivation, Fit
 from entropy_probe.estimation import fit as fit_laws
 from entropy_probe.evaluation import Outcome
 from entropy_probe.laws import ScalingLaw
+from entropy_probe.plots import Format, Width
 from entropy_probe.plots.tables import summary as summary_table
 from entropy_probe.reports import page
 from entropy_probe.reports.alerts import alerts
 from entropy_probe.reports.gallery import gallery
+from entropy_probe.reports.publication import save_figures
 from entropy_probe.reports.results import RunResults, read_losses
 from entropy_probe.reports.run_details import missing_parts, run_facts, run_settings, run_tables
 from entropy_probe.reports.run_figures import run_figures
@@ -131,6 +133,23 @@ class Report(RunResults):
         files[target] = SavedFile(self.html().encode(), PAGE_MARK)
         write_files(files, own_folder=self.sweep.run.path)
         return target
+
+    def save_figures(self, folder: str | Path, format: Format = "pdf", width: Width = "single") -> list[Path]:
+        """Write every figure and table for a paper to a folder; see `publication.save_figures`.
+
+        Args:
+            folder: the folder. It is created. Other files in it are not replaced.
+            format: `pdf`, `png` (600 dots per inch) or `svg`.
+            width: `single` column (3.3 inches) or `double` column (6.9 inches).
+
+        Returns:
+            The paths of the files.
+
+        Raises:
+            InputError: if the format or the width is unknown, or the folder cannot be written.
+        """
+        inside = open_location(folder).parent == self.sweep.run.path
+        return save_figures(self, folder, format, width, own_folder=inside)
 
     def _data_files(self, target: Path) -> dict[Path, SavedFile]:
         """Return the files next to the page."""

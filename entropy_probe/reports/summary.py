@@ -124,9 +124,8 @@ def _how_sure(results: RunResults) -> str:
     grid = results.sampled.grid
     images = f"{_counted(len(grid.prompts), 'prompt')} and {_counted(len(grid.seeds), 'seed')}"
     text = f"Based on {images} per size and law. Intervals are 95 %."
-    if results.outcome and results.outcome.prompts:
-        held_out, count = len(results.outcome.prompts), len(results.outcome.seeds)
-        of = f"{_counted(held_out, 'prompt')} and {_counted(count, 'seed')}"
+    if held_out := held_out_prompts(results):
+        of = _counted(len(held_out), "prompt")
         text += f" The entropy change is measured on {of} that no law was derived from."
     compared, open_ones = comparisons(results), undecided(results)
     if not compared:
@@ -163,6 +162,9 @@ def overview(results: RunResults) -> pd.DataFrame:
                 ("entropy change removed", "%"): removed,
                 ("entropy change removed", INTERVAL): interval,
             }
+            if metrics:
+                needed = [c.needed for c in own.values() if c.needed is not None]
+                row["images", "needed"] = images_needed(median(needed)) if needed else UNKNOWN
             for metric in metrics:
                 places = next(metric_decimals(c) for c in comparisons(results) if c.metric == metric)
                 c = own.get(metric)
@@ -170,10 +172,6 @@ def overview(results: RunResults) -> pd.DataFrame:
                 mark = MARKS.get(c.verdict, "") if c else ""
                 row[metric_heading(metric), "score"] = f"{fixed(value, places)} {mark}".strip()
                 row[metric_heading(metric), "change"] = between(c.low, c.high, places, sign=True) if c else UNKNOWN
-            if metrics:
-                needed = [c.needed for c in own.values() if c.needed is not None]
-                row["images", "sampled"] = str(max((c.images for c in own.values()), default=UNKNOWN))
-                row["images", "needed"] = images_needed(median(needed)) if needed else UNKNOWN
             rows.append(row)
     return pd.DataFrame(rows, columns=pd.MultiIndex.from_tuples(rows[0]))
 
@@ -199,6 +197,12 @@ def comparisons(results: RunResults, law: str | None = None) -> list[MetricDiffe
     """Return the comparisons of the images with the original model, of one law or of all."""
     compared = results.quality.comparisons if results.quality else ()
     return [c for c in compared if law is None or c.law == law]
+
+
+def held_out_prompts(results: RunResults) -> tuple[str, ...]:
+    """Return the prompts that the drift was measured on, if a law was derived from other ones; otherwise none."""
+    used = results.outcome.prompts if results.outcome else ()
+    return used if len(used) < len(results.sampled.grid.prompts) else ()
 
 
 def undecided(results: RunResults) -> list[MetricDifference]:
