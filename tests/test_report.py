@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import zlib
 from dataclasses import replace
 from html import escape
 from html.parser import HTMLParser
@@ -14,18 +15,20 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import QuadMesh
+from matplotlib.figure import Figure
 from PIL import Image
 
 from entropy_probe import plots
 from entropy_probe.errors import InputError
-from entropy_probe.estimation import Derivation, fit
+from entropy_probe.estimation import Calibration, Derivation, LossChange, Unconverged, fit
 from entropy_probe.estimation.derivation import Round
 from entropy_probe.evaluation import MetricDifference, Quality, outcome_of
-from entropy_probe.laws import Kappa, Measured, Paper, resolve
+from entropy_probe.laws import Calibrated, Kappa, Measured, Paper, resolve
 from entropy_probe.models import short_name
 from entropy_probe.plots.marks import marks
 from entropy_probe.plots.tables import error_by_rows, kappa_of_laws, quality_against_kappa
-from entropy_probe.reports import Report, gallery, report
+from entropy_probe.reports import Report, gallery, publication, report
 from entropy_probe.reports.alerts import alerts
 from entropy_probe.reports.prompts import chosen_prompts
 from entropy_probe.reports.run_details import missing_parts, row_sampling_error, run_tables
@@ -319,8 +322,6 @@ def test_plots_return_data_by_layer_size_and_law(drawn, full):
 
 def test_svg_keeps_the_colours_in_text_and_renames_ids():
     with plots.page_theme():
-        from matplotlib.figure import Figure
-
         figure = Figure()
         axes = figure.subplots()
         axes.plot([1, 2], [3, 4], "ks", label="#000000 <b>")
@@ -693,3 +694,72 @@ def test_error_of_row_sampling_is_computed_by_image_and_rounded_up():
     assert error_by_rows(frame) == pytest.approx((3 * 0.02**2) ** 0.5 / 3)
     assert "at most 0.0116 nats" in row_sampling_error(frame)
     assert row_sampling_error(frame.assign(entropy_se=0.0)) == ""
+
+
+def test_alert_on_a_calibration_that_did_not_converge(base):
+    law = Calibrated({"*": ((1.39, 9.0),)}, {"*": 50.0})
+    change = LossChange((128, 128), -0.04, -0.05, -0.03, 16)
+    calibration = Calibration(law, pd.DataFrame(), (change,), (Unconverged((128, 128), 2, 15),))
+    shown = report(base, calibration=calibration)
+    assert "The calibration at 128 px did not converge: 2 of 15 factors" in " ".join(alerts(shown))
+    assert "by -4.0 % [-5.0, -3.0] at 128 px" in summary(shown)["Did it help?"]
+
+
+def test_alert_if_the_loss_is_higher_at_the_factor_that_restores_the_entropy(full):
+    """The median factor at 128 px is 1.9."""
+    table = pd.DataFrame({"size": "128", "g": [0.5, 1.0, 2.0, 4.0], "change": [0.1, 0.0, 0.05, 0.3]})
+    table = table.assign(low=table["change"] - 0.02, high=table["change"] + 0.02)
+    text = " ".join(alerts(replace(full, losses={"g": table})))
+    assert "at 128 px the measured law has a median factor near g = 2, where the denoising loss is 5.0 % higher" in text
+    uncertain = table.assign(low=table["change"] - 0.2)
+    assert "evidence disagrees" not in " ".join(alerts(replace(full, losses={"g": uncertain})))
+
+
+def test_export_has_figures_at_the_width_of_a_column_and_tables(complete, tmp_path, monkeypatch):
+    """The PDF files are read without matplotlib: page width, fonts, and the font sizes in the page content."""
+    one_of_each_kind = {"drift", "change-repetition", "scale-factors", "loss-g", "head-drift"}
+    shown = [one for one in run_figures(complete) if getattr(one.draw, "name", "") in one_of_each_kind]
+    monkeypatch.setattr(publication, "run_figures", lambda _: shown)
+    paths = complete.save_figures(tmp_path, "pdf", "single")
+    figures = [path for path in paths if path.suffix == ".pdf"]
+    assert {path.stem for path in figures} == {*one_of_each_kind, "images"}
+    for path in figures:
+        content = path.read_bytes()
+        (box,) = re.findall(rb"/MediaBox \[ ?0 0 ([\d.]+)", content)
+        assert float(box) == pytest.approx(3.3 * 72), path.name
+        assert content.count(b"/FontFile2") == content.count(b"/Type /FontDescriptor") >= 1
+        streams = re.findall(rb"/FlateDecode.*?stream\r?\n(.*?)\r?\nendstream", content, re.DOTALL)
+        page = b"".join(zlib.decompress(stream) for stream in streams)
+        sizes = [float(size) for size in re.findall(rb"/F\d+ ([\d.]+) Tf", page)]
+        assert min(sizes) >= 7, path.name
+    _, heading, _, *rows = (tmp_path / "table-overview.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert cells == overview(complete).to_numpy().tolist()
+    assert "text score ↑: change" in heading
+    lines = (tmp_path / "table-overview.tex").read_text().splitlines()
+    body = lines[lines.index(r"\midrule") + 1 : lines.index(r"\bottomrule")]
+    assert {line.count("&") for line in body} == {len(cells[0]) - 1}
+
+
+def test_export_replaces_only_its_own_files_and_rejects_unknown_formats(complete, tmp_path, monkeypatch):
+    monkeypatch.setattr(publication, "_figure_files", lambda *_: {})
+    complete.save_figures(tmp_path / "new")
+    complete.save_figures(tmp_path / "new")
+    (tmp_path / "new" / "table-overview.tex").write_text("mine")
+    with pytest.raises(InputError, match=r"table-overview\.tex exists and was not written by entropy-probe"):
+        complete.save_figures(tmp_path / "new")
+    with pytest.raises(InputError, match="format must be pdf, png or svg, got 'gif'"):
+        complete.save_figures(tmp_path, "gif")
+    with pytest.raises(InputError, match="width must be single or double, got 'wide'"):
+        complete.save_figures(tmp_path, "pdf", "wide")
+
+
+def test_heat_map_hatches_missing_heads_and_uses_the_whole_colour_scale(base):
+    axes = Figure().subplots()
+    data = plots.draw_head_drift(axes, base.frame(), (64, 64))
+    mesh = next(one for one in axes.collections if isinstance(one, QuadMesh))
+    low, high = mesh.get_clim()
+    assert (low, high) == (0.0, pytest.approx(data["drift"].max()))  # every drift is positive here
+    assert [patch.get_hatch() for patch in axes.patches] == ["////"]
+    darkest, white = mesh.cmap(1.0), mesh.cmap(0.0)
+    assert sum(white[:3]) > 2.8 > sum(darkest[:3])  # zero is white, and the largest drift has the end of the scale

@@ -65,7 +65,7 @@ class Panel:
         legend: title of the legend.
 
     >>> panel = Panel("line", lambda axes: pd.DataFrame({"y": axes.plot([1, 2], label="a")[0].get_ydata()}))
-    >>> panel(3.3)[0].get_figwidth()
+    >>> float(panel(3.3)[0].get_figwidth())
     3.3
     """
 

@@ -47,14 +47,21 @@ def save_figures(
     one_of("width", width, tuple(WIDTHS))
     target = open_location(folder)
     files = {target / name: file for name, file in _figure_files(results, format, WIDTHS[width]).items()}
-    tables = {"overview": overview(results)} if results.outcome else {}
-    for title, table in {**tables, **run_tables(results)}.items():
-        name = re.sub(r"[^a-z0-9]+", "-", re.split("[,:;]", title.lower())[0]).strip("-")
-        for suffix, write in (("tex", latex), ("md", markdown)):
-            files[target / f"table-{name}.{suffix}"] = SavedFile(write(table, title).encode(), MARK.encode())
+    files |= {target / name: file for name, file in _table_files(results).items()}
     make_folder(target)
     write_files(files, own_folder=target if own_folder else None)
     return list(files)
+
+
+def _table_files(results: RunResults) -> dict[str, SavedFile]:
+    """Return the tables by file name."""
+    tables = {"overview": overview(results)} if results.outcome else {}
+    files = {}
+    for title, table in {**tables, **run_tables(results)}.items():
+        name = re.sub(r"[^a-z0-9]+", "-", re.split("[,:;]", title.lower())[0]).strip("-")
+        for suffix, write in (("tex", latex), ("md", markdown)):
+            files[f"table-{name}.{suffix}"] = SavedFile(write(table, title).encode(), MARK.encode())
+    return files
 
 
 def _figure_files(results: RunResults, format: Format, width: float) -> dict[str, SavedFile]:
