@@ -11,6 +11,7 @@ import pandas as pd
 from entropy_probe.attention import Captured, visual
 from entropy_probe.estimation import Derivation, Fit
 from entropy_probe.evaluation import Drift, MetricDifference, Outcome, Quality, metric_and_network
+from entropy_probe.evaluation.differences import UNDECIDED
 from entropy_probe.evaluation.quality_summary import MAX_NEEDED
 from entropy_probe.laws import Paper, ScalingLaw, factor_bound, factors, format_factor
 from entropy_probe.models import format_size, short_name
@@ -195,15 +196,21 @@ def removed_fraction(drift: Drift) -> dict[str, str]:
     }
 
 
-def images_needed(needed: float | None) -> str:
+def images_needed(needed: float | None, sampled: int = 0) -> str:
     """Return the number of images that would detect a difference of the measured size, rounded to two digits.
 
+    Args:
+        needed: the estimate. It is a normal approximation, which is too low for few prompts.
+        sampled: number of images that did not decide the comparison: more are needed.
+
     Examples:
-        >>> images_needed(1234.0), images_needed(1e9), images_needed(None)
-        ('1,200', '> 100,000', '–')
+        >>> images_needed(1234.0), images_needed(1e9), images_needed(None), images_needed(3.0, sampled=6)
+        ('1,200', '> 100,000', '–', '> 6')
     """
     if needed is None:
         return UNKNOWN
+    if needed <= sampled:
+        return f"> {sampled}"
     return f"{float(f'{needed:.2g}'):,.0f}" if needed <= MAX_NEEDED else f"> {MAX_NEEDED:,}"
 
 
@@ -235,7 +242,7 @@ def quality_table(quality: Quality) -> pd.DataFrame:
                 "p of equivalence (Holm)": p_value(c.p_equivalent),
                 "verdict": c.verdict,
                 "images": str(c.images),
-                "images needed": images_needed(c.needed),
+                "images needed": images_needed(c.needed, c.images if c.verdict == UNDECIDED else 0),
             }
         )
     return pd.DataFrame(rows)

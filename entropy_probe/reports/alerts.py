@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from statistics import median
 
 import numpy as np
 import pandas as pd
 
 from entropy_probe.models import REFERENCES, format_size
+from entropy_probe.plots.numbers import UNKNOWN
 from entropy_probe.plots.tables import images_needed
 from entropy_probe.reports.results import RunResults
-from entropy_probe.reports.summary import comparisons, held_out_prompts, removed_fractions, undecided
+from entropy_probe.reports.summary import (
+    comparisons,
+    held_out_prompts,
+    in_words,
+    needed_in_the_median,
+    removed_fractions,
+    undecided,
+)
 
 FEW_PROMPTS = 8
 """With fewer prompts, the intervals are wide."""
@@ -52,11 +59,13 @@ def _on_images(results: RunResults) -> Iterator[str]:
     open_ones = undecided(results)
     if not open_ones:
         return
-    needed = [c.needed for c in open_ones if c.needed is not None]
-    about = f" They need about {images_needed(median(needed))} in the median, up to {images_needed(max(needed))}."
+    about = ""
+    if (needed := needed_in_the_median(open_ones)) != UNKNOWN:
+        most = images_needed(max(c.needed for c in open_ones if c.needed is not None), open_ones[0].images)
+        about = f" They need {in_words(needed)} in the median, and up to {most.replace('> ', 'more than ')}."
     yield (
         f"Too few images: {len(open_ones)} of {len(comparisons(results))} comparisons are undecided with "
-        f"{open_ones[0].images} images.{about if needed else ''}"
+        f"{open_ones[0].images} images.{about}"
     )
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from entropy_probe.evaluation import Drift, MetricDifference, in_order, metric_and_network
 from entropy_probe.evaluation.differences import EQUIVALENT
-from entropy_probe.models import format_size
+from entropy_probe.models import Size, format_size
 from entropy_probe.plots.numbers import INTERVAL, UNKNOWN, between, fixed
 from entropy_probe.plots.tables import images_needed, metric_decimals, removed_fraction
 from entropy_probe.reports.results import RunResults
@@ -35,8 +35,8 @@ MARKS = {"better": "▲", "worse": "▼", EQUIVALENT: "="}
 OVERVIEW_NOTE = (
     "▲ better and ▼ worse than the original model, = equivalent, no mark: too few images to decide. An arrow in a "
     "heading is the better direction. Changes are 95 % intervals of the difference from the original, in pairs of "
-    "images. The marks are corrected for the number of comparisons. Images needed: median over the scores, if the true "
-    "differences are the measured ones."
+    "images. The marks are corrected for the number of comparisons. Images needed: about this number, median over the "
+    "undecided scores, if the true differences are the measured ones."
 )
 
 
@@ -132,8 +132,8 @@ def _how_sure(results: RunResults) -> str:
         return text
     if not open_ones:
         return f"{text} Every comparison of the images is decided."
-    needed = [c.needed for c in open_ones if c.needed is not None]
-    about = f"; the median one needs about {images_needed(median(needed))}" if needed else ""
+    needed = needed_in_the_median(open_ones)
+    about = "" if needed == UNKNOWN else f"; the median one needs {in_words(needed)}"
     return (
         f"{text} {len(open_ones)} of {len(compared)} comparisons of the images are undecided with "
         f"{open_ones[0].images} images{about}."
@@ -163,8 +163,7 @@ def overview(results: RunResults) -> pd.DataFrame:
                 ("entropy change removed", INTERVAL): interval,
             }
             if metrics:
-                needed = [c.needed for c in own.values() if c.needed is not None]
-                row["images", "needed"] = images_needed(median(needed)) if needed else UNKNOWN
+                row["images", "needed"] = needed_in_the_median(undecided(results, drift.law, drift.size))
             for metric in metrics:
                 places = next(metric_decimals(c) for c in comparisons(results) if c.metric == metric)
                 c = own.get(metric)
@@ -205,9 +204,15 @@ def held_out_prompts(results: RunResults) -> tuple[str, ...]:
     return used if len(used) < len(results.sampled.grid.prompts) else ()
 
 
-def undecided(results: RunResults) -> list[MetricDifference]:
-    """Return the comparisons that showed neither a difference nor equivalence."""
-    return [c for c in comparisons(results) if c.verdict not in MARKS]
+def undecided(results: RunResults, law: str | None = None, size: Size | None = None) -> list[MetricDifference]:
+    """Return the comparisons that showed neither a difference nor equivalence, of one law and size or of all."""
+    return [c for c in comparisons(results, law) if c.verdict not in MARKS and size in (None, c.size)]
+
+
+def needed_in_the_median(compared: list[MetricDifference]) -> str:
+    """Return the median number of images that undecided comparisons need."""
+    needed = [c.needed for c in compared if c.needed is not None]
+    return images_needed(median(needed), max(c.images for c in compared)) if needed else UNKNOWN
 
 
 def _counted(count: int, name: str) -> str:
@@ -217,6 +222,15 @@ def _counted(count: int, name: str) -> str:
     ('1 prompt', '8 prompts')
     """
     return f"{count} {name}{'s' if count > 1 else ''}"
+
+
+def in_words(needed: str) -> str:
+    """Return the text of `images_needed` for a sentence.
+
+    >>> in_words("23"), in_words("> 6")
+    ('about 23', 'more than 6')
+    """
+    return needed.replace("> ", "more than ") if needed.startswith(">") else f"about {needed}"
 
 
 def _range(fractions: list[float]) -> str:
