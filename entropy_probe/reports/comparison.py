@@ -83,7 +83,8 @@ class RunComparison:
 
         The columns have two levels.
         """
-        parts = []
+        first = [("", "run"), ("", "size, px"), ("", "law")]
+        rows = []
         for name, run in self.runs.items():
             law = self._fits[name].pooled
             rise = {
@@ -91,16 +92,9 @@ class RunComparison:
                 (RISE, "nats"): fixed(law.slope * math.log(2), 2),
                 (RISE, INTERVAL): between(law.slope_low * math.log(2), law.slope_high * math.log(2), 2),
             }
-            effect = overview(run)
-            if not len(effect):
-                effect = pd.DataFrame([{("", "size, px"): UNKNOWN, ("", "law"): UNKNOWN}])
-            own = pd.DataFrame([rise] * len(effect), columns=list(rise))
-            own[list(effect.columns)] = effect.to_numpy()
-            parts.append(own)
-        table = pd.concat(parts, ignore_index=True).fillna(UNKNOWN)
-        first = [("", "run"), ("", "size, px"), ("", "law")]
-        order = [*first, *(column for column in table.columns if column not in first)]
-        return table[order].set_axis(pd.MultiIndex.from_tuples(order), axis=1)
+            rows += [rise | row for row in overview(run).to_dict("records") or [{}]]
+        columns = dict.fromkeys([*first, *(column for row in rows for column in row)])
+        return pd.DataFrame({column: [row.get(column, UNKNOWN) for row in rows] for column in columns})
 
     def slopes(self) -> pd.DataFrame:
         """Return the slope b of H = a + b ln N of every layer: `run`, `layer`, `value`, `low`, `high`, `se`."""

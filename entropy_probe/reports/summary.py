@@ -172,7 +172,7 @@ def overview(results: RunResults) -> pd.DataFrame:
                 row[metric_heading(metric), "score"] = f"{fixed(value, places)} {mark}".strip()
                 row[metric_heading(metric), "change"] = between(c.low, c.high, places, sign=True) if c else UNKNOWN
             rows.append(row)
-    return pd.DataFrame(rows, columns=pd.MultiIndex.from_tuples(rows[0]))
+    return pd.DataFrame({column: [row[column] for row in rows] for column in rows[0]} if rows else {})
 
 
 def metric_heading(metric: str) -> str:
