@@ -33,6 +33,7 @@ from entropy_probe.reports.alerts import alerts
 from entropy_probe.reports.prompts import chosen_prompts
 from entropy_probe.reports.run_details import missing_parts, row_sampling_error, run_tables
 from entropy_probe.reports.run_figures import run_figures
+from entropy_probe.reports.saved_files import PAGE_MARK
 from entropy_probe.reports.summary import overview, summary
 from entropy_probe.runs import EntropyMap, Grid, Manifest, RunDirectory, Sweep, entropy_maps, sweep
 
@@ -529,7 +530,9 @@ def test_alerts_name_what_the_results_cannot_show(full, base):
 @pytest.mark.parametrize(("changes", "edge"), [((0.0, -0.1, 0.2), False), ((0.0, -0.1, -0.2), True)])
 def test_lowest_loss_at_the_edge_of_the_scan_is_an_alert(base, changes, edge):
     table = pd.DataFrame({"size": "128", "g": (1.0, 1.2, 1.5), "change": changes, "low": changes, "high": changes})
-    found = " ".join(alerts(report(base, losses={"g": table})))
+    shown = report(base, losses={"g": table})
+    found = " ".join(alerts(shown))
+    assert ("edge of the scan" in summary(shown)["Did it help?"]) == edge
     assert ("at 128 px is at the edge of the scan, g = 1.5: widen it" in found) == edge
 
 
@@ -581,7 +584,7 @@ def test_save_reproduces_the_page_and_writes_the_same_numbers(full, page, tmp_pa
 
 
 def test_save_writes_one_file_and_replaces_only_reports(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "entropy_over_layers", plots.entropy_by_layer)
+    monkeypatch.setattr(Report, "html", lambda _: PAGE_MARK.decode())  # drawing the page takes a second
     shown = report(base)
     path = tmp_path / "x.html"
     shown.save(path)

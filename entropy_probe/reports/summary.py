@@ -100,8 +100,10 @@ def _losses(results: RunResults) -> Iterator[str]:
         parts = []
         for size, own in table.groupby("size", sort=False):
             best = own.loc[own["change"].idxmin()]
-            change = "" if not best["change"] else f" ({_percent(best['change'], best['low'], best['high'])})"
-            parts.append(f"{name} = {best[name]:.3g}{change} at {size} px")
+            notes = [_percent(best["change"], best["low"], best["high"])] if best["change"] else []
+            notes += ["the edge of the scan"] if best[name] in (own[name].min(), own[name].max()) else []
+            noted = f" ({', '.join(notes)})" if notes else ""
+            parts.append(f"{name} = {best[name]:.3g}{noted} at {size} px")
         yield f"The denoising loss on real images is lowest at {', '.join(parts)}."
     if results.calibration:
         parts = [
