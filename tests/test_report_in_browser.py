@@ -181,7 +181,7 @@ def test_selector_shows_the_images_of_a_prompt_and_a_click_enlarges_one(show):
     assert enlarged.bounding_box()["height"] > 400
     page.keyboard.press("ArrowRight")
     assert enlarged.get_attribute("alt") == shown.locator(".zoom img").nth(1).get_attribute("alt")
-    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Close").click()
     assert page.locator("dialog").is_hidden()
     assert page.noise == []
 

@@ -63,12 +63,12 @@ const enlarge = (button) => {
   to.src = from.src;
   to.alt = from.alt;
   to.className = from.naturalHeight <= 256 ? "pixels" : "";
-  zoom.querySelector("p").textContent = from.alt;
+  zoom.querySelector(".caption").textContent = from.alt;
 };
 for (const button of document.querySelectorAll(".zoom")) {
   button.addEventListener("click", () => { enlarge(button); zoom.showModal(); });
 }
-zoom?.addEventListener("click", (event) => { if (event.target === zoom) zoom.close(); });
+zoom?.addEventListener("click", (event) => { if (event.target === zoom || event.target.closest(".close button")) zoom.close(); });
 zoom?.addEventListener("keydown", (event) => {
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   if (!step) return;
