@@ -63,6 +63,7 @@ class Panel:
         draw: draws on axes and returns the data of the figure.
         rows: number of rows if the y axis has one row per layer; 0 for other axes.
         legend: title of the legend.
+        row_height: minimum height of a row, inches.
 
     >>> panel = Panel("line", lambda axes: pd.DataFrame({"y": axes.plot([1, 2], label="a")[0].get_ydata()}))
     >>> float(panel(3.3)[0].get_figwidth())
@@ -73,10 +74,12 @@ class Panel:
     draw: Callable[[Axes], pd.DataFrame]
     rows: int = 0
     legend: str | None = None
+    row_height: float = 0.0
 
     def __call__(self, width: float = PAGE_WIDTH) -> Plot:
         """Return the figure at this width (inches), and its data."""
-        height = row_size(self.rows)[0] * self.rows + 1.5 if self.rows else 0.5 * width + 0.9
+        row_height = max(self.row_height, row_size(self.rows)[0])
+        height = row_height * self.rows + 1.5 if self.rows else 0.5 * width + 0.9
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
         data = self.draw(axes)

@@ -122,6 +122,7 @@ def _factors(results: RunResults) -> Iterator[Shown]:
             "scale-factors",
             partial(plots.draw_factors_by_layer, table=results.factors),
             rows=results.factors["layer"].nunique(),
+            row_height=0.1 * results.factors["ratio"].nunique(),
         ),
     )
 
