@@ -533,6 +533,9 @@ def test_lowest_loss_at_the_edge_of_the_scan_is_an_alert(base, changes, edge):
     shown = report(base, losses={"g": table})
     found = " ".join(alerts(shown))
     assert ("edge of the scan" in summary(shown)["Did it help?"]) == edge
+    assert "undecided" not in summary(shown)["Did it help?"]
+    unsure = report(base, losses={"g": table.assign(high=0.1)})
+    assert "undecided" in summary(unsure)["Did it help?"]
     assert ("at 128 px is at the edge of the scan, g = 1.5: widen it" in found) == edge
 
 

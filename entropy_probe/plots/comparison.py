@@ -47,7 +47,7 @@ def layers_of_runs(table: pd.DataFrame, label: str, reference: float) -> Plot:
     axes.set_yticks(range(len(layers)), layers, fontsize=font)
     axes.set_ylim(len(layers) - 0.4, -0.6)
     axes.set_xlabel(label)
-    legend_above(figure, [axes], columns=4)
+    legend_above(figure, [axes], columns=3, left=True)
     return figure, table
 
 
@@ -162,7 +162,7 @@ def drift_of_runs(drifts: pd.DataFrame) -> Plot:
         _ratio_axis(axes)
         if is_first_column(axes):
             axes.set_ylabel("drift, nats (root mean square)")
-    legend_above(figure, panels, list(colours), columns=4)
+    legend_above(figure, panels, list(colours), columns=3, left=True)
     return figure, drifts
 
 

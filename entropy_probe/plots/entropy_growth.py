@@ -195,5 +195,5 @@ def entropy_by_layer(fit: Fit) -> Plot:
     figure.supxlabel("ln N  (tokens of the layer)")
     figure.supylabel("entropy, nats")
     handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False)
     return figure, data

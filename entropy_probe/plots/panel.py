@@ -29,8 +29,8 @@ FORMATS: tuple[Format, ...] = ("pdf", "png", "svg")
 WIDTHS: dict[Width, float] = {"single": 3.3, "double": 6.9}
 """Widths of one and of two columns of a paper, inches."""
 
-PAGE_WIDTH = 5.2
-"""Inches. Text has its normal size if a phone shrinks the figure to the width of its screen."""
+PAGE_WIDTH = 4.4
+"""Inches. Text is readable if a phone shrinks the figure to the width of its screen."""
 
 LETTER = 0.065
 """Width of a letter of a label, inches."""

@@ -145,8 +145,8 @@ def quality_by_kappa(quality: Quality, kappas: pd.DataFrame, metrics: Sequence[s
         axes.set_ylabel("change from the original" if is_first_column(axes) else "")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     handles += [Line2D([], [], color="0.5", marker=shapes[law], linestyle="none", markersize=5) for law in laws]
-    columns = min(8, len(handles))
-    figure.legend(handles, labels + laws, loc="outside upper center", ncols=columns, frameon=False)
+    columns = min(4, len(handles))
+    figure.legend(handles, labels + laws, loc="outside upper left", ncols=columns, frameon=False)
     return figure, data
 
 

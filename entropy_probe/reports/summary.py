@@ -101,6 +101,7 @@ def _losses(results: RunResults) -> Iterator[str]:
         for size, own in table.groupby("size", sort=False):
             best = own.loc[own["change"].idxmin()]
             notes = [_percent(best["change"], best["low"], best["high"])] if best["change"] else []
+            notes += ["undecided"] if best["low"] <= 0 <= best["high"] and best["change"] else []
             notes += ["the edge of the scan"] if best[name] in (own[name].min(), own[name].max()) else []
             noted = f" ({', '.join(notes)})" if notes else ""
             parts.append(f"{name} = {best[name]:.3g}{noted} at {size} px")
