@@ -45,9 +45,9 @@ class Shot:
 
 SHOTS = (
     Shot("report-desktop", "report", "header", 1280, 1000),
-    Shot("report-desktop-dark", "report", "#section-1", 1280, 1000, scheme="dark"),
+    Shot("report-desktop-dark", "report", "#images", 1280, 1000, scheme="dark"),
     Shot("report-phone", "report", "header", 390, 844, scale=1.5),
-    Shot("report-phone-dark", "report", "#section-1", 390, 844, scale=1.5, scheme="dark"),
+    Shot("report-phone-dark", "report", "#images", 390, 844, scale=1.5, scheme="dark"),
     Shot("report-images", "report", "section:has(> h2:text('Entropy over the image'))", 1280, 900),
     Shot("compare-desktop", "comparison", "header", 1280, 1000),
     Shot("notebook", "notebook", "main", 1100, 1200),

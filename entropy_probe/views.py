@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from entropy_probe.errors import MissingLibraryError
 
@@ -16,6 +17,10 @@ class Views(Protocol):
 
     def plot(self, result: Any, ax: Axes | None) -> Axes:
         """Draw the main figure of a result."""
+        ...
+
+    def save_plot(self, result: Any, path: str | Path, width: Literal["single", "double"]) -> None:
+        """Write the main figure of a result to a file."""
         ...
 
     def html(self, result: Any) -> str:
@@ -50,6 +55,18 @@ class Viewed:
             InputError: if the result is empty.
         """
         return _load().plot(self, ax)
+
+    def save_plot(self, path: str | Path, width: Literal["single", "double"] = "single") -> None:
+        """Write the main figure for a paper: text of at least 7 points, and embedded fonts.
+
+        Args:
+            path: a file that ends in `.pdf`, `.png` or `.svg`. An existing file is replaced.
+            width: `single` column (3.3 inches) or `double` column (6.9 inches).
+
+        Raises:
+            InputError: if the result is empty, or the width or the format of the file is unknown.
+        """
+        _load().save_plot(self, path, width)
 
     def _repr_html_(self) -> str | None:
         """Return the HTML for a notebook. Without matplotlib, return None: the notebook then shows the text."""

@@ -14,8 +14,8 @@ from entropy_probe.laws.bounds import bound_of
 from entropy_probe.plots.scale_factors import draw_factors, factors_by_layer
 from entropy_probe.plots.tables import factor_table, factors_by_size, factors_with_intervals
 from entropy_probe.reports import Report, report
+from entropy_probe.reports.alerts import alerts
 from entropy_probe.reports.sentences import factor_sentences
-from entropy_probe.reports.summary import alerts
 from entropy_probe.views import Viewed
 
 SIZES = [(32, 32), (64, 64), (128, 128)]
@@ -64,7 +64,7 @@ def test_tables_and_command_line_show_bounds(swept, derivation):
     assert rows.count("at least 1.010") == len(layers)
     table = factors_with_intervals(derivation.law, swept.frame(), derivation)
     assert (table["bound"] == "at least").sum() == len(layers)
-    assert (factors_by_size(table)["g at 128 px"] == "at least 1.01").sum() == len(layers)
+    assert (factors_by_size(table)["128 px", "g"] == "at least 1.01").sum() == len(layers)
 
 
 def test_report_shows_bounds(swept, derivation):

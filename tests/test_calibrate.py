@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from entropy_probe.errors import InputError
-from entropy_probe.estimation import Calibration, Derivation, calibrate, derive
+from entropy_probe.estimation import Calibration, Derivation, Unconverged, calibrate, derive
 from entropy_probe.estimation import derivation as derivation_module
 from entropy_probe.estimation.calibration import ALL_LAYERS, relative_change
 from entropy_probe.evaluation.loss_curves import LossCurve, loss, loss_against_g, loss_against_kappa
@@ -163,6 +163,7 @@ def test_calibration_and_loss_curve_survive_json(tiny_pipeline):
     again = Calibration.from_json(calibration.to_json())
     assert again.law == calibration.law
     assert again.changes == calibration.changes
+    assert again.unconverged == calibration.unconverged == (Unconverged((32, 32), 7, 7),)
     pd.testing.assert_frame_equal(again.points, calibration.points)
     curve = curve_of({(64, 64): {0.8: 2.0, 1.0: 1.0, 1.2: 2.0}})
     same = LossCurve.from_json(curve.to_json())

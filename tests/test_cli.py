@@ -166,8 +166,10 @@ def test_stages_write_a_report(call, tiny_folder, tmp_path, prompts):
     code, text, _ = call("validate", "--out", out, "--laws", "paper,measured,gaussian", "--json", "--device", "cpu")
     assert code == 0
     assert {d["law"] for d in json.loads(text)["drifts"]} == {"original", "paper", "measured", "gaussian"}
-    code, _, err = call("report", "--out", out, "--device", "cpu")
+    assert call("report", "--out", out, "--figures", "gif")[2] == "error: figures must be pdf, png or svg, got 'gif'\n"
+    code, _, err = call("report", "--out", out, "--device", "cpu", "--figures", "svg")
     assert code == 0
+    assert {"drift.svg", "images.svg", "table-overview.md"} <= set(os.listdir(out / "figures"))
     assert "the measured law" in err.replace("\n", " ")
     assert {"report.html", "report.json", "records.parquet", "summary.csv", "law.json"} <= set(os.listdir(out))
     shutil.copytree(out, tmp_path / "again")

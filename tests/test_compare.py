@@ -16,6 +16,7 @@ from entropy_probe.errors import InputError
 from entropy_probe.estimation import fit
 from entropy_probe.evaluation import outcome_of
 from entropy_probe.reports import compare
+from entropy_probe.reports.gallery import gallery_of_runs
 from entropy_probe.runs import Sweep
 
 PROMPTS = ("a cat", "flat pizza", "a red car")
@@ -87,17 +88,42 @@ def test_verdict_on_a_small_difference_states_the_number_of_prompts_needed(runs,
 
 def test_page_shows_both_runs_and_matches_layers_by_name(compared, page):
     seen = Page(page)
-    assert seen.tags.count("svg") == 5
+    assert seen.tags.count("svg") == 6
     assert "<title>Attention entropy of base, other</title>" in page
     for _, row in compared.slopes().iterrows():
-        assert f"{row['value']:.3f} ± {row['se']:.3f}" in page
-    wide = page[page.index('<table aria-label="Slope b of every layer">') :]
+        assert f'<td class="number">{row["value"]:.3f}</td>' in page
+        assert f'<td class="number">{row["se"]:.3f}</td>' in page
+    wide = page[page.index('aria-label="Slope b of every layer">') :]
     wide = wide[: wide.index("</table>")]
-    assert wide.count("<tr>") == 1 + 4
-    assert wide.count("<td>–</td>") == 1  # one run does not have this layer
-    assert "better" in page  # the verdict on the images
-    assert "The runs also differ in sizes" in page
+    assert wide.count("<tr>") == 2 + 4
+    assert wide.count(">–</td>") == 2  # one run does not have this layer: no value and no error
+    assert "The runs also differ in sizes (1 of 4 shared)" in page
+    assert page.index("The runs also differ") < page.index("<h2>Summary</h2>")
     assert "<code>entropy-probe compare base other</code>" in page
+
+
+def test_one_table_has_the_effect_of_every_law_in_every_run(compared):
+    table = compared.overview()
+    rows = table[[("", "run"), ("", "size, px"), ("", "law")]].to_numpy().tolist()
+    assert rows == [
+        *(["base", size, law] for size in ("32x48", "128") for law in ("original", "paper")),
+        ["other", "–", "–"],  # no law was sampled
+    ]
+    assert table.loc[1, ("text score ↑", "score")] == "0.500 ▲"
+    slope = compared.runs["other"].fit.pooled.slope
+    assert table.loc[4, ("entropy rise per doubling of N", "nats")] == f"{slope * np.log(2):.2f}"
+
+
+def test_images_of_the_shared_prompts_are_side_by_side(compared):
+    shown = gallery_of_runs(compared.runs)
+    assert shown.columns == ("32 px, other", "32x48 px, base", "64 px, base", "64 px, other", "128 px, base")
+    assert len(shown.sets) == len(PROMPTS)
+    assert [image is None for image in shown.sets[0].rows["paper"]] == [True, False, False, True, False]
+    strangers = {
+        name: replace(run, sweep=replace(run.sweep, grid=replace(run.sweep.grid, prompts=(name,))), outcome=None)
+        for name, run in compared.runs.items()
+    }
+    assert gallery_of_runs(strangers) is None
 
 
 def test_layers_with_other_names_are_not_matched(runs, compared):

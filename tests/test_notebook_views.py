@@ -112,6 +112,16 @@ def test_plot_draws_on_given_axes(results, kind):
     pyplot.close("all")
 
 
+def test_saved_plot_has_the_width_of_a_column(results, tmp_path):
+    fitted = results["Fit"][0]
+    fitted.save_plot(tmp_path / "fit.svg", "double")
+    root = ElementTree.parse(tmp_path / "fit.svg").getroot()
+    assert root.get("width") == f"{6.9 * 72:g}pt"
+    assert not list(root.iter("{http://www.w3.org/2000/svg}text"))  # outlines need no font
+    with pytest.raises(InputError, match="the ending of the file must be pdf, png or svg, got 'jpg'"):
+        fitted.save_plot(tmp_path / "fit.jpg")
+
+
 def test_figure_of_a_capture_shows_every_head(captured):
     frame = captured.frame()
     axes = captured.plot()

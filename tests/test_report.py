@@ -5,6 +5,8 @@ import io
 import json
 import re
 import shutil
+import zlib
+from contextlib import suppress
 from dataclasses import replace
 from html import escape
 from html.parser import HTMLParser
@@ -14,22 +16,26 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import QuadMesh
+from matplotlib.figure import Figure
 from PIL import Image
 
 from entropy_probe import plots
 from entropy_probe.errors import InputError
-from entropy_probe.estimation import Derivation, fit
+from entropy_probe.estimation import Calibration, Derivation, LossChange, Unconverged, fit
 from entropy_probe.estimation.derivation import Round
 from entropy_probe.evaluation import MetricDifference, Quality, outcome_of
-from entropy_probe.laws import Kappa, Measured, Paper, resolve
+from entropy_probe.laws import Calibrated, Kappa, Measured, Paper, resolve
 from entropy_probe.models import short_name
 from entropy_probe.plots.marks import marks
 from entropy_probe.plots.tables import error_by_rows, kappa_of_laws, quality_against_kappa
-from entropy_probe.reports import Report, report
+from entropy_probe.reports import Report, gallery, publication, report
+from entropy_probe.reports.alerts import alerts
 from entropy_probe.reports.prompts import chosen_prompts
 from entropy_probe.reports.run_details import missing_parts, row_sampling_error, run_tables
 from entropy_probe.reports.run_figures import run_figures
-from entropy_probe.reports.summary import alerts, overview, summary
+from entropy_probe.reports.saved_files import PAGE_MARK
+from entropy_probe.reports.summary import overview, summary
 from entropy_probe.runs import EntropyMap, Grid, Manifest, RunDirectory, Sweep, entropy_maps, sweep
 
 PARTS = dict.fromkeys(("image_mass", "mass_entropy", "image_entropy", "text_entropy"), float("nan"))
@@ -233,9 +239,12 @@ def sections(results):
 
 def test_page_is_well_formed_and_makes_no_requests(page):
     seen = Page(page)
-    assert seen.tags.count("svg") == 11
+    assert seen.tags.count("svg") == 12
     assert len(seen.ids) == len(set(seen.ids))
-    assert all(link.startswith(("#", "data:image/png;base64,", "data:text/csv;")) for link in seen.links)
+    assert all(
+        link.startswith(("#", "data:image/png;base64,", "data:image/jpeg;base64,", "data:text/csv;"))
+        for link in seen.links
+    )
     inside = {link[1:] for link in [*seen.links, *seen.used] if link.startswith("#")}
     assert inside <= set(seen.ids)
     assert seen.tags.count("script") == 1  # the policy of the page has its hash
@@ -251,7 +260,7 @@ def test_csv_of_every_figure_holds_the_data_of_its_plot(drawn, page):
     """The image tables of `drawn` also have the metrics, which the page does not have."""
     data = [table for section, _, table in drawn if section not in (METRICS, "The denoising loss")]
     saved = [read_numbers(text) for text in Page(page).files]
-    assert len(saved) == len(data) == 11
+    assert len(saved) == len(data) == 12
     for table, expected in zip(saved, data, strict=True):
         expected = expected.drop(columns=["text_score", "repetition"], errors="ignore")
         assert [*table] == [str(name) for name in expected]
@@ -289,10 +298,15 @@ def test_plots_return_data_by_layer_size_and_law(drawn, full):
     data = {}
     for section, _, table in drawn:
         data.setdefault(section, []).append(table)
-    over_layers, by_layer = data["Entropy against the number of tokens"]
-    assert set(over_layers["form"]) == {"measured", "log", "power", "linear", "gaussian"}
+    over_layers, forms, by_layer = data["Entropy against the number of tokens"]
+    assert set(over_layers["form"]) == {"measured"}
+    assert set(forms["form"]) == {"measured", "log", "power", "linear", "gaussian"}
     assert len(by_layer) == len(full.fit.points)
-    assert set(data["Entropy during sampling"][0]["law"]) == {"original", "paper", "measured"}
+    assert [set(table["law"]) for table in data["Entropy during sampling"]] == [
+        {"original"},
+        {"original", "paper"},  # the target is the original model
+        {"original", "measured"},
+    ]
     maps = data["Entropy over the image"][0]
     first = maps[maps["law"] == "original"].iloc[:, 5:21].to_numpy()
     np.testing.assert_allclose(first, full.entropy_maps[0].values, atol=5e-4)
@@ -303,12 +317,13 @@ def test_plots_return_data_by_layer_size_and_law(drawn, full):
     assert "kappa" in by_kappa
     at_training = metrics[metrics["size"] == "64"]
     assert set(at_training["value"]) == {0.4}  # there every law leaves the model unchanged
+    assert set(at_training["difference"]) == {0.0}
+    compared = metrics[(metrics["law"] == "paper") & (metrics["size"] == "128")].iloc[0]
+    assert (compared["difference"], compared["low"], compared["high"]) == (0.1, 0.05, 0.15)
 
 
 def test_svg_keeps_the_colours_in_text_and_renames_ids():
     with plots.page_theme():
-        from matplotlib.figure import Figure
-
         figure = Figure()
         axes = figure.subplots()
         axes.plot([1, 2], [3, 4], "ks", label="#000000 <b>")
@@ -344,10 +359,10 @@ def test_image_metrics_are_in_the_figures_the_table_and_the_verdict(full):
     undecided = "not enough images (16) to decide 1 of 2 comparisons."
     assert f"better in text_score at 32x48; {undecided}" in " ".join(scored.verdict())
     assert sections(scored).count(METRICS) == 3  # metrics, defects, both against kappa
-    assert "12,345" in set(
+    assert "12,000" in set(
         next(table for title, table in run_tables(scored).items() if "Images" in title)["images needed"]
     )
-    assert "16 images per law and size" in " ".join(shown.caption for shown in run_figures(scored))
+    assert "16 images per law and size" in " ".join(shown.intro for shown in run_figures(scored))
     assert "image metrics" not in missing_parts(scored)
     assert "image metrics" in missing_parts(full)
 
@@ -364,10 +379,10 @@ def test_quality_is_joined_with_the_kappa_of_its_law(full):
     table = quality_against_kappa(outcome.quality, kappas.reset_index())
     assert "64" not in set(table["size"])  # g = 1 for every kappa
     row = table[(table["law"] == "paper") & (table["size"] == "128") & (table["metric"] == "repetition")].iloc[0]
-    assert (row["value"], row["low"], row["high"]) == pytest.approx((0.5, 0.45, 0.55))
+    assert (row["value"], row["difference"], row["low"], row["high"]) == pytest.approx((0.5, 0.1, 0.05, 0.15))
 
 
-def test_report_shows_the_prompts_that_laws_change_most_and_least(tmp_path):
+def test_large_report_shows_the_prompts_that_laws_change_most_and_least(tmp_path, monkeypatch):
     prompts = [f"prompt {n}" for n in range(6)]
     swept = synthetic(tmp_path / "run", prompts=prompts, laws=("original", "paper"), layers=1)
     for cell in swept.grid.cells():
@@ -381,9 +396,11 @@ def test_report_shows_the_prompts_that_laws_change_most_and_least(tmp_path):
     assert chosen_prompts(replace(swept, grid=replace(swept.grid, laws=swept.grid.laws[:1])), 2) == [
         ("prompt 0", 0.0), ("prompt 1", 0.0),
     ]  # fmt: skip
-    captions = [shown.caption for shown in run_figures(report(swept, outcome=outcome_of(swept)))]
-    assert not any("prompt 2" in caption for caption in captions)
-    assert "“\u2068prompt 5\u2069”, seed 0. The laws change its pixels by 3.3 % on average." in captions[-4]
+    monkeypatch.setattr(gallery, "MAX_IMAGES", 4 * 2 * 3)
+    shown = gallery.gallery(report(swept, outcome=outcome_of(swept)))
+    assert shown.prompts == [f"\u2068prompt {n}\u2069" for n in (0, 1, 4, 5)]
+    assert "4 of 6 prompts" in shown.caption
+    assert set(shown.table["prompt"]) == {"prompt 0", "prompt 1", "prompt 4", "prompt 5"}
 
 
 def test_losses_of_a_run_directory_are_plotted(tmp_path):
@@ -394,7 +411,7 @@ def test_losses_of_a_run_directory_are_plotted(tmp_path):
     pd.testing.assert_frame_equal(opened.losses["g"], losses(), check_like=True)  # in any order of columns
     figure, data = next(shown for shown in run_figures(opened) if shown.section == "The denoising loss").draw()
     assert any("g, factor of the logits: 1.25" in mark.text() for mark in marks(figure))
-    assert data[["size", "value"]].to_numpy().tolist() == losses()[["size", "g"]].to_numpy().tolist()
+    assert data[["size", "g"]].to_numpy().tolist() == losses()[["size", "g"]].to_numpy().tolist()
     swept.run.write("loss-g.json", '[{"size": "32x48"}]')
     with pytest.raises(InputError, match=r"loss-g\.json is not a table of denoising losses"):
         Report.open(tmp_path / "run")
@@ -418,13 +435,16 @@ def test_untrusted_text_is_escaped(page):
 
 
 def test_page_shows_the_numbers_of_the_results(full, page):
+    def cells(*texts):
+        return "".join(f'<td class="number">{text}</td>' for text in texts)
+
     for law in full.fit.layers:
-        assert f"<td>{law.slope:.3f} ± {law.slope_se:.3f}</td>" in page
+        assert cells(f"{law.slope:.3f}", f"{law.slope_low:.3f} to {law.slope_high:.3f}") in page
     for drift in full.outcome.drifts:
-        assert f"<td>{drift.drift:.3f} [{drift.low:.3f}, {drift.high:.3f}]</td>" in page
+        assert cells(f"{drift.drift:.3f}", f"{drift.low:.3f} to {drift.high:.3f}") in page
     for row in full.derivation.factors.itertuples():
-        bound = f"{row.bound} {row.scale_factor:.2f}"
-        assert f"<td>{bound if row.bound else f'{row.scale_factor:.2f} [{row.low:.2f}, {row.high:.2f}]'}</td>" in page
+        interval = "–" if row.bound else f"{row.low:.2f} to {row.high:.2f}"
+        assert cells(f"{row.bound} {row.scale_factor:.2f}".strip(), interval) in page
     assert "test --x &#39;&lt;i&gt;&#39;" in page
 
 
@@ -459,33 +479,49 @@ UNDECIDED = "not enough images"
 
 
 def test_summary_has_the_measurement_the_effect_and_the_certainty(full):
-    measured, *helped, sure = summary(scored_by(full, "worse", "equivalent", UNDECIDED))
+    measured, helped, sure = summary(scored_by(full, "worse", "equivalent", UNDECIDED)).values()
     assert measured == (
-        "Measured: the attention entropy of a model trained at 64 px, at 3 sizes (32x48 to 128 px), under the original "
-        "model and the scaling laws paper, measured."
+        "Attention entropy of a model trained at 64 px, at 3 sizes (32x48 to 128 px), under the original model and the "
+        "scaling laws paper, measured."
     )
     removed = [d.removed for d in full.outcome.drifts if d.law == "measured" and d.level == "layer"]
     low, high = 100 * min(removed), 100 * max(removed)
-    assert helped[-1] == (
-        f"The measured law removes {low:.0f} to {high:.0f} % of the entropy change; its images are worse in 1, "
-        "equivalent in 1, undecided in 1 of 3 comparisons with the original."
+    assert helped.endswith(
+        f"The measured law removes {low:.0f} to {high:.0f} % of the entropy change, and makes the images worse (worse "
+        "in 1, equivalent in 1, undecided in 1 of 3 comparisons)."
     )
+    assert "The paper law" in helped
     assert sure == (
-        "Based on 3 prompts and 1 seed; intervals are 95 %. About 400 pairs of images would decide the median "
-        "undecided comparison."
+        "Based on 3 prompts and 1 seed per size and law. Intervals are 95 %. 1 of 3 comparisons of the images are "
+        "undecided with 16 images; the median one needs about 400."
     )
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "effect"),
+    [
+        (["better", UNDECIDED], "improves the images (better in 1, undecided in 1 of 2"),
+        (["better", "worse"], "improves some image scores and worsens others"),
+        (["equivalent"], "its images are equivalent to the original"),
+        (["equivalent", UNDECIDED], "its effect on the images is undecided"),
+    ],
+)
+def test_summary_claims_no_more_than_the_comparisons_show(full, verdicts, effect):
+    assert effect in summary(scored_by(full, *verdicts))["Did it help?"]
 
 
 def test_summary_without_laws(base):
-    assert summary(report(base))[1] == "No law was sampled, so this report does not show whether one helps."
+    assert (
+        summary(report(base))["Did it help?"] == "No law was sampled, so this report does not show whether one helps."
+    )
     assert not len(overview(report(base)))
 
 
 def test_alerts_name_what_the_results_cannot_show(full, base):
     text = " ".join(alerts(scored_by(full, "worse", UNDECIDED)))
     assert "Few prompts: with 3, the intervals are wide." in text
-    assert "Too few images: 1 of 2 comparisons are undecided with 16 pairs." in text
-    assert "Factors at their bounds: 3 of 6." in text
+    assert "Too few images: 1 of 2 comparisons are undecided with 16 images. They need about 400" in text
+    assert "Factors at their bounds: 3 of 6 (3 at 32x48 px)." in text
     assert "The evidence disagrees: the measured law restores the entropy, but its images are worse in 1" in text
     assert "memorised" not in text
     bundled = replace(base, manifest=replace(base.manifest, model="reference"))
@@ -495,20 +531,30 @@ def test_alerts_name_what_the_results_cannot_show(full, base):
 @pytest.mark.parametrize(("changes", "edge"), [((0.0, -0.1, 0.2), False), ((0.0, -0.1, -0.2), True)])
 def test_lowest_loss_at_the_edge_of_the_scan_is_an_alert(base, changes, edge):
     table = pd.DataFrame({"size": "128", "g": (1.0, 1.2, 1.5), "change": changes, "low": changes, "high": changes})
-    found = " ".join(alerts(report(base, losses={"g": table})))
+    shown = report(base, losses={"g": table})
+    found = " ".join(alerts(shown))
+    assert ("edge of the scan" in summary(shown)["Did it help?"]) == edge
+    assert "undecided" not in summary(shown)["Did it help?"]
+    unsure = report(base, losses={"g": table.assign(high=0.1)})
+    assert "undecided" in summary(unsure)["Did it help?"]
     assert ("at 128 px is at the edge of the scan, g = 1.5: widen it" in found) == edge
 
 
 def test_overview_has_a_row_for_each_size_and_law(full):
-    table = overview(scored_by(full, "worse")).set_index(["size, px", "law"])
-    assert set(table.index) == {(size, law) for size in ("32x48", "128") for law in ("paper", "measured")}
-    assert table.loc[("128", "measured"), "repetition ↓"] == "+0.1 [+0.05, +0.15] worse"
-    assert table.loc[("128", "measured"), "images needed"] == "10"
+    table = overview(scored_by(full, "worse")).set_index([("", "size, px"), ("", "law")])
+    laws = ("original", "paper", "measured")
+    assert set(table.index) == {(size, law) for size in ("32x48", "128") for law in laws}
+    row = table.loc["128", "measured"]
+    assert row["repetition ↓"].tolist() == ["0.500 ▼", "+0.050 to +0.150"]
+    assert row["images", "needed"] == "–"  # every comparison is decided
+    open_one = overview(scored_by(full, "worse", UNDECIDED)).set_index([("", "size, px"), ("", "law")])
+    assert open_one.loc["128", "measured"]["images", "needed"] == "400"
+    assert table.loc["128", "original"]["repetition ↓"].tolist() == ["0.400", "–"]
 
 
 def test_top_of_the_page_has_the_summary_the_alerts_the_table_and_the_terms(full, page):
     top = page[: page.index('id="verdict"')]
-    for text in (*summary(full), *alerts(full), "Five terms", "arXiv:2306.08645", "entropy change removed, %"):
+    for text in (*summary(full).values(), *alerts(full), "Five terms", "arXiv:2306.08645", "entropy change removed"):
         assert escape(text) in top
 
 
@@ -542,7 +588,7 @@ def test_save_reproduces_the_page_and_writes_the_same_numbers(full, page, tmp_pa
 
 
 def test_save_writes_one_file_and_replaces_only_reports(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "entropy_over_layers", plots.entropy_by_layer)
+    monkeypatch.setattr(Report, "html", lambda _: PAGE_MARK.decode())  # drawing the page takes a second
     shown = report(base)
     path = tmp_path / "x.html"
     shown.save(path)
@@ -566,7 +612,7 @@ def test_report_names_the_missing_results(base):
     alone = report(base)
     for part in ("a derived scaling law (entropy-probe derive)", "images under scaling laws (entropy-probe validate)"):
         assert part in missing_parts(alone)
-    assert len(sections(alone)) == 8
+    assert len(sections(alone)) == 6
     assert alone.verdict() == report(base, fit(base)).verdict()
     assert missing_parts(alone) in Page(alone.html()).text
 
@@ -578,7 +624,7 @@ def test_law_without_derivation_has_factors_without_intervals(base):
     everywhere = report(base, law=Kappa({"*": 0.5}))
     assert "interval" not in everywhere.verdict()[-1]
     table = run_tables(everywhere)["Scale factor of every layer, with 95 % intervals"]
-    assert set(table["g at 128 px"]) == {f"{np.sqrt(1 + 0.5 * np.log(4)):.2f}"}
+    assert set(table["128 px", "g"]) == {f"{np.sqrt(1 + 0.5 * np.log(4)):.2f}"}
 
 
 @pytest.mark.parametrize("sizes", [[(64, 64)], [(32, 32)]])
@@ -621,7 +667,7 @@ def test_rejects_a_folder_that_cannot_be_written(base, tmp_path, monkeypatch):
 
 
 def test_failing_figure_leaves_no_files(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "entropy_over_layers", lambda *_: 1 / 0)
+    monkeypatch.setattr(plots, "entropy_by_layer", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         report(base).save(tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []
@@ -657,3 +703,79 @@ def test_error_of_row_sampling_is_computed_by_image_and_rounded_up():
     assert error_by_rows(frame) == pytest.approx((3 * 0.02**2) ** 0.5 / 3)
     assert "at most 0.0116 nats" in row_sampling_error(frame)
     assert row_sampling_error(frame.assign(entropy_se=0.0)) == ""
+
+
+def test_alert_on_a_calibration_that_did_not_converge(base):
+    law = Calibrated({"*": ((1.39, 9.0),)}, {"*": 50.0})
+    change = LossChange((128, 128), -0.04, -0.05, -0.03, 16)
+    calibration = Calibration(law, pd.DataFrame(), (change,), (Unconverged((128, 128), 2, 15),))
+    shown = report(base, calibration=calibration)
+    assert "The calibration at 128 px did not converge: 2 of 15 factors" in " ".join(alerts(shown))
+    assert "by -4.0 % [-5.0, -3.0] at 128 px" in summary(shown)["Did it help?"]
+
+
+def test_alert_if_the_loss_is_higher_at_the_factor_that_restores_the_entropy(full):
+    """The median factor at 128 px is 1.9."""
+    table = pd.DataFrame({"size": "128", "g": [0.5, 1.0, 2.0, 4.0], "change": [0.1, 0.0, 0.05, 0.3]})
+    table = table.assign(low=table["change"] - 0.02, high=table["change"] + 0.02)
+    text = " ".join(alerts(replace(full, losses={"g": table})))
+    assert "at 128 px the measured law has a median factor near g = 2, where the denoising loss is 5.0 % higher" in text
+    uncertain = table.assign(low=table["change"] - 0.2)
+    assert "evidence disagrees" not in " ".join(alerts(replace(full, losses={"g": uncertain})))
+
+
+def unpacked(stream):
+    """Return the content of a compressed stream of a PDF file; nothing for other streams."""
+    with suppress(zlib.error):
+        return zlib.decompressobj().decompress(stream)
+    return b""
+
+
+def test_export_has_figures_at_the_width_of_a_column_and_tables(complete, tmp_path, monkeypatch):
+    """The PDF files are read without matplotlib: page width, fonts, and the font sizes in the page content."""
+    one_of_each_kind = {"drift", "change-repetition", "scale-factors", "loss-g", "head-drift"}
+    shown = [one for one in run_figures(complete) if getattr(one.draw, "name", "") in one_of_each_kind]
+    monkeypatch.setattr(publication, "run_figures", lambda _: shown)
+    paths = complete.save_figures(tmp_path, "pdf", "single")
+    figures = [path for path in paths if path.suffix == ".pdf"]
+    assert {path.stem for path in figures} == {*one_of_each_kind, "images"}
+    for path in figures:
+        content = path.read_bytes()
+        (box,) = re.findall(rb"/MediaBox \[ ?0 0 ([\d.]+)", content)
+        assert float(box) == pytest.approx(3.3 * 72), path.name
+        assert content.count(b"/FontFile2") == content.count(b"/Type /FontDescriptor") >= 1
+        starts = [match.end() for match in re.finditer(rb"\nstream\r?\n", content)]
+        page = b"".join(unpacked(content[start:]) for start in starts)
+        sizes = [float(size) for size in re.findall(rb"/F\d+ ([\d.]+) Tf", page)]
+        assert min(sizes) >= 7, path.name
+    _, heading, _, *rows = (tmp_path / "table-overview.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert cells == overview(complete).to_numpy().tolist()
+    assert "text score ↑: change" in heading
+    lines = (tmp_path / "table-overview.tex").read_text().splitlines()
+    body = lines[lines.index(r"\midrule") + 1 : lines.index(r"\bottomrule")]
+    assert {line.count("&") for line in body} == {len(cells[0]) - 1}
+
+
+def test_export_replaces_only_its_own_files_and_rejects_unknown_formats(complete, tmp_path, monkeypatch):
+    monkeypatch.setattr(publication, "_figure_files", lambda *_: {})
+    complete.save_figures(tmp_path / "new")
+    complete.save_figures(tmp_path / "new")
+    (tmp_path / "new" / "table-overview.tex").write_text("mine")
+    with pytest.raises(InputError, match=r"table-overview\.tex exists and was not written by entropy-probe"):
+        complete.save_figures(tmp_path / "new")
+    with pytest.raises(InputError, match="format must be pdf, png or svg, got 'gif'"):
+        complete.save_figures(tmp_path, "gif")
+    with pytest.raises(InputError, match="width must be single or double, got 'wide'"):
+        complete.save_figures(tmp_path, "pdf", "wide")
+
+
+def test_heat_map_hatches_missing_heads_and_uses_the_whole_colour_scale(base):
+    axes = Figure().subplots()
+    data = plots.draw_head_drift(axes, base.frame(), (64, 64))
+    mesh = next(one for one in axes.collections if isinstance(one, QuadMesh))
+    low, high = mesh.get_clim()
+    assert (low, high) == (0.0, pytest.approx(data["drift"].max()))  # every drift is positive here
+    assert [patch.get_hatch() for patch in axes.patches] == ["////"]
+    darkest, white = mesh.cmap(1.0), mesh.cmap(0.0)
+    assert sum(white[:3]) > 2.8 > sum(darkest[:3])  # zero is white, and the largest drift has the end of the scale

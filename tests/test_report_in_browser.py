@@ -161,10 +161,42 @@ def test_sizes_sort_by_area_and_unknown_values_come_last(show):
     table.locator("thead th").nth(2).get_by_role("button").click()
     assert list(dict.fromkeys(cells(2))) == ["32x48", "128"]
     for _ in range(2):  # ascending, then descending
-        table.locator("thead th").nth(4).get_by_role("button").click()
-        removed = cells(4)
+        table.locator("thead th").nth(5).get_by_role("button").click()
+        removed = cells(5)
         assert removed[-1] == "–"
         assert removed[0] != "–"
+
+
+def test_selector_shows_the_images_of_a_prompt_and_a_click_enlarges_one(show):
+    page = show("phone")
+    assert page.locator(".set:visible").count() == 1
+    page.locator("#prompt").select_option(index=1)
+    shown = page.locator(".set:visible")
+    assert shown.get_attribute("data-prompt") == page.locator("#prompt option").nth(1).inner_text()
+    first = shown.locator(".zoom img").first
+    assert first.bounding_box()["height"] > 80  # an image of 32 px
+    first.click()
+    enlarged = page.locator("dialog img")
+    assert enlarged.get_attribute("src") == first.get_attribute("src")
+    assert enlarged.bounding_box()["height"] > 400
+    page.keyboard.press("ArrowRight")
+    assert enlarged.get_attribute("alt") == shown.locator(".zoom img").nth(1).get_attribute("alt")
+    page.get_by_role("button", name="Close").click()
+    assert page.locator("dialog").is_hidden()
+    assert page.noise == []
+
+
+def test_phone_says_where_something_scrolls_and_keeps_the_contents_visible(show):
+    page = show("phone")
+    page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+    page.wait_for_function("document.querySelector('#table-1 .scroll').classList.contains('overflows')")
+    for box in page.locator(".scroll, .drawing").all():
+        wide = box.evaluate("box => box.scrollWidth > box.clientWidth + 2")
+        assert box.evaluate("box => box.classList.contains('overflows')") == wide
+    for svg in page.locator("figure:not(.wide) svg").all():
+        assert svg.bounding_box()["width"] <= WINDOWS["phone"][0]  # a figure with one panel needs no scrolling
+    page.evaluate("scrollTo(0, 5000)")
+    assert page.locator("nav").bounding_box()["y"] == 0
 
 
 def test_every_link_of_the_contents_has_a_target(show):
@@ -200,7 +232,7 @@ def test_saved_svg_is_a_complete_document(show, tmp_path):
 def test_saved_csv_holds_the_data_of_the_figure_without_formulas(show, tmp_path):
     page = show()
     with page.expect_download() as waiting:
-        page.locator("figure a[download]").nth(1).click()  # the first figure shows images
+        page.locator("figure", has_text="coloured by depth").locator("a[download]").click()
     saved = tmp_path / waiting.value.suggested_filename
     waiting.value.save_as(saved)
     table = pd.read_csv(saved)
@@ -217,9 +249,10 @@ def test_saved_csv_holds_the_data_of_the_figure_without_formulas(show, tmp_path)
 
 def test_number_under_the_pointer_has_a_tooltip(show):
     page = show()
-    tooltips = page.locator("figure").nth(1).locator(".marks title").all_text_contents()
+    figure = page.locator("figure", has_text="coloured by depth")
+    tooltips = figure.locator(".marks title").all_text_contents()
     assert any("every layer" in text and "mean entropy, nats: " in text for text in tooltips)
-    over = page.locator("figure").nth(1).locator(".marks rect").first
+    over = figure.locator(".marks rect").first
     over.scroll_into_view_if_needed()
     x, y, width, height = (over.bounding_box()[name] for name in ("x", "y", "width", "height"))
     hit = f"document.elementFromPoint({x + width / 2}, {y + height / 2}).querySelector('title').textContent"

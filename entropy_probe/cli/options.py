@@ -233,6 +233,22 @@ DryRunOption = Annotated[
         help="Print the grid with estimated time and disk use, then exit. Samples one cell of some small sizes.",
     ),
 ]
+FiguresOption = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=OUTPUT_PANEL,
+        help="Also write the figures as pdf, png or svg, one panel per file, and the tables in LaTeX and Markdown.",
+        autocompletion=_complete("pdf", "png", "svg"),
+    ),
+]
+WidthOption = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=OUTPUT_PANEL,
+        help="Width of the figures: single (3.3 inches) or double (6.9 inches) column.",
+        autocompletion=_complete("single", "double"),
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", rich_help_panel=OUTPUT_PANEL, help="Print the result as JSON on standard output.")
 ]

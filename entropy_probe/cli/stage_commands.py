@@ -18,6 +18,7 @@ from entropy_probe.cli.options import (
     OUTPUT_PANEL,
     ConfigOption,
     DeviceOption,
+    FiguresOption,
     ImagesOption,
     JsonOption,
     LawsOption,
@@ -28,6 +29,7 @@ from entropy_probe.cli.options import (
     QuietOption,
     RoundsOption,
     StageModelOption,
+    WidthOption,
 )
 from entropy_probe.cli.output import (
     Messages,
@@ -198,21 +200,38 @@ def validate(
     messages.print(f"outcome: {path} (run entropy-probe report to plot it)")
 
 
-@app.command(rich_help_panel=PANEL, epilog=examples("entropy-probe report --out my-run"))
+@app.command(
+    rich_help_panel=PANEL,
+    epilog=examples(
+        "entropy-probe report --out my-run",
+        "entropy-probe report --out my-run --figures pdf --width double",
+    ),
+)
 def report(
     out: OutOption = DEFAULT_OUT,
+    figures: FiguresOption = None,
+    width: WidthOption = "single",
     model: StageModelOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Write report.html from the results in a run directory."""
+    """Write report.html from the results in a run directory.
+
+    With --figures, also write every figure and table for a paper to the folder figures of the run directory.
+    """
+    from entropy_probe.plots import FORMATS, WIDTHS, one_of
     from entropy_probe.reports import Report
 
+    chosen_width = one_of("width", width, tuple(WIDTHS))
+    chosen_format = None if figures is None else one_of("figures", figures, FORMATS)
     messages = Messages(quiet or as_json)
     sampled = open_for_report(out, model, device, messages)
     page = Report.of(sampled, command=command_line())
+    if chosen_format:
+        files = page.save_figures(sampled.run.path / "figures", chosen_format, chosen_width)
+        messages.print(f"figures: {files[0].parent} ({len(files)} files)")
     print_verdict(page.verdict(), page.save(sampled.run.path / "report.html", data=True), as_json, messages)
 
 

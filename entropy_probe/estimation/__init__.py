@@ -1,7 +1,7 @@
 """Fit H = a + b ln N to a sweep, and derive the scale factor that the model needs at each size."""
 
 from entropy_probe.deprecation import renamed_names
-from entropy_probe.estimation.calibration import Calibration, LossChange, calibrate
+from entropy_probe.estimation.calibration import Calibration, LossChange, Unconverged, calibrate
 from entropy_probe.estimation.derivation import (
     Derivation,
     check_level,
@@ -24,6 +24,7 @@ __all__ = [
     "LogLaw",
     "LossChange",
     "Round",
+    "Unconverged",
     "calibrate",
     "check_level",
     "check_method",

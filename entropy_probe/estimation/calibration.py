@@ -67,6 +67,23 @@ class LossChange:
 
 
 @dataclass(frozen=True)
+class Unconverged:
+    """A size whose factors were still changing when the calibration ended.
+
+    Attributes:
+        size: (height, width) in pixels.
+        moving: number of factors that were still changing.
+        factors: number of factors.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID_UNKNOWN_FIELDS
+
+    size: tuple[Side, Side]
+    moving: Count
+    factors: Count
+
+
+@dataclass(frozen=True)
 class _Point:
     """A row of `Calibration.points`."""
 
@@ -89,6 +106,7 @@ class _CalibrationFile:
     law: dict[str, Any]
     points: list[_Point]
     changes: tuple[LossChange, ...]
+    unconverged: tuple[Unconverged, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,11 +117,13 @@ class Calibration:
         law: the law to apply.
         points: columns `layer`, `size`, `ratio` (ln(N/T)), `g`, `g_first`, `g_second` (of the two halves).
         changes: the change of the held-out loss at each size.
+        unconverged: the sizes whose factors had not converged. Empty in files of earlier versions.
     """
 
     law: Calibrated
     points: pd.DataFrame
     changes: tuple[LossChange, ...]
+    unconverged: tuple[Unconverged, ...] = ()
 
     def table(self) -> pd.DataFrame:
         """Return the changes as a table, one row per size."""
@@ -116,6 +136,8 @@ class Calibration:
                 "law": from_strict_json(dict[str, Any], to_json(self.law)),
                 "points": self.points.to_dict("records"),
                 "changes": [asdict(c) for c in self.changes],
+                # Earlier versions refuse the field.
+                **({"unconverged": [asdict(u) for u in self.unconverged]} if self.unconverged else {}),
             }
         )
 
@@ -133,7 +155,9 @@ class Calibration:
             raise InputError(f"not a valid calibration: {error}") from error
         if not isinstance(law, Calibrated):
             raise InputError(f"not a valid calibration: its law is {law.name!r}, not 'calibrated'")
-        return cls(law, pd.DataFrame([vars(p) for p in file.points], columns=POINT_COLUMNS), file.changes)
+        return cls(
+            law, pd.DataFrame([vars(p) for p in file.points], columns=POINT_COLUMNS), file.changes, file.unconverged
+        )
 
 
 @renamed_arguments(pictures="images")
@@ -176,11 +200,13 @@ def calibrate(
         raise InputError(f"calibration needs at least {MIN_IMAGES} images, got {count}: add captioned real images")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     halves = order[: count // 2], order[count // 2 :]
-    rows, changes = [], []
+    rows, changes, unconverged = [], [], []
     for size in track(sizes, "calibrating sizes", work=math.prod, shown=progress):
         loss = objective(pipeline, images.at(size), images.captions)
         fitted = [_fit(loss, half, per_layer, steps, batch, rate, seed) for half in halves]
-        _warn_if_not_converged(fitted, size, steps, rate)
+        if moving := _still_moving(fitted, steps, rate):
+            unconverged.append(Unconverged(size, len(moving), len(fitted[0])))
+            _warn_not_converged(moving, fitted, size, steps, rate)
         changes.append(_held_out_change(loss, size, [(fitted[0], halves[1]), (fitted[1], halves[0])], seed))
         ratios = _log_ratios(loss, halves[0][:1])
         for layer in [ALL_LAYERS] if ALL_LAYERS in fitted[0] else ratios:
@@ -189,7 +215,7 @@ def calibrate(
             g = (first * second) ** 0.5
             rows.append({"layer": layer, "size": size, "ratio": ratio, "g": g, "g_first": first, "g_second": second})
     points = pd.DataFrame(rows, columns=POINT_COLUMNS)
-    return Calibration(_law(points, training_size(pipeline)), points, tuple(changes))
+    return Calibration(_law(points, training_size(pipeline)), points, tuple(changes), tuple(unconverged))
 
 
 def _fit(
@@ -222,17 +248,26 @@ def _fit(
     return {name: torch.tensor(total / (steps - steps // 2)) for name, total in sums.items()}
 
 
-def _warn_if_not_converged(fitted: list[dict[str, Float[Tensor, ""]]], size: Size, steps: int, rate: float) -> None:
-    """Warn if ln g moved nearly as far as Adam allows, which is the learning rate per step: it was still moving."""
-    reach = rate * (steps // 2 + 1 + steps) / 2  # of the mean over the last half
-    moving = [name for name in fitted[0] if any(abs(log_g[name]) > REACH_FRACTION * reach for log_g in fitted)]
-    if moving:
-        which = "g" if moving == [ALL_LAYERS] else f"g of {len(moving)} of {len(fitted[0])} layers"
-        warnings.warn(
-            f"at {format_size(size)}, {which} had not converged after {steps} steps, which reach g = "
-            f"{math.exp(reach):.2g} at most: increase steps or rate",
-            stacklevel=4,  # the caller of `calibrate`, which is decorated
-        )
+def _reach(steps: int, rate: float) -> float:
+    """Return how far Adam can move the mean of ln g over the last half of the steps: the learning rate per step."""
+    return rate * (steps // 2 + 1 + steps) / 2
+
+
+def _still_moving(fitted: list[dict[str, Float[Tensor, ""]]], steps: int, rate: float) -> list[str]:
+    """Return the names whose ln g moved nearly as far as it can, so it was still moving."""
+    limit = REACH_FRACTION * _reach(steps, rate)
+    return [name for name in fitted[0] if any(abs(log_g[name]) > limit for log_g in fitted)]
+
+
+def _warn_not_converged(
+    moving: list[str], fitted: list[dict[str, Float[Tensor, ""]]], size: Size, steps: int, rate: float
+) -> None:
+    which = "g" if moving == [ALL_LAYERS] else f"g of {len(moving)} of {len(fitted[0])} layers"
+    warnings.warn(
+        f"at {format_size(size)}, {which} had not converged after {steps} steps, which reach g = "
+        f"{math.exp(_reach(steps, rate)):.2g} at most: increase steps or rate",
+        stacklevel=4,  # the caller of `calibrate`, which is decorated
+    )
 
 
 def _scaled_by(denoiser: Any, log_g: dict[str, Float[Tensor, ""]]) -> Any:

@@ -47,7 +47,7 @@ def layers_of_runs(table: pd.DataFrame, label: str, reference: float) -> Plot:
     axes.set_yticks(range(len(layers)), layers, fontsize=font)
     axes.set_ylim(len(layers) - 0.4, -0.6)
     axes.set_xlabel(label)
-    legend_above(figure, [axes], columns=4)
+    legend_above(figure, [axes], columns=3, left=True)
     return figure, table
 
 
@@ -69,19 +69,42 @@ def growth_of_runs(curves: pd.DataFrame) -> Plot:
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for (run, own), colour in zip(curves.groupby("run", sort=False), _colours(curves), strict=True):
-        for axes, x, y in ((left, "ln_tokens", "entropy"), (right, "ratio", "drift")):
-            ordered = own.dropna(subset=[y]).sort_values(x)
-            axes.errorbar(
-                ordered[x], ordered[y], yerr=ordered[f"{y}_half_width"], fmt="o-", color=colour, markersize=4, label=run
-            )
-    left.set_xlabel("ln N, mean over the layers")
-    left.set_ylabel("mean entropy over the layers, nats")
-    right.axhline(0, color="0.5", linewidth=0.8)
-    _ratio_axis(right)
-    right.set_ylabel("H(N) − H(T), nats")
+    draw_growth(left, curves)
+    draw_growth(right, curves, change=True)
     legend_above(figure, [left], columns=4)
     return figure, curves
+
+
+def draw_growth(axes: Axes, curves: pd.DataFrame, change: bool = False) -> pd.DataFrame:
+    """Draw the mean entropy of each run against ln N, or its change from the training size against the pixels.
+
+    Sizes of different shape have no order, so no line joins them.
+
+    Args:
+        axes: where to draw.
+        curves: see `growth_of_runs`.
+        change: draw the change.
+
+    Returns:
+        The table.
+
+    >>> table = pd.DataFrame({"run": ["base"], "ln_tokens": [5.5], "ratio": [1.0], "entropy": [3.0], "drift": [0.0]})
+    >>> len(draw_growth(Figure().subplots(), table.assign(entropy_half_width=0.1, drift_half_width=0.0)))
+    1
+    """
+    x, y = ("ratio", "drift") if change else ("ln_tokens", "entropy")
+    for (run, own), colour in zip(curves.groupby("run", sort=False), _colours(curves), strict=True):
+        known = own.dropna(subset=[y])
+        axes.errorbar(
+            known[x], known[y], yerr=known[f"{y}_half_width"], fmt="o", color=colour, markersize=4, label=run, capsize=2
+        )
+    if change:
+        axes.axhline(0, color="0.5", linewidth=0.8)
+        _ratio_axis(axes)
+    else:
+        axes.set_xlabel("ln N, mean over the layers")
+    axes.set_ylabel("H(N) − H(T), nats" if change else "mean entropy over the layers, nats")
+    return curves
 
 
 def timesteps_of_runs(curves: pd.DataFrame) -> Plot:
@@ -113,7 +136,7 @@ def timesteps_of_runs(curves: pd.DataFrame) -> Plot:
 
 
 def drift_of_runs(drifts: pd.DataFrame) -> Plot:
-    """Plot the remaining drift against the pixels, a panel per law, with 95 % bands.
+    """Plot the remaining drift against the pixels, a panel per law, with 95 % intervals. The training size is at zero.
 
     Args:
         drifts: `run`, `law`, `ratio` (pixels relative to the training size), `drift`, `low`, `high` (nats).
@@ -131,13 +154,15 @@ def drift_of_runs(drifts: pd.DataFrame) -> Plot:
     colours = dict(zip(dict.fromkeys(drifts["run"]), _colours(drifts), strict=True))
     for axes, law in zip(panels, laws, strict=True):
         for run, own in drifts[drifts["law"] == law].sort_values("ratio").groupby("run", sort=False):
-            axes.plot(own["ratio"], own["drift"], "o-", color=colours[run], markersize=4, label=run)
-            axes.fill_between(own["ratio"], own["low"], own["high"], color=colours[run], alpha=0.2, linewidth=0)
+            bars = half_widths(own["drift"], own["low"], own["high"])
+            style: dict[str, Any] = {"fmt": "o", "color": colours[run], "markersize": 4, "capsize": 2}
+            axes.errorbar(own["ratio"], own["drift"], yerr=bars, label=run, **style)
+        axes.plot([1], [0], "o", color="0.35", markersize=5)  # the training size
         axes.set_title(law)
         _ratio_axis(axes)
         if is_first_column(axes):
             axes.set_ylabel("drift, nats (root mean square)")
-    legend_above(figure, panels, list(colours), columns=4)
+    legend_above(figure, panels, list(colours), columns=3, left=True)
     return figure, drifts
 
 

@@ -39,14 +39,25 @@ def entropy_over_layers(fit: Fit) -> Plot:
     """
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    data = pd.concat([_draw_layers_by_depth(figure, left, fit), draw_law(right, fit)], ignore_index=True)
+    data = pd.concat([draw_layers_by_depth(left, fit), draw_law(right, fit)], ignore_index=True)
+    left.legend(loc="upper left", edgecolor="none")
     right.set_title("all layers together", fontsize=9)
     right.legend(fontsize=7.5, edgecolor="none")
     return figure, data
 
 
-def _draw_layers_by_depth(figure: Figure, axes: Axes, fit: Fit) -> pd.DataFrame:
-    """Draw a line for each layer, coloured by depth, and return the means."""
+def draw_layers_by_depth(axes: Axes, fit: Fit) -> pd.DataFrame:
+    """Draw the mean entropy of each layer against ln N, a line for each layer, coloured by depth.
+
+    Returns:
+        The data, with the columns of `entropy_over_layers`.
+
+    >>> import entropy_probe as ep
+    >>> sizes = [(32, 32), (64, 64)]  # 64 is the training size
+    >>> swept = ep.sweep(ep.reference.load(), prompts=["noto dog"], sizes=sizes, steps=1, progress=False)
+    >>> draw_layers_by_depth(Figure().subplots(), ep.fit(swept))["form"].unique().tolist()
+    ['measured']
+    """
     names = [law.layer for law in fit.layers[:-1]]
     colours = mpl.colors.ListedColormap(shades(256))
     scale = mpl.colors.Normalize(1, max(2, len(names)))
@@ -61,7 +72,7 @@ def _draw_layers_by_depth(figure: Figure, axes: Axes, fit: Fit) -> pd.DataFrame:
     axes.set_xlabel("ln N  (N tokens of the layer)")
     axes.set_ylabel("mean entropy, nats")
     axes.set_title("every layer", fontsize=9)
-    axes.legend(loc="upper left", edgecolor="none")
+    figure: Any = axes.figure
     bar = figure.colorbar(mpl.cm.ScalarMappable(scale, colours), ax=axes, label="layer, in network order")
     bar.ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(6, integer=True))
     bar.ax.invert_yaxis()
@@ -184,5 +195,5 @@ def entropy_by_layer(fit: Fit) -> Plot:
     figure.supxlabel("ln N  (tokens of the layer)")
     figure.supylabel("entropy, nats")
     handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False)
     return figure, data

@@ -70,15 +70,17 @@ def image_grid(
             if row == 0:
                 axes.text(width / 2, -0.02 * highest, format_size((height, width)), ha="center", fontsize=9)
         grid[row, 0].set_ylabel(law, fontsize=9)
-    return figure, image_table(frame, prompt, seed, quality)
+    own = frame[(frame["prompt"] == prompt) & (frame["seed"] == seed)]
+    return figure, image_table(own, quality)
 
 
-def image_strip(sweep: Sweep, prompt: str) -> Plot:
+def image_strip(sweep: Sweep, prompt: str, width: float = 10.0) -> Plot:
     """Show the images of one prompt and the first seed at equal height: rows are laws, columns are sizes.
 
     Args:
         sweep: the sampled grid.
         prompt: one of its prompts.
+        width: width of the figure, inches.
 
     Returns:
         The figure, and a row for each image: `law`, `size`.
@@ -90,9 +92,9 @@ def image_strip(sweep: Sweep, prompt: str) -> Plot:
     """
     sizes = sorted(sweep.grid.sizes, key=lambda s: s[0] * s[1])
     laws, seed = [law.name for law in sweep.grid.laws], sweep.grid.seeds[0]
-    widths = [width / height for height, width in sizes]
-    unit = min(1.6, 9.0 / sum(widths))  # inches
-    figure = Figure(figsize=(unit * sum(widths) + 1.0, unit * len(laws) + 0.4), layout="constrained")
+    widths = [across / up for up, across in sizes]
+    unit = min(1.6, (width - 0.1 * width) / sum(widths))  # inches
+    figure = Figure(figsize=(width, unit * len(laws) + 0.4), layout="constrained")
     grid = figure.subplots(len(laws), len(sizes), squeeze=False, width_ratios=widths)
     for row, law in enumerate(laws):
         for axes, size in zip(grid[row], sizes, strict=True):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from entropy_probe.attention import Captured, visual
 from entropy_probe.estimation.intervals import t_quantile
 from entropy_probe.models import Size, format_size, short_name
-from entropy_probe.plots.panels import Plot, sizes_in
+from entropy_probe.plots.panels import Plot, of_size, sizes_in
 from entropy_probe.plots.theme import PALETTE, row_size
 
 
@@ -69,37 +71,93 @@ def layers_and_heads(frame: pd.DataFrame, training_size: Size) -> Plot:
     >>> list(data)
     ['layer', 'head', 'entropy', 'drift']
     """
-    original = visual(frame[frame["law"] == "original"])
-    table = original.groupby(["height", "width", "layer", "head"], sort=False)["entropy"].mean()
-    trained = table.loc[training_size].unstack("head").sort_index(axis=1)
-    trained = trained.loc[list(dict.fromkeys(original["layer"]))]
-    others = [size for size in sizes_in(original) if size != training_size]
-    height, font = row_size(len(trained))
-    figure = Figure(figsize=(9 if others else 5.5, height * len(trained) + 1.6), layout="constrained")
+    others = _other_sizes(frame, training_size)
+    rows = frame["layer"].nunique()
+    figure = Figure(figsize=(9 if others else 5.5, row_size(rows)[0] * rows + 1.6), layout="constrained")
     panels = figure.subplots(1, 2 if others else 1, sharey=True, squeeze=False)[0]
-    labels = {
-        "xticklabels": True if trained.shape[1] <= 12 else 5,
-        "yticklabels": [short_name(str(name)) for name in trained.index],
-        "linewidths": 0.4,
-        "linecolor": "0.5",
-    }
-    sns.heatmap(trained, ax=panels[0], cmap="viridis", cbar_kws={"label": "entropy, nats"}, **labels)
-    panels[0].set_title(f"entropy at the training size, {format_size(training_size)}", fontsize=9)
-    data = _by_head(trained, "entropy")
+    data = draw_heads(panels[0], frame, training_size)
     if others:
-        drift = table.loc[others[-1]].unstack("head").reindex_like(trained) - trained
-        limit = float(np.nanmax(np.abs(drift.to_numpy())))
-        bar = {"label": "H(N) − H(T), nats"}
-        sns.heatmap(drift, ax=panels[1], cmap="vlag", vmin=-limit, vmax=limit, cbar_kws=bar, **labels)
-        panels[1].set_title(f"its drift at {format_size(others[-1])}", fontsize=9)
-        data = data.merge(_by_head(drift, "drift"), on=["layer", "head"], how="left")
-    for axes in panels:
-        axes.grid(visible=False)  # the grid would be visible in layers with fewer heads
-        axes.set_ylabel("")
-        axes.set_xlabel("head")
-        axes.tick_params(axis="y", labelrotation=0, labelsize=font)
-        axes.tick_params(axis="x", labelrotation=0)
+        data = data.merge(draw_head_drift(panels[1], frame, training_size), on=["layer", "head"], how="left")
     return figure, data
+
+
+def draw_heads(axes: Axes, frame: pd.DataFrame, training_size: Size) -> pd.DataFrame:
+    """Draw the entropy of each head (columns) of each layer (rows) of the original model at the training size.
+
+    Cells of heads that a layer does not have are hatched.
+
+    Returns:
+        Columns `layer`, `head`, `entropy` (nats).
+
+    >>> rows = [{"layer": "mid", "head": head, "entropy": 3.0 + head, "height": 64, "width": 64} for head in (0, 1)]
+    >>> frame = pd.DataFrame(rows).assign(law="original", kind="self", axes="spatial")
+    >>> draw_heads(Figure().subplots(), frame, (64, 64))["entropy"].tolist()
+    [3.0, 4.0]
+    """
+    table = _heads(frame, training_size)
+    _draw_heat_map(axes, table, "viridis", "entropy, nats")
+    axes.set_title(f"entropy at the training size, {format_size(training_size)}", fontsize=9)
+    return _by_head(table, "entropy")
+
+
+def draw_head_drift(axes: Axes, frame: pd.DataFrame, training_size: Size) -> pd.DataFrame:
+    """Draw the drift of each head of the original model from the training size to the largest other size.
+
+    Equal colours are equal magnitudes, and the colour scale ends at the smallest and at the largest drift.
+
+    Returns:
+        Columns `layer`, `head`, `drift` (nats).
+
+    >>> rows = [{"layer": "mid", "head": 0, "entropy": n / 64, "height": n, "width": n} for n in (64, 128)]
+    >>> frame = pd.DataFrame(rows).assign(law="original", kind="self", axes="spatial")
+    >>> draw_head_drift(Figure().subplots(), frame, (64, 64))["drift"].tolist()
+    [1.0]
+    """
+    size = _other_sizes(frame, training_size)[-1]
+    trained = _heads(frame, training_size)
+    drift = _heads(frame, size).reindex_like(trained) - trained
+    low, high = min(0.0, float(np.nanmin(drift))), max(0.0, float(np.nanmax(drift)))
+    reach = max(-low, high) or 1.0
+    ends = np.linspace(0.5 + low / reach / 2, 0.5 + high / reach / 2, 256)  # of the part of the scale that occurs
+    colours = mpl.colors.ListedColormap(sns.color_palette("vlag", as_cmap=True)(ends))
+    _draw_heat_map(axes, drift, colours, "H(N) − H(T), nats", vmin=low, vmax=high if high > low else 1.0)
+    axes.set_title(f"its drift at {format_size(size)}", fontsize=9)
+    return _by_head(drift, "drift")
+
+
+def _other_sizes(frame: pd.DataFrame, training_size: Size) -> list[Size]:
+    return [size for size in sizes_in(visual(frame[frame["law"] == "original"])) if size != training_size]
+
+
+def _heads(frame: pd.DataFrame, size: Size) -> pd.DataFrame:
+    """Return the mean entropy of the original model at a size: layers in network order by heads."""
+    original = visual(frame[frame["law"] == "original"])
+    table = of_size(original, size).groupby(["layer", "head"], sort=False)["entropy"].mean()
+    return table.unstack("head").sort_index(axis=1).reindex(dict.fromkeys(original["layer"]))
+
+
+def _draw_heat_map(axes: Axes, table: pd.DataFrame, colours: Any, label: str, **options: Any) -> None:
+    """Draw layers by heads. Missing cells are hatched."""
+    rows, columns = table.shape
+    hatched: dict[str, Any] = {"hatch": "////", "fill": False, "edgecolor": "0.6", "linewidth": 0, "zorder": 0}
+    if table.isna().to_numpy().any():
+        axes.add_patch(Rectangle((0, 0), columns, rows, **hatched))
+    sns.heatmap(
+        table,
+        ax=axes,
+        cmap=colours,
+        cbar_kws={"label": label},
+        xticklabels=True if columns <= 12 else 5,
+        yticklabels=[short_name(str(name)) for name in table.index],
+        linewidths=0.4,
+        linecolor="0.5",
+        **options,
+    )
+    axes.grid(visible=False)  # the grid would be visible in layers with fewer heads
+    axes.set_ylabel("")
+    axes.set_xlabel("head")
+    axes.tick_params(axis="y", labelrotation=0, labelsize=row_size(rows)[1])
+    axes.tick_params(axis="x", labelrotation=0)
 
 
 def _by_head(table: pd.DataFrame, name: str) -> pd.DataFrame:

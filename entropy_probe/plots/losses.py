@@ -33,7 +33,6 @@ def loss_by_factor(tables: Mapping[str, pd.DataFrame]) -> Plot:
     parts = []
     for axes, (name, table) in zip(panels, tables.items(), strict=True):
         parts.append(draw_loss(axes, table, name).rename(columns={name: "value"}).assign(factor=name))
-        axes.set_xlabel({"kappa": "κ in g² = 1 + κ ln(N/T)"}.get(name, f"{name}, factor of the logits"))
     legend_above(figure, panels[:1], columns=6, title="size, pixels")
     return figure, pd.concat(parts, ignore_index=True)[["factor", "value", "size", *PERCENT.values()]]
 
@@ -55,6 +54,7 @@ def draw_loss(axes: Axes, table: pd.DataFrame, x: str, hue: str = "size") -> pd.
         axes.plot(own[x], own["change_percent"], "o-", color=colour, label=str(value), markersize=3)
         axes.fill_between(own[x], own["low_percent"], own["high_percent"], color=colour, alpha=0.25, linewidth=0)
     axes.axhline(0, color="0.5", linewidth=0.8)
+    axes.set_xlabel({"kappa": "κ in g² = 1 + κ ln(N/T)", "g": "g, factor of the logits"}.get(x, x))
     # Without a limit, the large losses at the ends of the scan would hide the minima.
     axes.set_ylim(min(-4.0, data["low_percent"].min() - 1), 8)
     axes.set_ylabel("change of the loss, %")

@@ -152,7 +152,8 @@ def _label(axes: Axes, which: str) -> str:
     figure: Any = axes.figure
     shared = getattr(axes, f"get_shared_{which}_axes")().get_siblings(axes)
     own = [getattr(one, f"get_{which}label")() for one in (axes, *shared)]
-    return next((label for label in [*own, getattr(figure, f"get_sup{which}label")()] if label), "")
+    label = next((label for label in [*own, getattr(figure, f"get_sup{which}label")()] if label), "")
+    return " ".join(str(label).split())
 
 
 def _place(axis: Axis, value: float) -> float | str:
@@ -194,6 +195,8 @@ def _bars(axes: Axes) -> Iterator[Mark]:
     to_inches = axes.figure.dpi_scale_trans.inverted()
     for container in axes.containers:
         for bar in container if isinstance(container, BarContainer) else ():
+            if not np.isfinite(bar.get_height()):
+                continue
             x = bar.get_x() + bar.get_width() / 2
             low, high = intervals.get(round(x, 6), (np.nan, np.nan))
             box = bar.get_window_extent().transformed(to_inches)

@@ -48,6 +48,7 @@ def legend_above(
     *,
     columns: int,
     title: str | None = None,
+    left: bool = False,
 ) -> None:
     """Draw one legend above the panels.
 
@@ -57,6 +58,7 @@ def legend_above(
         names: the names in order. Names without a line are ignored. By default, all names.
         columns: maximum number of columns.
         title: title of the legend.
+        left: align the legend left. On a phone, only the left part of a figure with several panels is visible at first.
     """
     handles: dict[str, Any] = {}
     for axes in panels:
@@ -66,7 +68,7 @@ def legend_above(
     figure.legend(
         [handles[name] for name in order],
         order,
-        loc="outside upper center",
+        loc="outside upper left" if left else "outside upper center",
         ncols=max(1, min(columns, len(order))),
         frameon=False,
         title=title,

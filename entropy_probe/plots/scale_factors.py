@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from entropy_probe.laws import Paper, ScalingLaw, factors
 from entropy_probe.models import short_name
-from entropy_probe.plots.panels import Plot, half_widths, mark_bounds
+from entropy_probe.plots.panels import Plot, half_widths, legend_above, mark_bounds
 from entropy_probe.plots.theme import row_size, shades
 
 NAMED_LAYERS = 16
@@ -69,11 +69,31 @@ def factors_by_layer(table: pd.DataFrame) -> Plot:
     >>> data["series"].tolist()
     ['law', 'paper']
     """
-    layers, ratios = list(dict.fromkeys(table["layer"])), sorted(set(table["ratio"]))
-    height, font = row_size(len(layers))
-    row_height = max(height, 0.1 * len(ratios))
-    figure = Figure(figsize=(8, row_height * len(layers) + 1.6), layout="constrained")
+    rows = table["layer"].nunique()
+    row_height = max(row_size(rows)[0], 0.1 * table["ratio"].nunique())
+    figure = Figure(figsize=(8, row_height * rows + 1.6), layout="constrained")
     axes = figure.subplots()
+    data = draw_factors_by_layer(axes, table)
+    legend_above(figure, [axes], columns=4)
+    return figure, data
+
+
+def draw_factors_by_layer(axes: Axes, table: pd.DataFrame) -> pd.DataFrame:
+    """Draw g of every layer at every size with its 95 % interval, in network order, and the paper's g.
+
+    Args:
+        axes: where to draw.
+        table: see `factors_by_layer`.
+
+    Returns:
+        The data of `factors_by_layer`.
+
+    >>> row = {"layer": "mid", "ratio": 4.0, "scale_factor": 1.5, "low": 1.4, "high": 1.6, "bound": "", "paper": 1.1}
+    >>> draw_factors_by_layer(Figure().subplots(), pd.DataFrame([row]))["scale_factor"].tolist()
+    [1.5, 1.1]
+    """
+    layers, ratios = list(dict.fromkeys(table["layer"])), sorted(set(table["ratio"]))
+    font = row_size(len(layers))[1]
     axes.axvline(1, color="0.5", linewidth=0.8)
     columns = ["layer", "ratio", "scale_factor", "low", "high", "bound"]
     paper = table[["layer", "ratio"]].assign(scale_factor=table["paper"], bound="", series="paper")
@@ -95,6 +115,5 @@ def factors_by_layer(table: pd.DataFrame) -> Plot:
     axes.set_yticks(np.arange(len(layers)), [short_name(name) for name in layers], fontsize=font)
     axes.set_ylim(len(layers) - 0.4, -0.6)
     axes.set_xlabel("scale factor g; 1 does not change the layer")
-    figure.legend(loc="outside upper center", ncols=4, frameon=False)
     data = pd.concat([table[columns].assign(series="law"), paper], ignore_index=True)
-    return figure, data[["layer", "series", *columns[1:]]]
+    return data[["layer", "series", *columns[1:]]]

@@ -10,13 +10,12 @@ import pandas as pd
 
 from entropy_probe.attention import Captured, visual
 from entropy_probe.estimation import Derivation, Fit
-from entropy_probe.evaluation import Outcome, Quality, metric_and_network
+from entropy_probe.evaluation import Drift, MetricDifference, Outcome, Quality, metric_and_network
+from entropy_probe.evaluation.differences import UNDECIDED
 from entropy_probe.evaluation.quality_summary import MAX_NEEDED
 from entropy_probe.laws import Paper, ScalingLaw, factor_bound, factors, format_factor
 from entropy_probe.models import format_size, short_name
-
-UNKNOWN = "–"
-"""Shown if a number needs more than one prompt, or more than one size."""
+from entropy_probe.plots.numbers import INTERVAL, UNKNOWN, between, decimals, fixed, number, p_value, with_error
 
 
 def metric_label(metric: str) -> str:
@@ -66,11 +65,12 @@ def fit_table(fit: Fit) -> pd.DataFrame:
     rows = [
         {
             "layer": short_name(law.layer),
-            "slope b": with_error(law.slope, law.slope_se),
-            "95 % interval": between(law.slope_low, law.slope_high),
+            "slope b": number(law.slope),
+            INTERVAL: between(law.slope_low, law.slope_high),
             "slope at N < T": number(law.slope_below),
             "slope at N > T": number(law.slope_above),
-            "intercept a, nats": with_error(law.intercept, law.intercept_se),
+            "intercept a, nats": number(law.intercept),
+            "standard error of a": number(law.intercept_se),
             "R²": f"{law.r_squared:.4f}",
         }
         for law in fit.layers
@@ -91,15 +91,20 @@ def rival_table(fit: Fit) -> pd.DataFrame:
 
 
 def entropy_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean entropy of the original model (nats), with its standard error: rows are layers, columns sizes."""
+    """Return the mean entropy H of the original model and its standard error, in nats.
+
+    Rows are layers. The columns have two levels: the size, and `H` or `error`.
+    """
     table = summary(visual(frame[frame["law"] == "original"]))
-    table["entropy, nats"] = [with_error(h, se) for h, se in zip(table["entropy"], table["entropy_se"], strict=True)]
-    table["pixels"] = [format_size((int(h), int(w))) for h, w in zip(table["height"], table["width"], strict=True)]
-    order = table.assign(area=table["height"] * table["width"]).sort_values("area")["pixels"].drop_duplicates()
-    wide = table.pivot(index="layer", columns="pixels", values="entropy, nats")
-    wide = wide.reindex(index=table["layer"].drop_duplicates(), columns=order).fillna(UNKNOWN)
-    wide.index = wide.index.map(short_name)
-    return wide.rename(columns=lambda size: f"at {size}").rename_axis(index="layer", columns=None).reset_index()
+    table["size"] = [format_size((int(h), int(w))) for h, w in zip(table["height"], table["width"], strict=True)]
+    order = table.assign(area=table["height"] * table["width"]).sort_values("area")["size"].drop_duplicates()
+    wide = table.pivot(index="layer", columns="size", values=["entropy", "entropy_se"])
+    wide = wide.reindex(index=table["layer"].drop_duplicates())
+    columns = {("", "layer"): [short_name(name) for name in wide.index]}
+    for size in order:
+        for statistic, title in (("entropy", "H"), ("entropy_se", "error")):
+            columns[f"{size} px", title] = [number(value) for value in wide[statistic, size]]
+    return pd.DataFrame(columns)
 
 
 def error_by_rows(frame: pd.DataFrame) -> float:
@@ -137,28 +142,30 @@ def factors_with_intervals(law: ScalingLaw, frame: pd.DataFrame, derivation: Der
 
 
 def factors_by_size(table: pd.DataFrame) -> pd.DataFrame:
-    """Return g of each layer with its interval as text: a row per layer, and a column per size.
+    """Return g of each layer with its interval as text.
+
+    Rows are layers. The columns have two levels: the size, and `g` or the interval.
 
     Args:
         table: see `factors_with_intervals`.
     """
-    texts = [
-        format_factor(row.scale_factor, row.bound)
-        if row.bound
-        else with_interval(row.scale_factor, row.low, row.high, ".2f")
-        for row in table.itertuples()
-    ]
-    shown = table.assign(
-        layer=table["layer"].map(short_name), text=texts, column="g at " + table["size"].astype(str) + " px"
-    )
-    wide = shown.pivot(index="layer", columns="column", values="text")
-    wide = wide.reindex(index=dict.fromkeys(shown["layer"]), columns=dict.fromkeys(shown["column"]))
-    return wide.fillna(UNKNOWN).rename_axis(columns=None).reset_index()
+    layers = dict.fromkeys(table["layer"])
+    columns = {("", "layer"): [short_name(name) for name in layers]}
+    for size, own in table.groupby("size", sort=False):
+        by_layer = own.set_index("layer")
+        g = {row.Index: format_factor(row.scale_factor, row.bound) for row in by_layer.itertuples()}
+        intervals = {row.Index: between(row.low, row.high, 2) for row in by_layer.itertuples()}
+        columns[f"{size} px", "g"] = [g.get(layer, UNKNOWN) for layer in layers]
+        columns[f"{size} px", INTERVAL] = [intervals.get(layer, UNKNOWN) for layer in layers]
+    return pd.DataFrame(columns)
 
 
 def rounds_table(derivation: Derivation) -> pd.DataFrame:
     """Return the drift that remained after each round of refinement. Round 0 is the original model."""
-    rows = [{"round": r.number, "drift, nats": with_error(r.drift, r.drift_se)} for r in derivation.rounds]
+    rows = [
+        {"round": str(r.number), "drift, nats": number(r.drift), "standard error": number(r.drift_se)}
+        for r in derivation.rounds
+    ]
     return pd.DataFrame(rows)
 
 
@@ -169,10 +176,9 @@ def drift_table(outcome: Outcome) -> pd.DataFrame:
             "level": drift.level,
             "law": drift.law,
             "size, pixels": format_size(drift.size),
-            "drift, nats": with_interval(drift.drift, drift.low, drift.high, ".3f"),
-            "removed, %": UNKNOWN
-            if drift.law == "original"
-            else with_interval(100 * drift.removed, 100 * drift.removed_low, 100 * drift.removed_high, ".0f"),
+            "drift, nats": number(drift.drift),
+            INTERVAL: between(drift.low, drift.high),
+            **removed_fraction(drift),
             "noise, nats": number(drift.noise),
         }
         for drift in outcome.drifts
@@ -180,31 +186,65 @@ def drift_table(outcome: Outcome) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _images_needed(needed: float | None) -> str:
-    """Return the number of images that would detect a difference of the measured size."""
+def removed_fraction(drift: Drift) -> dict[str, str]:
+    """Return the fraction of the drift that a law removes, and its interval, as two cells of a table."""
+    original = drift.law == "original"
+    low, high = 100 * drift.removed_low, 100 * drift.removed_high
+    return {
+        "removed, %": UNKNOWN if original else fixed(100 * drift.removed, 0),
+        "95 % interval, %": UNKNOWN if original else between(low, high, 0),
+    }
+
+
+def images_needed(needed: float | None, sampled: int = 0) -> str:
+    """Return the number of images that would detect a difference of the measured size, rounded to two digits.
+
+    Args:
+        needed: the estimate. It is a normal approximation, which is too low for few prompts.
+        sampled: number of images that did not decide the comparison: more are needed.
+
+    Examples:
+        >>> images_needed(1234.0), images_needed(1e9), images_needed(None), images_needed(3.0, sampled=6)
+        ('1,200', '> 100,000', '–', '> 6')
+    """
     if needed is None:
         return UNKNOWN
-    return f"{needed:,.0f}" if needed <= MAX_NEEDED else f"> {MAX_NEEDED:,}"
+    if needed <= sampled:
+        return f"> {sampled}"
+    return f"{float(f'{needed:.2g}'):,.0f}" if needed <= MAX_NEEDED else f"> {MAX_NEEDED:,}"
+
+
+def metric_decimals(comparison: MetricDifference) -> int:
+    """Return the decimals of a metric: a tenth of its equivalence margin is visible."""
+    if math.isfinite(comparison.margin):
+        return decimals(comparison.margin)
+    reach = (comparison.high - comparison.low) / 2
+    return decimals(reach if reach > 0 else comparison.value)
 
 
 def quality_table(quality: Quality) -> pd.DataFrame:
     """Return the comparison of every law with the original by every metric, with the verdict."""
-    rows = [
-        {
-            "law": c.law,
-            "size, pixels": format_size(c.size),
-            "metric": metric_label(c.metric),
-            "value": f"{c.value:.4g}",
-            "difference": with_interval(c.difference, c.low, c.high, "+.3g"),
-            "p (Holm)": f"{c.p:.2g}",
-            "equivalence margin": UNKNOWN if math.isnan(c.margin) else f"{c.margin:.3g}",
-            "p of equivalence (Holm)": UNKNOWN if math.isnan(c.p_equivalent) else f"{c.p_equivalent:.2g}",
-            "verdict": c.verdict,
-            "images": str(c.images),
-            "images needed": _images_needed(c.needed),
-        }
-        for c in quality.comparisons
-    ]
+    before = {(row["size"], row["metric"]): row["value"] for row in quality.original.to_dict("records")}
+    rows = []
+    for c in quality.comparisons:
+        places = metric_decimals(c)
+        rows.append(
+            {
+                "law": c.law,
+                "size, pixels": format_size(c.size),
+                "metric": metric_label(c.metric),
+                "original": fixed(before.get((c.size, c.metric), c.value - c.difference), places),
+                "value": fixed(c.value, places),
+                "difference": fixed(c.difference, places, sign=True),
+                INTERVAL: between(c.low, c.high, places, sign=True),
+                "p (Holm)": p_value(c.p),
+                "equivalence margin": UNKNOWN if math.isnan(c.margin) else fixed(c.margin, places),
+                "p of equivalence (Holm)": p_value(c.p_equivalent),
+                "verdict": c.verdict,
+                "images": str(c.images),
+                "images needed": images_needed(c.needed, c.images if c.verdict == UNDECIDED else 0),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -256,15 +296,12 @@ def quality_values(quality: Quality) -> pd.DataFrame:
     """Return the metrics of the images under every law, the original first.
 
     Returns:
-        Columns `law`, `size`, `metric`, `value`, `low`, `high`. The interval is the value of the original plus the 95 %
-        interval of the difference from it. It is NaN for the original.
+        Columns `law`, `size`, `metric`, `value`, `difference` from the original, `low`, `high` (95 % interval of the
+        difference; NaN for the original).
     """
-    compared = quality.table()
-    for end in ("low", "high"):
-        compared[end] += compared["value"] - compared["difference"]
-    before = quality.original.assign(size=quality.original["size"].map(format_size), law="original")
-    columns = ["law", "size", "metric", "value", "low", "high"]
-    return pd.concat([before, compared], ignore_index=True).reindex(columns=columns)
+    before = quality.original.assign(size=quality.original["size"].map(format_size), law="original", difference=0.0)
+    columns = ["law", "size", "metric", "value", "difference", "low", "high"]
+    return pd.concat([before, quality.table()], ignore_index=True).reindex(columns=columns)
 
 
 def quality_against_kappa(quality: Quality, kappas: pd.DataFrame) -> pd.DataFrame:
@@ -277,14 +314,13 @@ def quality_against_kappa(quality: Quality, kappas: pd.DataFrame) -> pd.DataFram
     return quality_values(quality).merge(kappas, on=["law", "size"])
 
 
-def image_table(frame: pd.DataFrame, prompt: str, seed: int, quality: Quality | None) -> pd.DataFrame:
-    """Return a row for each image of a prompt and seed: law, size, mean entropy over the layers (nats), metrics."""
-    keys = ["law", "height", "width"]
-    own = visual(frame[(frame["prompt"] == prompt) & (frame["seed"] == seed)])
-    means = own.groupby([*keys, "layer"], sort=False)["entropy"].mean().groupby(keys, sort=False).mean()
-    table = means.reset_index().assign(prompt=prompt, seed=seed)
+def image_table(frame: pd.DataFrame, quality: Quality | None = None) -> pd.DataFrame:
+    """Return a row for each image: law, size, prompt, seed, mean entropy over the layers (nats), and its metrics."""
+    keys = ["law", "height", "width", "prompt", "seed"]
+    by_layer = visual(frame).groupby([*keys, "layer"], sort=False)["entropy"].mean()
+    table = by_layer.groupby(keys, sort=False).mean().reset_index()
     if quality is not None and len(quality.images):
-        table = table.merge(quality.images, on=[*keys, "prompt", "seed"], how="left")
+        table = table.merge(quality.images, on=keys, how="left")
     return table
 
 
@@ -300,61 +336,3 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     table = by_prompt.mean()
     table.insert(1, "entropy_se", by_prompt["entropy"].sem())
     return table.assign(prompts=by_prompt.size()).reset_index()
-
-
-def number(value: float) -> str:
-    """Return a number with three decimals.
-
-    Examples:
-        >>> number(0.12345), number(math.nan)
-        ('0.123', '–')
-    """
-    return UNKNOWN if math.isnan(value) else f"{value:.3f}"
-
-
-def with_interval(value: float, low: float, high: float, digits: str) -> str:
-    """Return a value and its 95 % interval, if it is known.
-
-    Examples:
-        >>> with_interval(0.5, 0.4, 0.6, ".2f"), with_interval(0.5, math.nan, math.nan, ".2f")
-        ('0.50 [0.40, 0.60]', '0.50')
-        >>> with_interval(0.0, 0.0, 0.0, "+.3g")
-        '0'
-    """
-    if math.isnan(value):
-        return UNKNOWN
-    if value == low == high:  # every image has the same value
-        return f"{value:{digits}}".removeprefix("+" if not value else "")
-    return f"{value:{digits}}" if math.isnan(low) else f"{value:{digits}} [{low:{digits}}, {high:{digits}}]"
-
-
-def with_error(value: float, error: float) -> str:
-    """Return a value and its standard error.
-
-    Examples:
-        >>> with_error(0.5, 0.01), with_error(0.5, math.nan)
-        ('0.500 ± 0.010', '0.500')
-    """
-    return number(value) if math.isnan(error) else f"{value:.3f} ± {error:.3f}"
-
-
-def span(factors: pd.DataFrame) -> str:
-    """Return the range of the scale factors of a table, with their bounds.
-
-    Examples:
-        >>> span(pd.DataFrame({"scale_factor": [0.18, 6.0], "bound": ["", "at least"]}))
-        '0.18 to at least 6.00'
-    """
-    ordered = factors.sort_values("scale_factor")
-    ends = [format_factor(g, bound) for g, bound in zip(ordered["scale_factor"], ordered["bound"], strict=True)]
-    return " to ".join(dict.fromkeys((ends[0], ends[-1])))
-
-
-def between(low: float, high: float) -> str:
-    """Return an interval.
-
-    Examples:
-        >>> between(0.1, 0.2), between(math.nan, math.nan)
-        ('0.100 to 0.200', '–')
-    """
-    return UNKNOWN if math.isnan(low) else f"{low:.3f} to {high:.3f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -46,6 +47,8 @@ def entropy_against_timestep(frame: pd.DataFrame, training_size: Size) -> Plot:
 def draw_timesteps(axes: Axes, frame: pd.DataFrame, training_size: Size, law: str) -> pd.DataFrame:
     """Draw the panel of one law, and return its data; see `entropy_against_timestep`.
 
+    The y axis has the same limits for every law. The data includes the target line.
+
     >>> rows = [{"height": n, "width": n, "timestep": t, "entropy": 3.0} for n in (32, 64) for t in (900, 100)]
     >>> frame = pd.DataFrame(rows).assign(law="original", prompt="cat", layer="mid", kind="self", axes="spatial")
     >>> from matplotlib.figure import Figure
@@ -54,7 +57,13 @@ def draw_timesteps(axes: Axes, frame: pd.DataFrame, training_size: Size, law: st
     """
     data = timestep_means(frame)
     _draw_law(axes, data, training_size, law)
-    return data[data["law"] == law].reset_index(drop=True)
+    values = data[["entropy", "low", "high"]].to_numpy()
+    margin = 0.05 * (np.nanmax(values) - np.nanmin(values)) or 1.0
+    axes.set_ylim(np.nanmin(values) - margin, np.nanmax(values) + margin)
+    axes.set_title(law, fontsize=9)
+    height, width = training_size
+    target = (data["law"] == "original") & (data["height"] == height) & (data["width"] == width)
+    return data[(data["law"] == law) | target].reset_index(drop=True)
 
 
 def timestep_means(frame: pd.DataFrame) -> pd.DataFrame:

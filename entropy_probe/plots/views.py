@@ -24,12 +24,13 @@ from entropy_probe.models import format_size
 from entropy_probe.plots.drift import draw_drift
 from entropy_probe.plots.entropy_growth import draw_law
 from entropy_probe.plots.layers import draw_layers
+from entropy_probe.plots.panel import FORMATS, WIDTHS, Panel, Width, figure_bytes, one_of, print_theme
 from entropy_probe.plots.scale_factors import draw_factors
 from entropy_probe.plots.svg import inline_svg
 from entropy_probe.plots.tables import captured_table, drift_table, entropy_table, factor_table, fit_table
 from entropy_probe.plots.theme import page_theme, row_size, theme
 from entropy_probe.plots.timesteps import draw_timesteps
-from entropy_probe.runs import Sweep
+from entropy_probe.runs import Sweep, write_atomically
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,19 @@ class View:
         table: the table, rounded for people.
         draw: draws the figure on axes and returns its data.
         legend: title of the legend.
-        height: height of the figure, inches.
+        rows: number of rows if the y axis has one row per layer; 0 for other axes.
     """
 
     title: str
     table: pd.DataFrame
     draw: Callable[[Axes], pd.DataFrame]
     legend: str | None = None
-    height: float = 3.8
+    rows: int = 0
+
+    @property
+    def height(self) -> float:
+        """Height of the figure, inches."""
+        return 1.2 + row_size(self.rows)[0] * self.rows if self.rows else 3.8
 
     def draw_with_legend(self, axes: Axes) -> pd.DataFrame:
         """Draw the figure and its legend on axes, and return the data of the figure."""
@@ -68,8 +74,8 @@ def view(result: Captured | Sweep | Fit | ScalingLaw | Outcome) -> View:
             table = captured_table(result)
             if not len(table):
                 raise InputError("nothing was captured: run the model inside `with ep.capture(model) as captured`")
-            height = 1.2 + row_size(len(table))[0] * len(table)
-            return View("Attention entropy of every layer", table, partial(draw_layers, captured=result), height=height)
+            draw = partial(draw_layers, captured=result)
+            return View("Attention entropy of every layer", table, draw, rows=len(table))
         case Sweep():
             frame, law = result.frame(), result.grid.laws[0].name
             trained = result.manifest.training_size
@@ -99,6 +105,17 @@ def plot(result: Any, ax: Axes | None = None) -> Axes:
         axes: Axes = figure.subplots() if ax is None else ax
         shown.draw_with_legend(axes)
     return axes
+
+
+def save_plot(result: Any, path: str | Path, width: Width) -> None:
+    """Write the main figure of a result; see `Viewed.save_plot`."""
+    target = Path(path)
+    format = one_of("the ending of the file", target.suffix[1:].lower(), FORMATS)
+    inches = WIDTHS[one_of("width", width, tuple(WIDTHS))]
+    shown = view(result)
+    with print_theme():
+        figure, _ = Panel(target.stem, shown.draw, rows=shown.rows, legend=shown.legend)(inches)
+        write_atomically(target, figure_bytes(figure, format))
 
 
 def html(result: Any) -> str:

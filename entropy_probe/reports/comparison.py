@@ -9,36 +9,42 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from scipy import stats
 
 from entropy_probe import plots
-from entropy_probe.attention import visual
 from entropy_probe.errors import InputError
 from entropy_probe.escape import one_line
-from entropy_probe.estimation import POOLED, Fit, LogLaw
-from entropy_probe.estimation.intervals import half_width
+from entropy_probe.estimation import Fit, LogLaw
 from entropy_probe.evaluation.differences import LEVEL, POWER
 from entropy_probe.evaluation.quality_summary import MAX_NEEDED
 from entropy_probe.laws import factors as law_factors
-from entropy_probe.models import format_size, short_name
-from entropy_probe.plots.tables import (
-    UNKNOWN,
-    between,
-    drift_table,
-    number,
-    quality_table,
-    with_error,
-)
+from entropy_probe.models import format_size
+from entropy_probe.plots import Panel
+from entropy_probe.plots.numbers import INTERVAL, UNKNOWN, between, fixed
+from entropy_probe.plots.tables import drift_table, quality_table
 from entropy_probe.reports import page
+from entropy_probe.reports.comparison_tables import (
+    by_layer,
+    growth_curve,
+    pooled_row,
+    sampling_curve,
+    size_ratio,
+    stacked,
+    with_short_names,
+)
+from entropy_probe.reports.gallery import gallery_of_runs
 from entropy_probe.reports.page import Shown
 from entropy_probe.reports.run_details import COMPARED_IMAGES
 from entropy_probe.reports.run_report import Report
 from entropy_probe.reports.saved_files import PAGE_MARK, SavedFile, write_files
-from entropy_probe.reports.sentences import factor_sentences, rise_with_interval
-from entropy_probe.runs import Manifest, open_location
+from entropy_probe.reports.sentences import rise_with_interval
+from entropy_probe.reports.summary import OVERVIEW_NOTE, PAPER, TERMS, overview
+from entropy_probe.runs import open_location
 from entropy_probe.strict_json import to_strict_json
+
+RISE = "entropy rise per doubling of N"
+"""Title of the columns with the slope of the entropy."""
 
 COMPARABLE = ("steps", "guidance_scale", "rows", "dtype", "training_size")
 """Settings in the manifest that the page names if they differ."""
@@ -70,13 +76,25 @@ class RunComparison:
             if shared
             else "No layer has the same name in all runs, so only the means over the layers can be compared."
         )
-        for name, run in self.runs.items():
-            if run.law:
-                sentences += [f"{name}: {line}" for line in factor_sentences(run.law, run.frame, run.derivation)]
-        sentences += [
-            f"{name}: {line}" for name, run in self.runs.items() if run.outcome for line in run.outcome.verdict()
-        ]
         return sentences
+
+    def overview(self) -> pd.DataFrame:
+        """Return a row for each run, size and law: the rise of the entropy, and the effect of the law.
+
+        The columns have two levels.
+        """
+        first = [("", "run"), ("", "size, px"), ("", "law")]
+        rows = []
+        for name, run in self.runs.items():
+            law = self._fits[name].pooled
+            rise = {
+                ("", "run"): name,
+                (RISE, "nats"): fixed(law.slope * math.log(2), 2),
+                (RISE, INTERVAL): between(law.slope_low * math.log(2), law.slope_high * math.log(2), 2),
+            }
+            rows += [rise | row for row in overview(run).to_dict("records") or [{}]]
+        columns = dict.fromkeys([*first, *(column for row in rows for column in row)])
+        return pd.DataFrame({column: [row.get(column, UNKNOWN) for row in rows] for column in columns})
 
     def slopes(self) -> pd.DataFrame:
         """Return the slope b of H = a + b ln N of every layer: `run`, `layer`, `value`, `low`, `high`, `se`."""
@@ -108,8 +126,8 @@ class RunComparison:
         `ratio` is the number of pixels relative to the training size.
         """
         rows = [
-            {"run": name, "law": one.law, "size": format_size(one.size), "ratio": _ratio(one.size, run.sweep.manifest),
-             "drift": one.drift, "low": one.low, "high": one.high}
+            {"run": name, "law": one.law, "size": format_size(one.size),
+             "ratio": size_ratio(one.size, run.sweep.manifest), "drift": one.drift, "low": one.low, "high": one.high}
             for name, run in self.runs.items()
             for one in (run.outcome.drifts if run.outcome else ())
             if one.level == "layer"
@@ -121,11 +139,17 @@ class RunComparison:
         return page.render(
             page.Content(
                 title="Attention entropy of " + ", ".join(self.runs),
+                notice=self._notice(),
+                summary=self._summary(),
+                overview=self.overview(),
+                overview_note=OVERVIEW_NOTE,
+                gallery=gallery_of_runs(self.runs),
+                terms=TERMS,
+                citation=PAPER,
                 verdict=self.verdict(),
                 shown=list(self._shown()),
                 tables=self._tables(),
                 facts=self._facts(),
-                remark=self._remark(),
             )
         )
 
@@ -159,19 +183,24 @@ class RunComparison:
         return fits
 
     def _shown(self) -> Iterator[Shown]:
+        growth = pd.concat([growth_curve(n, r) for n, r in self.runs.items()])
         yield Shown(
             "Entropy against the number of tokens",
-            "Left: mean over layers, prompts and seeds, without a law, with 95 % intervals over the prompts. Right: "
-            "its change from the training size of each run.",
-            partial(plots.growth_of_runs, pd.concat([_growth(n, r) for n, r in self.runs.items()])),
+            "Mean over layers, prompts and seeds, without a law, with 95 % intervals over the prompts.",
+            Panel("entropy", partial(plots.draw_growth, curves=growth)),
+        )
+        yield Shown(
+            "Entropy against the number of tokens",
+            "Change of the mean entropy from the training size of each run, which has no change, with 95 % intervals.",
+            Panel("growth", partial(plots.draw_growth, curves=growth, change=True)),
         )
         yield Shown(
             "Entropy against the number of tokens",
             "Slope b of H = a + b ln N of every layer, with 95 % intervals. Layers with the same name share a line. "
             "The dotted line is the slope for logits whose variance does not depend on N.",
-            partial(plots.layers_of_runs, _short(self.slopes()), "b, nats per unit of ln N", 1.0),
+            partial(plots.layers_of_runs, with_short_names(self.slopes()), "b, nats per unit of ln N", 1.0),
         )
-        sampling = pd.concat([_sampling(n, r) for n, r in self.runs.items()])
+        sampling = pd.concat([sampling_curve(n, r) for n, r in self.runs.items()])
         if len(sampling):
             yield Shown(
                 "Entropy during sampling",
@@ -183,7 +212,7 @@ class RunComparison:
             yield Shown(
                 "The scale factor",
                 "Scale factor g of every layer at four times the tokens of training. 1 does not change the layer.",
-                partial(plots.layers_of_runs, _short(self.factors()), "g at N/T = 4", 1.0),
+                partial(plots.layers_of_runs, with_short_names(self.factors()), "g at N/T = 4", 1.0),
             )
         if len(self.drifts()):
             yield Shown(
@@ -196,18 +225,18 @@ class RunComparison:
     def _tables(self) -> dict[str, pd.DataFrame]:
         tables = {
             "Fit H = a + b ln N of all layers together": pd.DataFrame(
-                [_pooled_row(name, fit) for name, fit in self._fits.items()]
+                [pooled_row(name, fit) for name, fit in self._fits.items()]
             ),
-            "Slope b of every layer": _wide(self.slopes()),
+            "Slope b of every layer": by_layer(self.slopes()),
         }
         if len(self.factors()):
-            tables["Scale factor of every layer at N/T = 4"] = _wide(self.factors())
+            tables["Scale factor of every layer at N/T = 4"] = by_layer(self.factors())
         outcomes = {name: run.outcome for name, run in self.runs.items() if run.outcome}
         if outcomes:
-            tables["Drift, with 95 % intervals"] = _stacked({n: drift_table(one) for n, one in outcomes.items()})
+            tables["Drift, with 95 % intervals"] = stacked({n: drift_table(one) for n, one in outcomes.items()})
         scored = {name: quality_table(one.quality) for name, one in outcomes.items() if one.quality}
         if scored:
-            tables[COMPARED_IMAGES] = _stacked(scored)
+            tables[COMPARED_IMAGES] = stacked(scored)
         return tables
 
     def _facts(self) -> dict[str, str]:
@@ -218,17 +247,29 @@ class RunComparison:
             facts[name] = f"{len(run.sweep.grid.prompts)} prompts; " + "; ".join(f"{key} {known[key]}" for key in kept)
         return facts
 
-    def _remark(self) -> str:
+    def _summary(self) -> dict[str, str]:
+        """Return short texts by title: what is compared, and whether the entropy grows differently."""
+        first, *others = self.runs
+        pooled = {name: fit.pooled for name, fit in self._fits.items()}
+        rises = "; ".join(f"{name} {rise_with_interval(law)}" for name, law in pooled.items())
+        return {
+            "Compared": f"{len(self.runs)} runs: {', '.join(others)} with {first}. Rise of the attention entropy when "
+            f"the token count doubles: {rises}.",
+            "Do they differ?": " ".join(_difference(first, pooled[first], name, pooled[name]) for name in others),
+        }
+
+    def _notice(self) -> str:
         """Return a sentence on the settings that differ between the runs; empty if there are none."""
         differing = []
+        for field in ("sizes", "prompts", "seeds"):
+            grids = [getattr(run.sweep.grid, field) for run in self.runs.values()]
+            if any(set(grid) != set(grids[0]) for grid in grids):
+                shared = set(grids[0]).intersection(*grids)
+                differing.append(f"{field} ({len(shared)} of {len(set().union(*grids))} shared)")
         for field in COMPARABLE:
             values = [getattr(run.sweep.manifest, field) for run in self.runs.values()]
             if len(set(values)) > 1:
                 differing.append(f"{field.replace('_', ' ')} ({', '.join(map(_setting, values))})")
-        for field in ("sizes", "prompts", "seeds"):
-            grids = [set(getattr(run.sweep.grid, field)) for run in self.runs.values()]
-            if any(grid != grids[0] for grid in grids):
-                differing.append(field)
         return (
             f"The runs also differ in {', '.join(differing)}. These settings can cause the differences on this page."
             if differing
@@ -292,84 +333,6 @@ def _needed(prompts: int, error: float, change: float) -> int | None:
     z = stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)
     needed = prompts * (z * error / change) ** 2 if change else math.inf
     return math.ceil(needed) if needed <= MAX_NEEDED else None
-
-
-def _ratio(size: tuple[int, int], manifest: Manifest) -> float:
-    height, width = manifest.training_size
-    return size[0] * size[1] / (height * width)
-
-
-def _growth(name: str, run: Report) -> pd.DataFrame:
-    """Return the mean entropy of every size and its drift, with 95 % intervals over the prompts."""
-    assert run.fit is not None
-    points = run.fit.points.assign(ln=np.log(run.fit.points["tokens"]))
-    by_prompt = points.groupby(["height", "width", "prompt"])[["ln", "entropy"]].mean().reset_index()
-    height, width = run.sweep.manifest.training_size
-    trained = by_prompt[(by_prompt["height"] == height) & (by_prompt["width"] == width)]
-    by_prompt["drift"] = by_prompt["entropy"] - by_prompt["prompt"].map(trained.set_index("prompt")["entropy"])
-    sizes = by_prompt.groupby(["height", "width"])
-    ends = {f"{name}_half_width": half_width(sizes[name]) for name in ("entropy", "drift")}
-    table = sizes[["ln", "entropy", "drift"]].mean().assign(**ends).reset_index()
-    ratio = [_ratio(size, run.sweep.manifest) for size in zip(table["height"], table["width"], strict=True)]
-    return table.rename(columns={"ln": "ln_tokens"}).assign(run=name, ratio=ratio)
-
-
-def _sampling(name: str, run: Report) -> pd.DataFrame:
-    """Return the mean entropy over the layers at the training size by timestep; empty if it was not sampled."""
-    height, width = run.sweep.manifest.training_size
-    frame = run.frame[(run.frame["height"] == height) & (run.frame["width"] == width)]
-    frame = visual(frame[frame["law"] == "original"])
-    by_layer = frame.groupby(["timestep", "prompt", "layer"])["entropy"].mean()
-    by_prompt = by_layer.groupby(["timestep", "prompt"]).mean().groupby("timestep")
-    table = pd.DataFrame({"entropy": by_prompt.mean(), "entropy_half_width": half_width(by_prompt)}).reset_index()
-    return table.assign(run=name)
-
-
-def _short(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(layer=table["layer"].map(short_name))
-
-
-def _wide(table: pd.DataFrame) -> pd.DataFrame:
-    """Return values with their errors: a row per layer, a column per run."""
-    bounds = table["bound"] if "bound" in table else [""] * len(table)
-    texts = [
-        f"{bound} {with_error(value, error)}".strip()
-        for value, error, bound in zip(table["value"], table["se"], bounds, strict=True)
-    ]
-    wide = _short(table).assign(text=texts).pivot(index="layer", columns="run", values="text")
-    order = dict.fromkeys(_short(table)["layer"])
-    return (
-        wide.reindex(index=order, columns=dict.fromkeys(table["run"]))
-        .fillna(UNKNOWN)
-        .rename_axis(columns=None, index="layer")
-        .reset_index()
-    )
-
-
-def _stacked(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Return the tables of all runs as one, with the run as the first column."""
-    parts = []
-    for name, table in tables.items():
-        table.insert(0, "run", name)
-        parts.append(table)
-    return pd.concat(parts, ignore_index=True)
-
-
-def _pooled_row(name: str, fit: Fit) -> dict[str, str]:
-    """Return a row of the table of pooled fits."""
-    law = fit.pooled
-    ranked = fit.rivals[fit.rivals["layer"] == POOLED].dropna().sort_values("error")
-    best = f"{ranked.iloc[0]['form']} ({number(ranked.iloc[0]['error'])} nats)" if len(ranked) > 1 else UNKNOWN
-    return {
-        "run": name,
-        "slope b": with_error(law.slope, law.slope_se),
-        "95 % interval": between(law.slope_low, law.slope_high),
-        "mean intercept a, nats": number(law.intercept),
-        "R²": f"{law.r_squared:.4f}",
-        "layers": str(len(fit.layers) - 1),
-        "prompts": str(law.prompts),
-        "best form, error on a size left out": best,
-    }
 
 
 def _setting(value: object) -> str:

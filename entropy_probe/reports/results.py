@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import AfterValidator, ConfigDict
 
 from entropy_probe.errors import InputError
-from entropy_probe.estimation import Derivation, Fit
+from entropy_probe.estimation import Calibration, Derivation, Fit
 from entropy_probe.evaluation import Outcome, Quality
 from entropy_probe.laws import ScalingLaw
 from entropy_probe.models import format_size, parse_size
@@ -61,6 +61,7 @@ class RunResults:
         derivation: how the law was derived, if it is known.
         entropy_maps: see `runs.entropy_maps.entropy_maps`.
         losses: tables of `LossCurve`, by the name of the number: `g` or `kappa`.
+        calibration: the calibrated law and its effect on the loss, if there is one.
         command: the command line that made the report, if any.
     """
 
@@ -71,6 +72,7 @@ class RunResults:
     derivation: Derivation | None = None
     entropy_maps: tuple[EntropyMap, ...] = ()
     losses: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    calibration: Calibration | None = None
     command: str | None = None
 
     @property

@@ -16,18 +16,22 @@ import pyarrow.parquet as pq
 
 from entropy_probe.errors import InputError
 from entropy_probe.escape import one_line
-from entropy_probe.estimation import Derivation, Fit
+from entropy_probe.estimation import Calibration, Derivation, Fit
 from entropy_probe.estimation import fit as fit_laws
 from entropy_probe.evaluation import Outcome
 from entropy_probe.laws import ScalingLaw
+from entropy_probe.plots import Format, Width
 from entropy_probe.plots.tables import summary as summary_table
 from entropy_probe.reports import page
+from entropy_probe.reports.alerts import alerts
+from entropy_probe.reports.gallery import gallery
+from entropy_probe.reports.publication import save_figures
 from entropy_probe.reports.results import RunResults, read_losses
 from entropy_probe.reports.run_details import missing_parts, run_facts, run_settings, run_tables
 from entropy_probe.reports.run_figures import run_figures
 from entropy_probe.reports.saved_files import PAGE_MARK, SavedFile, write_files
 from entropy_probe.reports.sentences import run_verdict
-from entropy_probe.reports.summary import PAPER, TERMS, alerts, overview, summary
+from entropy_probe.reports.summary import OVERVIEW_NOTE, PAPER, TERMS, overview, summary
 from entropy_probe.runs import Sweep, open_location
 from entropy_probe.runs.entropy_maps import EntropyMap, entropy_maps
 from entropy_probe.strict_json import to_strict_json
@@ -61,7 +65,7 @@ class Report(RunResults):
         def text(name: str) -> str | None:
             return made.run.read_text(name) if (made.run.path / name).exists() else None
 
-        law, outcome = text("law.json"), text("outcome.json")
+        law, outcome, calibrated = map(text, ("law.json", "outcome.json", "calibrated.json"))
         derivation = Derivation.from_json(law) if law else None
         return report(
             made,
@@ -69,6 +73,7 @@ class Report(RunResults):
             derivation=derivation,
             entropy_maps=entropy_maps(made, derivation.law if derivation else None),
             losses=read_losses(made),
+            calibration=Derivation.from_json(calibrated).calibration if calibrated else None,
             command=command,
         )
 
@@ -91,6 +96,8 @@ class Report(RunResults):
                 summary=summary(self),
                 alerts=alerts(self),
                 overview=overview(self),
+                overview_note=OVERVIEW_NOTE,
+                gallery=gallery(self),
                 terms=TERMS,
                 citation=PAPER,
                 verdict=self.verdict(),
@@ -127,6 +134,23 @@ class Report(RunResults):
         write_files(files, own_folder=self.sweep.run.path)
         return target
 
+    def save_figures(self, folder: str | Path, format: Format = "pdf", width: Width = "single") -> list[Path]:
+        """Write every figure and table for a paper to a folder; see `publication.save_figures`.
+
+        Args:
+            folder: the folder. It is created. Other files in it are not replaced.
+            format: `pdf`, `png` (600 dots per inch) or `svg`.
+            width: `single` column (3.3 inches) or `double` column (6.9 inches).
+
+        Returns:
+            The paths of the files.
+
+        Raises:
+            InputError: if the format or the width is unknown, or the folder cannot be written.
+        """
+        inside = open_location(folder).parent == self.sweep.run.path
+        return save_figures(self, folder, format, width, own_folder=inside)
+
     def _data_files(self, target: Path) -> dict[Path, SavedFile]:
         """Return the files next to the page."""
         table = pa.Table.from_pandas(self.frame, preserve_index=False)
@@ -144,7 +168,7 @@ class Report(RunResults):
         """Return the verdict, the settings and all numbers as JSON text. Unknown values are null."""
         fields = {
             "generator": "entropy-probe",
-            "summary": summary(self),
+            "summary": list(summary(self).values()),
             "alerts": alerts(self),
             "verdict": self.verdict(),
             "settings": run_settings(self),
@@ -166,6 +190,7 @@ def report(
     derivation: Derivation | None = None,
     entropy_maps: Sequence[EntropyMap] = (),
     losses: Mapping[str, pd.DataFrame] | None = None,
+    calibration: Calibration | None = None,
     command: str | None = None,
 ) -> Report:
     """Build a report of the results of a sweep. Missing results are left out, and the page names them.
@@ -178,6 +203,7 @@ def report(
         derivation: the result of `derive`, for the intervals of the factors and the rounds of refinement.
         entropy_maps: see `runs.entropy_maps.entropy_maps`.
         losses: tables of `LossCurve`, by the name of the number: `{"g": curve.table()}`.
+        calibration: a calibrated law with its losses. By default, that of `derivation`.
         command: the command line to show.
 
     Examples:
@@ -192,4 +218,6 @@ def report(
         law = law.law
     if law is None and derivation is not None:
         law = derivation.law
-    return Report(sweep, fit, law, outcome, derivation, tuple(entropy_maps), dict(losses or {}), command)
+    if calibration is None and derivation is not None:
+        calibration = derivation.calibration
+    return Report(sweep, fit, law, outcome, derivation, tuple(entropy_maps), dict(losses or {}), calibration, command)

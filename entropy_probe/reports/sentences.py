@@ -10,7 +10,8 @@ from entropy_probe.estimation import POOLED, Derivation, Fit, LogLaw
 from entropy_probe.evaluation.differences import LEVEL
 from entropy_probe.laws import Bound, Measured, ScalingLaw, format_factor
 from entropy_probe.models import short_name
-from entropy_probe.plots.tables import factors_with_intervals, span
+from entropy_probe.plots.numbers import span
+from entropy_probe.plots.tables import factors_with_intervals
 
 NAMED_LAYERS = 4
 """Maximum number of layers that a sentence names."""
