@@ -189,17 +189,18 @@ def test_fingerprint_changes_with_the_configuration_of_the_text_encoder(model, t
     assert fingerprint(load(model, device="cpu")) != fingerprint(tiny_pipeline)
 
 
-def test_run_with_an_old_fingerprint_is_resumed(tiny_pipeline, tmp_path):
+@pytest.mark.parametrize("version", [1, 2])
+def test_run_with_an_old_fingerprint_is_resumed(tiny_pipeline, tmp_path, version):
     """A run of entropy-probe 0.1.0 has a fingerprint of version 1. Its cells contain the hash of it."""
     grid = {"prompts": ["a"], "sizes": [(64, 64)], "steps": 1, "store": tmp_path / "run", "progress": False}
     new = sweep(tiny_pipeline, **{**grid, "store": tmp_path / "new"})
-    old = Manifest(**{**vars(new.manifest), "fingerprint": fingerprint(tiny_pipeline, version=1)})
+    old = Manifest(**{**vars(new.manifest), "fingerprint": fingerprint(tiny_pipeline, version)})
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "manifest.json").write_text(old.to_json())
     sweep(tiny_pipeline, **grid)
     assert sweep(tiny_pipeline, **{**grid, "sizes": [(64, 64), (32, 32)]}).manifest == old
     assert Sweep.open(tmp_path / "run", tiny_pipeline).frame()["entropy"].notna().all()
-    assert fingerprint_version(new.manifest.fingerprint) == 2
+    assert fingerprint_version(new.manifest.fingerprint) == 3
 
 
 def test_study_with_an_old_fingerprint_is_resumed(tiny_pipeline, tmp_path):
@@ -258,4 +259,4 @@ def test_slow_and_fast_tokenizers_have_fingerprints(tiny_pipeline, tiny_folder):
         fingerprint(SimpleNamespace(components={"tokenizer": kind.from_pretrained(tiny_folder / "tokenizer")}))
         for kind in (CLIPTokenizer, CLIPTokenizerFast)
     }
-    assert all(fingerprint_version(text) == 2 for text in found)
+    assert all(fingerprint_version(text) == 3 for text in found)

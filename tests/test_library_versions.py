@@ -26,7 +26,7 @@ def test_dtype_has_the_keyword_that_the_version_reads(monkeypatch, library, vers
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("reference", "2:337714e8ec2cf3f2"), ("reference-dit", "2:e6c86692545d2428")]
+    ("name", "expected"), [("reference", "3:337714e8ec2cf3f2"), ("reference-dit", "3:e6c86692545d2428")]
 )
 def test_fingerprint_is_the_same_with_all_versions(name, expected):
     """A law or a run of one machine is recognised on another. Update the texts when the bundled models change."""

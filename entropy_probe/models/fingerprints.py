@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from entropy_probe.attention import find_denoiser
 from entropy_probe.errors import InputError
 
-FINGERPRINT_VERSION = 2
-"""Version of the fingerprint. Version 1 ignored the tokenizers, and differed between versions of transformers. Its
-texts have no prefix."""
+FINGERPRINT_VERSION = 3
+"""Version of the fingerprint. Version 1 ignored the tokenizers, and its texts have no prefix. Versions 1 and 2 differed
+between versions of transformers."""
 
 _LOADING_SETTINGS = ("dtype", "torch_dtype", "transformers_version", "architectures")
 """Settings of a configuration that depend on how a model was loaded or saved. They are not part of its fingerprint."""
@@ -44,7 +44,7 @@ def fingerprint(pipeline: Any, version: int = FINGERPRINT_VERSION) -> str:
 
     Args:
         pipeline: a diffusers pipeline, or a denoiser alone.
-        version: version of the fingerprint; 1 for the files of entropy-probe 0.1.0. See `fingerprint_version`.
+        version: version of the fingerprint; 1 for the files of entropy-probe 0.1.0, 2 for later ones. See `fingerprint_version`.
 
     Raises:
         InputError: if weights are offloaded to a place where they cannot be read, or a tokenizer is damaged.
@@ -60,13 +60,13 @@ def fingerprint(pipeline: Any, version: int = FINGERPRINT_VERSION) -> str:
     digest = hashlib.blake2b(digest_size=8)
     components = getattr(pipeline, "components", None) or {"denoiser": find_denoiser(pipeline)}
     for name, component in sorted(components.items()):
-        settings = _all_settings(component) if version == 1 else _own_settings(component)
+        settings = _own_settings(component) if version > 2 else _all_settings(component)
         digest.update(f"{name} {type(component).__name__}".encode())
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         if isinstance(component, nn.Module):
             _hash_weights(digest, component, version)
         if isinstance(component, PreTrainedTokenizerBase) and version > 1:
-            digest.update(json.dumps(_tokenizer(component), sort_keys=True, default=str).encode())
+            digest.update(json.dumps(_tokenizer(component, version), sort_keys=True, default=str).encode())
     return digest.hexdigest() if version == 1 else f"{version}:{digest.hexdigest()}"
 
 
@@ -81,7 +81,7 @@ def fingerprint_version(text: str) -> int:
 
 
 def _all_settings(component: Any) -> dict[str, Any]:
-    """Return the settings of a configuration, as version 1 hashes them."""
+    """Return the settings of a configuration, as versions 1 and 2 hash them."""
     config: Any = getattr(component, "config", None)
     settings: dict[str, Any] = config.to_dict() if hasattr(config, "to_dict") else dict(config or {})
     return {
@@ -102,7 +102,7 @@ def _own_settings(component: Any) -> dict[str, Any]:
     return {key: v for key, v in own.items() if not key.startswith("_") and key not in _LOADING_SETTINGS}
 
 
-def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _tokenizer(tokenizer: PreTrainedTokenizerBase, version: int) -> dict[str, Any]:
     """Return what determines the tokens of a text, in a form that all versions of transformers share."""
     vocabulary = tokenizer.get_vocab()
     if max(vocabulary.values(), default=0) >= MAX_TOKENS:  # the tokenizers library would allocate memory for all ids
@@ -111,20 +111,20 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         )
     return {
         "vocabulary": vocabulary,
-        "merges": _merges(tokenizer),
+        "merges": _merges(tokenizer, version),
         "max_length": tokenizer.model_max_length,
         "padding": (tokenizer.pad_token_id, tokenizer.padding_side),
         "tokens": _probe_tokens(tokenizer),
     }
 
 
-def _merges(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the merges of a byte-pair encoding in their order. Slow tokenizers call them ranks."""
+def _merges(tokenizer: PreTrainedTokenizerBase, version: int) -> list[str]:
+    """Return the merges of a byte-pair encoding in their order. Slow tokenizers call them ranks; version 2 had none."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         pairs = json.loads(backend.to_str())["model"].get("merges") or ()
     else:
-        ranks: dict[tuple[str, str], int] = getattr(tokenizer, "bpe_ranks", {})
+        ranks: dict[tuple[str, str], int] = getattr(tokenizer, "bpe_ranks", {}) if version > 2 else {}
         pairs = sorted(ranks, key=ranks.__getitem__)
     return [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
 
@@ -142,7 +142,7 @@ def _probe_tokens(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 def _hash_weights(digest: hashlib.blake2b, component: nn.Module, version: int) -> None:
     """Add the weights, the buffers and the state of PEFT adapters to a hash."""
     weights = _weights(component)
-    if version > 1:
+    if version > 2:
         weights = dict(sorted((name.removeprefix(_CLIP_PREFIX), values) for name, values in weights.items()))
     for name, values in weights.items():
         if type(values).__module__.startswith("torchao."):  # these tensors have no bytes that can be viewed
