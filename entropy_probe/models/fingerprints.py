@@ -119,7 +119,7 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase, version: int) -> dict[str, An
 
 
 def _merges(tokenizer: PreTrainedTokenizerBase, version: int) -> list[str]:
-    """Return the merges of a byte-pair encoding in their order. Slow tokenizers call them ranks; version 2 had none."""
+    """Return the merges of a byte-pair encoding in order. Slow tokenizers call them ranks; version 2 had none."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         pairs = json.loads(backend.to_str())["model"].get("merges") or ()
