@@ -44,7 +44,8 @@ def fingerprint(pipeline: Any, version: int = FINGERPRINT_VERSION) -> str:
 
     Args:
         pipeline: a diffusers pipeline, or a denoiser alone.
-        version: version of the fingerprint; 1 for the files of entropy-probe 0.1.0, 2 for later ones. See `fingerprint_version`.
+        version: version of the fingerprint; 1 for the files of entropy-probe 0.1.0, 2 for later ones. See
+            `fingerprint_version`.
 
     Raises:
         InputError: if weights are offloaded to a place where they cannot be read, or a tokenizer is damaged.
