@@ -25,6 +25,7 @@ from entropy_probe.attention.measuring import (
     as_computed,
     measure,
     measure_curve,
+    undisturbed,
     unmeasurable,
 )
 from entropy_probe.attention.observer import Observer
@@ -198,19 +199,8 @@ class _Recorder:
         if reason := unmeasurable(call):
             captured.unmeasured[call.layer, reason] += 1
             return
-        call, device = as_computed(call), call.query.device.type
-        gradients, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled(device)
-        try:  # without torch's contexts: an interruption at their end would leave gradients or autocast disabled
-            torch._C._set_grad_enabled(False)
-            if autocast:  # it would round the products of the measurement to half precision
-                torch.set_autocast_enabled(device, False)
-            self._measure(call)
-        finally:
-            try:
-                torch._C._set_grad_enabled(gradients)
-            finally:
-                if autocast:
-                    torch.set_autocast_enabled(device, True)
+        own = as_computed(call)
+        undisturbed(call.query.device.type, lambda: self._measure(own))
 
     def _measure(self, call: AttentionCall) -> None:
         captured, budget = self.captured, self.budget

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from entropy_probe.attention.compiling import is_compiled, runs_uncompiled
 from entropy_probe.attention.forwards import TIMESTEPS
 from entropy_probe.errors import CaptureError, InputError
 
@@ -86,7 +87,7 @@ def takes_timestep(module: nn.Module) -> bool:
 def unwrap(module: nn.Module) -> nn.Module:
     """Return the module inside wrappers whose `forward` takes only `*args` and `**kwargs`.
 
-    A compiled module is not unwrapped, because its graph does not call the module inside.
+    A compiled module is unwrapped only while it runs uncompiled, because its graph does not call the module inside.
 
     Raises:
         CaptureError: for DataParallel on several devices, which runs copies of the module inside.
@@ -96,16 +97,18 @@ def unwrap(module: nn.Module) -> nn.Module:
             "DataParallel runs a copy of the model on each device, and the copies cannot be measured or scaled: use "
             "DistributedDataParallel, or pass the module inside and run it on one device"
         )
-    while not _is_compiled(module) and _only_passes_arguments_on(type(module).forward):
-        inner = _inner(module)
-        if inner is None:
-            return module
+    while (inner := _inside(module)) is not None:
         module = inner
     return module
 
 
-def _is_compiled(module: nn.Module) -> bool:
-    return isinstance(module, torch.jit.ScriptModule) or "_orig_mod" in module._modules
+def _inside(module: nn.Module) -> nn.Module | None:
+    """Return the module that a wrapper passes its arguments on to; None if the module is not a wrapper."""
+    if (compiled := module._modules.get("_orig_mod")) is not None:
+        return compiled if runs_uncompiled() else None
+    if isinstance(module, torch.jit.ScriptModule) or not _only_passes_arguments_on(type(module).forward):
+        return None
+    return _inner(module)
 
 
 @functools.lru_cache(maxsize=256)  # each forward pass asks
@@ -175,15 +178,12 @@ def refuse_compiled(denoiser: nn.Module) -> None:
                 f"{name or 'the model'} is compiled by TorchScript, whose attention calls cannot be measured or "
                 "scaled: pass the model as it was before torch.jit.script or torch.jit.trace"
             )
-        forward = module.__dict__.get("forward")
-        if (
-            module._compiled_call_impl is not None
-            or "_orig_mod" in module._modules
-            or hasattr(forward, "_torchdynamo_orig_callable")
-        ):
+        if is_compiled(module) and not runs_uncompiled():
             kind = type(getattr(module, "_orig_mod", module)).__name__
             place = f" (layer {name!r})" if name else ""
             raise CaptureError(
                 f"{kind}{place} is compiled by torch.compile, and the attention calls of a compiled graph cannot be "
-                "measured or scaled: load the pipeline again without compiling it, or apply the law before you compile"
+                'measured or scaled: open the context inside `with torch.compiler.set_stance("force_eager"):` (torch '
+                "2.6), which runs the model uncompiled. To keep it compiled, apply a law before you compile, or write "
+                "the law into the weights with `entropy-probe export LAW --to weights`"
             )
