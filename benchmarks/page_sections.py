@@ -138,16 +138,16 @@ def training(found: dict[str, Any]) -> str:
     rows = []
     for case in found["cases"]:
         seconds = case["seconds"]
-        ratios = [multiple(ratio(seconds, way, "plain")) for way in ("not measured", "measured")]
         rows.append(
-            [MODELS[case["model"]], f"{case['size']} px", case["batch"], duration(median(seconds["plain"])), *ratios,
-             f"{100 * overhead(seconds) - 100:+.2f} %", len(seconds["plain"])]
+            [MODELS[case["model"]], f"{case['size']} px", case["batch"], duration(median(seconds["plain"])),
+             multiple(ratio(seconds, "measured", "plain")), f"{1e6 * case['context']:.1f} µs",
+             f"{100 * overhead(case) - 100:+.3f} %", len(seconds["plain"])]
         )  # fmt: skip
-    columns = ("model", "size", "batch", "plain step", "not measured", "measured", f"1 of {EVERY} measured", "rounds")
+    columns = ("model", "size", "batch", "plain step", "measured step", "other steps", f"{EVERY} steps", "rounds")
     return f"""## Training
 
-Time of a training step (forward, backward, AdamW) in the context of an `EntropyMonitor`, as a multiple of a plain step:
-a step that is not measured, a measured step, and the mean of {EVERY} steps of which one is measured.
+Time of a training step (forward, backward, AdamW) that `EntropyMonitor` measures, as a multiple of a plain step; the time
+that its context adds to the other steps; and the overhead of {EVERY} steps of which one is measured.
 
 {table(columns, rows)}"""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 
-from benchmarks.measure import ratio, time_in_rounds
+from benchmarks.measure import default_clock, four_digits, time_in_rounds
 from benchmarks.models import pipeline
 from entropy_probe.callbacks import EntropyMonitor
 
@@ -40,7 +41,7 @@ def training_step(model: str, size: int, batch: int) -> tuple[Any, Callable[[], 
 
 
 def case(model: str, size: int, batch: int, seconds: float) -> dict[str, Any]:
-    """Time one training step: plain, in the context of a step that is not measured, and measured."""
+    """Time one training step, plain and measured, and the context of a step that is not measured."""
     unet, step = training_step(model, size, batch)
     monitor = EntropyMonitor(unet, every=EVERY)
     numbers = iter(range(EVERY, 10**9, EVERY))
@@ -55,7 +56,6 @@ def case(model: str, size: int, batch: int, seconds: float) -> dict[str, Any]:
     times = time_in_rounds(
         {
             "plain": run(nullcontext),
-            "not measured": run(lambda: monitor.step(1)),
             "measured": run(lambda: monitor.step(next(numbers))),
         },
         seconds,
@@ -67,12 +67,24 @@ def case(model: str, size: int, batch: int, seconds: float) -> dict[str, Any]:
         "batch": batch,
         "every": EVERY,
         "seconds": times,
+        "context": context(monitor),
     }
 
 
-def overhead(times: dict[str, list[float]]) -> float:
+def context(monitor: EntropyMonitor, repeats: int = 10_000) -> float:
+    """Return the seconds of the context of a step that is not measured."""
+    clock = default_clock()
+    began = clock()
+    for _ in range(repeats):
+        with monitor.step(1):
+            pass
+    return four_digits((clock() - began) / repeats)
+
+
+def overhead(case: dict[str, Any]) -> float:
     """Return the time of `EVERY` steps, one of them measured, relative to plain steps."""
-    return ((EVERY - 1) * ratio(times, "not measured", "plain") + ratio(times, "measured", "plain")) / EVERY
+    plain, measured = (statistics.median(case["seconds"][way]) for way in ("plain", "measured"))
+    return ((EVERY - 1) * (plain + case["context"]) + measured) / (EVERY * plain)
 
 
 def run(quick: bool) -> dict[str, Any]:
