@@ -146,8 +146,8 @@ def training(found: dict[str, Any]) -> str:
     columns = ("model", "size", "batch", "plain step", "measured step", "other steps", f"{EVERY} steps", "rounds")
     return f"""## Training
 
-Time of a training step (forward, backward, AdamW) that `EntropyMonitor` measures, as a multiple of a plain step; the time
-that its context adds to the other steps; and the overhead of {EVERY} steps of which one is measured.
+Time of a training step (forward, backward, AdamW) that `EntropyMonitor` measures, as a multiple of a plain step; the
+time that its context adds to the other steps; and the overhead of {EVERY} steps of which one is measured.
 
 {table(columns, rows)}"""
 

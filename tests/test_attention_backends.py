@@ -7,12 +7,12 @@ import pytest
 import torch
 from diffusers.models import attention_processor as processors
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, attention_backend
+from families import FAMILIES
 
 from entropy_probe import capture
 from entropy_probe.attention import attention_layers
 from entropy_probe.attention.backends import NATIVE_PROCESSORS
 from entropy_probe.errors import CaptureError, InputError
-from tests.families import FAMILIES
 
 UNAVAILABLE = ["flash", "_flash_3_hub", "sage", "sage_hub", "xformers"]
 """Backends that are not installed here: layers that select them cannot run."""

@@ -15,6 +15,7 @@ from entropy_probe.laws.json_format import to_json
 from entropy_probe.laws.origin import Origin, origin_of
 from entropy_probe.laws.resolving import resolve
 from entropy_probe.laws.scaled_weights import write_scaled_weights
+from entropy_probe.laws.scaling import Tokens, check_tokens
 from entropy_probe.laws.site import ScalingLaw, changes_with_noise
 from entropy_probe.models import Size
 from entropy_probe.paths import is_folder
@@ -29,6 +30,7 @@ def export(
     *,
     size: Size | None = None,
     model: Any = None,
+    tokens: Tokens = "image",
 ) -> Path:
     """Write a law in a form that works without this package.
 
@@ -44,6 +46,8 @@ def export(
         out: the file or folder to write. An existing file is overwritten.
         size: (height, width) in pixels. `comfyui` does not need it.
         model: the pipeline. Only a derived law can be exported without it, and not to `weights`.
+        tokens: what N and T count in joint attention: `image` tokens only, or `all` tokens; see `scaled`. `all` counts
+            the text tokens of a prompt of the pipeline's default length, needs the model, and not `comfyui`.
 
     Returns:
         The path of the file or folder.
@@ -60,6 +64,7 @@ def export(
     """
     if to not in get_args(Target):
         raise InputError(f"to must be {', '.join(get_args(Target))}, got {to!r:.100}")
+    check_tokens(tokens)
     resolved, target = resolve(law), Path(out)
     origin = origin_of(resolved)
     if changes_with_noise(resolved):
@@ -67,14 +72,19 @@ def export(
             f"the {resolved.name} law changes with the noise level, so it is not one number per layer and cannot be "
             "exported: apply it with entropy_probe.scaled"
         )
+    if tokens == "all" and (to == "comfyui" or model is None):
+        raise InputError(
+            "tokens='all' needs the model, and cannot be exported to comfyui, whose node counts image tokens: give "
+            "--model, or use --tokens image"
+        )
     if to == "comfyui":
         return _write_node(resolved, _origin(resolved, model), target)
     if size is None:
         raise InputError(f"--to {to} needs the image size: give --size HEIGHTxWIDTH, or size=(height, width)")
     if model is not None:
-        factors = factors_of_model(resolved, model, size)
+        factors = factors_of_model(resolved, model, size, tokens)
         if to == "weights":
-            write_scaled_weights(resolved, factors, model, size, target)
+            write_scaled_weights(resolved, factors, model, size, target, tokens)
             return target
         return _write_module(resolved, factors, _model_name(model), size, target)
     if to == "weights" or origin is None:
