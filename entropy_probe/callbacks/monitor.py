@@ -78,15 +78,9 @@ class EntropyMonitor:
         rows: int = 256,
         collapse: float = 0.05,
     ) -> None:
-        for name, value in (("every", every), ("rows", rows)):
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-                raise InputError(f"{name} must be a positive integer, got {value!r:.100}")
-        if not isinstance(collapse, Real) or not 0 <= collapse < 1:
-            raise InputError(f"collapse must be a fraction of ln K from 0 to below 1, got {collapse!r:.100}")
+        _check_numbers(collapse, every=every, rows=rows)
         self._model = model
-        with uncompiled(find_denoiser(model)):
-            names = attention_layers(find_denoiser(model))
-            self._layers = select_layers(names, layers)
+        self._layers = select_layers(_layer_names(model), layers)
         self._log = None if log is None else log_function(log)
         self._csv = None if csv is None else _checked_csv(Path(csv))
         self._every, self._rows, self._collapse = int(every), int(rows), float(collapse)
@@ -169,6 +163,21 @@ class EntropyMonitor:
         if key not in self._warned:
             self._warned.add(key)
             warnings.warn(message, stacklevel=5)
+
+
+def _check_numbers(collapse: Any, **counts: Any) -> None:
+    """Raise InputError for a count that is not a positive integer, or a fraction that is out of range."""
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{name} must be a positive integer, got {value!r:.100}")
+    if not isinstance(collapse, Real) or not 0 <= collapse < 1:
+        raise InputError(f"collapse must be a fraction of ln K from 0 to below 1, got {collapse!r:.100}")
+
+
+def _layer_names(model: Any) -> list[str]:
+    """Return the names of the attention layers, without the prefixes of compiled modules."""
+    with uncompiled(find_denoiser(model)):
+        return attention_layers(find_denoiser(model))
 
 
 def _checked_csv(path: Path) -> Path:
