@@ -170,7 +170,7 @@ def _check_numbers(collapse: Any, **counts: Any) -> None:
     for name, value in counts.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise InputError(f"{name} must be a positive integer, got {value!r:.100}")
-    if not isinstance(collapse, Real) or not 0 <= collapse < 1:
+    if not isinstance(collapse, Real) or not 0 <= float(collapse) < 1:
         raise InputError(f"collapse must be a fraction of ln K from 0 to below 1, got {collapse!r:.100}")
 
 
