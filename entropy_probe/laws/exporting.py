@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from entropy_probe.attention import Denoisers, find_denoiser
 from entropy_probe.errors import InputError
 from entropy_probe.laws import comfyui_node, portable
 from entropy_probe.laws.factor_table import LayerFactor, factors_of_model, factors_of_origin, origin_of_model
@@ -76,6 +77,11 @@ def export(
         raise InputError(
             "tokens='all' needs the model, and cannot be exported to comfyui, whose node counts image tokens: give "
             "--model, or use --tokens image"
+        )
+    if model is not None and isinstance(find_denoiser(model), Denoisers):
+        raise InputError(
+            f"{type(model).__name__} has two denoisers, and export writes the factors of one: use "
+            "entropy_probe.scaled, which scales both"
         )
     if to == "comfyui":
         return _write_node(resolved, _origin(resolved, model), target)

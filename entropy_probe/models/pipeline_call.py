@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from entropy_probe.attention import find_denoiser
+from entropy_probe.attention import find_denoiser, parts_of_denoiser
 from entropy_probe.errors import CaptureError, InputError
 from entropy_probe.models.sizes import Size, at_exact_size, format_size, image_arguments, training_size
 
@@ -139,7 +139,8 @@ def explain_missing(pipeline: Any, given: Mapping[str, Any]) -> Iterator[None]:
         yield
         return
     ran: list[bool] = []
-    hook = find_denoiser(pipeline).register_forward_pre_hook(lambda *_: ran.append(True))
+    parts = parts_of_denoiser(find_denoiser(pipeline)).values()
+    hooks = [part.register_forward_pre_hook(lambda *_: ran.append(True)) for part in parts]
     try:
         yield
     except (InputError, CaptureError):
@@ -151,7 +152,8 @@ def explain_missing(pipeline: Any, given: Mapping[str, Any]) -> Iterator[None]:
             f"{_missing(type(pipeline).__name__, missing)} (it raised: {' '.join(str(error).split())[:200]})"
         ) from error
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def images(value: Any) -> list[Any]:
