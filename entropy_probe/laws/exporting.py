@@ -63,25 +63,13 @@ def export(
     ...     "scaled_dot_product_attention" in file.read_text()
     True
     """
-    if to not in get_args(Target):
-        raise InputError(f"to must be {', '.join(get_args(Target))}, got {to!r:.100}")
-    check_tokens(tokens)
+    _check_arguments(to, model, tokens)
     resolved, target = resolve(law), Path(out)
     origin = origin_of(resolved)
     if changes_with_noise(resolved):
         raise InputError(
             f"the {resolved.name} law changes with the noise level, so it is not one number per layer and cannot be "
             "exported: apply it with entropy_probe.scaled"
-        )
-    if tokens == "all" and (to == "comfyui" or model is None):
-        raise InputError(
-            "tokens='all' needs the model, and cannot be exported to comfyui, whose node counts image tokens: give "
-            "--model, or use --tokens image"
-        )
-    if model is not None and isinstance(find_denoiser(model), Denoisers):
-        raise InputError(
-            f"{type(model).__name__} has two denoisers, and export writes the factors of one: use "
-            "entropy_probe.scaled, which scales both"
         )
     if to == "comfyui":
         return _write_node(resolved, _origin(resolved, model), target)
@@ -96,6 +84,27 @@ def export(
     if to == "weights" or origin is None:
         raise InputError(f"--to {to} needs the model for the {resolved.name} law: give --model, or model=")
     return _write_module(resolved, factors_of_origin(resolved, origin, size), origin.model, size, target)
+
+
+def _check_arguments(to: object, model: Any, tokens: object) -> None:
+    """Check the target, that a model has one denoiser, and that all tokens can be counted.
+
+    Raises:
+        InputError: naming the argument and the fix.
+    """
+    if to not in get_args(Target):
+        raise InputError(f"to must be {', '.join(get_args(Target))}, got {to!r:.100}")
+    check_tokens(tokens)
+    if tokens == "all" and (to == "comfyui" or model is None):
+        raise InputError(
+            "tokens='all' needs the model, and cannot be exported to comfyui, whose node counts image tokens: give "
+            "--model, or use --tokens image"
+        )
+    if model is not None and isinstance(find_denoiser(model), Denoisers):
+        raise InputError(
+            f"{type(model).__name__} has two denoisers, and export writes the factors of one: use "
+            "entropy_probe.scaled, which scales both"
+        )
 
 
 def _origin(law: ScalingLaw, model: Any) -> Origin:

@@ -7,7 +7,7 @@ from entropy_probe.extras import name_missing_extra
 
 with name_missing_extra():
     from entropy_probe.plots.baselines import profile_changes
-    from entropy_probe.plots.comparison import drift_of_runs, growth_of_runs, layers_of_runs, timesteps_of_runs
+    from entropy_probe.plots.comparison import drift_of_runs, growth_of_runs, layers_of_runs, noise_levels_of_runs
     from entropy_probe.plots.drift import draw_drift, drift_by_law
     from entropy_probe.plots.entropy_growth import draw_law, entropy_by_layer, entropy_over_layers
     from entropy_probe.plots.images import draw_map, image_grid, image_strip, maps_over_images
@@ -44,10 +44,10 @@ __all__ = [
     "layers_of_runs",
     "loss_by_factor",
     "maps_over_images",
+    "noise_levels_of_runs",
     "page_theme",
     "profile_changes",
     "quality_by_kappa",
     "quality_by_law",
     "theme",
-    "timesteps_of_runs",
 ]

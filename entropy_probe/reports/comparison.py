@@ -14,7 +14,6 @@ import pandas as pd
 from scipy import stats
 
 from entropy_probe import plots
-from entropy_probe.attention import visual
 from entropy_probe.errors import InputError
 from entropy_probe.escape import one_line
 from entropy_probe.estimation import POOLED, Fit, LogLaw
@@ -32,6 +31,7 @@ from entropy_probe.plots.tables import (
     with_error,
 )
 from entropy_probe.reports import page
+from entropy_probe.reports.noise_levels import at_equal_levels, sampling_curve
 from entropy_probe.reports.page import Shown
 from entropy_probe.reports.run_details import COMPARED_IMAGES
 from entropy_probe.reports.run_report import Report
@@ -116,6 +116,17 @@ class RunComparison:
         ]  # fmt: skip
         return pd.DataFrame(rows)
 
+    def noise_levels(self) -> pd.DataFrame:
+        """Return the mean entropy at each step: `run`, `noise_level` (1 is noise), `entropy`, `entropy_half_width`.
+
+        It is the mean over the layers at the training size, without a law, in nats.
+        """
+        parts = [
+            sampling_curve(run.frame, run.sweep.manifest.training_size).assign(run=name)
+            for name, run in self.runs.items()
+        ]
+        return pd.concat(parts, ignore_index=True)[["run", "noise_level", "entropy", "entropy_half_width"]]
+
     def html(self) -> str:
         """Return the page. It is self-contained and makes no requests."""
         return page.render(
@@ -144,7 +155,12 @@ class RunComparison:
 
     def to_json(self) -> str:
         """Return the verdict and all numbers as JSON text. Unknown values are null."""
-        tables = {"slopes": self.slopes(), "factors": self.factors(), "drifts": self.drifts()}
+        tables = {
+            "slopes": self.slopes(),
+            "factors": self.factors(),
+            "drifts": self.drifts(),
+            "noise_levels": self.noise_levels(),
+        }
         pooled = [{"run": name, **vars(fit.pooled)} for name, fit in self._fits.items()]
         numbers: dict[str, Any] = {name: table.to_dict("records") for name, table in tables.items()}
         return to_strict_json({"verdict": self.verdict(), "pooled": pooled, **numbers})
@@ -171,13 +187,14 @@ class RunComparison:
             "The dotted line is the slope for logits whose variance does not depend on N.",
             partial(plots.layers_of_runs, _short(self.slopes()), "b, nats per unit of ln N", 1.0),
         )
-        sampling = pd.concat([_sampling(n, r) for n, r in self.runs.items()])
+        sampling = self.noise_levels()
         if len(sampling):
             yield Shown(
                 "Entropy during sampling",
-                "Mean over the layers at the training size of each model, without a law. Bands are 95 % intervals over "
-                "the prompts.",
-                partial(plots.timesteps_of_runs, sampling),
+                "Mean over the layers at the training size of each model, without a law, against the noise level, so "
+                "that runs with different schedulers and numbers of steps can be compared. A point is a step. Bands "
+                "are 95 % intervals over the prompts.",
+                partial(plots.noise_levels_of_runs, sampling),
             )
         if len(self.factors()):
             yield Shown(
@@ -200,6 +217,10 @@ class RunComparison:
             ),
             "Slope b of every layer": _wide(self.slopes()),
         }
+        equal = at_equal_levels(dict(iter(self.noise_levels().groupby("run", sort=False))))
+        if len(equal) and len(equal.columns) > 2:
+            named = equal.rename(columns={"noise_level": "noise level"})
+            tables["Entropy at equal noise levels, nats"] = named.map(number)
         if len(self.factors()):
             tables["Scale factor of every layer at N/T = 4"] = _wide(self.factors())
         outcomes = {name: run.outcome for name, run in self.runs.items() if run.outcome}
@@ -312,17 +333,6 @@ def _growth(name: str, run: Report) -> pd.DataFrame:
     table = sizes[["ln", "entropy", "drift"]].mean().assign(**ends).reset_index()
     ratio = [_ratio(size, run.sweep.manifest) for size in zip(table["height"], table["width"], strict=True)]
     return table.rename(columns={"ln": "ln_tokens"}).assign(run=name, ratio=ratio)
-
-
-def _sampling(name: str, run: Report) -> pd.DataFrame:
-    """Return the mean entropy over the layers at the training size by timestep; empty if it was not sampled."""
-    height, width = run.sweep.manifest.training_size
-    frame = run.frame[(run.frame["height"] == height) & (run.frame["width"] == width)]
-    frame = visual(frame[frame["law"] == "original"])
-    by_layer = frame.groupby(["timestep", "prompt", "layer"])["entropy"].mean()
-    by_prompt = by_layer.groupby(["timestep", "prompt"]).mean().groupby("timestep")
-    table = pd.DataFrame({"entropy": by_prompt.mean(), "entropy_half_width": half_width(by_prompt)}).reset_index()
-    return table.assign(run=name)
 
 
 def _short(table: pd.DataFrame) -> pd.DataFrame:
