@@ -18,7 +18,7 @@ from entropy_probe.attention import attention_layers, find_denoiser
 from entropy_probe.cli.main import app
 from entropy_probe.errors import CaptureError, InputError
 from entropy_probe.laws import applied
-from entropy_probe.models import layers, sample_images, training_size
+from entropy_probe.models import denoising_loss, layers, sample_images, training_size
 
 SIZES = {"Stable Diffusion XL": (64, 64), "Stable Diffusion 3": (64, 64), "Flux": (512, 512)}
 TOKENS = {"Stable Diffusion XL": 64, "Stable Diffusion 3": 64, "Flux": 64 * 64}
@@ -308,3 +308,5 @@ def test_two_denoisers_have_layers_and_no_export_or_loss(two_denoisers, tmp_path
     assert names == attention_layers(find_denoiser(pipeline))
     with pytest.raises(InputError, match="WanPipeline has two denoisers, and export writes the factors of one"):
         export("paper", "weights", tmp_path / "law", size=(64, 64), model=pipeline)
+    with pytest.raises(InputError, match="WanPipeline has two denoisers, each for a part of the noise levels"):
+        denoising_loss._conditioning(pipeline, ["a"], (64, 64))

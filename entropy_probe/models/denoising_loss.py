@@ -15,7 +15,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from entropy_probe.attention import find_denoiser
+from entropy_probe.attention import Denoisers, find_denoiser
 from entropy_probe.errors import InputError
 from entropy_probe.models.sizes import Size, at_exact_size, check_size
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 
 from entropy_probe.attention import (
     AttentionCall,
