@@ -15,7 +15,7 @@ with name_missing_extra():
     from entropy_probe.plots.losses import draw_loss, loss_by_factor
     from entropy_probe.plots.panels import Plot
     from entropy_probe.plots.quality import quality_by_kappa, quality_by_law
-    from entropy_probe.plots.scale_factors import draw_factors, factors_by_layer
+    from entropy_probe.plots.scale_factors import draw_factors, draw_head_factors, draw_step_factors, factors_by_layer
     from entropy_probe.plots.svg import inline_svg
     from entropy_probe.plots.theme import PALETTE, page_theme, theme
     from entropy_probe.plots.timesteps import draw_timesteps, entropy_against_timestep
@@ -25,10 +25,12 @@ __all__ = [
     "Plot",
     "draw_drift",
     "draw_factors",
+    "draw_head_factors",
     "draw_law",
     "draw_layers",
     "draw_loss",
     "draw_map",
+    "draw_step_factors",
     "draw_timesteps",
     "drift_by_law",
     "drift_of_runs",
