@@ -45,6 +45,7 @@ from entropy_probe.cli.settings import save_config
 from entropy_probe.cli.stages import derive_and_save, fit_and_save, validate_and_save
 from entropy_probe.errors import InputError
 from entropy_probe.extras import check_installed
+from entropy_probe.paths import is_file
 
 if TYPE_CHECKING:
     from entropy_probe.evaluation import Scorer
@@ -233,6 +234,8 @@ def sample(
         raise InputError(f"sample writes to a local folder, got {str(out)!r}: use a local folder for --out")
     if guidance_scale is not None:
         check_guidance(guidance_scale)
+    if len(parse_names(law)) > 1 and not is_file(law):
+        raise InputError(f"sample applies one law at a time, got {law!r:.200}: name one law, and repeat for the others")
     scaling_law = resolve(law)
     seed_list, given = parse_seeds(seeds or "0"), call.read()
     pipeline = load_pipeline(load.source(model), load.device, load.dtype)
