@@ -39,7 +39,7 @@ from entropy_probe.cli.options import (
     SizesOption,
     StepsOption,
 )
-from entropy_probe.cli.output import Messages, command_line, print_json, print_verdict
+from entropy_probe.cli.output import Messages, closing_rows, command_line, make_table, print_json, print_verdict
 from entropy_probe.cli.parsing import check_laws, parse_names, parse_seeds, parse_shard, parse_sizes
 from entropy_probe.cli.settings import save_config
 from entropy_probe.cli.stages import derive_and_save, fit_and_save, validate_and_save
@@ -146,7 +146,10 @@ def _analyse(sampled: Sweep, laws: str, max_rounds: int, scorer: Scorer | None, 
     outcome, _ = validate_and_save(sampled, laws, scorer, messages)
     law = derivation.law if derivation else None
     maps = entropy_maps(sampled, law)
-    return report(sampled, fitted, law, outcome, derivation=derivation, entropy_maps=maps, command=command_line())
+    page = report(sampled, fitted, law, outcome, derivation=derivation, entropy_maps=maps, command=command_line())
+    if rows := closing_rows(outcome):
+        messages.print(make_table(rows))
+    return page
 
 
 @app.command(
