@@ -72,11 +72,15 @@ def test_terminal_breaks_lines_between_words():
 def test_closing_table_has_a_verdict_for_each_size_and_law():
     def drift(law, removed, low, high, level="layer"):
         numbers = {"drift": 1.0, "low": 0.9, "high": 1.1, "noise": 0.01}
-        return Drift(law=law, size=(64, 128), level=level, removed=removed, removed_low=low, removed_high=high, **numbers)
+        return Drift(
+            law=law, size=(64, 128), level=level, removed=removed, removed_low=low, removed_high=high, **numbers
+        )
 
     drifts = drift("original", 0, 0, 0), drift("paper", 0.9, 0.8, 0.95), drift("log", 0.1, -0.2, 0.3)
     drifts += drift("bad", -0.5, -0.6, -0.4), drift("paper", 0.5, 0.4, 0.6, "head")
-    scores = [SimpleNamespace(law="paper", size=(64, 128), verdict=verdict) for verdict in ("better", "worse", "better")]
+    scores = [
+        SimpleNamespace(law="paper", size=(64, 128), verdict=verdict) for verdict in ("better", "worse", "better")
+    ]
     rows = closing_rows(SimpleNamespace(drifts=drifts, quality=SimpleNamespace(comparisons=scores)))
     assert [(row["law"], row["drift"]) for row in rows] == [
         ("paper", "smaller"), ("log", "undecided"), ("bad", "larger"),

@@ -171,7 +171,8 @@ def choose_scorer(metrics: str, images: Path | None, model: str) -> Scorer | Non
         )
     if CRITIC in networks and not bundled and images is None:
         raise InputError(
-            "the critic was trained on the drawings of the bundled models only: pass --real-images, or name a CLIP model"
+            "the critic was trained on the drawings of the bundled models only: pass --real-images, or name a CLIP "
+            "model"
         )
     if bundled and images is None:
         return replace(load_scorer(networks, bundled_images()), background=WHITE)

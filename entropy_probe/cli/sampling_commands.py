@@ -295,10 +295,19 @@ def _sample_and_save(
                 for seed in seeds:
                     sampled = sample_clips(pipeline, prompts, size, [seed] * len(prompts), **settings)
                     for number, (prompt, clip) in enumerate(zip(prompts, sampled, strict=True)):
-                        path = out / f"{number:02d}_{format_size(size)}_s{seed}_{law.name}.png"
+                        path = out / f"{number:02d}_{_slug(prompt)}_{format_size(size)}_s{seed}_{law.name}.png"
                         path.write_bytes(to_png(clip))
                         messages.print(str(path))
                         saved.append({"file": str(path), "prompt": prompt, "size": format_size(size), "seed": seed})
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror or error}") from error
     return saved
+
+
+def _slug(text: str) -> str:
+    """Return the start of a text for a file name.
+
+    >>> _slug("A red apple, 35 mm photo")
+    'a-red-apple-35-mm-photo'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:40].strip("-") or "image"

@@ -41,7 +41,13 @@ def derive_and_save(
         messages.print(f"round {result.number}: remaining drift {result.drift:.3f}{error} nats")
 
     derivation = derive(
-        sampled, method, rounds=rounds, level=level, images=images, progress=messages.stage("derive"), on_round=report_round
+        sampled,
+        method,
+        rounds=rounds,
+        level=level,
+        images=images,
+        progress=messages.stage("derive"),
+        on_round=report_round,
     )
     return derivation, sampled.run.write(law_file(method, level), derivation.to_json())
 

@@ -71,6 +71,9 @@ def sample_missing(
                 failures += queue.save(task, results)
     with delay_interrupt():
         run.remove_leftovers()
+        if missing:
+            failed = {failure.cell for failure in failures}
+            run.index([cell for cell in cells if cell not in failed])
     if failures:
         raise IncompleteError(
             f"{len(failures)} of {len(cells)} cells failed, the first with: {failures[0].reason}. The other cells are "
