@@ -123,7 +123,7 @@ def enlarge(sampled: Sweep, records: int, folder: Path) -> dict[str, Any]:
 def write_report(folder: str) -> dict[str, float]:
     """Write the report of a run directory; return its time in seconds and its memory in MiB."""
     began = time.perf_counter()
-    rise = peak_memory(lambda: Report.open(folder).save(Path(folder) / "report.html"))
+    rise = peak_memory(lambda: Report.open(folder).save(Path(folder) / "report.html", data=True))
     return {"seconds": four_digits(time.perf_counter() - began), "memory": round(rise)}
 
 

@@ -115,6 +115,8 @@ def goals_of(results: Results) -> Iterator[Goal]:
     if "startup" in results:
         seconds = median(results["startup"]["seconds"]["entropy-probe --help"])
         yield Goal("`entropy-probe --help`, seconds", "≤ 0.5", f"{seconds:.2f}", seconds <= 0.5)
+    if "growth" in results:
+        yield from _goals_of_growth(results["growth"]["records"]["reports"])
 
 
 def _goals_of_calls(cases: list[dict[str, Any]]) -> Iterator[Goal]:
@@ -146,6 +148,14 @@ def _goals_of_sampling(cases: list[dict[str, Any]]) -> Iterator[Goal]:
         measured = ", ".join(f"{v:.2f} ({MODELS[case['model']]})" for v, case in zip(values, chosen, strict=True))
         if chosen:
             yield Goal(name, f"≤ {limit:.2f}", measured, max(values) <= limit)
+
+
+def _goals_of_growth(reports: list[dict[str, Any]]) -> Iterator[Goal]:
+    for case in reports:
+        if case["records"] >= 10**7 and "seconds" in case:
+            seconds, memory = case["seconds"], case["memory"]
+            yield Goal("report of ten million records, seconds", "≤ 60", f"{seconds:.0f}", seconds <= 60)
+            yield Goal("report of ten million records, MiB", "≤ 2,048", f"{memory:,.0f}", memory <= 2048)
 
 
 def _goals_of_peers(cases: list[dict[str, Any]]) -> Iterator[Goal]:

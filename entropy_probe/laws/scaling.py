@@ -17,7 +17,7 @@ from entropy_probe.errors import InputError
 from entropy_probe.laws.formulas import Constant, Original
 from entropy_probe.laws.noise import NoiseLevel
 from entropy_probe.laws.origin import origin_of
-from entropy_probe.laws.site import Factor, ScalingLaw, Site, SiteLaw, factor_at
+from entropy_probe.laws.site import Factor, ScalingLaw, Site, factor_at
 from entropy_probe.statistics import default_scale
 
 MAX_BASE = 2**20
@@ -164,7 +164,7 @@ class Scaling:
             heads=call.query.shape[1],
             grid=None if now is None else (now.height, now.width),
             training_grid=None if then is None else (then.height, then.width),
-            noise_level=self._noise.of(call.forward) if isinstance(self.law, SiteLaw) else None,
+            noise_level=self._noise.of(call.forward) if hasattr(self.law, "factor_at") else None,
         )
 
     def warn_of_unscaled(self, model: Any, denoiser: nn.Module, observer: Observer) -> None:

@@ -44,7 +44,8 @@ def fingerprint(pipeline: Any, version: int = FINGERPRINT_VERSION) -> str:
 
     Args:
         pipeline: a diffusers pipeline, or a denoiser alone.
-        version: version of the fingerprint; 1 for the files of entropy-probe 0.1.0, 2 for later ones. See `fingerprint_version`.
+        version: version of the fingerprint; 1 for the files of entropy-probe 0.1.0, 2 for later ones. See
+            `fingerprint_version`.
 
     Raises:
         InputError: if weights are offloaded to a place where they cannot be read, or a tokenizer is damaged.
@@ -119,7 +120,7 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase, version: int) -> dict[str, An
 
 
 def _merges(tokenizer: PreTrainedTokenizerBase, version: int) -> list[str]:
-    """Return the merges of a byte-pair encoding in their order. Slow tokenizers call them ranks; version 2 had none."""
+    """Return the merges of a byte-pair encoding in order. Slow tokenizers call them ranks; version 2 had none."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         pairs = json.loads(backend.to_str())["model"].get("merges") or ()

@@ -13,6 +13,7 @@ from typing import Literal
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from entropy_probe.errors import InputError
@@ -203,13 +204,21 @@ class RunDirectory:
         """Add the images of finished cells to images/index.csv."""
         image_index.add_to_index(self.path / "images", finished)
 
-    def read(self, wanted: Iterable[Cell], columns: list[str] | None = None) -> pd.DataFrame:
+    def read(self, wanted: Iterable[Cell], columns: list[str] | None = None, *, curves: bool = True) -> pd.DataFrame:
         """Return the tables of cells as one table.
+
+        Args:
+            wanted: the cells.
+            columns: names of columns; None reads all.
+            curves: include the rows of the measured curves H(g), with `scale_factor` other than 1.
 
         Raises:
             InputError: if a cell is missing or damaged.
         """
-        return pa.concat_tables([self._table(cell, columns) for cell in wanted]).to_pandas()
+        tables = (self._table(cell, columns) for cell in wanted)
+        if not curves:  # before they are joined: most rows belong to curves
+            tables = (table.filter(pc.field("scale_factor") == 1.0) for table in tables)
+        return pa.concat_tables(tables).to_pandas(split_blocks=True, self_destruct=True)
 
     def remove_leftovers(self) -> None:
         """Remove temporary files of processes that were killed."""

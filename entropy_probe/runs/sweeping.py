@@ -81,8 +81,7 @@ class Sweep(Viewed):
         Raises:
             InputError: if a cell is missing or damaged.
         """
-        frame = self.run.read(self.grid.cells())
-        return frame if curves else frame[frame["scale_factor"] == 1.0].reset_index(drop=True)
+        return self.run.read(self.grid.cells(), curves=curves)
 
     @classmethod
     def open(cls, path: str | Path, pipeline: Any = None, *, pipeline_kwargs: Mapping[str, Any] | None = None) -> Sweep:
