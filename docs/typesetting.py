@@ -15,7 +15,7 @@ from typing import Any
 from latex2mathml.converter import convert
 from mkdocs.utils import get_relative_url
 
-LONG = 10
+LONG = 9
 RESULTS = {"results.md", "defects.md", "performance.md", "reliability.md", "scenes.md"}
 """Pages whose long tables are folded. The tables of other pages are references."""
 
@@ -25,6 +25,8 @@ FORMULA = re.compile(
 )
 MARK = "\ue000{}\ue001"
 """Stands for a formula while Markdown is converted, so that Markdown does not change it."""
+
+SPACED_LN = '<mo form="prefix" lspace="0.17em" rspace="0.17em">ln</mo>'
 
 ENTRY = re.compile(r"<p><strong>([^<]+)\.</strong>")
 COMMON = {
@@ -44,7 +46,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         formula = match["block"] or match["inline"]
         if formula is None:
             return match[0]
-        page.formulas.append(convert(formula.strip(), display="block" if match["block"] else "inline"))
+        mathml = convert(formula.strip(), display="block" if match["block"] else "inline")
+        page.formulas.append(mathml.replace("<mi>ln</mi>", SPACED_LN))
         return MARK.format(len(page.formulas) - 1)
 
     return FORMULA.sub(mark, markdown)
@@ -104,7 +107,7 @@ def link_terms(content: str, targets: dict[str, str], glossary: str) -> str:
                 target = left.pop(match[1].lower(), None)
                 return f'<a href="{glossary}#{target}" class="term">{match[0]}</a>' if target else match[0]
 
-            part = re.sub(rf"\b({names})s?\b", link, part, flags=re.I)
+            part = re.sub(rf"(?<![\w-])({names})s?(?![\w-])", link, part, flags=re.I)
         parts.append(part)
     return "".join(parts)
 
