@@ -20,14 +20,21 @@ from typing import Any
 from benchmarks import page
 from benchmarks.measure import RESULTS, ROOT, restart_with_steady_memory, save
 
-PARTS = ("startup", "calls", "sampling", "peers", "growth")
+PARTS = ("startup", "calls", "sampling", "training", "peers", "growth")
 
 
 def measure_part(part: str, quick: bool) -> dict[str, Any]:
     """Run one part and return its results."""
-    from benchmarks import calls, growth, peers, sampling, startup
+    from benchmarks import calls, growth, peers, sampling, startup, training
 
-    modules = {"startup": startup, "calls": calls, "sampling": sampling, "peers": peers, "growth": growth}
+    modules = {
+        "startup": startup,
+        "calls": calls,
+        "sampling": sampling,
+        "training": training,
+        "peers": peers,
+        "growth": growth,
+    }
     began = time.monotonic()
     results = modules[part].run(quick)
     return {"quick": quick, "minutes": round((time.monotonic() - began) / 60, 1), **results}

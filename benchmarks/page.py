@@ -13,6 +13,7 @@ from benchmarks.formatting import extra, is_default, median, operands, span, tab
 from benchmarks.gpu import page as gpu_sections
 from benchmarks.measure import ratio
 from benchmarks.page_sections import MEMORY_NOISE, MODELS, ROWS_WHILE_SAMPLING, SAMPLED_SELF
+from benchmarks.training import EVERY, overhead
 
 Results = dict[str, dict[str, Any]]
 """The results by part."""
@@ -68,6 +69,7 @@ def sections(results: Results) -> Iterator[str]:
     for part, section in (
         ("calls", page_sections.calls),
         ("sampling", page_sections.sampling),
+        ("training", page_sections.training),
         ("peers", page_sections.peers),
         ("growth", page_sections.growth),
         ("startup", page_sections.startup),
@@ -110,6 +112,10 @@ def goals_of(results: Results) -> Iterator[Goal]:
         yield from _goals_of_calls(results["calls"]["cases"])
     if "sampling" in results:
         yield from _goals_of_sampling(results["sampling"]["cases"])
+    if "training" in results:
+        ratios = [overhead(case) for case in results["training"]["cases"]]
+        name = f"training, one of {EVERY} steps monitored / plain"
+        yield Goal(name, "≤ 1.02", f"{min(ratios):.4f} to {max(ratios):.4f}", max(ratios) <= 1.02)
     if "peers" in results:
         yield from _goals_of_peers(results["peers"]["cases"])
     if "startup" in results:

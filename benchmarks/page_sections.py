@@ -10,6 +10,7 @@ from benchmarks.formatting import duration, extra, is_default, median, multiple,
 from benchmarks.measure import ratio
 from benchmarks.sampling import MEMORY_WAYS
 from benchmarks.sampling import ROWS as ROWS_WHILE_SAMPLING
+from benchmarks.training import EVERY, overhead
 
 CALLS = ("flash", "flash, no kernel", SAMPLED, "chunked", "softmax, then sum", "dense")
 SAMPLED_SELF = f"self, {ROWS_WHILE_SAMPLING} rows"
@@ -131,6 +132,24 @@ Parts of the sampling time, measured by cProfile: opening and closing the captur
 in the kernel and around it. The profiler adds to the time of Python code:
 
 {table(("model", "size", "N", "captured", "opening", "measuring", "in the kernel", "around it"), inside)}"""
+
+
+def training(found: dict[str, Any]) -> str:
+    rows = []
+    for case in found["cases"]:
+        seconds = case["seconds"]
+        rows.append(
+            [MODELS[case["model"]], f"{case['size']} px", case["batch"], duration(median(seconds["plain"])),
+             multiple(ratio(seconds, "measured", "plain")), f"{1e6 * case['context']:.1f} µs",
+             f"{100 * overhead(case) - 100:+.3f} %", len(seconds["plain"])]
+        )  # fmt: skip
+    columns = ("model", "size", "batch", "plain step", "measured step", "other steps", f"{EVERY} steps", "rounds")
+    return f"""## Training
+
+Time of a training step (forward, backward, AdamW) that `EntropyMonitor` measures, as a multiple of a plain step; the
+time that its context adds to the other steps; and the overhead of {EVERY} steps of which one is measured.
+
+{table(columns, rows)}"""
 
 
 def peers(found: dict[str, Any]) -> str:

@@ -8,9 +8,11 @@ from entropy_probe import views
 from entropy_probe.version import __version__
 
 if TYPE_CHECKING:
+    from entropy_probe import callbacks as callbacks
     from entropy_probe import laws as laws
     from entropy_probe import reference as reference
     from entropy_probe.attention import capture as capture
+    from entropy_probe.callbacks import EntropyMonitor as EntropyMonitor
     from entropy_probe.errors import CaptureError as CaptureError
     from entropy_probe.errors import InputError as InputError
     from entropy_probe.estimation import derive as derive
@@ -31,10 +33,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CaptureError",
+    "EntropyMonitor",
     "InputError",
     "Sweep",
     "__version__",
     "apply",
+    "callbacks",
     "capture",
     "compare",
     "derive",
@@ -60,6 +64,8 @@ def __getattr__(name: str) -> Any:
     match name:
         case "capture":
             from entropy_probe import attention as home
+        case "EntropyMonitor":
+            from entropy_probe import callbacks as home
         case "CaptureError" | "InputError":
             from entropy_probe import errors as home
         case "load":
@@ -74,6 +80,10 @@ def __getattr__(name: str) -> Any:
             from entropy_probe import evaluation as home
         case "compare" | "explore" | "report":
             from entropy_probe import reports as home
+        case "callbacks":
+            import entropy_probe.callbacks as callbacks_package
+
+            return callbacks_package
         case "laws":
             import entropy_probe.laws as laws_package
 

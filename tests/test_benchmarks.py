@@ -163,5 +163,6 @@ def test_gpu_command_needs_a_gpu(tmp_path, monkeypatch):
 
 
 def test_page_in_docs_is_generated_from_the_stored_results():
-    assert {file.stem for file in RESULTS.glob("*.json")} == {"calls", "growth", "peers", "sampling", "startup"}
+    parts = {"calls", "growth", "peers", "sampling", "startup", "training"}
+    assert {file.stem for file in RESULTS.glob("*.json")} == parts
     assert (ROOT / "docs" / "performance.md").read_text() == page_of(RESULTS)

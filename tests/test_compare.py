@@ -175,3 +175,40 @@ def test_rejects_runs_that_cannot_be_compared(runs, tmp_path):
         compare([runs[0], tmp_path / "one"])
     with pytest.raises(InputError, match="cannot write"):
         compare(runs).save(tmp_path / "none" / "compare.html")
+
+
+def with_schedule(run, folder, timesteps):
+    """Copy a run whose denoiser gets other timesteps. The entropy is 1 + 3 times the noise level."""
+    shutil.copytree(run, folder)
+    swept = Sweep.open(folder)
+    flow = max(timesteps) <= 1
+    for cell in swept.grid.cells():
+        frame = pd.read_parquet(swept.run.cell_path(cell))
+        one = frame[frame["step"] == 0]
+        level = [t if flow else t / 1000 for t in timesteps]
+        level = [1 - own for own in level] if timesteps[0] < timesteps[-1] else level
+        steps = [
+            one.assign(step=number, timestep=float(t), entropy=np.float32(1 + 3 * own))
+            for number, (t, own) in enumerate(zip(timesteps, level, strict=True))
+        ]
+        swept.run.save(cell, pd.concat(steps), swept.image(cell.prompt, cell.size, cell.seed, cell.law))
+    return folder
+
+
+FEW, MANY = (1.0, 0.75, 0.5, 0.25), tuple(range(981, 0, -20))
+
+
+@pytest.mark.parametrize("few", [FEW, tuple(1 - t for t in FEW)], ids=["flow", "reversed flow"])
+def test_few_step_run_is_compared_at_equal_noise_levels(runs, tmp_path, few):
+    turbo = with_schedule(runs[1], tmp_path / "turbo", few)
+    base = with_schedule(runs[1], tmp_path / "many", MANY)
+    made = compare([turbo, base])
+    curves = made.noise_levels().set_index("run")
+    assert len(curves.loc["turbo"]) == 4
+    assert curves.loc["turbo", "noise_level"].tolist() == pytest.approx(FEW)
+    assert curves.loc["many", "noise_level"].tolist() == pytest.approx([t / 1000 for t in MANY])
+    table = made._tables()["Entropy at equal noise levels, nats"]
+    assert table["noise level"].tolist() == ["0.750", "0.500", "0.250"]  # 1.0 is outside the other run
+    assert table["turbo"].tolist() == table["many"].tolist() == ["3.250", "2.500", "1.750"]
+    assert "Entropy at equal noise levels, nats" in made.html()
+    assert len(json.loads(made.to_json())["noise_levels"]) == 54

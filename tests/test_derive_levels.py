@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from entropy_probe import derive, scaled, sweep, validate
@@ -13,8 +14,9 @@ from entropy_probe.cli.main import app
 from entropy_probe.errors import InputError
 from entropy_probe.estimation import Derivation, factor_count
 from entropy_probe.estimation.levels import law_of_parts, layer_of, noise_levels, part_labels
-from entropy_probe.laws import Measured, MeasuredHeads, MeasuredSteps, Paper, Site, from_json, to_json
+from entropy_probe.laws import HeadEntropy, Measured, MeasuredHeads, MeasuredSteps, Paper, Site, from_json, to_json
 from entropy_probe.laws.origin import origin_of
+from entropy_probe.plots import views
 
 SIZES = [(32, 32), (64, 64), (96, 96)]
 TWO = ((math.log(4), 2.0),)
@@ -116,3 +118,20 @@ def test_noise_levels_of_flows_and_of_reversed_times():
     assert noise_levels(times, 1000) == {0: 1.0, 1: 0.25}
     assert noise_levels(times.assign(timestep=[900.0, 900.0, 100.0]), 1000) == {0: 0.9, 1: 0.1}
     assert noise_levels(times.assign(timestep=[0.0, 0.0, 0.75]), 1000) == {0: 1.0, 1: 0.25}
+
+
+def test_plots_show_g_of_each_head_and_each_noise_level():
+    """The data of a figure equals `factor_at` of the law at the largest derived N/T."""
+    ratio = math.log(4)
+    heads = MeasuredHeads({"a": (((ratio, 2.0),), ((ratio, 1.5),)), "b": (((-ratio, 0.5), (ratio, 3.0)),)})
+    steps = MeasuredSteps((0.0, 1.0), {"a": ((((ratio, 1.0),), ((ratio, 2.0),)), (((ratio, 3.0),), ((ratio, 5.0),)))})
+    by_head = views.view(heads).draw(Figure().subplots())
+    assert by_head["scale_factor"].round(9).tolist() == [2.0, 1.5, 3.0]
+    assert by_head[["layer", "head"]].to_numpy().tolist() == [["a", 0], ["a", 1], ["b", 0]]
+    by_step = views.view(steps).draw(Figure().subplots())
+    assert by_step["noise_level"].tolist() == [0.0, 1.0]
+    assert by_step[["scale_factor", "low", "high"]].round(9).to_numpy().tolist() == [[1.5, 1, 2], [4, 3, 5]]
+    assert "<svg" in heads._repr_html_()
+    assert steps.plot().get_xlabel() == "noise level (noise to image)"
+    axes = views.plot(HeadEntropy({"a": (0.2, 1.0)}, g_min=1.0, g_max=1.3))
+    assert axes.get_xlabel() == "scale factor g at N/T = 4"

@@ -25,7 +25,7 @@ from entropy_probe import export, scaled
 from entropy_probe.attention import find_denoiser
 from entropy_probe.cli.main import app
 from entropy_probe.errors import InputError
-from entropy_probe.laws import Constant, HeadEntropy, Log, Measured, Origin, save_law, to_json
+from entropy_probe.laws import Constant, HeadEntropy, Log, Measured, Origin, Paper, save_law, to_json
 from entropy_probe.laws.factor_table import factors_of_model, factors_of_origin, origin_of_model
 from entropy_probe.laws.scaled_weights import query_weights
 from entropy_probe.models import load
@@ -122,6 +122,32 @@ def test_weights_give_the_same_image_with_another_backend(backend, tmp_path):
     pipeline.transformer.load_state_dict(load_file(path))
     with torch.no_grad(), attention_backend(backend):
         assert np.abs(sample(pipeline, size) - expected).max() < 1e-4
+
+
+def test_factors_of_all_tokens_are_exported(tmp_path):
+    pipeline, size = seeded(PIPELINES["Flux"]), (64, 32)
+    with scaled(pipeline, "log", tokens="all") as scaling:
+        expected = sample(pipeline, size)
+    image_only = factors_of_model(Log(), pipeline, size)
+    path = export("log", "diffusers", tmp_path / "law.py", size=size, model=pipeline, tokens="all")
+    module = module_of(path)
+    applied = scaling.frame().set_index("layer")
+    assert {layer: n for layer, (n, _, _) in module.FACTORS.items()} == applied["tokens"].to_dict()
+    assert {layer: g for layer, (_, _, g) in module.FACTORS.items()} == applied["scale_factor"].to_dict()
+    assert all(factor.scale_factor != module.FACTORS[factor.layer][2] for factor in image_only)
+    with module.scaled(pipeline):
+        assert np.array_equal(sample(pipeline, size), expected)
+    weights = export("log", "weights", tmp_path / "flux.safetensors", size=size, model=pipeline, tokens="all")
+    pipeline.transformer.load_state_dict(load_file(weights))
+    assert np.abs(sample(pipeline, size) - expected).max() < 1e-4
+
+
+def test_all_tokens_need_a_model_and_not_comfyui(tmp_path):
+    for to, model in (("diffusers", None), ("comfyui", object())):
+        with pytest.raises(InputError, match="tokens='all' needs the model, and cannot be exported to comfyui"):
+            export("log", to, tmp_path / "law", size=SIZE, model=model, tokens="all")
+    with pytest.raises(InputError, match="tokens must be 'image' or 'all', got 'text'"):
+        unwrap(export)("log", "diffusers", tmp_path / "law", size=SIZE, tokens="text")
 
 
 @pytest.mark.slow
@@ -284,6 +310,31 @@ def test_command_writes_each_target(to, tiny_folder, tmp_path):
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout) == {"law": "paper", "to": to, "file": str(out), "size": "96x64"}
     assert (out / "law.json").is_file() if to == "comfyui" else out.is_file()
+
+
+def test_commands_count_all_tokens(tmp_path):
+    pipeline = seeded(PIPELINES["Flux"])
+    for name, parameter in pipeline.transformer.named_parameters():
+        if ".norm_q." in name or ".to_out." in name:
+            parameter.data *= 20  # attention that changes the image by more than its rounding
+    pipeline.save_pretrained(tmp_path / "flux")
+    model = ["--model", str(tmp_path / "flux"), "--device", "cpu", "--quiet"]
+    images = {}
+    for tokens in ("image", "all"):
+        out = tmp_path / tokens
+        command = ["sample", "a", "--sizes", "64x32", "--steps", "1", "--law", "log_power=20", "--tokens", tokens]
+        result = CliRunner().invoke(app, [*command, "--out", str(out), *model])
+        assert result.exit_code == 0, result.output
+        images[tokens] = (out / "00_64x32_s0_log_power=20.png").read_bytes()
+    assert images["image"] != images["all"]
+    command = ["export", "paper", "--to", "diffusers", "--size", "64x32", "--tokens", "all"]
+    result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "law.py"), *model])
+    assert result.exit_code == 0, result.output
+    expected = factors_of_model(Paper(), pipeline, (64, 32), "all")
+    found = module_of(tmp_path / "law.py").FACTORS
+    assert {layer: g for layer, (_, _, g) in found.items()} == {one.layer: one.scale_factor for one in expected}
+    result = CliRunner().invoke(app, ["sample", "a", "--tokens", "text", *model])
+    assert "tokens must be 'image' or 'all', got 'text'" in str(result.exception)
 
 
 def test_exported_file_names_no_path_of_this_machine(tiny_folder, tmp_path):

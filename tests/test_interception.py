@@ -655,6 +655,48 @@ def test_law_scales_a_model_that_is_compiled_afterwards(dit, how, fresh_compiler
         assert torch.allclose(compiled(*given).sample, plain, atol=1e-5)
 
 
+def test_model_that_is_compiled_inside_a_capture_is_measured(dit, fresh_compiler):
+    given = torch.randn(1, 4, 16, 16), torch.tensor([500]), torch.tensor([3])
+    with torch.no_grad():
+        with ep.capture(dit) as captured:
+            expected = dit(*given).sample
+        with ep.capture(dit) as again:
+            compiled = torch.compile(dit, backend="eager")
+            assert torch.allclose(compiled(*given).sample, expected, atol=1e-5)
+    assert np.allclose(again["entropy"], captured["entropy"], atol=1e-5)
+    assert again["layer"].tolist() == captured["layer"].tolist() != []
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="torch 2.6 has set_stance")
+@pytest.mark.parametrize("how", ["function", "in place", "forward", "layer"])
+def test_compiled_model_is_measured_and_scaled_where_it_runs_uncompiled(dit, how, fresh_compiler):
+    given, graphs = (torch.randn(1, 4, 16, 16), torch.tensor([500]), torch.tensor([3])), []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    model = dit
+    with torch.no_grad():
+        plain = dit(*given).sample
+        with ep.scaled(dit, "paper"), ep.capture(dit) as expected:
+            scaled = dit(*given).sample
+        if how == "function":
+            model = torch.compile(dit, backend=backend)
+        elif how == "forward":
+            dit.forward = torch.compile(dit.forward, backend=backend)
+        else:
+            (dit if how == "in place" else dit.transformer_blocks[0].attn1).compile(backend=backend)
+        assert torch.allclose(model(*given).sample, plain, atol=1e-5)
+        before, compiled = attributes(dit), len(graphs)
+        with torch.compiler.set_stance("force_eager"), ep.scaled(model, "paper"), ep.capture(model) as captured:
+            assert torch.equal(model(*given).sample, scaled)
+        assert captured.frame().equals(expected.frame())
+        assert torch.allclose(model(*given).sample, plain, atol=1e-5)
+        assert attributes(dit) == before
+        assert len(graphs) == compiled > 0  # the compiled code is used again
+
+
 def test_law_of_a_pipeline_is_removed_after_its_denoiser_was_compiled(tiny_pipeline, unet, fresh_compiler):
     pipeline = copy.copy(tiny_pipeline)
     pipeline.unet = unet
@@ -844,5 +886,5 @@ def test_model_compiled_before_is_refused(unet, how, use, fresh_compiler):
     else:
         unet.mid_block.compile(backend="eager")
     enter = (lambda: ep.apply(model, "paper")) if use == "apply" else ep.capture(model).__enter__
-    with pytest.raises(CaptureError, match=r"compiled by torch\.compile"):
+    with pytest.raises(CaptureError, match=r'compiled by torch\.compile.*set_stance\("force_eager"\).*--to weights'):
         enter()

@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "entropy_probe"
 ORDER = (
-    "statistics", "attention", "models", "reference", "laws", "runs", "estimation", "evaluation", "baselines",
-    "plots", "reports", "cli",
+    "statistics", "attention", "callbacks", "models", "reference", "laws", "runs", "estimation", "evaluation",
+    "baselines", "plots", "reports", "cli",
 )  # fmt: skip
 """A package may import only packages to its left, and the modules in `BASE`."""
 BASE = (

@@ -13,11 +13,12 @@ from families.pipelines import PIPELINES, WHOLE, by_family, of_family, seeded, s
 from PIL import Image
 from typer.testing import CliRunner
 
-from entropy_probe import capture, scaled
+from entropy_probe import capture, export, scaled
 from entropy_probe.attention import attention_layers, find_denoiser
 from entropy_probe.cli.main import app
-from entropy_probe.errors import InputError
-from entropy_probe.models import layers, sample_images, training_size
+from entropy_probe.errors import CaptureError, InputError
+from entropy_probe.laws import applied
+from entropy_probe.models import denoising_loss, layers, sample_images, training_size
 
 SIZES = {"Stable Diffusion XL": (64, 64), "Stable Diffusion 3": (64, 64), "Flux": (512, 512)}
 TOKENS = {"Stable Diffusion XL": 64, "Stable Diffusion 3": 64, "Flux": 64 * 64}
@@ -240,16 +241,72 @@ def test_summary_counts_videos_not_frames(family):
     assert set(spatial) == {3}  # frames
 
 
-def test_two_denoisers_are_refused_together_and_measured_separately():
+@pytest.fixture(scope="module")
+def two_denoisers():
+    """Wan 2.2: one denoiser for the noisy steps, one for the others."""
     one = seeded(lambda: by_family("Wan"))
-    parts = one.components | {"transformer_2": copy.deepcopy(one.transformer)}
-    pipeline = WanPipeline(**parts, boundary_ratio=0.5)
+    other = copy.deepcopy(one.transformer)
+    for parameter in other.parameters():
+        parameter.data *= 1.5
+    pipeline = WanPipeline(**one.components | {"transformer_2": other}, boundary_ratio=0.5)
     pipeline.set_progress_bar_config(disable=True)
-    for context in (capture(pipeline), scaled(pipeline, "paper")):
-        with pytest.raises(InputError, match=r"pass one of them, pipe\.transformer or pipe\.transformer_2"), context:
-            pass
+
+    def run(height=64):
+        generator = torch.Generator().manual_seed(0)
+        sides = {"height": height, "width": 64, "num_frames": 9}
+        return pipeline("a", **sides, num_inference_steps=4, output_type="latent", generator=generator).frames
+
+    return pipeline, run
+
+
+def test_two_denoisers_are_measured_together(two_denoisers):
+    pipeline, run = two_denoisers
+    plain = run()
     with capture(pipeline.transformer) as first, capture(pipeline.transformer_2) as second:
-        pipeline("a", height=64, width=64, num_frames=9, num_inference_steps=8, output_type="latent")
-    steps = [set(captured.frame()["timestep"]) for captured in (first, second)]
-    assert all(steps)
-    assert min(steps[0]) > max(steps[1])
+        assert torch.equal(run(), plain)
+    with capture(pipeline) as captured:
+        assert torch.equal(run(), plain)
+    frame = captured.frame()
+    of_second = frame["layer"].str.startswith("transformer_2.")
+    assert frame["layer"][~of_second].str.startswith("transformer.").all()
+    assert sorted(frame["step"].unique()) == [0, 1, 2, 3]
+    assert frame["timestep"][~of_second].min() > frame["timestep"][of_second].max()
+    assert set(frame["branch"]) == {"cond", "uncond"}
+    for own, alone in ((frame[~of_second], first.frame()), (frame[of_second], second.frame())):
+        assert own["layer"].str.partition(".")[2].tolist() == alone["layer"].tolist()
+        same = ["entropy", "tokens", "head", "kind", "timestep", "branch", "sample"]
+        assert own[same].reset_index(drop=True).equals(alone[same])
+    assert not any("forward" in part.__dict__ for part in (pipeline.transformer, pipeline.transformer_2))
+
+
+def test_law_scales_two_denoisers(two_denoisers):
+    pipeline, run = two_denoisers
+    plain = run(128)
+    with scaled(pipeline, "log") as scaling:
+        found = run(128)
+    assert applied(pipeline) is None
+    assert not torch.equal(found, plain)
+    table = scaling.frame()
+    prefix, layer = (table["layer"].str.partition(".")[part] for part in (0, 2))
+    assert set(prefix) == {"transformer", "transformer_2"}
+    first, second = (
+        dict(zip(layer[prefix == name], table["training_tokens"][prefix == name].astype(int), strict=True))
+        for name in ("transformer", "transformer_2")
+    )
+    with (
+        scaled(pipeline.transformer, "log", training_tokens=first),
+        scaled(pipeline.transformer_2, "log", training_tokens=second),
+    ):
+        assert torch.equal(run(128), found)
+    with capture(pipeline.transformer), pytest.raises(CaptureError, match="share layers"), capture(pipeline):
+        pass
+
+
+def test_two_denoisers_have_layers_and_no_export_or_loss(two_denoisers, tmp_path):
+    pipeline, _ = two_denoisers
+    names = [layer.name for layer in layers(pipeline, (64, 64))]
+    assert names == attention_layers(find_denoiser(pipeline))
+    with pytest.raises(InputError, match="WanPipeline has two denoisers, and export writes the factors of one"):
+        export("paper", "weights", tmp_path / "law", size=(64, 64), model=pipeline)
+    with pytest.raises(InputError, match="WanPipeline has two denoisers, each for a part of the noise levels"):
+        denoising_loss._conditioning(pipeline, ["a"], (64, 64))

@@ -3,7 +3,7 @@
 from entropy_probe.attention.call import AttentionCall, Forward
 from entropy_probe.attention.capturing import capture, select_layers
 from entropy_probe.attention.clip_length import check_frames, default_frames
-from entropy_probe.attention.denoiser import DENOISERS, attention_layers, find_denoiser
+from entropy_probe.attention.denoiser import DENOISERS, Denoisers, attention_layers, find_denoiser, parts_of_denoiser
 from entropy_probe.attention.forwards import one_timestep
 from entropy_probe.attention.grid import TokenGrid, token_grid
 from entropy_probe.attention.latents import Latents, configured_size, default_size, patch_sizes
@@ -19,6 +19,7 @@ __all__ = [
     "AttentionCall",
     "CallStatistics",
     "Captured",
+    "Denoisers",
     "Forward",
     "Latents",
     "Observer",
@@ -38,6 +39,7 @@ __all__ = [
     "interception_of",
     "observe",
     "one_timestep",
+    "parts_of_denoiser",
     "patch_sizes",
     "select_layers",
     "stop_observing",

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from entropy_probe.attention.denoiser import unwrap
+from entropy_probe.attention.denoiser import parts_of_denoiser, unwrap
 
 NEGATIVE = re.compile(r"neg|uncond|null|empty")
 """Names of the empty or negative prompt, in any form."""
@@ -154,10 +154,11 @@ def _runs(candidate: Any, denoiser: nn.Module) -> bool:
     if isinstance(candidate, nn.Module) or not hasattr(candidate, "__dict__"):
         return False
     parts = [part for part in vars(candidate).values() if isinstance(part, nn.Module)]
-    if any(part is denoiser or unwrap(part) is denoiser for part in parts):
+    own = parts_of_denoiser(denoiser).values()
+    if any(part is one or unwrap(part) is one for part in parts for one in own):
         return True
     lists = [child for part in parts for child in part.children() if isinstance(child, nn.ModuleList)]
-    return any(child is denoiser for own in lists for child in own)
+    return any(child is denoiser for several in lists for child in several)
 
 
 def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:

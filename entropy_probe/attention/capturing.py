@@ -7,7 +7,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Integral, Real
@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from entropy_probe.attention.backends import native_attention
 from entropy_probe.attention.call import AttentionCall, Forward
 from entropy_probe.attention.calling_pipeline import calling_pipeline
 from entropy_probe.attention.clip_length import check_frames
@@ -25,6 +26,7 @@ from entropy_probe.attention.measuring import (
     as_computed,
     measure,
     measure_curve,
+    undisturbed,
     unmeasurable,
 )
 from entropy_probe.attention.observer import Observer
@@ -62,7 +64,7 @@ def capture(
     model: Any, *, layers: str | Iterable[str] | None = None, rows: Rows = "auto", distance: bool = True,
     keep: str | Iterable[str] = (), keep_steps: Iterable[int] | None = None, scale_factors: Sequence[float] = (),
     curve_rows: int = 256, missing: Literal["error", "warn"] = "error", seed: int = 0,
-    training_frames: int | None = None,
+    training_frames: int | None = None, attention_backend: Literal["native"] | None = None,
 ) -> AbstractContextManager[Captured]:  # fmt: skip
     """Measure every attention call of a pipeline's denoiser, or of any torch module, until the context closes.
 
@@ -85,10 +87,11 @@ def capture(
         seed: seed of the sampled rows.
         training_frames: number of frames of the videos that the model was trained on, for T. By default, the number
             that the pipeline samples by default. Without a pipeline, T counts the frames of each call.
+        attention_backend: "native" selects torch's attention in diffusers until the context closes, instead of flash,
+            sage, xformers, flex, attention slicing and the eager processor. These layers are rounded differently then.
 
     Raises:
-        InputError: for a model without a denoiser, a glob that matches no layer, rows below 1, scale factors that are
-            not positive, or an unknown value of `missing`.
+        InputError: for a model without a denoiser, a glob that matches no layer, or an argument out of its range.
         CaptureError: for layers whose calls are not visible (see `missing`), queries or keys with NaN or infinities, a
             compiled model, and two threads that run the model at the same time.
 
@@ -103,6 +106,8 @@ def capture(
     """
     _check_rows(rows=rows, curve_rows=curve_rows)
     _check_missing(missing)
+    if attention_backend not in ("native", None):
+        raise InputError(f"attention_backend must be 'native' or None, got {attention_backend!r:.100}")
     check_frames(training_frames)
     recorder = _Recorder(
         model=model,
@@ -114,7 +119,7 @@ def capture(
         curve_rows=curve_rows,
         training_frames=training_frames,
     )
-    return _recording(recorder, layers, keep, missing)
+    return _recording(recorder, layers, keep, missing, native=attention_backend == "native")
 
 
 def _check_rows(**given: object) -> None:
@@ -143,18 +148,23 @@ def _recording(
     layers: str | Iterable[str] | None,
     keep: str | Iterable[str],
     missing: Literal["error", "warn"],
+    native: bool,
 ) -> Iterator[Captured]:
     """Record the attention calls until the context closes, then report calls that were not measured."""
     notice = partial(_warn_of_companions, recorder.model, layers)
-    with attention_calls(
-        recorder.model,
-        recorder.record,
-        after_scaling=True,
-        one_thread=True,
-        on_forward=recorder.enter,
-        after_discovery=notice,
-        training_frames=recorder.training_frames,
-    ) as observer:
+    backends = native_attention(find_denoiser(recorder.model)) if native else nullcontext()
+    with (
+        backends,
+        attention_calls(
+            recorder.model,
+            recorder.record,
+            after_scaling=True,
+            one_thread=True,
+            on_forward=recorder.enter,
+            after_discovery=notice,
+            training_frames=recorder.training_frames,
+        ) as observer,
+    ):
         recorder.measured = select_layers(observer.layers, layers)
         recorder.kept = (select_layers(observer.layers, keep) or set()) if keep else set()
         yield recorder.captured
@@ -198,19 +208,8 @@ class _Recorder:
         if reason := unmeasurable(call):
             captured.unmeasured[call.layer, reason] += 1
             return
-        call, device = as_computed(call), call.query.device.type
-        gradients, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled(device)
-        try:  # without torch's contexts: an interruption at their end would leave gradients or autocast disabled
-            torch._C._set_grad_enabled(False)
-            if autocast:  # it would round the products of the measurement to half precision
-                torch.set_autocast_enabled(device, False)
-            self._measure(call)
-        finally:
-            try:
-                torch._C._set_grad_enabled(gradients)
-            finally:
-                if autocast:
-                    torch.set_autocast_enabled(device, True)
+        own = as_computed(call)
+        undisturbed(call.query.device.type, lambda: self._measure(own))
 
     def _measure(self, call: AttentionCall) -> None:
         captured, budget = self.captured, self.budget

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from entropy_probe.attention.compiling import is_compiled, runs_uncompiled
 from entropy_probe.attention.forwards import TIMESTEPS
 from entropy_probe.errors import CaptureError, InputError
 
@@ -21,14 +22,60 @@ _QUERIES = re.compile(r"(^|_)w?(q|qkv|query|queries)(_|$)|^(c_attn|in_proj|att_p
 """Names of the projection of the queries, or of queries, keys and values."""
 
 
+class Denoisers(nn.Module):
+    """The two denoisers of a pipeline such as Wan 2.2, each of which runs a part of the steps.
+
+    Names of layers begin with the name of their denoiser: `transformer.` or `transformer_2.`. The configuration, dtype
+    and device are those of the first. A new container is made for each look at a pipeline; it does not run.
+
+    Args:
+        parts: the denoisers by their name in the pipeline.
+    """
+
+    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            self._modules[name] = part
+
+    @property
+    def config(self) -> Any:
+        """Configuration of the first denoiser."""
+        return self._first.config
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the first denoiser."""
+        return self._first.dtype
+
+    @property
+    def device(self) -> Any:
+        """Device of the first denoiser."""
+        return self._first.device
+
+    @property
+    def _first(self) -> Any:
+        return next(self.children())
+
+
+def parts_of_denoiser(denoiser: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules that run, by the beginning of the names of their layers: a single one has no name.
+
+    >>> list(parts_of_denoiser(nn.Identity()))
+    ['']
+    """
+    return dict(denoiser.named_children()) if isinstance(denoiser, Denoisers) else {"": denoiser}
+
+
 def find_denoiser(model: Any) -> nn.Module:
     """Return the module that runs once per sampling step: a pipeline's `unet` or `transformer`, or the module itself.
+
+    A pipeline with two denoisers, each of which runs a part of the steps, has both of them in a container.
 
     Wrappers that pass their arguments on, such as DDP and PEFT, are unwrapped. The module inside names the
     arguments of its `forward`, and its layer names have no prefix.
 
     Raises:
-        InputError: if `model` is neither a module nor a pipeline with a denoiser, or if the pipeline has two denoisers.
+        InputError: if `model` is neither a module nor a pipeline with a denoiser.
 
     >>> from torch import nn
     >>> find_denoiser(nn.Linear(2, 2))
@@ -37,15 +84,10 @@ def find_denoiser(model: Any) -> nn.Module:
     if isinstance(model, nn.Module):
         return unwrap(model)
     for name in DENOISERS:
-        part = getattr(model, name, None)
-        if not isinstance(part, nn.Module):
-            continue
-        if isinstance(getattr(model, f"{name}_2", None), nn.Module):
-            raise InputError(
-                f"{type(model).__name__} has two denoisers, {name} and {name}_2, and each runs a part of the steps: "
-                f"pass one of them, pipe.{name} or pipe.{name}_2"
-            )
-        return unwrap(part)
+        named = {own: getattr(model, own, None) for own in (name, f"{name}_2")}
+        parts = {own: unwrap(part) for own, part in named.items() if isinstance(part, nn.Module)}
+        if parts:
+            return Denoisers(parts) if len(parts) > 1 else next(iter(parts.values()))
     raise InputError(f"{type(model).__name__} has no unet or transformer: pass a diffusers pipeline or a torch module")
 
 
@@ -59,7 +101,7 @@ def other_attention(pipeline: Any) -> dict[str, nn.Module]:
     """
     if isinstance(pipeline, nn.Module):
         return {}
-    denoiser = find_denoiser(pipeline)
+    denoisers = parts_of_denoiser(find_denoiser(pipeline)).values()
     parts: dict[str, Any] = {}
     for name, part in vars(pipeline).items():
         several = isinstance(part, list | tuple)
@@ -68,7 +110,7 @@ def other_attention(pipeline: Any) -> dict[str, nn.Module]:
         name: part
         for name, part in parts.items()
         if isinstance(part, nn.Module)
-        and unwrap(part) is not denoiser
+        and not any(unwrap(part) is own for own in denoisers)
         and takes_timestep(unwrap(part))
         and attention_layers(part)
     }
@@ -86,7 +128,7 @@ def takes_timestep(module: nn.Module) -> bool:
 def unwrap(module: nn.Module) -> nn.Module:
     """Return the module inside wrappers whose `forward` takes only `*args` and `**kwargs`.
 
-    A compiled module is not unwrapped, because its graph does not call the module inside.
+    A compiled module is unwrapped only while it runs uncompiled, because its graph does not call the module inside.
 
     Raises:
         CaptureError: for DataParallel on several devices, which runs copies of the module inside.
@@ -96,16 +138,18 @@ def unwrap(module: nn.Module) -> nn.Module:
             "DataParallel runs a copy of the model on each device, and the copies cannot be measured or scaled: use "
             "DistributedDataParallel, or pass the module inside and run it on one device"
         )
-    while not _is_compiled(module) and _only_passes_arguments_on(type(module).forward):
-        inner = _inner(module)
-        if inner is None:
-            return module
+    while (inner := _inside(module)) is not None:
         module = inner
     return module
 
 
-def _is_compiled(module: nn.Module) -> bool:
-    return isinstance(module, torch.jit.ScriptModule) or "_orig_mod" in module._modules
+def _inside(module: nn.Module) -> nn.Module | None:
+    """Return the module that a wrapper passes its arguments on to; None if the module is not a wrapper."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return None
+    if (compiled := module._modules.get("_orig_mod")) is not None:
+        return compiled if runs_uncompiled() else None
+    return _inner(module) if _only_passes_arguments_on(type(module).forward) else None
 
 
 @functools.lru_cache(maxsize=256)  # each forward pass asks
@@ -175,15 +219,12 @@ def refuse_compiled(denoiser: nn.Module) -> None:
                 f"{name or 'the model'} is compiled by TorchScript, whose attention calls cannot be measured or "
                 "scaled: pass the model as it was before torch.jit.script or torch.jit.trace"
             )
-        forward = module.__dict__.get("forward")
-        if (
-            module._compiled_call_impl is not None
-            or "_orig_mod" in module._modules
-            or hasattr(forward, "_torchdynamo_orig_callable")
-        ):
+        if is_compiled(module) and not runs_uncompiled():
             kind = type(getattr(module, "_orig_mod", module)).__name__
             place = f" (layer {name!r})" if name else ""
             raise CaptureError(
                 f"{kind}{place} is compiled by torch.compile, and the attention calls of a compiled graph cannot be "
-                "measured or scaled: load the pipeline again without compiling it, or apply the law before you compile"
+                'measured or scaled: open the context inside `with torch.compiler.set_stance("force_eager"):` (torch '
+                "2.6), which runs the model uncompiled. To keep it compiled, apply a law before you compile, or write "
+                "the law into the weights with `entropy-probe export LAW --to weights`"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,12 +23,12 @@ class ForwardReader:
 
     Args:
         denoiser: the denoiser.
+        numbers: the numbers of its passes.
     """
 
-    def __init__(self, denoiser: nn.Module) -> None:
-        self._denoiser = denoiser
+    def __init__(self, denoiser: nn.Module, numbers: Iterator[int]) -> None:
+        self._denoiser, self._numbers = denoiser, numbers
         self._signature = inspect.signature(types.MethodType(type(denoiser).forward, denoiser))
-        self._count = 0
 
     def read(
         self,
@@ -48,8 +48,8 @@ class ForwardReader:
         arguments = self._named(args, kwargs)
         timesteps = (arguments[name] for name in TIMESTEPS if name in arguments)
         latents = find_latents(self._denoiser, arguments)
-        forward = Forward(
-            number=self._count,
+        return Forward(
+            number=next(self._numbers),
             timestep=next(timesteps, None),
             latents=latents,
             trained=trained,
@@ -59,8 +59,6 @@ class ForwardReader:
             configured=hasattr(self._denoiser, "config"),
             arguments=arguments,
         )
-        self._count += 1
-        return forward
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of the denoiser by name. The names in `**kwargs` stay as the caller passed them."""

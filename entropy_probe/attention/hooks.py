@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Container, Sized
 from typing import Any, Protocol, no_type_check, runtime_checkable
 
 from torch import nn
@@ -19,6 +19,10 @@ class Interceptor(Protocol):
     @property
     def observers(self) -> Sized:
         """Observers of these forwards."""
+
+    @property
+    def roots(self) -> Container[str]:
+        """Names of the modules whose forward is a pass of the denoiser."""
 
     def run(self, hook: ForwardHook, args: tuple[Any, ...], kwargs: dict[str, Any], compiler: Compiler) -> Any:
         """Run the forward of a hooked module."""
@@ -90,7 +94,7 @@ class ForwardHook:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Return the plain forward of the copied module: a copy is neither measured nor scaled."""
-        if not self.name:  # once for all hooks of a model
+        if self.name in self.interceptor.roots:  # once for all hooks of a denoiser
             self.interceptor.warn_of_copy()
         if self.replaced is not None:
             return copy.deepcopy(self.replaced, memo)

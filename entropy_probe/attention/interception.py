@@ -12,6 +12,7 @@ All state of a running forward pass belongs to its thread. Removing the hooks le
 
 from __future__ import annotations
 
+import itertools
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,11 +27,12 @@ from entropy_probe.attention.by_hand import ByHand
 from entropy_probe.attention.call import AttentionCall, unpack_heads
 from entropy_probe.attention.clip_length import training_token_frames
 from entropy_probe.attention.compiling import Compiler, set_compiler
+from entropy_probe.attention.denoiser import parts_of_denoiser
 from entropy_probe.attention.fast_path import may_take_fast_path
 from entropy_probe.attention.forwards import ForwardReader
 from entropy_probe.attention.hooks import ForwardHook
 from entropy_probe.attention.joint import CONCATENATIONS, ImageSource, input_with_context, note_join, own_input
-from entropy_probe.attention.latents import Latents, training_latents
+from entropy_probe.attention.latents import training_latents
 from entropy_probe.attention.modes import (
     TORCH_SDPA,
     CallMode,
@@ -45,7 +47,7 @@ from entropy_probe.attention.modes import (
 from entropy_probe.attention.module_tree import ModuleTree
 from entropy_probe.attention.observer import Observer
 from entropy_probe.attention.reading import CallReader
-from entropy_probe.attention.thread_state import Running, ThreadState, saved_tensor_hooks
+from entropy_probe.attention.thread_state import InputSize, Running, ThreadState, saved_tensor_hooks
 from entropy_probe.errors import CaptureError
 from entropy_probe.statistics import default_scale
 
@@ -61,6 +63,7 @@ class Interception:
         tree: its modules.
         observers: all observers, those that scale before those that measure.
         by_hand: names of the modules that compute attention without a visible call.
+        roots: the modules whose forward is a pass of the denoiser, by name: `""`, or several.
     """
 
     def __init__(self, denoiser: nn.Module) -> None:
@@ -71,12 +74,14 @@ class Interception:
         self._attention = set(self.tree.layers)
         self._hooks: list[ForwardHook] = []
         self._discovery_hooks: list[ForwardHook] = []
-        self._known_sizes: set[Latents | tuple[torch.Size, ...]] = set()
+        self._known_sizes: set[InputSize] = set()
         self._threads: set[int] = set()
         self._discovering: set[int] = set()
         self._lock = threading.RLock()
         self._state = ThreadState()
-        self._forwards = ForwardReader(denoiser)
+        self.roots = parts_of_denoiser(denoiser)
+        numbers = itertools.count()
+        self._forwards = {name: ForwardReader(root, numbers) for name, root in self.roots.items()}
         self._calls = CallReader(self._state)
         self._mode = CallMode(self._state, self.attend, self.note)
 
@@ -97,7 +102,7 @@ class Interception:
         self.observers = tuple(sorted((*self.observers, observer), key=lambda one: one.after_scaling))
         if not self._hooks:
             try:
-                for name in {"": 0, **dict.fromkeys((*self.tree.layers, *self.tree.fast_paths))}:
+                for name in dict.fromkeys((*self.roots, *self.tree.layers, *self.tree.fast_paths)):
                     self._hook(name, self._hooks)
             except BaseException:
                 self.discard(observer)
@@ -142,7 +147,7 @@ class Interception:
             compiler: torch.compile's callback, disabled by the caller. It is enabled again where the function mode is
                 not active.
         """
-        if hook.name == "" and self._state.forward is None:
+        if hook.name in self.roots and self._state.forward is None:
             return self._run_denoiser(hook, args, kwargs, compiler)
         return self._run_layer(hook, args, kwargs, compiler)
 
@@ -151,7 +156,7 @@ class Interception:
     ) -> Any:
         state, depth = self._state, mode_depth()
         try:
-            self._begin(state, args, kwargs)
+            self._begin(state, hook.name, args, kwargs)
             if state.discovering:
                 self._watch_every_module()
             output = self._run_layer(hook, args, kwargs, compiler)
@@ -203,7 +208,7 @@ class Interception:
                 put_back(self._mode, level)
                 restore(state.running, height, depth)
 
-    def _begin(self, state: ThreadState, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(self, state: ThreadState, root: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Start a forward pass of the denoiser in this thread.
 
         Raises:
@@ -217,13 +222,10 @@ class Interception:
             )
         if self.tree.changed():
             self._follow_changes()
-        state.forward = self._forwards.read(args, kwargs, self._calls.trained, self._calls.trained_frames)
+        state.forward = self._forwards[root].read(args, kwargs, self._calls.trained, self._calls.trained_frames)
         state.finished = replace(state.forward, arguments={})
-        state.size = state.forward.latents or tuple(
-            value.shape
-            for value in state.forward.arguments.values()
-            if isinstance(value, Tensor) and not value.is_nested
-        )
+        shapes = (value.shape for value in state.forward.arguments.values() if _is_dense(value))
+        state.size = root, state.forward.latents or tuple(shapes)
         state.discovering = state.size not in self._known_sizes
         for observer in self.observers:
             observer.on_forward(state.forward)
@@ -364,6 +366,10 @@ class Interception:
                 call = replace(call, scale=call.scale * factor)
             factors += [] if factor is None else [factor]
         return factors
+
+
+def _is_dense(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.is_nested
 
 
 def _per_head(query: Tensor, heads: int) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any
@@ -96,6 +96,31 @@ def as_computed(call: AttentionCall) -> AttentionCall:
         return call
     mask = None if call.mask is None else _cast(call.mask)
     return replace(call, query=_cast(call.query), key=_cast(call.key), mask=mask)
+
+
+def undisturbed(device: str, work: Callable[[], None]) -> None:
+    """Run `work` without gradients and without autocast, which would round the products of a measurement.
+
+    Args:
+        device: type of the device, such as `cuda`.
+        work: the function to run.
+
+    >>> undisturbed("cpu", lambda: print(torch.is_grad_enabled()))
+    False
+    """
+    # Without torch's contexts: an interruption at their end would leave gradients or autocast disabled.
+    gradients, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled(device)
+    try:
+        torch._C._set_grad_enabled(False)
+        if autocast:
+            torch.set_autocast_enabled(device, False)
+        work()
+    finally:
+        try:
+            torch._C._set_grad_enabled(gradients)
+        finally:
+            if autocast:
+                torch.set_autocast_enabled(device, True)
 
 
 def measure(call: AttentionCall, rows: RowIndex, *, distance: bool, keep_rows: bool = False) -> CallStatistics:

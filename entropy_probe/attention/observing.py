@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from entropy_probe.attention.call import Forward
-from entropy_probe.attention.denoiser import find_denoiser, other_attention, refuse_compiled
+from entropy_probe.attention.denoiser import find_denoiser, other_attention, parts_of_denoiser, refuse_compiled
 from entropy_probe.attention.hooks import PLACES, ForwardHook
 from entropy_probe.attention.interception import Interception
 from entropy_probe.attention.observer import Observer, OnCall
@@ -129,7 +129,9 @@ def interception_of(denoiser: nn.Module) -> Interception | None:
     compiled = denoiser._modules.get("_orig_mod")
     if compiled is not None:
         return interception_of(compiled)
-    return next((own for own in _interceptions(denoiser) if own.denoiser is denoiser), None)
+    first = next(iter(parts_of_denoiser(denoiser).values()))
+    found = _interceptions(_original(first))
+    return next((own for own in found if _is_same(own.denoiser, denoiser)), None)
 
 
 def companions(model: Any, measured: bool) -> dict[str, nn.Module]:
@@ -167,6 +169,18 @@ def _interceptions(module: nn.Module) -> Iterator[Interception]:
             forward = getattr(forward, "__wrapped__", None)  # accelerate or another hook may have wrapped it
 
 
+def _is_same(one: nn.Module, other: nn.Module) -> bool:
+    """Return whether two denoisers are the same module, or contain the same modules, also if compiled meanwhile."""
+    parts = [list(map(_original, parts_of_denoiser(denoiser).values())) for denoiser in (one, other)]
+    return len(parts[0]) == len(parts[1]) and all(a is b for a, b in zip(*parts, strict=True))
+
+
+def _original(module: nn.Module) -> nn.Module:
+    """Return the module inside a compiled one; other modules as they are."""
+    compiled = None if isinstance(module, torch.jit.ScriptModule) else module._modules.get("_orig_mod")
+    return module if compiled is None else compiled
+
+
 def _refuse_overlap(denoiser: nn.Module) -> None:
     """Refuse a model if some of its layers are already observed as layers of another model.
 
@@ -174,7 +188,7 @@ def _refuse_overlap(denoiser: nn.Module) -> None:
     """
     for module in denoiser.modules():
         for other in _interceptions(module):
-            if other.denoiser is not denoiser:
+            if not _is_same(other.denoiser, denoiser):
                 whole, part = type(other.denoiser).__name__, type(denoiser).__name__
                 raise CaptureError(
                     f"{part} and {whole} share layers, and {whole} is already captured or scaled: remove its law or "

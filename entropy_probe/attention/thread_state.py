@@ -18,6 +18,9 @@ from entropy_probe.attention.joint import ImageSource, Join
 from entropy_probe.attention.latents import Latents
 from entropy_probe.errors import CaptureError
 
+InputSize = tuple[str, Latents | tuple[torch.Size, ...]]
+"""The denoiser that runs, and its latents, or the shapes of its tensors if it has no latents."""
+
 
 @dataclass
 class Running:
@@ -76,7 +79,7 @@ class ThreadState(threading.local):
     Attributes:
         forward: the forward of the denoiser that runs; None outside one.
         finished: the same pass without its arguments, for layers that run again after it is over.
-        size: size of the denoiser's input: its latents, or the shapes of its tensors if it has no latents.
+        size: size of the denoiser's input.
         discovering: this size is new, so every module is watched for attention calls.
         running: the hooked modules that run, outermost first.
         joins: the concatenations of this pass, by total length.
@@ -88,7 +91,7 @@ class ThreadState(threading.local):
     def __init__(self) -> None:
         self.forward: Forward | None = None
         self.finished: Forward | None = None
-        self.size: Latents | tuple[torch.Size, ...] = ()
+        self.size: InputSize = ("", ())
         self.discovering = False
         self.running: list[Running] = []
         self.joins: dict[int, Join] = {}

@@ -87,9 +87,9 @@ def _remedies(denoiser: nn.Module, layers: Sequence[str]) -> list[str]:
             )
         elif hasattr(module, "processor"):  # a class of diffusers
             remedy = (
-                "Choose the native attention backend (`pipe.unet.set_attn_processor(AttnProcessor2_0())`, which also "
-                "ends attention slicing, or `set_attention_backend('native')` on a transformer). Linear attention has "
-                "no softmax and no entropy"
+                "Capture with attention_backend='native', or choose the native attention backend "
+                "(`pipe.unet.set_attn_processor(AttnProcessor2_0())`, which also ends attention slicing, or "
+                "`set_attention_backend('native')` on a transformer). Linear attention has no softmax and no entropy"
             )
         elif type(module).__module__.startswith("transformers"):
             configs = (getattr(one, "config", None) for one in (module, denoiser))

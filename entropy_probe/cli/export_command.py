@@ -18,6 +18,7 @@ from entropy_probe.cli.options import (
     ConfigOption,
     JsonOption,
     QuietOption,
+    TokensOption,
 )
 from entropy_probe.cli.output import Messages, print_json
 
@@ -62,6 +63,7 @@ def export(
         ),
     ] = None,
     load: LoadOptions,
+    tokens: TokensOption = "image",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     config: ConfigOption = None,
@@ -74,7 +76,7 @@ def export(
     resolved = resolve(law)
     pixels = None if size is None else parse_size(size)
     pipeline = None if model is None else load_pipeline(load.source(model), load.device, load.dtype)
-    path = export_law(resolved, cast(Any, to), out, size=pixels, model=pipeline)
+    path = export_law(resolved, cast(Any, to), out, size=pixels, model=pipeline, tokens=cast(Any, tokens))
     if as_json:
         print_json({"law": resolved.name, "to": to, "file": str(path), "size": pixels and format_size(pixels)})
     Messages(quiet or as_json).print(f"{resolved.name} law: {path}")

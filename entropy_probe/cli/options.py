@@ -175,6 +175,14 @@ LawsOption = Annotated[
         rich_help_panel=EVALUATION_PANEL, help="Scaling laws by name or JSON file, such as original,paper,law.json."
     ),
 ]
+TokensOption = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=EVALUATION_PANEL,
+        help="What N and T count in joint attention: image tokens, or all tokens as programs for Flux often do.",
+        autocompletion=_complete("image", "all"),
+    ),
+]
 RoundsOption = Annotated[
     int | None,
     typer.Option(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -38,6 +38,7 @@ from entropy_probe.cli.options import (
     ShardOption,
     SizesOption,
     StepsOption,
+    TokensOption,
 )
 from entropy_probe.cli.output import Messages, closing_rows, command_line, make_table, print_json, print_verdict
 from entropy_probe.cli.parsing import check_laws, parse_names, parse_seeds, parse_shard, parse_sizes
@@ -49,7 +50,6 @@ from entropy_probe.paths import is_file
 
 if TYPE_CHECKING:
     from entropy_probe.evaluation import Scorer
-    from entropy_probe.laws import ScalingLaw
     from entropy_probe.models import Size
     from entropy_probe.reports import Report
     from entropy_probe.runs import Sweep
@@ -223,12 +223,14 @@ def sample(
     law: Annotated[
         str, typer.Option(rich_help_panel=EVALUATION_PANEL, help="Scaling law: a name or a JSON file.")
     ] = "original",
+    tokens: TokensOption = "image",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Sample images or videos under a scaling law. A video is saved as an animated PNG."""
-    from entropy_probe.laws import resolve
+    from entropy_probe.laws import resolve, scaled
+    from entropy_probe.laws.scaling import check_tokens
     from entropy_probe.models import check_call, check_guidance, check_size, sampling_settings, training_size
     from entropy_probe.runs import as_texts
 
@@ -240,6 +242,7 @@ def sample(
     if len(parse_names(law)) > 1 and not is_file(law):
         raise InputError(f"sample applies one law at a time, got {law!r:.200}: name one law, and repeat for the others")
     scaling_law = resolve(law)
+    check_tokens(tokens)
     seed_list, given = parse_seeds(seeds or "0"), call.read()
     pipeline = load_pipeline(load.source(model), load.device, load.dtype)
     prompts = _prompts_of(pipeline, prompt)
@@ -250,7 +253,8 @@ def sample(
     messages = Messages(quiet or as_json)
     settings["pipeline_kwargs"] = given
     check_call(pipeline, size_list, given)
-    saved = _sample_and_save(pipeline, scaling_law, prompts, size_list, seed_list, settings, out, messages)
+    with scaled(pipeline, scaling_law, tokens=cast(Any, tokens)):
+        saved = _sample_and_save(pipeline, scaling_law.name, prompts, size_list, seed_list, settings, out, messages)
     if as_json:
         print_json({"law": scaling_law.name, "images": saved})
 
@@ -275,7 +279,7 @@ def _prompts_of(pipeline: Any, prompts: list[str] | None) -> list[str]:
 
 def _sample_and_save(
     pipeline: Any,
-    law: ScalingLaw,
+    law: str,
     prompts: list[str],
     sizes: list[Size],
     seeds: tuple[int, ...],
@@ -284,21 +288,19 @@ def _sample_and_save(
     messages: Messages,
 ) -> list[dict[str, Any]]:
     """Sample one image or video per prompt, size and seed, save it as PNG, and return a description of each."""
-    from entropy_probe.laws import scaled
     from entropy_probe.models import format_size, sample_clips, to_png
 
     saved = []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with scaled(pipeline, law):
-            for size in sizes:
-                for seed in seeds:
-                    sampled = sample_clips(pipeline, prompts, size, [seed] * len(prompts), **settings)
-                    for number, (prompt, clip) in enumerate(zip(prompts, sampled, strict=True)):
-                        path = out / f"{number:02d}_{_slug(prompt)}_{format_size(size)}_s{seed}_{law.name}.png"
-                        path.write_bytes(to_png(clip))
-                        messages.print(str(path))
-                        saved.append({"file": str(path), "prompt": prompt, "size": format_size(size), "seed": seed})
+        for size in sizes:
+            for seed in seeds:
+                sampled = sample_clips(pipeline, prompts, size, [seed] * len(prompts), **settings)
+                for number, (prompt, clip) in enumerate(zip(prompts, sampled, strict=True)):
+                    path = out / f"{number:02d}_{_slug(prompt)}_{format_size(size)}_s{seed}_{law}.png"
+                    path.write_bytes(to_png(clip))
+                    messages.print(str(path))
+                    saved.append({"file": str(path), "prompt": prompt, "size": format_size(size), "seed": seed})
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror or error}") from error
     return saved

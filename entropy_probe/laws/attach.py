@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from torch import nn
 
@@ -26,7 +26,7 @@ from entropy_probe.errors import InputError
 from entropy_probe.interruption import delay_interrupt
 from entropy_probe.laws.origin import check_origin, origin_of
 from entropy_probe.laws.resolving import resolve
-from entropy_probe.laws.scaling import Scaling, Tokens, TrainingTokens, check_positive
+from entropy_probe.laws.scaling import Scaling, Tokens, TrainingTokens, check_positive, check_tokens
 from entropy_probe.laws.site import ScalingLaw
 
 
@@ -88,8 +88,7 @@ def _apply(
     """Apply a law; see `apply`. Return the observer that scales, and the law with what it scales."""
     check_unscaled(model)
     check_frames(training_frames)
-    if tokens not in get_args(Tokens):
-        raise InputError(f"tokens must be 'image' or 'all', got {tokens!r:.100}")
+    check_tokens(tokens)
     given = {} if training_tokens is None else training_tokens
     scaling, denoiser = Scaling(resolve(law), given, tokens, model), find_denoiser(model)
     _check_training_tokens(denoiser, given)

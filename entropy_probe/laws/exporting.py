@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from entropy_probe.attention import Denoisers, find_denoiser
 from entropy_probe.errors import InputError
 from entropy_probe.laws import comfyui_node, portable
 from entropy_probe.laws.factor_table import LayerFactor, factors_of_model, factors_of_origin, origin_of_model
@@ -15,6 +16,7 @@ from entropy_probe.laws.json_format import to_json
 from entropy_probe.laws.origin import Origin, origin_of
 from entropy_probe.laws.resolving import resolve
 from entropy_probe.laws.scaled_weights import write_scaled_weights
+from entropy_probe.laws.scaling import Tokens, check_tokens
 from entropy_probe.laws.site import ScalingLaw, changes_with_noise
 from entropy_probe.models import Size
 from entropy_probe.paths import is_folder
@@ -29,6 +31,7 @@ def export(
     *,
     size: Size | None = None,
     model: Any = None,
+    tokens: Tokens = "image",
 ) -> Path:
     """Write a law in a form that works without this package.
 
@@ -44,6 +47,8 @@ def export(
         out: the file or folder to write. An existing file is overwritten.
         size: (height, width) in pixels. `comfyui` does not need it.
         model: the pipeline. Only a derived law can be exported without it, and not to `weights`.
+        tokens: what N and T count in joint attention: `image` tokens only, or `all` tokens; see `scaled`. `all` counts
+            the text tokens of a prompt of the pipeline's default length, needs the model, and not `comfyui`.
 
     Returns:
         The path of the file or folder.
@@ -58,8 +63,7 @@ def export(
     ...     "scaled_dot_product_attention" in file.read_text()
     True
     """
-    if to not in get_args(Target):
-        raise InputError(f"to must be {', '.join(get_args(Target))}, got {to!r:.100}")
+    _check_arguments(to, model, tokens)
     resolved, target = resolve(law), Path(out)
     origin = origin_of(resolved)
     if changes_with_noise(resolved):
@@ -72,14 +76,35 @@ def export(
     if size is None:
         raise InputError(f"--to {to} needs the image size: give --size HEIGHTxWIDTH, or size=(height, width)")
     if model is not None:
-        factors = factors_of_model(resolved, model, size)
+        factors = factors_of_model(resolved, model, size, tokens)
         if to == "weights":
-            write_scaled_weights(resolved, factors, model, size, target)
+            write_scaled_weights(resolved, factors, model, size, target, tokens)
             return target
         return _write_module(resolved, factors, _model_name(model), size, target)
     if to == "weights" or origin is None:
         raise InputError(f"--to {to} needs the model for the {resolved.name} law: give --model, or model=")
     return _write_module(resolved, factors_of_origin(resolved, origin, size), origin.model, size, target)
+
+
+def _check_arguments(to: object, model: Any, tokens: object) -> None:
+    """Check the target, that a model has one denoiser, and that all tokens can be counted.
+
+    Raises:
+        InputError: naming the argument and the fix.
+    """
+    if to not in get_args(Target):
+        raise InputError(f"to must be {', '.join(get_args(Target))}, got {to!r:.100}")
+    check_tokens(tokens)
+    if tokens == "all" and (to == "comfyui" or model is None):
+        raise InputError(
+            "tokens='all' needs the model, and cannot be exported to comfyui, whose node counts image tokens: give "
+            "--model, or use --tokens image"
+        )
+    if model is not None and isinstance(find_denoiser(model), Denoisers):
+        raise InputError(
+            f"{type(model).__name__} has two denoisers, and export writes the factors of one: use "
+            "entropy_probe.scaled, which scales both"
+        )
 
 
 def _origin(law: ScalingLaw, model: Any) -> Origin:

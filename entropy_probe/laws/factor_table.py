@@ -9,6 +9,7 @@ from typing import Any
 from entropy_probe.errors import InputError
 from entropy_probe.laws.attach import scaled
 from entropy_probe.laws.origin import Origin, sample_weights
+from entropy_probe.laws.scaling import Tokens
 from entropy_probe.laws.site import Factor, ScalingLaw
 from entropy_probe.models import Size, check_size, fingerprint, format_size, layers, training_size, training_tokens
 
@@ -19,7 +20,7 @@ class LayerFactor:
 
     Attributes:
         layer: name of the attention layer.
-        tokens: number of image tokens, N.
+        tokens: N: the number of image tokens, or of all tokens.
         joint: whether other tokens may attend in the same call.
         scale_factor: g: one number, or one per head.
         head_width: dimension of one head; 0 if it is unknown.
@@ -32,14 +33,20 @@ class LayerFactor:
     head_width: int = 0
 
 
-def factors_of_model(law: ScalingLaw, pipeline: Any, size: Size) -> list[LayerFactor]:
+def factors_of_model(law: ScalingLaw, pipeline: Any, size: Size, tokens: Tokens = "image") -> list[LayerFactor]:
     """Return the factors that `scaled` applies to a pipeline at a size. The denoiser runs once.
+
+    Args:
+        law: the law.
+        pipeline: the pipeline.
+        size: (height, width) in pixels.
+        tokens: what N and T count in joint attention; see `scaled`.
 
     Raises:
         InputError: if the pipeline cannot sample the size, or the law scales nothing.
     """
     check_size(pipeline, size)
-    with scaled(pipeline, law) as scaling:
+    with scaled(pipeline, law, tokens=tokens) as scaling:
         found = {layer.name: layer for layer in layers(pipeline, size)}
     table = scaling.frame()
     if table.empty:
@@ -50,8 +57,8 @@ def factors_of_model(law: ScalingLaw, pipeline: Any, size: Size) -> list[LayerFa
             "factor: apply the law with entropy_probe.scaled"
         )
     return [
-        LayerFactor(layer, tokens, found[layer].kind != "self", g, found[layer].head_width)
-        for (layer, tokens), (_, g) in scaling.factors.items()
+        LayerFactor(layer, counted, found[layer].kind != "self", g, found[layer].head_width)
+        for (layer, counted), (_, g) in scaling.factors.items()
     ]
 
 

@@ -21,6 +21,7 @@ from entropy_probe.attention import AttentionCall, attention_calls, find_denoise
 from entropy_probe.errors import InputError
 from entropy_probe.laws.attach import scaled
 from entropy_probe.laws.factor_table import LayerFactor
+from entropy_probe.laws.scaling import Tokens
 from entropy_probe.laws.site import ScalingLaw
 from entropy_probe.models import Size, format_size, layers
 
@@ -31,7 +32,9 @@ TOLERANCE = 0.02
 """Largest relative difference of mean queries. The rounding of half precision stays below it."""
 
 
-def write_scaled_weights(law: ScalingLaw, factors: Sequence[LayerFactor], pipeline: Any, size: Size, out: Path) -> None:
+def write_scaled_weights(
+    law: ScalingLaw, factors: Sequence[LayerFactor], pipeline: Any, size: Size, out: Path, tokens: Tokens = "image"
+) -> None:
     """Write the weights of a pipeline's denoiser, scaled by a law at one size, as a safetensors file.
 
     The result is verified: the denoiser runs once with the law and once with the scaled weights. The pipeline is left
@@ -43,6 +46,7 @@ def write_scaled_weights(law: ScalingLaw, factors: Sequence[LayerFactor], pipeli
         pipeline: the pipeline.
         size: (height, width) in pixels.
         out: the file.
+        tokens: what N and T count in joint attention; see `scaled`.
 
     Raises:
         InputError: if the query of a layer cannot be scaled alone, or the file cannot be written.
@@ -51,7 +55,7 @@ def write_scaled_weights(law: ScalingLaw, factors: Sequence[LayerFactor], pipeli
     parts = [(part, _along(part, factor)) for factor in factors for part in query_weights(denoiser, factor.layer)]
     if len({part.data_ptr() for part, _ in parts}) < len(parts):
         raise InputError("two layers share the weights of their query, so they cannot have different factors")
-    with scaled(pipeline, law):
+    with scaled(pipeline, law, tokens=tokens):
         expected = _mean_queries(pipeline, size)
     with torch.no_grad(), _multiplied(parts):
         found = _mean_queries(pipeline, size)

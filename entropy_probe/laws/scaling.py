@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 import torch
@@ -39,6 +39,12 @@ def check_positive(training_tokens: int) -> None:
         raise InputError(
             f"training_tokens must be a positive number of tokens, got {training_tokens!r}: pass T of the layers"
         )
+
+
+def check_tokens(tokens: object) -> None:
+    """Raise InputError if `tokens` is not one of `Tokens`."""
+    if tokens not in get_args(Tokens):
+        raise InputError(f"tokens must be 'image' or 'all', got {tokens!r:.100}")
 
 
 @dataclass(eq=False, repr=False)

@@ -15,7 +15,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from entropy_probe.attention import find_denoiser
+from entropy_probe.attention import Denoisers, find_denoiser
 from entropy_probe.errors import InputError
 from entropy_probe.models.sizes import Size, at_exact_size, check_size
 
@@ -206,6 +206,11 @@ def _is_flow(scheduler: Any) -> bool:
 def _conditioning(pipeline: Any, captions: Sequence[str], size: Size) -> tuple[str, Tensor, dict[str, Any]]:
     """Return the name of the denoiser's first argument, the timestep it received, and all its other arguments."""
     denoiser = find_denoiser(pipeline)
+    if isinstance(denoiser, Denoisers):
+        raise InputError(
+            f"{type(pipeline).__name__} has two denoisers, each for a part of the noise levels, and the denoising loss "
+            "needs one for all: use measured laws, which need no loss"
+        )
     names = list(inspect.signature(denoiser.forward).parameters)
     calls: list[dict[str, Any]] = []
 

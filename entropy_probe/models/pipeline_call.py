@@ -15,7 +15,7 @@ from diffusers.utils import is_bs4_available, is_ftfy_available
 from PIL import Image
 from torch import Tensor
 
-from entropy_probe.attention import find_denoiser
+from entropy_probe.attention import find_denoiser, parts_of_denoiser
 from entropy_probe.errors import CaptureError, InputError
 from entropy_probe.models.sizes import Size, at_exact_size, format_size, image_arguments, training_size
 
@@ -142,7 +142,8 @@ def explain_missing(pipeline: Any, given: Mapping[str, Any]) -> Iterator[None]:
         yield
         return
     ran: list[bool] = []
-    hook = find_denoiser(pipeline).register_forward_pre_hook(lambda *_: ran.append(True))
+    parts = parts_of_denoiser(find_denoiser(pipeline)).values()
+    hooks = [part.register_forward_pre_hook(lambda *_: ran.append(True)) for part in parts]
     try:
         yield
     except (InputError, CaptureError):
@@ -154,7 +155,8 @@ def explain_missing(pipeline: Any, given: Mapping[str, Any]) -> Iterator[None]:
             f"{_missing(type(pipeline).__name__, missing)} (it raised: {' '.join(str(error).split())[:200]})"
         ) from error
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def images(value: Any) -> list[Any]:

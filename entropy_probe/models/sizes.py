@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 
 from entropy_probe.attention import (
     AttentionCall,
@@ -18,6 +19,7 @@ from entropy_probe.attention import (
     configured_size,
     default_size,
     find_denoiser,
+    parts_of_denoiser,
     patch_sizes,
 )
 from entropy_probe.errors import InputError
@@ -66,7 +68,7 @@ _REDUCTIONS = (
 """Attributes that give the pixels per latent pixel, in different pipelines."""
 
 SHORT = 4
-"""Sampling steps that `layers` requests; it stops after the first. Schedules such as Mochi's need at least four."""
+"""Sampling steps that `layers` requests; it stops when each denoiser has run. Schedules such as Mochi's need four."""
 
 FRAMES = 9
 """Frames of a video that `layers` requests: one more than a multiple of four and eight, as most pipelines need."""
@@ -229,7 +231,7 @@ def image_arguments(pipeline: Any) -> list[str]:
 def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
     """Return the attention layers in the order in which they run, with their token grids at a size.
 
-    The model samples without guidance until the denoiser has run once.
+    The model samples without guidance until each denoiser has run once.
 
     Args:
         pipeline: a diffusers pipeline.
@@ -254,21 +256,26 @@ def layers(pipeline: Any, size: Size | None = None) -> list[Layer]:
             Layer(call.layer, call.kind, heads, head_width, call.key.shape[2], grid, call.training_tokens, call.axes),
         )
 
-    def stop(*_: object) -> None:
-        raise _FirstCallError
-
     denoiser = find_denoiser(pipeline)
+    waiting = list(parts_of_denoiser(denoiser).values())
+
+    def stop(part: nn.Module, *_: object) -> None:
+        waiting[:] = [one for one in waiting if one is not part]
+        if not waiting:
+            raise _AllHaveRunError
+
     # Perturbed-attention guidance replaces processors and restores them at its end, which is not reached here.
     processors = [(module, module.processor) for module in denoiser.modules() if hasattr(module, "processor")]
     with attention_calls(pipeline, note), torch.no_grad():
-        hook = denoiser.register_forward_hook(stop)
+        hooks = [part.register_forward_hook(stop) for part in waiting]
         try:
             with report_model_errors(pipeline, (height, width)):
                 _call(pipeline, (height, width))
-        except _FirstCallError:
+        except _AllHaveRunError:
             pipeline.maybe_free_model_hooks()
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
             for module, processor in processors:
                 if module.processor is not processor:
                     module.processor = processor
@@ -287,8 +294,8 @@ def _call(pipeline: Any, size: Size) -> None:
         pipeline(**arguments, **dict.fromkeys(images, Image.new("RGB", (size[1], size[0]))))
 
 
-class _FirstCallError(Exception):
-    """Stops a sampling run after the first forward pass: later steps have the same layers."""
+class _AllHaveRunError(Exception):
+    """Stops a sampling run after the first forward pass of each denoiser: later steps have the same layers."""
 
 
 def _short(pipeline: Any, size: Size) -> dict[str, Any]:

@@ -12,7 +12,7 @@ with name_missing_extra():
         drift_of_runs,
         growth_of_runs,
         layers_of_runs,
-        timesteps_of_runs,
+        noise_levels_of_runs,
     )
     from entropy_probe.plots.drift import draw_drift, draw_removed, drift_by_law
     from entropy_probe.plots.entropy_growth import (
@@ -27,7 +27,13 @@ with name_missing_extra():
     from entropy_probe.plots.panel import FORMATS, WIDTHS, Format, Panel, Width, figure_bytes, one_of, print_theme
     from entropy_probe.plots.panels import Plot
     from entropy_probe.plots.quality import draw_change, quality_by_kappa, quality_by_law
-    from entropy_probe.plots.scale_factors import draw_factors, draw_factors_by_layer, factors_by_layer
+    from entropy_probe.plots.scale_factors import (
+        draw_factors,
+        draw_factors_by_layer,
+        draw_head_factors,
+        draw_step_factors,
+        factors_by_layer,
+    )
     from entropy_probe.plots.svg import inline_svg
     from entropy_probe.plots.theme import PALETTE, page_theme, theme
     from entropy_probe.plots.timesteps import draw_timesteps, entropy_against_timestep
@@ -46,6 +52,7 @@ __all__ = [
     "draw_factors_by_layer",
     "draw_growth",
     "draw_head_drift",
+    "draw_head_factors",
     "draw_heads",
     "draw_law",
     "draw_layers",
@@ -53,6 +60,7 @@ __all__ = [
     "draw_loss",
     "draw_map",
     "draw_removed",
+    "draw_step_factors",
     "draw_timesteps",
     "drift_by_law",
     "drift_of_runs",
@@ -69,6 +77,7 @@ __all__ = [
     "layers_of_runs",
     "loss_by_factor",
     "maps_over_images",
+    "noise_levels_of_runs",
     "one_of",
     "page_theme",
     "print_theme",
@@ -76,5 +85,4 @@ __all__ = [
     "quality_by_kappa",
     "quality_by_law",
     "theme",
-    "timesteps_of_runs",
 ]

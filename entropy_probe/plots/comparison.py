@@ -107,17 +107,17 @@ def draw_growth(axes: Axes, curves: pd.DataFrame, change: bool = False) -> pd.Da
     return curves
 
 
-def timesteps_of_runs(curves: pd.DataFrame) -> Plot:
-    """Plot the mean entropy at the training size against the timestep, with 95 % bands.
+def noise_levels_of_runs(curves: pd.DataFrame) -> Plot:
+    """Plot the mean entropy at the training size against the noise level, with 95 % bands. A point is a step.
 
     Args:
-        curves: `run`, `timestep`, `entropy`, `entropy_half_width` (of the 95 % interval), in nats.
+        curves: `run`, `noise_level`, `entropy`, `entropy_half_width` (of the 95 % interval), in nats.
 
     Returns:
         The figure, and the table.
 
-    >>> table = pd.DataFrame({"run": "base", "timestep": [900, 100], "entropy": [3.0, 2.0], "entropy_half_width": 0.1})
-    >>> figure, data = timesteps_of_runs(table)
+    >>> table = pd.DataFrame({"run": "base", "noise_level": [0.9, 0.1], "entropy": [3.0, 2.0]})
+    >>> figure, data = noise_levels_of_runs(table.assign(entropy_half_width=0.1))
     >>> len(figure.axes)
     1
     """
@@ -125,11 +125,11 @@ def timesteps_of_runs(curves: pd.DataFrame) -> Plot:
     axes = figure.subplots()
     for (run, own), colour in zip(curves.groupby("run", sort=False), _colours(curves), strict=True):
         error = own["entropy_half_width"]
-        axes.plot(own["timestep"], own["entropy"], color=colour, label=run)
+        axes.plot(own["noise_level"], own["entropy"], "o-", color=colour, markersize=3, label=run)
         band = (own["entropy"] - error, own["entropy"] + error)
-        axes.fill_between(own["timestep"], *band, color=colour, alpha=0.2, linewidth=0)
+        axes.fill_between(own["noise_level"], *band, color=colour, alpha=0.2, linewidth=0)
     axes.invert_xaxis()
-    axes.set_xlabel("timestep (noise to image)")
+    axes.set_xlabel("noise level (noise to image)")
     axes.set_ylabel("entropy, nats (mean over layers)")
     axes.legend(edgecolor="none")
     return figure, curves

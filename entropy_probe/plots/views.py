@@ -19,13 +19,14 @@ from entropy_probe.attention import Captured
 from entropy_probe.errors import InputError
 from entropy_probe.estimation import Fit
 from entropy_probe.evaluation import Outcome
-from entropy_probe.laws import ScalingLaw
+from entropy_probe.laws import HeadEntropy, MeasuredHeads, MeasuredSteps, ScalingLaw
+from entropy_probe.laws.catalogue import own_law
 from entropy_probe.models import format_size
 from entropy_probe.plots.drift import draw_drift
 from entropy_probe.plots.entropy_growth import draw_law
 from entropy_probe.plots.layers import draw_layers
 from entropy_probe.plots.panel import FORMATS, WIDTHS, Panel, Width, figure_bytes, one_of, print_theme
-from entropy_probe.plots.scale_factors import draw_factors
+from entropy_probe.plots.scale_factors import draw_factors, draw_head_factors, draw_step_factors
 from entropy_probe.plots.svg import inline_svg
 from entropy_probe.plots.tables import captured_table, drift_table, entropy_table, factor_table, fit_table
 from entropy_probe.plots.theme import page_theme, row_size, theme
@@ -90,8 +91,18 @@ def view(result: Captured | Sweep | Fit | ScalingLaw | Outcome) -> View:
             table = table[table["level"] == "layer"].drop(columns="level")
             return View("Drift of the entropy, by layer", table, partial(draw_drift, outcome=result))
         case _:
-            title = f"Scaling law “{result.name}”: g at N/T"
-            return View(title, factor_table(result), partial(draw_factors, law=result))
+            return _law_view(result)
+
+
+def _law_view(law: ScalingLaw) -> View:
+    """Return the view of a law. The figure shows g by layer, by head, or by noise level, as the law has it."""
+    title, table, inner = f"Scaling law “{law.name}”: g at N/T", factor_table(law), own_law(law)
+    if isinstance(inner, MeasuredSteps):
+        return View(title, table, partial(draw_step_factors, law=inner))
+    if isinstance(inner, MeasuredHeads | HeadEntropy):
+        layers = table["layer"].nunique()
+        return View(title, table, partial(draw_head_factors, law=inner), rows=layers)
+    return View(title, table, partial(draw_factors, law=law))
 
 
 def plot(result: Any, ax: Axes | None = None) -> Axes:

@@ -21,19 +21,19 @@ from entropy_probe.evaluation.quality_summary import MAX_NEEDED
 from entropy_probe.laws import factors as law_factors
 from entropy_probe.models import format_size
 from entropy_probe.plots import Panel
-from entropy_probe.plots.numbers import INTERVAL, UNKNOWN, between, fixed
+from entropy_probe.plots.numbers import INTERVAL, UNKNOWN, between, fixed, number
 from entropy_probe.plots.tables import drift_table, quality_table
 from entropy_probe.reports import page
 from entropy_probe.reports.comparison_tables import (
     by_layer,
     growth_curve,
     pooled_row,
-    sampling_curve,
     size_ratio,
     stacked,
     with_short_names,
 )
 from entropy_probe.reports.gallery import gallery_of_runs
+from entropy_probe.reports.noise_levels import at_equal_levels, sampling_curve
 from entropy_probe.reports.page import Shown
 from entropy_probe.reports.run_details import COMPARED_IMAGES
 from entropy_probe.reports.run_report import Report
@@ -134,6 +134,17 @@ class RunComparison:
         ]  # fmt: skip
         return pd.DataFrame(rows)
 
+    def noise_levels(self) -> pd.DataFrame:
+        """Return the mean entropy at each step: `run`, `noise_level` (1 is noise), `entropy`, `entropy_half_width`.
+
+        It is the mean over the layers at the training size, without a law, in nats.
+        """
+        parts = [
+            sampling_curve(run.frame, run.sweep.manifest.training_size).assign(run=name)
+            for name, run in self.runs.items()
+        ]
+        return pd.concat(parts, ignore_index=True)[["run", "noise_level", "entropy", "entropy_half_width"]]
+
     def html(self) -> str:
         """Return the page. It is self-contained and makes no requests."""
         return page.render(
@@ -168,7 +179,12 @@ class RunComparison:
 
     def to_json(self) -> str:
         """Return the verdict and all numbers as JSON text. Unknown values are null."""
-        tables = {"slopes": self.slopes(), "factors": self.factors(), "drifts": self.drifts()}
+        tables = {
+            "slopes": self.slopes(),
+            "factors": self.factors(),
+            "drifts": self.drifts(),
+            "noise_levels": self.noise_levels(),
+        }
         pooled = [{"run": name, **vars(fit.pooled)} for name, fit in self._fits.items()]
         numbers: dict[str, Any] = {name: table.to_dict("records") for name, table in tables.items()}
         return to_strict_json({"verdict": self.verdict(), "pooled": pooled, **numbers})
@@ -200,13 +216,14 @@ class RunComparison:
             "The dotted line is the slope for logits whose variance does not depend on N.",
             partial(plots.layers_of_runs, with_short_names(self.slopes()), "b, nats per unit of ln N", 1.0),
         )
-        sampling = pd.concat([sampling_curve(n, r) for n, r in self.runs.items()])
+        sampling = self.noise_levels()
         if len(sampling):
             yield Shown(
                 "Entropy during sampling",
-                "Mean over the layers at the training size of each model, without a law. Bands are 95 % intervals over "
-                "the prompts.",
-                partial(plots.timesteps_of_runs, sampling),
+                "Mean over the layers at the training size of each model, without a law, against the noise level, so "
+                "that runs with different schedulers and numbers of steps can be compared. A point is a step. Bands "
+                "are 95 % intervals over the prompts.",
+                partial(plots.noise_levels_of_runs, sampling),
             )
         if len(self.factors()):
             yield Shown(
@@ -229,6 +246,10 @@ class RunComparison:
             ),
             "Slope b of every layer": by_layer(self.slopes()),
         }
+        equal = at_equal_levels(dict(iter(self.noise_levels().groupby("run", sort=False))))
+        if len(equal) and len(equal.columns) > 2:
+            named = equal.rename(columns={"noise_level": "noise level"})
+            tables["Entropy at equal noise levels, nats"] = named.map(number)
         if len(self.factors()):
             tables["Scale factor of every layer at N/T = 4"] = by_layer(self.factors())
         outcomes = {name: run.outcome for name, run in self.runs.items() if run.outcome}

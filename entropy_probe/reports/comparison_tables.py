@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from entropy_probe.attention import visual
 from entropy_probe.estimation import POOLED, Fit
 from entropy_probe.estimation.intervals import half_width
 from entropy_probe.models import Size, short_name
@@ -33,17 +32,6 @@ def growth_curve(name: str, run: RunResults) -> pd.DataFrame:
     table = sizes[["ln", "entropy", "drift"]].mean().assign(**ends).reset_index()
     ratio = [size_ratio(size, run.sweep.manifest) for size in zip(table["height"], table["width"], strict=True)]
     return table.rename(columns={"ln": "ln_tokens"}).assign(run=name, ratio=ratio)
-
-
-def sampling_curve(name: str, run: RunResults) -> pd.DataFrame:
-    """Return the mean entropy over the layers at the training size by timestep; empty if it was not sampled."""
-    height, width = run.sweep.manifest.training_size
-    frame = run.frame[(run.frame["height"] == height) & (run.frame["width"] == width)]
-    frame = visual(frame[frame["law"] == "original"])
-    by_layer = frame.groupby(["timestep", "prompt", "layer"])["entropy"].mean()
-    by_prompt = by_layer.groupby(["timestep", "prompt"]).mean().groupby("timestep")
-    table = pd.DataFrame({"entropy": by_prompt.mean(), "entropy_half_width": half_width(by_prompt)}).reset_index()
-    return table.assign(run=name)
 
 
 def with_short_names(table: pd.DataFrame) -> pd.DataFrame:

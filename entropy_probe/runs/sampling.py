@@ -12,7 +12,7 @@ import pandas as pd
 from accelerate.utils.memory import clear_device_cache
 from PIL import Image
 
-from entropy_probe.attention import capture, find_denoiser
+from entropy_probe.attention import capture, find_denoiser, parts_of_denoiser
 from entropy_probe.interruption import delay_interrupt
 from entropy_probe.laws import Original, ScalingLaw, scaled
 from entropy_probe.models import Clip, format_size, is_out_of_memory, middle, sample_clips
@@ -134,8 +134,10 @@ def _sample_batch(
 def _interruptible_between_steps(pipeline: Any) -> Iterator[None]:
     """Deliver Ctrl-C only before a call of the denoiser, where interrupting torch is safe."""
     with delay_interrupt() as deliver:
-        hook = find_denoiser(pipeline).register_forward_pre_hook(lambda *_: deliver(), prepend=True)
+        parts = parts_of_denoiser(find_denoiser(pipeline)).values()
+        hooks = [part.register_forward_pre_hook(lambda *_: deliver(), prepend=True) for part in parts]
         try:
             yield
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
