@@ -29,7 +29,7 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(
-    total: int, task: str, *, done: int = 0, work: float | None = None, shown: bool = True
+    total: int, task: str, *, done: int = 0, work: float | None = None, shown: bool | str = True
 ) -> Iterator[Advance]:
     """Show the number of finished items and the estimated time left.
 
@@ -39,30 +39,31 @@ def progress(
         done: number of items that were finished earlier.
         work: work that the remaining items take, in any unit. By default, their number. Give it if some items take
             longer than others.
-        shown: if False, show nothing.
+        shown: if False, show nothing. A text is the stage that the task belongs to, such as "validate".
 
     >>> with progress(3, "sampling cells", shown=False) as advance:
     ...     advance(1, "paper 64")
     """
     console = Console(stderr=True)
+    title = f"{shown}, {task}" if isinstance(shown, str) else task
     time_left = _time_left(total - done if work is None else work)
     if not shown:
         yield lambda count, label, work=None: None
     elif console.is_terminal or console.is_jupyter:
         with _bar(console) as bar:
-            number = bar.add_task(task, total=total, completed=done, left="")
+            number = bar.add_task(title, total=total, completed=done, left="")
 
             def advance(count: int, label: str, work: float | None = None) -> None:
                 left = time_left(count if work is None else work)
-                bar.update(number, advance=count, description=label or task, left=left)
+                bar.update(number, advance=count, description=f"{title}: {label}" if label else title, left=left)
 
             yield advance
     else:
-        yield _lines(total, task, done, time_left)
+        yield _lines(total, title, done, time_left)
 
 
 def track(
-    items: Sequence[T], task: str, *, work: Callable[[T], float] = lambda item: 1.0, shown: bool = True
+    items: Sequence[T], task: str, *, work: Callable[[T], float] = lambda item: 1.0, shown: bool | str = True
 ) -> Iterator[T]:
     """Iterate over items and show the progress.
 
@@ -70,7 +71,7 @@ def track(
         items: the items.
         task: name of the task.
         work: function that returns the work one item takes, in any unit. By default, all items take the same.
-        shown: if False, show nothing.
+        shown: see `progress`.
 
     >>> list(track([3, 4], "judging images", shown=False))
     [3, 4]
@@ -82,8 +83,9 @@ def track(
 
 
 def _bar(console: Console) -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    return Progress(*columns, TextColumn("{task.fields[left]}"), console=console)
+    bar = BarColumn(bar_width=None)  # takes the width that the texts leave
+    columns = TextColumn("{task.description}"), bar, MofNCompleteColumn(), TimeElapsedColumn()
+    return Progress(*columns, TextColumn("{task.fields[left]}"), console=console, expand=True)
 
 
 def _time_left(total: float) -> Callable[[float], str]:

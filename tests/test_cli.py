@@ -16,8 +16,10 @@ from PIL import Image
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 import entropy_probe as ep
+from entropy_probe.baselines.profiles import MIN_IMAGES
 from entropy_probe.cli import inspection
 from entropy_probe.cli import main as cli
+from entropy_probe.cli.config import read_config
 from entropy_probe.estimation import Derivation
 
 GRID = ["--sizes", "64,32x48", "--seeds", "0", "--steps", "2", "--guidance-scale", "4", "--device", "cpu"]
@@ -85,10 +87,10 @@ BAD = {
     "unknown device": (["--device", "tpu"], "device 'tpu' is not available"),
     "unknown dtype": (["--dtype", "int8"], "dtype must be"),
     "critic for another model": (["--metrics", "critic"], "was trained on the drawings of the bundled models only"),
-    "network without images": (["--metrics", "some/clip"], "give a folder of them with --images"),
+    "network without images": (["--metrics", "some/clip"], "give a folder of them with --real-images"),
     "none next to other metrics": (["--metrics", "critic,none"], "metrics must be none alone or a list of networks"),
     "missing folder of images": (
-        ["--metrics", "critic", "--images", "/nowhere"],
+        ["--metrics", "critic", "--real-images", "/nowhere"],
         "'/nowhere' is not a folder: give a folder of images",
     ),
     "unknown option": (["--colour", "red"], "No such option"),
@@ -213,9 +215,9 @@ def test_law_is_calibrated_on_a_folder_of_images_and_validated(call, tiny_folder
     assert call("sweep", "--model", tiny_folder, "--out", out, "--prompts", prompts, *GRID)[0] == 0
     code, _, err = call("derive", "--out", out, "--method", "calibrated", "--device", "cpu")
     assert (code, err.count("\n")) == (2, 1)
-    assert "--images" in err
+    assert "--real-images" in err
     code, text, _ = call(
-        "derive", "--out", out, "--method", "calibrated", "--images", images, "--json", "--device", "cpu"
+        "derive", "--out", out, "--method", "calibrated", "--real-images", images, "--json", "--device", "cpu"
     )
     assert code == 0
     derivation = Derivation.from_json(text)
@@ -223,21 +225,21 @@ def test_law_is_calibrated_on_a_folder_of_images_and_validated(call, tiny_folder
     (out / "calibrated.json").write_text(ep.laws.to_json(derivation))  # as earlier versions wrote it
     ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path / "vit")
     ViTImageProcessor().save_pretrained(tmp_path / "vit")
-    judged = ("--metrics", f"critic,{tmp_path / 'vit'}", "--images", images)
+    judged = ("--metrics", f"critic,{tmp_path / 'vit'}", "--real-images", images)
     code, text, _ = call("validate", "--out", out, "--laws", "calibrated", "--json", "--device", "cpu", *judged)
     assert code == 0
     metrics = {c["metric"] for c in json.loads(text)["quality"]["comparisons"]}
     assert metrics >= {"text_score:critic", "repetition", "kernel_distance:critic", "kernel_distance:vit"}
     losses = ("loss", "--out", out, "--device", "cpu", "--image-count", "4", "--scale-factors", "0.5,2")
-    assert "--images" in call(*losses)[2]
-    code, text, _ = call(*losses, "--images", images, "--json")
+    assert "--real-images" in call(*losses)[2]
+    code, text, _ = call(*losses, "--real-images", images, "--json")
     assert code == 0
     assert {(row["size"], row["g"]) for row in json.loads(text)} == {
         (s, g) for s in ("32x48", "64") for g in (0.5, 1, 2)
     }
     assert all(row["change"] == 0 for row in json.loads(text) if row["g"] == 1)
     for wrong in ("", "a", "-1", "nan", "1"):
-        assert call(*losses[:-1], wrong, "--images", images)[2].startswith("error: scale-factors must be numbers")
+        assert call(*losses[:-1], wrong, "--real-images", images)[2].startswith("error: scale-factors must be numbers")
     assert call("report", "--out", out, "--device", "cpu")[0] == 0
     page = (out / "report.html").read_text()
     assert "Quality, alignment and defects" in page
@@ -380,6 +382,53 @@ def test_help_of_every_command_has_valid_examples(call, monkeypatch, words):
         assert {word for word in arguments if word.startswith("--")} <= known
 
 
+@pytest.mark.parametrize("words", [(), ("baseline",), *COMMANDS], ids=" ".join)
+def test_help_has_whole_words_and_no_type_of_switches(call, monkeypatch, words):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = call(*words, "--help")[1]
+    shown = set(text.replace("│", " ").split())
+    parameters = COMMANDS[words].params if words in COMMANDS else []
+    expected = {word for parameter in parameters for word in (*(parameter.help or "").split(), *parameter.opts)}
+    arguments = {parameter.name for parameter in parameters if parameter.param_type_name == "argument"}
+    assert expected - shown - arguments == set()
+    for unwanted in ("<bool>", "BOOLEAN", "range", "x>=", "…"):
+        assert unwanted not in text
+
+
+def test_help_states_minimum_of_baseline_and_order_of_sizes(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert f"at least {MIN_IMAGES} images per size" in call("baseline", "save", "--help")[1]
+    for command in ("run", "sweep", "sample", "info", "export"):
+        assert "96x128 is height 96, width 128" in call(command, "--help")[1]
+
+
+ALIASES = {
+    "run --num-inference-steps 0": "steps must be at least 1, got 0",
+    "run --num-inference-steps=0": "steps must be at least 1, got 0",
+    "run --law magic": "unknown law 'magic'",
+    "validate --law original,magic": "unknown law 'magic'",
+    "run --metrics critic --images /nowhere": "'/nowhere' is not a folder",
+    "sample a --laws magic": "unknown law 'magic'",
+    "sample a --laws original,paper": "sample applies one law at a time, got 'original,paper': name one law",
+    "fit --laws paper": "No such option",
+}
+
+
+@pytest.mark.parametrize("line", ALIASES)
+def test_aliases_of_flags_have_the_same_effect(call, tiny_folder, line):
+    command, *arguments = line.split()
+    model = [] if command in ("fit", "validate") else ["--model", tiny_folder]
+    code, _, err = call(command, *arguments, *model)
+    assert (code, err.count("\n")) == (2, 1)
+    assert ALIASES[line] in err
+
+
+def test_config_accepts_aliases(tmp_path):
+    (tmp_path / "run.yaml").write_text("num_inference_steps: 4\nimages: photos\n")
+    settings = read_config(tmp_path / "run.yaml", {"steps", "real-images", "law", "laws"})
+    assert settings == {"steps": "4", "real-images": "photos"}
+
+
 @pytest.fixture
 def arguments(done, tiny_folder, tmp_path, prompts, images):
     """Return arguments with which each command succeeds."""
@@ -389,7 +438,7 @@ def arguments(done, tiny_folder, tmp_path, prompts, images):
         ("sweep",): ["--model", tiny_folder, "--prompts", prompts, *GRID, *run],
         ("derive",): ["--rounds", "0", *run],
         ("validate",): ["--laws", "paper", *run],
-        ("loss",): ["--images", images, "--scale-factors", "2", *run],
+        ("loss",): ["--real-images", images, "--scale-factors", "2", *run],
         ("sample",): ["flat pizza", "--model", tiny_folder, "--steps", "1", "--out", tmp_path / "samples"],
         ("export",): ["paper", "--to", "comfyui", "--model", tiny_folder, "--out", tmp_path / "node"],
         ("info",): ["--model", tiny_folder],
@@ -453,7 +502,7 @@ def test_version_and_short_help_flags(call):
 
 
 def test_renamed_flags_still_work_with_a_warning(call, done, images, tmp_path):
-    run = ["loss", "--out", shutil.copytree(done / "run", tmp_path / "run"), "--images", images, "--device", "cpu"]
+    run = ["loss", "--out", shutil.copytree(done / "run", tmp_path / "run"), "--real-images", images, "--device", "cpu"]
     code, text, err = call(*run, "--pictures", "4", "--multipliers=2", "--json")
     assert code == 0
     assert err.splitlines() == [

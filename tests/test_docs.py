@@ -11,6 +11,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib as mpl
 import pytest
@@ -72,6 +73,55 @@ def test_site_loads_nothing_from_other_hosts(site):
     remote = re.compile(r"""<(?:script|img|iframe|link(?![^>]*rel="canonical"))[^>]*\s(?:src|href)=["']?https?:""")
     for page in site.rglob("*.html"):
         assert not remote.search(page.read_text()), page
+
+
+@pytest.mark.clone
+def test_site_has_formulas_glossary_links_and_folded_results(site):
+    method = (site / "method" / "index.html").read_text()
+    assert '<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">' in method
+    assert not re.search(r"\$[^<]*\\\\|\ue000", method)
+    entries = set(re.findall(r'<p id="([^"]+)"><strong>', (site / "glossary" / "index.html").read_text()))
+    links = {
+        link
+        for page in site.rglob("*.html")
+        for link in re.findall(r'glossary/#([^"]+)" class="term"', page.read_text())
+    }
+    assert len(links) > 15
+    assert links <= entries
+    assert "<details><summary>" in (site / "defects" / "index.html").read_text()
+
+
+def load_hook(name):
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / name)))
+
+
+def test_formulas_become_mathml_outside_code():
+    hook, page = load_hook("typesetting.py"), SimpleNamespace(file=SimpleNamespace(src_uri="CHANGELOG.md"))
+    text = "Costs $5 and $6: $g^2$ and `$x$`.\n\n$$\n\\ln N\n$$\n\n```sh\necho $A $B\n```\n"
+    marked = hook.on_page_markdown(text, page)
+    assert marked.count("\ue000") == 2
+    assert "`$x$`" in marked
+    assert "echo $A $B" in marked
+    content = hook.on_page_content(marked, page, None, None)
+    assert "<msup><mi>g</mi><mn>2</mn></msup>" in content
+    assert 'display="block"' in content
+    assert "Costs $5 and $6" in content
+
+
+def test_first_use_of_a_term_links_to_the_glossary():
+    hook = load_hook("typesetting.py")
+    targets = hook.terms((ROOT / "docs" / "glossary.md").read_text())
+    assert targets["drift"] == "drift"
+    assert "cell" not in targets
+    content = '<h2>Drift</h2><p>A <a href="x">drift</a>: drifts of <code>drift</code>. Drift.</p>'
+    link = '<a href="../glossary/#drift" class="term">drifts</a>'
+    assert hook.link_terms(content, targets, "../glossary/") == content.replace("drifts", link)
+
+
+def test_long_tables_are_folded():
+    hook = load_hook("typesetting.py")
+    short, long = ("<table><tr><th>law</th></tr>" + "<tr><td>1</td></tr>" * n + "</table>" for n in (2, 20))
+    assert hook.fold(short + long) == f"{short}<details><summary>20 rows: law</summary>{long}</details>"
 
 
 @pytest.mark.clone

@@ -93,7 +93,7 @@ def test_command_line_names_the_missing_extra_in_one_line_before_it_samples(tiny
     folder, _ = core_run
     out = ["--out", str(tmp_path / "run")]
     commands = [["run", *out], ["report", "--out", str(folder)], ["sweep", "--engine", "ray", *out]]
-    commands += [["validate", "--metrics", str(tiny_folder), "--images", str(tmp_path), "--out", str(folder)]]
+    commands += [["validate", "--metrics", str(tiny_folder), "--real-images", str(tmp_path), "--out", str(folder)]]
     _, errors = in_core(COMMANDS.format(commands=commands))
     lines = errors.splitlines()
     assert lines[1::2] == ["run 2", "report 2", "sweep 2", "validate 2"]

@@ -96,7 +96,7 @@ def test_kernel_distance_does_not_change_global_random_state():
         (lambda: kernel_distance(torch.randn(9, 5), torch.randn(1, 5)), "needs at least 2 real and sampled images"),
         (lambda: features(Small(), []), "images is empty"),
         (lambda: features(Small(), [torch.zeros(3, 8, 8), torch.zeros(3, 8, 9)]), "must have one size"),
-        (lambda: load_scorer("no/such", None), "give a folder of them with --images"),
+        (lambda: load_scorer("no/such", None), "give a folder of them with --real-images"),
         (lambda: load_scorer([]), "at least one network"),
         (lambda: load_scorer(["critic", "inceptoin"]), "unknown network 'inceptoin': it is not a folder"),
         (lambda: load_scorer(["critic", "critic"]), "must have different names, got critic, critic"),

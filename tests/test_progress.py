@@ -54,6 +54,18 @@ def test_terminal_gets_bar_with_time_left(monkeypatch):
     assert "about 2 min left" in last
 
 
+def test_bar_names_its_stage_and_fits_80_columns(monkeypatch, capsys):
+    with progress(2, "scoring images", shown="validate") as advance:
+        advance(1, "paper 128x128")
+    assert capsys.readouterr().err.startswith("validate, scoring images: 1 of 2, paper 128x128")
+    console = Console(file=StringIO(), force_terminal=True, width=80, color_system=None)
+    monkeypatch.setattr("entropy_probe.progress.Console", lambda stderr: console)
+    with progress(20, "scoring images", shown="validate") as advance:
+        advance(2, "paper 128x128")
+    assert "validate, scoring images: paper 128x128" in console.file.getvalue()
+    assert "…" not in console.file.getvalue()
+
+
 def test_track_yields_items_and_can_be_silent(capsys):
     assert list(track([3, 4], "judging", shown=False)) == [3, 4]
     assert capsys.readouterr().err == ""

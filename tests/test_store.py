@@ -23,6 +23,8 @@ from entropy_probe.errors import InputError
 from entropy_probe.runs import Sweep, cells, sweep
 from entropy_probe.runs.cells import COLUMNS, SCHEMA, decode, is_intact, read_metadata
 from entropy_probe.runs.files import lock, write_atomically
+from entropy_probe.runs.grid import Grid
+from entropy_probe.runs.image_index import add_to_index
 from entropy_probe.runs.manifest import Manifest
 
 PAGE = Path(__file__).parents[1] / "docs" / "run-directory.md"
@@ -135,6 +137,23 @@ def test_renamed_cell_is_damaged(run):
     shutil.copy(run.run.cell_path(one), run.run.cell_path(other))
     shutil.copy(run.run.image_path(one), run.run.image_path(other))
     assert run.run.state(other).fault == "damaged"
+
+
+def test_index_lists_the_images_and_keeps_other_rows(sampled, tmp_path):
+    table = pd.read_csv(sampled.run.path / "images" / "index.csv")
+    assert list(table["file"]) == sorted(sampled.run.image_path(cell).name for cell in sampled.grid.cells())
+    cell = next(sampled.grid.cells())
+    row = table.set_index("file").loc[sampled.run.image_path(cell).name]
+    assert tuple(row) == (cell.prompt, *cell.size, cell.seed, cell.law)
+    cells = list(Grid.build(["=1+1", 'a "red",\napple'], [(64, 32)], [0], ["paper"]).cells())
+    add_to_index(tmp_path, cells[:1])
+    add_to_index(tmp_path, cells[1:])
+    table = pd.read_csv(tmp_path / "index.csv")
+    assert set(table["prompt"]) == {"'=1+1", 'a "red",\napple'}
+    (tmp_path / "index.csv").write_bytes(b"\xff\x00")
+    add_to_index(tmp_path, cells)
+    assert pd.read_csv(tmp_path / "index.csv").equals(table)
+    assert [path.name for path in tmp_path.iterdir()] == ["index.csv"]
 
 
 def test_reading_damaged_cell_names_its_file(run):

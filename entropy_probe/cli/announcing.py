@@ -40,5 +40,7 @@ def sample_prepared(prepared: Prepared, engine: Engine, messages: Messages, **se
     from entropy_probe.runs import sweep
 
     announcing = _Announcing(engine, messages, prepared.notices)
-    sampled = sweep(prepared.pipeline, engine=announcing, progress=messages.progress, **prepared.arguments, **settings)
+    sampled = sweep(
+        prepared.pipeline, engine=announcing, progress=messages.stage("sweep"), **prepared.arguments, **settings
+    )
     return replace(sampled, engine=engine)

@@ -78,7 +78,10 @@ def save(
     quiet: QuietOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Sample a model and save its entropy profile: every head, size and image."""
+    """Sample a model and save its entropy profile: every head, size and image.
+
+    A baseline needs at least 8 images per size: prompts x seeds. By default, it has 4 x 5.
+    """
     from entropy_probe.baselines import PROMPTS, profile
     from entropy_probe.runs import check_file_name
 

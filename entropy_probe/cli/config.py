@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from entropy_probe.cli.groups import RENAMED_FLAGS, warn_renamed
+from entropy_probe.cli.groups import ALIASES, RENAMED_FLAGS, warn_renamed
 from entropy_probe.errors import InputError
 
 MAX_BYTES = 2**20
@@ -107,6 +107,8 @@ def _setting_name(key: yaml.Node, known: Collection[str], where: str) -> str:
     if name not in known and present in known:
         warn_renamed(name, present, f"{where}: ")
         return present
+    if name not in known and ALIASES.get(name) in known:
+        return ALIASES[name]
     if name not in known:
         similar = difflib.get_close_matches(name, known, 1, 0)
         hint = f": did you mean {similar[0]!r}?" if similar else ""

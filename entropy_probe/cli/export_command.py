@@ -51,7 +51,8 @@ def export(
         str | None,
         typer.Option(
             rich_help_panel=GRID_PANEL,
-            help="Image size in pixels: one number is a square, otherwise HEIGHTxWIDTH. comfyui serves all sizes.",
+            help="Image size in pixels: one number is a square; 96x128 is height 96, width 128. comfyui serves all "
+            "sizes.",
         ),
     ] = None,
     model: Annotated[

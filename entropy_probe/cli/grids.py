@@ -11,7 +11,7 @@ from rich.console import Console
 from entropy_probe.cli.loading import EngineChoice, load_pipeline
 from entropy_probe.cli.option_groups import CallOptions, GridOptions
 from entropy_probe.cli.options import DEFAULT_OUT
-from entropy_probe.cli.output import make_table, print_json
+from entropy_probe.cli.output import make_table, print_json, print_line, print_table
 from entropy_probe.cli.parsing import check_positive, parse_prompts, parse_rows, parse_seeds, parse_sizes
 from entropy_probe.errors import InputError
 
@@ -206,7 +206,8 @@ def print_forecast(pipeline: Any, grid: dict[str, Any], *, rounds: int, laws: in
         print_json({"sizes": rows, "seconds": seconds, "bytes": size_on_disk})
         return
     console = Console(highlight=False)
-    console.print(make_table(rows))
-    console.print(
-        f"at most {seconds / 60:.1f} minutes in one process and {size_on_disk / 1e6:.1f} MB on disk; nothing was saved"
+    print_table(console, make_table(rows))
+    print_line(
+        console,
+        f"at most {seconds / 60:.1f} minutes in one process and {size_on_disk / 1e6:.1f} MB on disk; nothing was saved",
     )

@@ -16,7 +16,7 @@ from entropy_probe.cli.options import (
     ModelOption,
     SizesOption,
 )
-from entropy_probe.cli.output import make_table, print_json
+from entropy_probe.cli.output import make_table, print_json, print_line, print_table
 from entropy_probe.cli.parsing import parse_sizes
 from entropy_probe.errors import InputError
 
@@ -64,7 +64,9 @@ def info(
     hidden = {"axes"} if all(row["axes"] == "spatial" for row in rows) else set()
     shown = [{**row, "layer": short_name(row["layer"])} for row in rows]
     table = make_table([{key: value for key, value in row.items() if key not in hidden} for row in shown])
-    Console(highlight=False).print(f"{name}, {size_text}", table)
+    console = Console(highlight=False)
+    print_line(console, f"{name}, {size_text}")
+    print_table(console, table)
 
 
 def _training_size(pipeline: Any, *, required: bool) -> Size | None:

@@ -171,7 +171,8 @@ def choose_scorer(metrics: str, images: Path | None, model: str) -> Scorer | Non
         )
     if CRITIC in networks and not bundled and images is None:
         raise InputError(
-            "the critic was trained on the drawings of the bundled models only: pass --images, or name a CLIP model"
+            "the critic was trained on the drawings of the bundled models only: pass --real-images, or name a CLIP "
+            "model"
         )
     if bundled and images is None:
         return replace(load_scorer(networks, bundled_images()), background=WHITE)
@@ -191,7 +192,7 @@ def load_images(sampled: Sweep, images: Path | None) -> ImageFolder | Drawings:
         return ImageFolder.open(images)
     if sampled.manifest.model in REFERENCES:
         return bundled_images()[::CALIBRATION_STRIDE]
-    raise InputError("the denoising loss needs real images with captions: pass a folder of them with --images")
+    raise InputError("the denoising loss needs real images with captions: pass a folder of them with --real-images")
 
 
 def load_laws(sampled: Sweep, laws: str) -> list[ScalingLaw]:

@@ -14,8 +14,8 @@ from rich.console import Console
 from entropy_probe.cli import baseline_commands, export_command, inspection, sampling_commands, stage_commands
 from entropy_probe.cli.groups import examples, new_app
 from entropy_probe.cli.interrupts import INTERRUPTED, INTERRUPTED_MESSAGE, exit_on_interrupt
+from entropy_probe.cli.output import print_line
 from entropy_probe.errors import CaptureError, IncompleteError, InputError
-from entropy_probe.escape import one_line
 from entropy_probe.version import __version__
 
 app = new_app(
@@ -60,10 +60,10 @@ def _top_level(
 
 def main() -> None:
     """Run the command line and exit. Bad input prints one line on standard error and exits with code 2."""
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    errors = Console(stderr=True, highlight=False)
 
     def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-        errors.print(one_line(f"warning: {message}"), markup=False)
+        print_line(errors, f"warning: {message}")
 
     handler = signal.getsignal(signal.SIGINT)
     exit_on_interrupt()
@@ -75,7 +75,7 @@ def main() -> None:
     finally:
         signal.signal(signal.SIGINT, handler)
     if message:
-        errors.print(one_line(message), markup=False)
+        print_line(errors, message)
     sys.exit(code)
 
 

@@ -25,6 +25,12 @@ def _complete(*words: str) -> Callable[[str], list[str]]:
     return lambda incomplete: [word for word in words if word.startswith(incomplete)]
 
 
+def _not_negative(value: int | None) -> int | None:
+    if value is not None and value < 0:
+        raise typer.BadParameter("Input should be greater than or equal to 0")
+    return value
+
+
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
@@ -70,7 +76,7 @@ SizesOption = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=GRID_PANEL,
-        help="Image sizes in pixels, such as 32,64,96x128: one number is a square, otherwise HEIGHTxWIDTH.",
+        help="Image sizes in pixels, such as 32,64,96x128. One number is a square; 96x128 is height 96, width 128.",
     ),
 ]
 PromptsOption = Annotated[
@@ -84,7 +90,10 @@ SeedsOption = Annotated[
     typer.Option(rich_help_panel=GRID_PANEL, help="Seeds, such as 0,1: one image per seed, prompt and size."),
 ]
 StepsOption = Annotated[
-    int | None, typer.Option(rich_help_panel=GRID_PANEL, help="Sampling steps. Default: from the model.")
+    int | None,
+    typer.Option(
+        rich_help_panel=GRID_PANEL, help="Sampling steps. Default: from the model. Other name: --num-inference-steps."
+    ),
 ]
 GuidanceOption = Annotated[
     float | None,
@@ -177,9 +186,9 @@ TokensOption = Annotated[
 RoundsOption = Annotated[
     int | None,
     typer.Option(
-        min=0,
+        callback=_not_negative,
         rich_help_panel=EVALUATION_PANEL,
-        help="Maximum number of rounds that refine the measured law. Default: 3 (run --quick: 1).",
+        help="Maximum number of rounds that refine the measured law, 0 or more. Default: 3 (run --quick: 1).",
     ),
 ]
 MetricsOption = Annotated[
@@ -195,6 +204,7 @@ MetricsOption = Annotated[
 ImagesOption = Annotated[
     Path | None,
     typer.Option(
+        "--real-images",
         rich_help_panel=EVALUATION_PANEL,
         help="Folder of real images. The caption of x.png is the text in x.txt, or the file name if there is none.",
     ),

@@ -40,12 +40,13 @@ from entropy_probe.cli.options import (
     StepsOption,
     TokensOption,
 )
-from entropy_probe.cli.output import Messages, command_line, print_json, print_verdict
+from entropy_probe.cli.output import Messages, closing_rows, command_line, make_table, print_json, print_verdict
 from entropy_probe.cli.parsing import check_laws, parse_names, parse_seeds, parse_shard, parse_sizes
 from entropy_probe.cli.settings import save_config
 from entropy_probe.cli.stages import derive_and_save, fit_and_save, validate_and_save
 from entropy_probe.errors import InputError
 from entropy_probe.extras import check_installed
+from entropy_probe.paths import is_file
 
 if TYPE_CHECKING:
     from entropy_probe.evaluation import Scorer
@@ -145,7 +146,10 @@ def _analyse(sampled: Sweep, laws: str, max_rounds: int, scorer: Scorer | None, 
     outcome, _ = validate_and_save(sampled, laws, scorer, messages)
     law = derivation.law if derivation else None
     maps = entropy_maps(sampled, law)
-    return report(sampled, fitted, law, outcome, derivation=derivation, entropy_maps=maps, command=command_line())
+    page = report(sampled, fitted, law, outcome, derivation=derivation, entropy_maps=maps, command=command_line())
+    if rows := closing_rows(outcome):
+        messages.print(make_table(rows))
+    return page
 
 
 @app.command(
@@ -235,6 +239,8 @@ def sample(
         raise InputError(f"sample writes to a local folder, got {str(out)!r}: use a local folder for --out")
     if guidance_scale is not None:
         check_guidance(guidance_scale)
+    if len(parse_names(law)) > 1 and not is_file(law):
+        raise InputError(f"sample applies one law at a time, got {law!r:.200}: name one law, and repeat for the others")
     scaling_law = resolve(law)
     check_tokens(tokens)
     seed_list, given = parse_seeds(seeds or "0"), call.read()
@@ -291,10 +297,19 @@ def _sample_and_save(
             for seed in seeds:
                 sampled = sample_clips(pipeline, prompts, size, [seed] * len(prompts), **settings)
                 for number, (prompt, clip) in enumerate(zip(prompts, sampled, strict=True)):
-                    path = out / f"{number:02d}_{format_size(size)}_s{seed}_{law}.png"
+                    path = out / f"{number:02d}_{_slug(prompt)}_{format_size(size)}_s{seed}_{law}.png"
                     path.write_bytes(to_png(clip))
                     messages.print(str(path))
                     saved.append({"file": str(path), "prompt": prompt, "size": format_size(size), "seed": seed})
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror or error}") from error
     return saved
+
+
+def _slug(text: str) -> str:
+    """Return the start of a text for a file name.
+
+    >>> _slug("A red apple, 35 mm photo")
+    'a-red-apple-35-mm-photo'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:40].strip("-") or "image"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from entropy_probe.cli.option_groups import LoadOptions
     from entropy_probe.runs import Sweep
 
-RELATIVE = {"pipeline-kwargs", "images"}
+RELATIVE = {"pipeline-kwargs", "real-images"}
 """Settings with a path that may be next to the config file. A run directory with its files can then be moved."""
 
 
@@ -101,8 +101,8 @@ def save_config(
     if "metrics" in settings:
         names = parse_names(settings["metrics"])
         settings["metrics"] = ",".join(_absolute(name, (*NAMED, "auto", "none")) for name in names)
-    if settings.get("images"):
-        settings["images"] = _absolute(settings["images"])
+    if images := settings.pop("images", None):
+        settings["real-images"] = _absolute(images)
     if sampled.pipeline_kwargs:
         settings["pipeline-kwargs"] = save_pipeline_kwargs(sampled.run.path, sampled.pipeline_kwargs)
     merged = {**earlier, **resolved, **settings}

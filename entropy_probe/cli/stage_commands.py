@@ -77,7 +77,7 @@ def fit(
         "entropy-probe derive --out my-run --level head",
         "entropy-probe derive --out my-run --method gaussian",
         "entropy-probe derive --out my-run --method calibrated",
-        "entropy-probe derive --out my-run --method calibrated --images my-images",
+        "entropy-probe derive --method calibrated --real-images my-images",
     ),
 )
 def derive(
@@ -118,7 +118,7 @@ def derive(
     rich_help_panel=PANEL,
     epilog=examples(
         "entropy-probe loss --out my-run",
-        "entropy-probe loss --images my-images --scale-factors 0.7,1.5",
+        "entropy-probe loss --real-images my-images --scale-factors 0.7,1.5",
     ),
 )
 def loss(
@@ -167,7 +167,7 @@ def loss(
     epilog=examples(
         "entropy-probe validate --out my-run",
         "entropy-probe validate --out my-run --laws paper,log,measured --metrics none",
-        "entropy-probe validate --metrics inception,owner/clip --images my-images",
+        "entropy-probe validate --metrics owner/clip --real-images my-images",
     ),
 )
 def validate(

@@ -41,7 +41,13 @@ def derive_and_save(
         messages.print(f"round {result.number}: remaining drift {result.drift:.3f}{error} nats")
 
     derivation = derive(
-        sampled, method, rounds=rounds, level=level, images=images, progress=messages.progress, on_round=report_round
+        sampled,
+        method,
+        rounds=rounds,
+        level=level,
+        images=images,
+        progress=messages.stage("derive"),
+        on_round=report_round,
     )
     return derivation, sampled.run.write(law_file(method, level), derivation.to_json())
 
@@ -53,7 +59,7 @@ def validate_and_save(sampled: Sweep, laws: str, scorer: Scorer | None, messages
     resolved = load_laws(sampled, laws)
     if scorer:
         _print_power(sampled, [law.name for law in resolved], scorer, messages)
-    outcome = validate(sampled, resolved, scorer=scorer, progress=messages.progress)
+    outcome = validate(sampled, resolved, scorer=scorer, progress=messages.stage("validate"))
     return outcome, sampled.run.write("outcome.json", outcome.to_json())
 
 

@@ -171,7 +171,7 @@ def calibrate(
     batch: int = 16,
     rate: float = 0.05,
     seed: int = 0,
-    progress: bool = True,
+    progress: bool | str = True,
 ) -> Calibration:
     """Find the g with minimum denoising loss at every size, by gradient descent on ln g.
 
@@ -185,7 +185,7 @@ def calibrate(
         batch: images per step.
         rate: learning rate of ln g.
         seed: random seed of the split, the batches and the noise.
-        progress: show a progress bar.
+        progress: show a progress bar; see `sweep`.
 
     Raises:
         InputError: if there are too few images, the pipeline has a law applied, or `models.objective` does not support

@@ -158,7 +158,7 @@ def derive(
     level: Level = "layer",
     images: CaptionedImages | None = None,
     hold_out: bool = True,
-    progress: bool = True,
+    progress: bool | str = True,
     on_round: Callable[[Round], Any] | None = None,
 ) -> Derivation:
     """Derive the scaling law of a model from a sweep of the original model.
@@ -173,7 +173,7 @@ def derive(
         images: for `calibrated`, captioned real images; see `models.ImageFolder` and `reference.images`.
         hold_out: derive from the first half of the prompts and of the seeds, so that `validate` can judge the law on
             the others. With a single prompt or seed, it is in both halves.
-        progress: show progress bars.
+        progress: show progress bars; see `sweep`.
         on_round: called with the result of every round as it ends.
 
     Returns:
@@ -220,7 +220,7 @@ def _derive(
     level: Level,
     images: CaptionedImages | None,
     hold_out: bool,
-    progress: bool,
+    progress: bool | str,
     on_round: Callable[[Round], Any] | None,
 ) -> Derivation:
     """Derive a law; see `derive`."""
@@ -299,7 +299,7 @@ def _gaussian(means: pd.DataFrame) -> Derivation:
     return Derivation(law, _kappa_table(kappas, means), entropies=_entropies(means))
 
 
-def _calibrated(sweep: Sweep, means: pd.DataFrame, images: CaptionedImages | None, progress: bool) -> Derivation:
+def _calibrated(sweep: Sweep, means: pd.DataFrame, images: CaptionedImages | None, progress: bool | str) -> Derivation:
     """Derive the calibrated law; see `calibration`."""
     if images is None:
         raise InputError("method 'calibrated' needs captioned real images: pass images=...")

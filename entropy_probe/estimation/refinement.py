@@ -217,7 +217,7 @@ def refine(
     *,
     prompts: tuple[str, ...],
     seeds: tuple[int, ...],
-    progress: bool,
+    progress: bool | str,
     on_round: Callable[[Round], Any] | None,
     level: Level = "layer",
 ) -> Refined:
@@ -229,7 +229,7 @@ def refine(
         rounds: maximum number of rounds.
         prompts: derive from the images of these prompts.
         seeds: derive from the images of these seeds.
-        progress: show progress bars.
+        progress: show progress bars; see `sweep`.
         on_round: called with the result of every round.
         level: what gets its own factor. For heads and steps, `layer` in the tables is a label; see `levels`.
 

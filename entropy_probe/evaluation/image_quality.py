@@ -36,7 +36,7 @@ from entropy_probe.runs import Sweep
 
 
 @renamed_arguments(judge="scorer")
-def quality(sampled: Sweep, scorer: Scorer, *, progress: bool = True) -> Quality:
+def quality(sampled: Sweep, scorer: Scorer, *, progress: bool | str = True) -> Quality:
     """Compute every metric of the images of a sweep, and compare each law with the original model.
 
     With several networks, the names of their metrics include the network, such as `kernel_distance:critic`.
@@ -44,7 +44,7 @@ def quality(sampled: Sweep, scorer: Scorer, *, progress: bool = True) -> Quality
     Args:
         sampled: a sweep under several laws, one of them `original`.
         scorer: the networks and the real images; see `load_scorer`.
-        progress: show a progress bar.
+        progress: show a progress bar; see `sweep`.
 
     Raises:
         InputError: if the sweep lacks `original`.

@@ -159,7 +159,7 @@ def loss(
     *,
     layers: Sequence[str] = ("*",),
     seed: int = 0,
-    progress: bool = True,
+    progress: bool | str = True,
 ) -> LossCurve:
     """Measure the denoising loss on real images as a function of g.
 
@@ -170,7 +170,7 @@ def loss(
         scale_factors: values of g. The value 1 is added.
         layers: glob patterns of layer names, such as `mid_block*`. Other layers keep g = 1.
         seed: random seed of the noise.
-        progress: show a progress bar.
+        progress: show a progress bar; see `sweep`.
 
     Returns:
         The losses. `table()` returns the relative change at each g, `best()` the minimum at each size.
@@ -203,7 +203,7 @@ def loss_against_kappa(
     kappas: Sequence[float] = KAPPAS,
     *,
     seed: int = 0,
-    progress: bool = True,
+    progress: bool | str = True,
 ) -> LossCurve:
     """Measure the loss under g^2 = 1 + kappa ln(N/T) as a function of kappa; see `loss` for the other arguments."""
     laws = {kappa: Kappa({"*": kappa}) for kappa in sorted({0.0, *kappas})}
@@ -219,7 +219,7 @@ def losses_under(
     *,
     timesteps: Sequence[float] = EVALUATION_TIMESTEPS,
     seed: int = 0,
-    progress: bool = True,
+    progress: bool | str = True,
 ) -> pd.DataFrame:
     """Measure the loss of every image at every size and timestep under several laws.
 
@@ -230,7 +230,7 @@ def losses_under(
         laws: the law of each value of the column `x`.
         timesteps: fractions of the schedule; 1 is pure noise.
         seed: random seed of the noise.
-        progress: show a progress bar.
+        progress: show a progress bar; see `sweep`.
 
     Returns:
         The table `LossCurve.losses`.

@@ -85,7 +85,7 @@ def load_scorer(networks: str | Sequence[str], images: str | Path | CaptionedIma
         raise InputError("networks is empty: name at least one network")
     check_installed("validate")
     if images is None and CRITIC not in names:
-        raise InputError(f"network {names[0]!r} needs real images: give a folder of them with --images")
+        raise InputError(f"network {names[0]!r} needs real images: give a folder of them with --real-images")
     real = bundled_images() if images is None else images
     if isinstance(real, str | Path):
         real = ImageFolder.open(real)

@@ -184,7 +184,7 @@ def validate(
     sizes: Sequence[Size] | None = None,
     seeds: Sequence[int] | None = None,
     scorer: Scorer | None = None,
-    progress: bool = True,
+    progress: bool | str = True,
     **settings: Any,
 ) -> Outcome:
     """Sample a grid under several laws, and measure the entropy drift that remains under each.
@@ -199,7 +199,7 @@ def validate(
         sizes: for a pipeline: (height, width) in pixels.
         seeds: for a pipeline: one image per seed; the default is (0,).
         scorer: also score the images; see `load_scorer`.
-        progress: show progress bars.
+        progress: show progress bars; see `sweep`.
         settings: for a pipeline: other arguments of `sweep` (steps, guidance_scale, store, ...).
 
     Raises:
@@ -240,7 +240,7 @@ def validate(
 
 @renamed_arguments(judge="scorer")
 def validate_sweep(
-    base: Sweep, laws: Sequence[ScalingLaw | str | Path], *, scorer: Scorer | None = None, progress: bool = True
+    base: Sweep, laws: Sequence[ScalingLaw | str | Path], *, scorer: Scorer | None = None, progress: bool | str = True
 ) -> Outcome:
     """Validate laws on a sweep. Deprecated: use `validate(sweep, laws)`."""
     warn_renamed("validate_sweep(sweep, laws)", "validate(sweep, laws)")
@@ -249,7 +249,7 @@ def validate_sweep(
 
 @renamed_arguments(judge="scorer")
 def outcome_of(
-    sampled: Sweep, scorer: Scorer | None = None, *, derived: Sequence[object] = (), progress: bool = False
+    sampled: Sweep, scorer: Scorer | None = None, *, derived: Sequence[object] = (), progress: bool | str = False
 ) -> Outcome:
     """Compute the drift in a sweep over several laws and, with a scorer, the quality of its images.
 
@@ -258,7 +258,7 @@ def outcome_of(
         scorer: see `load_scorer`.
         derived: the derivations of the laws, or their JSON files. The drift is measured on prompts and seeds that none
             of them was derived from, as far as there are any.
-        progress: show a progress bar.
+        progress: show a progress bar; see `sweep`.
 
     Raises:
         InputError: if the original model was not sampled at the training size.

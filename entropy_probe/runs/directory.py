@@ -18,7 +18,7 @@ from PIL import Image
 
 from entropy_probe.errors import InputError
 from entropy_probe.models import Clip, to_png
-from entropy_probe.runs import cells
+from entropy_probe.runs import cells, image_index
 from entropy_probe.runs.files import (
     is_temporary,
     lock,
@@ -200,6 +200,10 @@ class RunDirectory:
         """Record why a cell that is locked could not be sampled."""
         replace_file(self.failure_path(cell), to_strict_json({**asdict(cell), "reason": reason}).encode())
 
+    def index(self, finished: Iterable[Cell]) -> None:
+        """Add the images of finished cells to images/index.csv."""
+        image_index.add_to_index(self.path / "images", finished)
+
     def read(self, wanted: Iterable[Cell], columns: list[str] | None = None, *, curves: bool = True) -> pd.DataFrame:
         """Return the tables of cells as one table.
 
@@ -221,8 +225,7 @@ class RunDirectory:
         remove_leftovers(self.path)
         remove_leftovers(self.path / "cells")
         for name in ("images", "failed"):
-            # These files are written under the lock of their cell.
-            remove_leftovers(self.path / name, lambda path: self._table_path(path.stem))
+            remove_leftovers(self.path / name, self._locked_file)
 
     def read_text(self, name: str) -> str:
         """Read a text file of the run.
@@ -268,6 +271,10 @@ class RunDirectory:
             raise InputError(f"{self.cell_path(cell)} is {fault}: run the sweep again to sample it")
         assert content is not None
         return cells.decode(content, columns)
+
+    def _locked_file(self, path: Path) -> Path:
+        """Return the file whose lock protects a file in images or failed: the table of its cell, or the index."""
+        return path if path.name == image_index.FILE else self._table_path(path.stem)
 
     def _table_path(self, name: str) -> Path:
         return self.path / "cells" / f"{name}.parquet"

@@ -31,7 +31,7 @@ def sample_missing(
     *,
     batch: int,
     shard: tuple[int, int] = (1, 1),
-    progress: bool = True,
+    progress: bool | str = True,
     pipeline_kwargs: Mapping[str, Any] | None = None,
 ) -> None:
     """Sample the cells of a grid that are not on disk.
@@ -44,7 +44,7 @@ def sample_missing(
         engine: engine that samples.
         batch: images per batch at the training size.
         shard: (i, n) samples the i-th of n parts of the grid.
-        progress: show a progress bar.
+        progress: show a progress bar; see `sweep`.
         pipeline_kwargs: further arguments of the pipeline's call.
 
     Raises:
@@ -71,6 +71,9 @@ def sample_missing(
                 failures += queue.save(task, results)
     with delay_interrupt():
         run.remove_leftovers()
+        if missing:
+            failed = {failure.cell for failure in failures}
+            run.index([cell for cell in cells if cell not in failed])
     if failures:
         raise IncompleteError(
             f"{len(failures)} of {len(cells)} cells failed, the first with: {failures[0].reason}. The other cells are "

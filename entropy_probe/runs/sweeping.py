@@ -157,7 +157,7 @@ def sweep(
     laws: Sequence[ScalingLaw | str | Path] = ("original",), steps: int | None = None,
     guidance_scale: float | None = None, store: str | Path | None = None, model: str | None = None,
     rows: Rows = "auto", scale_factors: Sequence[float] = CURVE_SCALE_FACTORS, batch: int = 8,
-    shard: tuple[int, int] = (1, 1), engine: Engine | Literal["local", "ray"] = "local", progress: bool = True,
+    shard: tuple[int, int] = (1, 1), engine: Engine | Literal["local", "ray"] = "local", progress: bool | str = True,
     pipeline_kwargs: Mapping[str, Any] | None = None, training_frames: int | None = None,
 ) -> Sweep:  # fmt: skip
     """Sample prompts x sizes x seeds x laws, with every attention layer measured.
@@ -179,7 +179,7 @@ def sweep(
         batch: images per batch at the training size. Larger sizes get proportionally smaller batches.
         shard: (i, n) samples the i-th of n parts of the grid, counted from 1.
         engine: "local" samples in this process, "ray" on a Ray cluster; see `RayEngine`.
-        progress: show a progress bar with the time left.
+        progress: show a progress bar with the time left. A text is the stage that the bar names, such as "validate".
         pipeline_kwargs: further arguments of the pipeline's call, the same for all cells: `{"image": image}`. Images,
             and tensors of images, are resized to the size of the cell. The manifest keeps their hashes.
         training_frames: for videos, frames of the clip that T counts. By default, `num_frames` of the sweep.
@@ -219,7 +219,7 @@ def extend(
     prompts: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     batch: int = 8,
-    progress: bool = True,
+    progress: bool | str = True,
 ) -> Sweep:
     """Sample the prompts of a sweep under other laws, into the same run directory.
 
