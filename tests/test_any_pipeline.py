@@ -11,7 +11,7 @@ from test_pipeline_call import MASK, PHOTO, controlnet, ddpm, dit, image_to_imag
 
 import entropy_probe as ep
 from entropy_probe.cli import main as cli
-from entropy_probe.models import from_png
+from entropy_probe.models import from_png, sample_clips, to_png
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*also runs in the sampling steps")
 
@@ -101,6 +101,16 @@ def test_info_lists_the_layers(command, kind):
     assert visual
     assert all(layer["training_tokens"] for layer in visual)
     assert shown["training_frames"] == {"Wan": 81, "LTX-Video": 161}.get(kind)
+
+
+def test_sample_counts_the_frames_of_the_clip_like_run(command, models, tmp_path):
+    flags = ["--steps", "2", "--guidance-scale", "3", "--sizes", "64", "--num-frames", "9", "--law", "paper"]
+    command("sample", "flat pizza", "--model", "LTX-Video", "--device", "cpu", *flags, "--out", tmp_path)
+    pipeline, settings = ep.load(models / "LTX-Video", device="cpu"), {"pipeline_kwargs": {"num_frames": 9}}
+    (path,) = tmp_path.iterdir()
+    with ep.scaled(pipeline, "paper", training_frames=9):
+        (expected,) = sample_clips(pipeline, ["flat pizza"], (64, 64), [0], steps=2, guidance_scale=3.0, **settings)
+    assert path.read_bytes() == to_png(expected)
 
 
 @pytest.mark.parametrize("kind", FLAGS)

@@ -89,7 +89,7 @@ def test_backend_of_a_single_layer_is_restored_after_an_error(flux):
 def test_other_backends_are_named_with_the_argument_by_default(flux):
     model, run = flux
     with attention_backend("flex"):
-        with pytest.raises(CaptureError, match="Capture with attention_backend='native', or choose"):
+        with pytest.raises(CaptureError, match=r"ep.capture\(attention_backend='native'\) does this"):
             measured(model, run)
         assert len(measured(model, run, attention_backend="native")[0])
 
@@ -125,3 +125,17 @@ def test_native_processors_exist_in_diffusers():
 def test_other_names_are_refused(flux):
     with pytest.raises(InputError, match="attention_backend must be 'native' or None, got 'flash'"):
         inspect.unwrap(capture)(flux[0], attention_backend="flash")
+
+
+@pytest.mark.parametrize("special", [{"scale_qk": False}, {"qk_norm": "layer_norm"}])
+def test_layer_that_other_processors_compute_differently_is_refused(special):
+    """AttnProcessor ignores the norms of queries and keys; AttnProcessor2_0 ignores an own scale."""
+    torch.manual_seed(0)
+    layer = processors.Attention(32, heads=2, dim_head=16, processor=processors.AttnProcessor(), **special)
+    x = torch.randn(1, 9, 32)
+    before = layer(x)
+    with (
+        pytest.warns(UserWarning, match="did not call torch"),
+        capture(layer, attention_backend="native", missing="warn"),
+    ):
+        assert torch.equal(layer(x), before)

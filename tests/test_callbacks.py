@@ -54,6 +54,57 @@ def train(model, monitor=None, steps=4, loss=lambda model, number: model(batch(n
     return [*model.state_dict().values(), *(p.grad for p in model.parameters()), torch.rand(1)]
 
 
+def test_monitor_measures_what_autocast_computes():
+    """Norms return float32 under autocast; the attention is computed in half precision."""
+
+    class Own(nn.Module):
+        def forward(self, x):
+            x = F.layer_norm(x, x.shape[-1:])
+            return F.scaled_dot_product_attention(x, x, x)
+
+    model, x = Own(), batch(0)[:, None]
+    monitor = ep.EntropyMonitor(model, rows=9)
+    with torch.autocast("cpu", torch.bfloat16):
+        with ep.capture(model, rows="all") as captured:
+            model(x)
+        with monitor.step(0):
+            model(x)
+    assert monitor.frame()["entropy"].item() == pytest.approx(captured["entropy"].mean(), abs=1e-6)
+    with ep.capture(model, rows="all") as captured:
+        model(x)
+    assert monitor.frame()["entropy"].item() != pytest.approx(captured["entropy"].mean(), abs=1e-6)
+
+
+def test_mask_with_one_key_is_no_collapse():
+    class Masked(nn.Module):
+        def forward(self, x):
+            return F.scaled_dot_product_attention(x, x, x, attn_mask=(torch.arange(9) == 0).expand(9, 9))
+
+    monitor = ep.EntropyMonitor(Masked())
+    with monitor.step(0):
+        monitor._model(batch(0)[:, None])
+    assert monitor.frame()[["entropy", "collapsed"]].values.tolist() == [[0.0, False]]
+
+
+def test_layers_of_compiled_blocks_have_their_names():
+    model = network()
+    model[0] = torch.compile(model[0], backend="eager")
+    monitor = ep.EntropyMonitor(model, layers=["0"])
+    with monitor.step(0):
+        model(batch(0))
+    assert monitor.frame()["layer"].tolist() == ["0"]
+
+
+def test_failed_step_is_measured_when_it_is_repeated():
+    model = network()
+    monitor = ep.EntropyMonitor(model)
+    with pytest.raises(ZeroDivisionError), monitor.step(0):
+        raise ZeroDivisionError
+    with monitor.step(0):
+        model(batch(0))
+    assert monitor.frame()["layer"].tolist() == ["0", "2"]
+
+
 def assert_identical(found, expected):
     assert len(found) == len(expected)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

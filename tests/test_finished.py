@@ -87,8 +87,11 @@ def test_image_of_the_pipeline_is_an_input(run):
 
 def test_file_of_arguments_may_name_other_files(run):
     arguments = run / "call.yaml"
-    arguments.write_text("mask_image: mask.png")
+    arguments.write_text("strength: 0.5\nmask_image: my mask.png\n")
+    (run / "my mask.png").write_bytes(b"1")
     mark_finished(run / "run", str(run / "model"), settings(run, pipeline_kwargs=arguments), MESSAGES)
+    assert found(run, pipeline_kwargs=arguments) == MESSAGES
+    (run / "my mask.png").write_bytes(b"22")
     assert found(run, pipeline_kwargs=arguments) is None
 
 

@@ -13,7 +13,7 @@ from families.pipelines import PIPELINES, WHOLE, by_family, of_family, seeded, s
 from PIL import Image
 from typer.testing import CliRunner
 
-from entropy_probe import capture, export, scaled
+from entropy_probe import apply, capture, export, remove, scaled
 from entropy_probe.attention import attention_layers, find_denoiser
 from entropy_probe.cli.main import app
 from entropy_probe.errors import CaptureError, InputError
@@ -300,6 +300,20 @@ def test_law_scales_two_denoisers(two_denoisers):
         assert torch.equal(run(128), found)
     with capture(pipeline.transformer), pytest.raises(CaptureError, match="share layers"), capture(pipeline):
         pass
+
+
+def test_law_is_removed_after_one_denoiser_was_dropped(two_denoisers):
+    pipeline, _ = two_denoisers
+    second = pipeline.transformer_2
+    apply(pipeline, "log")
+    try:
+        pipeline.transformer_2 = None
+        assert applied(pipeline) is not None
+        remove(pipeline)
+        assert applied(pipeline) is None
+    finally:
+        pipeline.transformer_2 = second
+    assert not any("forward" in part.__dict__ for part in (pipeline.transformer, second))
 
 
 def test_two_denoisers_have_layers_and_no_export_or_loss(two_denoisers, tmp_path):

@@ -479,7 +479,7 @@ UNDECIDED = "not enough images"
 
 
 def test_summary_has_the_measurement_the_effect_and_the_certainty(full):
-    measured, helped, sure = summary(scored_by(full, "worse", "equivalent", UNDECIDED)).values()
+    measured, helped, sure, then = summary(scored_by(full, "worse", "equivalent", UNDECIDED)).values()
     assert measured == (
         "Attention entropy of a model trained at 64 px, at 3 sizes (32x48 to 128 px), under the original model and the "
         "scaling laws paper, measured."
@@ -495,6 +495,7 @@ def test_summary_has_the_measurement_the_effect_and_the_certainty(full):
         "Based on 3 prompts and 1 seed per size and law. Intervals are 95 %. 1 of 3 comparisons of the images are "
         "undecided with 16 images; the median one needs about 400."
     )
+    assert then.startswith("Sample about 400 images per size and law")
 
 
 @pytest.mark.parametrize(

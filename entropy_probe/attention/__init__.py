@@ -3,7 +3,14 @@
 from entropy_probe.attention.call import AttentionCall, Forward
 from entropy_probe.attention.capturing import capture, select_layers
 from entropy_probe.attention.clip_length import check_frames, default_frames
-from entropy_probe.attention.denoiser import DENOISERS, Denoisers, attention_layers, find_denoiser, parts_of_denoiser
+from entropy_probe.attention.denoiser import (
+    DENOISERS,
+    Denoisers,
+    attention_layers,
+    denoiser_name,
+    find_denoiser,
+    parts_of_denoiser,
+)
 from entropy_probe.attention.forwards import one_timestep
 from entropy_probe.attention.grid import TokenGrid, token_grid
 from entropy_probe.attention.latents import Latents, configured_size, default_size, patch_sizes
@@ -34,6 +41,7 @@ __all__ = [
     "configured_size",
     "default_frames",
     "default_size",
+    "denoiser_name",
     "find_denoiser",
     "find_unseen",
     "interception_of",

@@ -25,7 +25,7 @@ NATIVE_PROCESSORS = {
 
 
 _OF_CLASS = object()
-"""An attribute that the class of an object has, and the object has not."""
+"""Marks an attribute that only the class defines."""
 
 
 @contextmanager
@@ -33,8 +33,9 @@ def native_attention(denoiser: nn.Module) -> Iterator[None]:
     """Select the native attention backend of diffusers inside a `with` block, then restore every layer.
 
     This covers the backends of `set_attention_backend`, of the whole process and of single layers, and the processors
-    of attention slicing, xformers and eager attention. Processors with weights, such as those of IP-Adapter, and
-    modules of other libraries are left as they are.
+    of attention slicing, xformers and eager attention. Processors with weights, such as those of IP-Adapter, layers for
+    which the processors differ in more than rounding, and modules of other libraries are left as they are. The backend
+    of the process is restored correctly only if such blocks do not overlap in several threads.
 
     >>> from diffusers.models.attention_processor import Attention, AttnProcessor
     >>> layer = Attention(8, heads=2, dim_head=4, processor=AttnProcessor())
@@ -51,7 +52,7 @@ def native_attention(denoiser: nn.Module) -> Iterator[None]:
                 processor = getattr(module, "processor", None)
                 if hasattr(processor, "_attention_backend"):
                     restore.append(_replaced(processor, "_attention_backend", NATIVE))
-                elif (native := _native_processor(processor)) is not None:
+                elif (native := _native_processor(module, processor)) is not None:
                     restore.append(_replaced(module, "processor", native))
             yield
     finally:
@@ -69,9 +70,13 @@ def _native_process() -> AbstractContextManager[Any]:
     return context
 
 
-def _native_processor(processor: object) -> object | None:
-    """Return a processor that computes the same attention with torch's function; None if none is known."""
-    if type(processor).__name__ not in NATIVE_PROCESSORS:
+def _native_processor(layer: nn.Module, processor: object) -> object | None:
+    """Return a processor that computes the same attention with torch's function; None if none is known.
+
+    Processors without torch's function ignore the norms of queries and keys. Those with it ignore an own scale.
+    """
+    own = not getattr(layer, "scale_qk", True) or any(getattr(layer, f"norm_{name}", None) for name in "qk")
+    if own or type(processor).__name__ not in NATIVE_PROCESSORS:
         return None
     from diffusers.models import attention_processor as processors
 

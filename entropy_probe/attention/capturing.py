@@ -20,7 +20,7 @@ from entropy_probe.attention.backends import native_attention
 from entropy_probe.attention.call import AttentionCall, Forward
 from entropy_probe.attention.calling_pipeline import calling_pipeline
 from entropy_probe.attention.clip_length import check_frames
-from entropy_probe.attention.denoiser import find_denoiser, takes_timestep
+from entropy_probe.attention.denoiser import denoiser_name, find_denoiser, takes_timestep
 from entropy_probe.attention.measuring import (
     CallStatistics,
     as_computed,
@@ -266,7 +266,7 @@ def _report(recorder: _Recorder, observer: Observer, missing: Literal["error", "
         )
     _warn_of_unmeasured(recorder.captured.unmeasured)
     if observer.seen and recorder.captured.untimed and _has_timesteps(model):
-        name = type(find_denoiser(model)).__name__
+        name = denoiser_name(find_denoiser(model))
         warnings.warn(
             f"no timestep among the arguments of {name}.forward: every forward pass counts as step 0. If a wrapper "
             "hides the arguments, pass the module inside it",
@@ -306,7 +306,7 @@ def _warn_of_unmeasured(unmeasured: Counter[tuple[str, str]]) -> None:
 
 
 def _nothing_seen(denoiser: nn.Module, ran: bool) -> str:
-    name = type(denoiser).__name__
+    name = denoiser_name(denoiser)
     if not ran:
         return f"no attention call was seen: {name} did not run before the context closed; run it inside the context"
     return (

@@ -26,7 +26,8 @@ class Denoisers(nn.Module):
     """The two denoisers of a pipeline such as Wan 2.2, each of which runs a part of the steps.
 
     Names of layers begin with the name of their denoiser: `transformer.` or `transformer_2.`. The configuration, dtype
-    and device are those of the first. A new container is made for each look at a pipeline; it does not run.
+    and device are those of the first. `find_denoiser` creates a new container at each call. Its `forward` is never
+    called.
 
     Args:
         parts: the denoisers by their name in the pipeline.
@@ -64,6 +65,16 @@ def parts_of_denoiser(denoiser: nn.Module) -> dict[str, nn.Module]:
     ['']
     """
     return dict(denoiser.named_children()) if isinstance(denoiser, Denoisers) else {"": denoiser}
+
+
+def denoiser_name(denoiser: nn.Module) -> str:
+    """Return the name of a denoiser for messages: its class, or the parts of a pipeline with two.
+
+    >>> denoiser_name(nn.Identity()), denoiser_name(Denoisers({"unet": nn.Identity(), "unet_2": nn.Identity()}))
+    ('Identity', 'unet and unet_2')
+    """
+    parts = parts_of_denoiser(denoiser)
+    return type(denoiser).__name__ if "" in parts else " and ".join(parts)
 
 
 def find_denoiser(model: Any) -> nn.Module:

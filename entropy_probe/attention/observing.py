@@ -10,7 +10,13 @@ import torch
 from torch import nn
 
 from entropy_probe.attention.call import Forward
-from entropy_probe.attention.denoiser import find_denoiser, other_attention, parts_of_denoiser, refuse_compiled
+from entropy_probe.attention.denoiser import (
+    denoiser_name,
+    find_denoiser,
+    other_attention,
+    parts_of_denoiser,
+    refuse_compiled,
+)
 from entropy_probe.attention.hooks import PLACES, ForwardHook
 from entropy_probe.attention.interception import Interception
 from entropy_probe.attention.observer import Observer, OnCall
@@ -122,15 +128,24 @@ def stop_observing(observer: Observer) -> None:
         observer.stop(observer)
 
 
-def interception_of(denoiser: nn.Module) -> Interception | None:
-    """Return the interception of a denoiser, also of one that was compiled afterwards; None if it has none."""
+def interception_of(denoiser: nn.Module, alone: bool = True) -> Interception | None:
+    """Return the interception of a denoiser, also of one that was compiled afterwards; None if it has none.
+
+    Args:
+        denoiser: the denoiser.
+        alone: it is not one of two denoisers of the interception. False also finds the interception of a pipeline from
+            which the other denoiser was removed.
+    """
     if isinstance(denoiser, torch.jit.ScriptModule):  # `observe` refuses it
         return None
     compiled = denoiser._modules.get("_orig_mod")
     if compiled is not None:
-        return interception_of(compiled)
+        return interception_of(compiled, alone)
     first = next(iter(parts_of_denoiser(denoiser).values()))
-    found = _interceptions(_original(first))
+    found = list(_interceptions(_original(first)))
+    if not alone:
+        roots = [(own, root) for own in found for root in own.roots.values()]
+        return next((own for own, root in roots if _original(root) is _original(first)), None)
     return next((own for own in found if _is_same(own.denoiser, denoiser)), None)
 
 
@@ -189,7 +204,7 @@ def _refuse_overlap(denoiser: nn.Module) -> None:
     for module in denoiser.modules():
         for other in _interceptions(module):
             if not _is_same(other.denoiser, denoiser):
-                whole, part = type(other.denoiser).__name__, type(denoiser).__name__
+                whole, part = denoiser_name(other.denoiser), denoiser_name(denoiser)
                 raise CaptureError(
                     f"{part} and {whole} share layers, and {whole} is already captured or scaled: remove its law or "
                     f"close its context first, or pass {whole} and select layers by name"

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from entropy_probe.attention.denoiser import denoiser_name
 from entropy_probe.attention.observer import Observer
 
 _SDPA = "scaled_dot_product_attention"
@@ -57,7 +58,7 @@ def find_unseen(
     return Unseen(
         layers=layers,
         total=len(ran | observer.seen),
-        names=listed([name or type(denoiser).__name__ for name in layers]),
+        names=listed([name or denoiser_name(denoiser) for name in layers]),
         remedy=_replaced(observer.replacement) if observer.replacement else ". ".join(_remedies(denoiser, layers)),
     )
 
@@ -87,9 +88,10 @@ def _remedies(denoiser: nn.Module, layers: Sequence[str]) -> list[str]:
             )
         elif hasattr(module, "processor"):  # a class of diffusers
             remedy = (
-                "Capture with attention_backend='native', or choose the native attention backend "
-                "(`pipe.unet.set_attn_processor(AttnProcessor2_0())`, which also ends attention slicing, or "
-                "`set_attention_backend('native')` on a transformer). Linear attention has no softmax and no entropy"
+                "Choose the native attention backend (`pipe.unet.set_attn_processor(AttnProcessor2_0())`, which also "
+                "ends attention slicing, or `set_attention_backend('native')` on a transformer); "
+                "ep.capture(attention_backend='native') does this for its own time. Linear attention has no softmax "
+                "and no entropy"
             )
         elif type(module).__module__.startswith("transformers"):
             configs = (getattr(one, "config", None) for one in (module, denoiser))

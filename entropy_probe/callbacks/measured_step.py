@@ -30,6 +30,7 @@ class MeasuredStep:
         self._number, self._rows, self._layers = number, rows, layers
         self._generator = torch.Generator().manual_seed(number)
         self._calls: list[CallStatistics] = []
+        self._masked: set[str] = set()  # a mask may allow a single key: an entropy of 0 is no collapse then
 
     def includes(self, layer: str) -> bool:
         """Return whether a layer is to be measured."""
@@ -38,7 +39,10 @@ class MeasuredStep:
     def record(self, call: AttentionCall) -> None:
         """Measure a call, unless it cannot be measured."""
         if self.includes(call.layer) and unmeasurable(call) is None:
-            undisturbed(call.query.device.type, lambda: self._measure(as_computed(call)))
+            own = as_computed(call)  # before autocast is off
+            if call.mask is not None:
+                self._masked.add(call.layer)
+            undisturbed(call.query.device.type, lambda: self._measure(own))
 
     def _measure(self, call: AttentionCall) -> None:
         tokens = call.image_queries.stop - call.image_queries.start
@@ -56,7 +60,7 @@ class MeasuredStep:
         for layer, calls in self._by_layer().items():
             entropy = math.fsum(value for value, _ in calls) / len(calls)
             highest = math.fsum(math.log(call.key_tokens) for _, call in calls) / len(calls)
-            collapsed = entropy < collapse * highest
+            collapsed = layer not in self._masked and entropy < collapse * highest
             rows.append((self._number, layer or model, calls[0][1].kind, entropy, highest, collapsed))
         return pd.DataFrame(rows, columns=list(COLUMNS))
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
-from entropy_probe.attention import attention_layers, find_denoiser, find_unseen, select_layers
+from entropy_probe.attention import denoiser_name, find_denoiser, find_unseen, select_layers
 from entropy_probe.attention.compiling import uncompiled
+from entropy_probe.attention.module_tree import ModuleTree
 from entropy_probe.attention.observing import attention_calls
 from entropy_probe.callbacks.destinations import Destination, log_function
 from entropy_probe.callbacks.measured_step import COLUMNS, MeasuredStep
@@ -29,8 +31,8 @@ class EntropyMonitor:
     `torch.compile` runs uncompiled in measured steps (torch 2.6 or newer), so their gradients are rounded differently.
 
     The entropy of a layer is the mean over its calls, batch items, heads and sampled rows, in nats. Its maximum is
-    ln K for K keys: uniform attention. A layer has collapsed if its entropy is below `collapse` times ln K: nearly all
-    attention is on one key. Training often becomes unstable then (Zhai et al. 2023, arXiv 2303.06296).
+    ln K for K keys: uniform attention. A layer without masks has collapsed if its entropy is below `collapse` times
+    ln K: nearly all attention is on one key. Training often becomes unstable then (Zhai et al. 2023, arXiv 2303.06296).
 
     The logged names are `entropy/LAYER`, `entropy/mean` (the mean of the layers) and `entropy/collapsed_layers`.
 
@@ -38,7 +40,8 @@ class EntropyMonitor:
         model: the denoiser, a pipeline, or any torch module, also inside DistributedDataParallel.
         log: where the numbers go: a `SummaryWriter`, the module `mlflow`, a W&B run, an `Accelerator`, or a function of
             (values, step). None keeps them in `frame()` only.
-        csv: a CSV file for the rows of `frame()`. Rows are appended if the file exists.
+        csv: a CSV file for the rows of `frame()`. Rows are appended if the file exists. With several processes, only
+            the first one (rank 0) writes.
         every: measure the steps that are multiples of this number.
         layers: names or globs of the attention layers to measure; all by default.
         rows: attention rows to sample per call and batch item.
@@ -82,10 +85,10 @@ class EntropyMonitor:
         self._model = model
         self._layers = select_layers(_layer_names(model), layers)
         self._log = None if log is None else log_function(log)
-        self._csv = None if csv is None else _checked_csv(Path(csv))
+        self._csv = None if csv is None or not _is_first_process() else _checked_csv(Path(csv))
         self._every, self._rows, self._collapse = int(every), int(rows), float(collapse)
         self._last: int | None = None
-        self._table = pd.DataFrame(columns=list(COLUMNS))
+        self._tables = [pd.DataFrame(columns=list(COLUMNS))]
         self._warned: set[str] = set()
 
     @contextmanager
@@ -101,22 +104,23 @@ class EntropyMonitor:
         if number % self._every or number == self._last:
             yield
             return
-        self._last = number
         measured = MeasuredStep(number, self._rows, self._layers)
         with uncompiled(find_denoiser(self._model)):
             with attention_calls(self._model, measured.record, after_scaling=True) as observer:
                 yield
             denoiser = find_denoiser(self._model)
             unseen = find_unseen(denoiser, observer, measured.includes)
+        self._last = number
+        table = measured.table(denoiser_name(denoiser), self._collapse)
         if unseen.layers:
             self._warn(
                 "unseen",
                 f"{len(unseen.layers)} of {unseen.total} attention layers are not measured, because they do not call "
                 f"torch's scaled_dot_product_attention: {unseen.names}. {unseen.remedy}",
             )
-        elif not observer.seen:
-            self._warn("none", f"no attention of {type(denoiser).__name__} ran in step {number}, so nothing is logged")
-        self._keep(measured.table(type(denoiser).__name__, self._collapse))
+        elif table.empty:
+            self._warn("none", f"no attention of {denoiser_name(denoiser)} ran in step {number}, so nothing is logged")
+        self._keep(table)
 
     def frame(self) -> pd.DataFrame:
         """Return all measurements: one row per measured step and layer.
@@ -129,13 +133,14 @@ class EntropyMonitor:
             max_entropy: ln K for K keys, nats; the mean over the calls of the layer.
             collapsed: the entropy is below `collapse` times `max_entropy`.
         """
-        return self._table.copy()
+        self._tables = [pd.concat([one for one in self._tables if len(one)] or self._tables, ignore_index=True)]
+        return self._tables[0].copy()
 
     def _keep(self, table: pd.DataFrame) -> None:
         """Log the rows of a step, and warn of collapsed layers."""
         if table.empty:
             return
-        self._table = table if self._table.empty else pd.concat([self._table, table], ignore_index=True)
+        self._tables.append(table)
         for row in table.itertuples():
             if math.isnan(row.entropy):
                 self._warn(
@@ -174,10 +179,15 @@ def _check_numbers(collapse: Any, **counts: Any) -> None:
         raise InputError(f"collapse must be a fraction of ln K from 0 to below 1, got {collapse!r:.100}")
 
 
+def _is_first_process() -> bool:
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+
+
 def _layer_names(model: Any) -> list[str]:
     """Return the names of the attention layers, without the prefixes of compiled modules."""
     with uncompiled(find_denoiser(model)):
-        return attention_layers(find_denoiser(model))
+        return ModuleTree(find_denoiser(model)).layers
 
 
 def _checked_csv(path: Path) -> Path:

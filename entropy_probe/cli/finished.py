@@ -10,7 +10,7 @@ from typing import Any
 
 from entropy_probe.bundled import bundled
 from entropy_probe.errors import InputError
-from entropy_probe.paths import exists, is_folder
+from entropy_probe.paths import exists, is_file, is_folder
 from entropy_probe.version import __version__
 
 FILE = "finished.json"
@@ -33,8 +33,8 @@ def finished_messages(folder: str | Path, model: str, settings: Mapping[str, Any
     """Return what a run printed at its end; None if it has to run.
 
     It has to run if it did not finish, or if a setting, the version, a file of the model, a file that an option names,
-    or a file of the run has changed since. Not recognised: runs in object stores, models whose files are not on this
-    machine, and runs with `--pipeline-kwargs`, because that file may name other files.
+    or a file of the run has changed since. Runs in object stores, and models whose files are not on this machine, are
+    not recognised.
 
     Args:
         folder: the run directory.
@@ -67,9 +67,11 @@ def _state(folder: Path, model: str, settings: Mapping[str, Any]) -> dict[str, A
     """Return everything that the results depend on; None if it cannot be found."""
     chosen = {name: value for name, value in settings.items() if name not in DISPLAY | {"model"}}
     folders = [_model_folder(name) for name in (model, chosen.get("base")) if name]
-    if None in folders or chosen.get("pipeline_kwargs"):
+    if None in folders:
         return None
     named = [Path(text) for value in chosen.values() for text in _texts(value) if exists(text)]
+    if arguments := chosen.get("pipeline_kwargs"):
+        named += _named_beside(Path(arguments))
     inputs = [folder for folder in (*folders, *named) if folder is not None]
     states = [_files(path) for path in inputs]
     own = _files(folder)
@@ -109,6 +111,15 @@ def _texts(value: Any) -> Iterator[str]:
     for one in value if isinstance(value, list | tuple) else [value]:
         parts = [str(one), *str(one).split(",")] if isinstance(one, str | Path) else []
         yield from dict.fromkeys(text for part in parts for text in (part, part.rpartition(":")[0]) if text)
+
+
+def _named_beside(arguments: Path) -> list[Path]:
+    """Return the files that a file of arguments may name: each of its words that is a file, here or next to it."""
+    content = arguments.read_text(errors="replace") if is_file(arguments) else ""
+    words = re.split(r"[\s,:'\"\[\]{}]+", content)
+    values = [line.partition(":")[2].strip(" '\"") for line in content.splitlines()]  # a name may contain spaces
+    places = [folder / text for text in {*words, *values} - {""} for folder in (Path(), arguments.parent)]
+    return sorted(place for place in places if is_file(place))
 
 
 def _files(path: Path) -> State | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -39,6 +40,7 @@ from entropy_probe.cli.options import (
     SizesOption,
     StepsOption,
     TokensOption,
+    TrainingFramesOption,
 )
 from entropy_probe.cli.output import Messages, closing_rows, command_line, make_table, print_json, print_verdict
 from entropy_probe.cli.parsing import check_laws, parse_names, parse_seeds, parse_shard, parse_sizes
@@ -50,6 +52,7 @@ from entropy_probe.paths import is_file
 
 if TYPE_CHECKING:
     from entropy_probe.evaluation import Scorer
+    from entropy_probe.laws import ScalingLaw
     from entropy_probe.models import Size
     from entropy_probe.reports import Report
     from entropy_probe.runs import Sweep
@@ -224,6 +227,7 @@ def sample(
         str, typer.Option(rich_help_panel=EVALUATION_PANEL, help="Scaling law: a name or a JSON file.")
     ] = "original",
     tokens: TokensOption = "image",
+    training_frames: TrainingFramesOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     config: ConfigOption = None,
@@ -253,10 +257,26 @@ def sample(
     messages = Messages(quiet or as_json)
     settings["pipeline_kwargs"] = given
     check_call(pipeline, size_list, given)
-    with scaled(pipeline, scaling_law, tokens=cast(Any, tokens)):
+    video = _video_tokens(pipeline, scaling_law, training_frames, given)
+    with scaled(pipeline, scaling_law, tokens=cast(Any, tokens), **video):
         saved = _sample_and_save(pipeline, scaling_law.name, prompts, size_list, seed_list, settings, out, messages)
     if as_json:
         print_json({"law": scaling_law.name, "images": saved})
+
+
+def _video_tokens(
+    pipeline: Any, law: ScalingLaw, training_frames: int | None, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of `scaled` for T of a video: as given, as the law was derived, or as `run` has it."""
+    from entropy_probe.attention import default_frames
+    from entropy_probe.laws.origin import origin_of
+
+    if training_frames is not None or default_frames(pipeline) is None:
+        return {"training_frames": training_frames}
+    origin = origin_of(law)
+    if origin is not None and origin.training_tokens:
+        return {"training_tokens": dict(origin.training_tokens)}
+    return {"training_frames": given.get("num_frames")}
 
 
 def _prompts_of(pipeline: Any, prompts: list[str] | None) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import pandas as pd
@@ -40,6 +42,12 @@ def law_of_parts(points: dict[str, Points], level: Level, noise_levels: dict[int
 
     >>> law_of_parts({"mid head 0": ((1.4, 2.0),)}, "head", {})
     MeasuredHeads(points={'mid': (((1.4, 2.0),),)})
+
+    A layer that does not run at a noise level, as in pipelines with two denoisers, has its points of the nearest one:
+
+    >>> first, second = ((1.4, 2.0),), ((1.4, 3.0),)
+    >>> law_of_parts({"a head 0 step 0": first, "b head 0 step 1": second}, "step", {0: 0.9, 1: 0.1}).points["a"]
+    ((((1.4, 2.0),),), (((1.4, 2.0),),))
     """
     if level == "layer":
         return Measured(points)
@@ -48,17 +56,22 @@ def law_of_parts(points: dict[str, Points], level: Level, noise_levels: dict[int
     for label, own in points.items():
         layer, head, step = _parsed(label)
         nested.setdefault(layer, {}).setdefault(step, {})[head] = own
-    by_layer: dict[str, Any] = {
-        layer: tuple(tuple(found[step][head] for head in sorted(found[step])) for step in steps)
-        for layer, found in nested.items()
-    }
+    by_layer: dict[str, Any] = {}
+    for layer, found in nested.items():
+        own_steps = [_nearest(found, step, noise_levels) for step in steps]
+        by_layer[layer] = tuple(tuple(found[step][head] for head in sorted(found[step])) for step in own_steps)
     if level == "step":
         return MeasuredSteps(tuple(noise_levels[step] for step in steps), by_layer)
     return MeasuredHeads({layer: levels[0] for layer, levels in by_layer.items()})
 
 
+def _nearest(found: Collection[int], step: int, noise_levels: Mapping[int, float]) -> int:
+    """Return the step among `found` with the nearest noise level."""
+    return step if step in found else min(found, key=lambda own: abs(noise_levels[own] - noise_levels[step]))
+
+
 def noise_levels(rows: pd.DataFrame, training_timesteps: int) -> dict[int, float]:
-    """Return the mean noise level of each sampling step, as laws receive it.
+    """Return the mean noise level of each sampling step, as laws receive it; NaN if the timesteps are not times.
 
     Args:
         rows: table with the columns `step` and `timestep`, as the denoiser received it.
@@ -68,10 +81,14 @@ def noise_levels(rows: pd.DataFrame, training_timesteps: int) -> dict[int, float
     {0: 0.751, 1: 0.001}
     >>> noise_levels(pd.DataFrame({"step": [0, 1], "timestep": [0.0, 0.5]}), 1000)  # the time runs the other way
     {0: 1.0, 1: 0.5}
+    >>> noise_levels(pd.DataFrame({"step": [0, 1], "timestep": [1.1, -0.4]}), 1000)  # EDM: c_noise, not a time
+    {0: nan, 1: nan}
     """
     times = rows.groupby("step")["timestep"].mean().sort_index()
+    if times.isna().any() or (times < 0).any():
+        return {int(step): math.nan for step in times.index}
     levels = times / training_timesteps if times.max() > 1 else times
-    if len(levels) > 1 and levels.iloc[0] < levels.iloc[-1]:
+    if len(levels) and levels.iloc[0] < (levels.iloc[-1] if len(levels) > 1 else 0.5):  # sampling starts with noise
         levels = 1 - levels
     return {int(step): float(min(1.0, max(0.0, level))) for step, level in levels.items()}
 

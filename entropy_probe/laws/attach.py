@@ -174,5 +174,5 @@ def _check_training_tokens(denoiser: nn.Module, training_tokens: TrainingTokens)
 
 
 def _scaling(model: Any) -> list[Observer]:
-    interception = interception_of(find_denoiser(model))
+    interception = interception_of(find_denoiser(model), alone=False)
     return [o for o in interception.observers if isinstance(o.on_call, Scaling)] if interception else []

@@ -11,7 +11,7 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
-from entropy_probe.attention import attention_layers, find_denoiser
+from entropy_probe.attention import attention_layers, denoiser_name, find_denoiser
 from entropy_probe.errors import InputError
 from entropy_probe.strict_json import FORBID_UNKNOWN_FIELDS, Finite, Side
 
@@ -89,7 +89,7 @@ def check_origin(origin: Origin, law: str, model: Any, given: bool) -> None:
     if missing and not given:
         known = ", ".join(attention_layers(denoiser)[:3]) or "none"
         raise InputError(
-            f"the {law} law was derived on {origin.model!r:.200}, and {type(denoiser).__name__} lacks {len(missing)} "
+            f"the {law} law was derived on {origin.model!r:.200}, and {denoiser_name(denoiser)} lacks {len(missing)} "
             f"of its {len(origin.training_tokens)} layers, such as {missing[0]!r:.200} (layers here: {known}, ...): "
             "derive the law on this model"
         )

@@ -115,7 +115,8 @@ class _Scale(TorchFunctionMode):
         if queries == keys and (queries < tokens if joint else queries != tokens):
             raise ValueError(
                 f"{self._name} has {queries} tokens instead of {tokens}: these factors are for {SIZE[0]}x{SIZE[1]} "
-                "(height x width) pixels. Export the law for the size that you sample"
+                "(height x width) pixels, and with tokens='all' for one prompt length. Export the law for the size and "
+                "the prompt length that you sample"
             )
         return keys >= tokens if joint else keys == queries
 

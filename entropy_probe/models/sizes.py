@@ -18,6 +18,7 @@ from entropy_probe.attention import (
     attention_calls,
     configured_size,
     default_size,
+    denoiser_name,
     find_denoiser,
     parts_of_denoiser,
     patch_sizes,
@@ -100,7 +101,7 @@ def training_size(pipeline: Any) -> Size:
         size = latents[0] * pixels_per_latent(pipeline), latents[1] * pixels_per_latent(pipeline)
         if max(size) > MAX_SIDE:
             raise InputError(
-                f"the training size {format_size(size)} of {type(denoiser).__name__} is larger than {MAX_SIDE} pixels: "
+                f"the training size {format_size(size)} of {denoiser_name(denoiser)} is larger than {MAX_SIDE} pixels: "
                 "correct sample_size in its config.json"
             )
         return size

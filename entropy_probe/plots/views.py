@@ -60,7 +60,8 @@ class View:
     def draw_with_legend(self, axes: Axes) -> pd.DataFrame:
         """Draw the figure and its legend on axes, and return the data of the figure."""
         data = self.draw(axes)
-        axes.legend(title=self.legend, fontsize=7.5, title_fontsize=7.5, edgecolor="none")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(title=self.legend, fontsize=7.5, title_fontsize=7.5, edgecolor="none")
         return data
 
 
@@ -95,7 +96,7 @@ def view(result: Captured | Sweep | Fit | ScalingLaw | Outcome) -> View:
 
 
 def _law_view(law: ScalingLaw) -> View:
-    """Return the view of a law. The figure shows g by layer, by head, or by noise level, as the law has it."""
+    """Return the view of a law. The figure shows g by layer, by head, or by noise level, depending on the law."""
     title, table, inner = f"Scaling law “{law.name}”: g at N/T", factor_table(law), own_law(law)
     if isinstance(inner, MeasuredSteps):
         return View(title, table, partial(draw_step_factors, law=inner))

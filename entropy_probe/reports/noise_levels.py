@@ -40,7 +40,7 @@ def sampling_curve(frame: pd.DataFrame, training_size: Size) -> pd.DataFrame:
     table = pd.DataFrame({"entropy": by_prompt.mean(), "entropy_half_width": half_width(by_prompt)}).reset_index()
     levels = noise_levels(own, TRAINING_TIMESTEPS) if len(own) else {}
     table.insert(0, "noise_level", table.pop("step").map(levels).astype(float))
-    return table
+    return table.dropna(subset="noise_level")
 
 
 def at_equal_levels(curves: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from entropy_probe.evaluation import Drift, MetricDifference, in_order, metric_and_network
 from entropy_probe.evaluation.differences import EQUIVALENT
-from entropy_probe.models import Size, format_size
+from entropy_probe.models import REFERENCES, Size, format_size
 from entropy_probe.plots.numbers import INTERVAL, UNKNOWN, between, fixed
 from entropy_probe.plots.tables import images_needed, metric_decimals, removed_fraction
 from entropy_probe.reports.results import RunResults
@@ -41,11 +41,12 @@ OVERVIEW_NOTE = (
 
 
 def summary(results: RunResults) -> dict[str, str]:
-    """Return three short texts by title: what was measured, whether a law helped, and how sure that is."""
+    """Return four short texts by title: what was measured, whether a law helped, how sure that is, and what to do."""
     return {
         "Measured": _measured(results),
         "Did it help?": " ".join([*_helped(results), *_losses(results)]),
         "How sure?": _how_sure(results),
+        "What next?": _next_step(results),
     }
 
 
@@ -92,6 +93,26 @@ def _images(compared: list[MetricDifference]) -> str:
     parts = [f"{verdict} in {count}" for verdict, count in counts.items() if count]
     parts += [f"undecided in {undecided}"] if undecided else []
     return f"{effect} ({', '.join(parts)} of {len(compared)} comparisons)"
+
+
+def _next_step(results: RunResults) -> str:
+    """Return what to do to decide what is open."""
+    if results.sweep.manifest.model in REFERENCES:
+        return (
+            "Measure your own model, with --model and your prompts: the bundled one memorised its training images, so "
+            "its images cannot show whether a law helps."
+        )
+    if results.outcome is None:
+        return "Sample a law: entropy-probe validate."
+    if not comparisons(results):
+        return "Score the images: entropy-probe validate --metrics NETWORK --real-images FOLDER."
+    needed = needed_in_the_median(undecided(results))
+    if needed != UNKNOWN:
+        return (
+            f"Sample {in_words(needed)} images per size and law, with more --prompts or --seeds: half of the open "
+            "comparisons can then be decided."
+        )
+    return "Look at the images, and use a law only if they are better: a restored entropy alone does not say so."
 
 
 def _losses(results: RunResults) -> Iterator[str]:
