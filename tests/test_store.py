@@ -381,3 +381,13 @@ def test_one_shard_is_an_incomplete_run(tiny_pipeline, tmp_path):
         Sweep.open(tmp_path / "run")
     with pytest.raises(InputError, match="is missing: run the sweep again"):
         made.frame()
+
+
+def test_index_of_images_is_completed_after_a_kill(tiny_pipeline, tmp_path):
+    grid = dict(prompts=["flat pizza"], sizes=[(64, 64)], steps=1, store=tmp_path / "run", progress=False)
+    sweep(tiny_pipeline, **grid)
+    index = tmp_path / "run" / "images" / "index.csv"
+    expected = index.read_bytes()
+    index.unlink()
+    sweep(tiny_pipeline, **grid)
+    assert index.read_bytes() == expected

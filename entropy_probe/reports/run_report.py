@@ -19,7 +19,7 @@ from entropy_probe.escape import one_line
 from entropy_probe.estimation import Calibration, Derivation, Fit
 from entropy_probe.estimation import fit as fit_laws
 from entropy_probe.evaluation import Outcome
-from entropy_probe.laws import ScalingLaw
+from entropy_probe.laws import ScalingLaw, from_json
 from entropy_probe.plots import Format, Width
 from entropy_probe.plots.tables import summary as summary_table
 from entropy_probe.reports import page
@@ -73,7 +73,7 @@ class Report(RunResults):
             derivation=derivation,
             entropy_maps=entropy_maps(made, derivation.law if derivation else None),
             losses=read_losses(made),
-            calibration=Derivation.from_json(calibrated).calibration if calibrated else None,
+            calibration=_calibration(calibrated) if calibrated else None,
             command=command,
         )
 
@@ -179,6 +179,19 @@ class Report(RunResults):
             "losses": {name: table.to_dict("records") for name, table in self.losses.items()},
         }
         return to_strict_json(fields)
+
+
+def _calibration(text: str) -> Calibration | None:
+    """Return the calibration in a law file; None if the file has only the law, as earlier versions wrote it.
+
+    Raises:
+        InputError: if it is no law either.
+    """
+    try:
+        return Derivation.from_json(text).calibration
+    except InputError:
+        from_json(text)
+        return None
 
 
 def report(

@@ -28,7 +28,9 @@ def add_to_index(folder: Path, cells: Iterable[Cell]) -> None:
     Raises:
         InputError: if the index cannot be written.
     """
-    path = folder / FILE
+    path, cells = folder / FILE, list(cells)
+    if _read(path).keys() >= {f"{cell.name}.png" for cell in cells}:
+        return
     with lock([path]):
         rows = _read(path)
         known = len(rows)

@@ -7,10 +7,10 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext, suppress
 from typing import Any
 
-from entropy_probe.errors import IncompleteError
+from entropy_probe.errors import IncompleteError, InputError
 from entropy_probe.interruption import delay_interrupt
 from entropy_probe.models import format_size
 from entropy_probe.progress import Advance
@@ -71,8 +71,9 @@ def sample_missing(
                 failures += queue.save(task, results)
     with delay_interrupt():
         run.remove_leftovers()
-        if missing:
-            failed = {failure.cell for failure in failures}
+        failed = {failure.cell for failure in failures}
+        # A process may have been killed after its last cell. A finished run may be in a folder that is read-only.
+        with nullcontext() if missing else suppress(InputError, OSError):
             run.index([cell for cell in cells if cell not in failed])
     if failures:
         raise IncompleteError(
