@@ -294,8 +294,8 @@ def test_stages_record_the_settings_of_all_stages(call, tiny_folder, tmp_path, p
 
 BAD_CONFIG = {
     "stepz: 8": "line 1: unknown setting 'stepz': did you mean 'steps'?",
-    "size: 64": "unknown setting 'size': did you mean 'sizes'?",  # a setting of `export`
-    "law: paper": "unknown setting 'law': did you mean 'laws'?",  # a setting of `sample`
+    "size: 64": "line 1: unknown setting 'size': did you mean 'sizes'?",  # a setting of `export`
+    "law: paper": "line 1: unknown setting 'law': did you mean 'laws'?",  # a setting of `sample`
     "config: other.yaml": "unknown setting 'config'",
     "steps: many": "run.yaml, line 1: steps must be a valid integer, got 'many'",
     "quick: perhaps": "run.yaml, line 1: quick must be a valid boolean, got 'perhaps'",

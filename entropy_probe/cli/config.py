@@ -17,7 +17,10 @@ MAX_BYTES = 2**20
 
 
 def read_config(
-    path: str | Path, known: Collection[str], check: Callable[[str, str], str] = lambda name, text: ""
+    path: str | Path,
+    known: Collection[str],
+    check: Callable[[str, str], str] = lambda name, text: "",
+    own: Collection[str] = (),
 ) -> dict[str, str]:
     r"""Read the settings of a file. Return each value as the text that its flag would receive.
 
@@ -34,6 +37,8 @@ def read_config(
         path: YAML file with one setting per line, `guidance-scale: 4` or `guidance_scale: 4`.
         known: allowed names, as the flags spell them.
         check: returns what is wrong with a name and its text, such as "must be a number", or an empty string.
+        own: the names of one command; the others are ignored later. For a command that knows only `sizes`, `size`
+            without `sizes` is refused, because it is probably a mistake.
 
     Returns:
         Texts by name, as the flags spell them.
@@ -48,14 +53,19 @@ def read_config(
     if not isinstance(root, yaml.MappingNode):
         raise InputError(f"{path} contains no settings: write one per line, such as `steps: 20`")
     settings: dict[str, str] = {}
+    places: dict[str, str] = {}
     for key, value in root.value:
         where = f"{path}, line {key.start_mark.line + 1}"
         name = _setting_name(key, known, where)
         if name in settings:
             raise InputError(f"{where}: {name} is set twice: remove one of the lines")
-        settings[name] = _text(name, value, where)
+        settings[name], places[name] = _text(name, value, where), where
         if problem := check(name, settings[name]):
             raise InputError(f"{where}: {name} {problem}, got {settings[name][:100]!r}")
+    for name, where in places.items():
+        plural = f"{name}s"
+        if name not in own and plural in own and plural not in settings:
+            raise InputError(f"{where}: unknown setting {name!r}: did you mean {plural!r}?")
     return settings
 
 

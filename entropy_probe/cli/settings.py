@@ -10,7 +10,6 @@ import typer
 
 from entropy_probe.cli.parsing import parse_names
 from entropy_probe.cli.pipeline_kwargs import save_pipeline_kwargs
-from entropy_probe.errors import InputError
 from entropy_probe.paths import is_file, is_folder
 
 if TYPE_CHECKING:
@@ -24,8 +23,7 @@ RELATIVE = {"pipeline-kwargs", "real-images"}
 def apply_config(context: typer.Context, path: Path | None) -> Path | None:
     """Use the values of a config file as the defaults of this command. A callback of the option --config.
 
-    Settings that belong to other commands are ignored, so one file can serve all commands. But `size` without `sizes`,
-    for a command that knows only `sizes`, is refused: it is more likely a mistake than meant for another command.
+    Settings that belong to other commands are ignored, so one file can serve all commands.
 
     Raises:
         InputError: for a file that cannot be read, an unknown setting, or a value that its flag refuses.
@@ -46,10 +44,7 @@ def apply_config(context: typer.Context, path: Path | None) -> Path | None:
             return f"must be {expected}"
         return ""
 
-    settings = read_config(path, _known_settings(context), check)
-    for name in settings.keys() - parameters.keys():
-        if (plural := f"{name}s") in parameters.keys() - settings.keys():
-            raise InputError(f"{path}: unknown setting {name!r}: did you mean {plural!r}?")
+    settings = read_config(path, _known_settings(context), check, own=parameters)
     for name in RELATIVE & settings.keys():
         if is_file(beside := path.parent / settings[name]) or is_folder(beside):
             settings[name] = str(beside)
