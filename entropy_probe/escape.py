@@ -66,6 +66,15 @@ def for_html(text: str) -> str:
     return f"\u2068{for_terminal(text)}\u2069"
 
 
+def for_file_name(text: str) -> str:
+    """Return the start of a text as part of a file name: small letters, digits and hyphens. It may be empty.
+
+    >>> for_file_name("A red apple, 35 mm photo")
+    'a-red-apple-35-mm-photo'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:40].strip("-")
+
+
 def for_spreadsheet(text: str) -> str:
     """Prefix text with an apostrophe if a spreadsheet would read it as a formula.
 

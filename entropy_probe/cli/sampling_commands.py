@@ -47,6 +47,7 @@ from entropy_probe.cli.parsing import check_laws, parse_names, parse_seeds, pars
 from entropy_probe.cli.settings import save_config
 from entropy_probe.cli.stages import derive_and_save, fit_and_save, validate_and_save
 from entropy_probe.errors import InputError
+from entropy_probe.escape import for_file_name
 from entropy_probe.extras import check_installed
 from entropy_probe.paths import is_file
 
@@ -317,19 +318,12 @@ def _sample_and_save(
             for seed in seeds:
                 sampled = sample_clips(pipeline, prompts, size, [seed] * len(prompts), **settings)
                 for number, (prompt, clip) in enumerate(zip(prompts, sampled, strict=True)):
-                    path = out / f"{number:02d}_{_slug(prompt)}_{format_size(size)}_s{seed}_{law}.png"
+                    path = (
+                        out / f"{number:02d}_{for_file_name(prompt) or 'image'}_{format_size(size)}_s{seed}_{law}.png"
+                    )
                     path.write_bytes(to_png(clip))
                     messages.print(str(path))
                     saved.append({"file": str(path), "prompt": prompt, "size": format_size(size), "seed": seed})
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror or error}") from error
     return saved
-
-
-def _slug(text: str) -> str:
-    """Return the start of a text for a file name.
-
-    >>> _slug("A red apple, 35 mm photo")
-    'a-red-apple-35-mm-photo'
-    """
-    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:40].strip("-") or "image"

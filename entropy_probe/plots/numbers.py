@@ -73,21 +73,6 @@ def between(low: float, high: float, places: int = 3, sign: bool = False) -> str
     return f"{fixed(low, places, sign)} to {fixed(high, places, sign)}"
 
 
-def with_interval(value: float, low: float, high: float, places: int, sign: bool = False) -> str:
-    """Return a value and its 95 % interval, if it is known.
-
-    Examples:
-        >>> with_interval(0.5, 0.4, 0.6, 2), with_interval(0.5, math.nan, math.nan, 2)
-        ('0.50 [0.40, 0.60]', '0.50')
-        >>> with_interval(0.0, 0.0, 0.0, 2, sign=True)
-        '0.00'
-    """
-    text = fixed(value, places, sign)
-    if math.isnan(value) or math.isnan(low) or low == high:
-        return text
-    return f"{text} [{fixed(low, places, sign)}, {fixed(high, places, sign)}]"
-
-
 def with_error(value: float, error: float) -> str:
     """Return a value and its standard error.
 

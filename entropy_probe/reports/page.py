@@ -19,7 +19,7 @@ from urllib.parse import quote
 import jinja2
 import pandas as pd
 
-from entropy_probe.escape import for_spreadsheet
+from entropy_probe.escape import for_file_name, for_spreadsheet
 from entropy_probe.plots import Panel, Plot, inline_svg, page_theme
 from entropy_probe.plots.numbers import UNKNOWN
 from entropy_probe.reports.gallery import Gallery
@@ -190,7 +190,7 @@ def is_numeric(column: pd.Series) -> bool:
 def _figure(number: int, shown: Shown) -> _Figure:
     figure, data = shown.draw()
     svg = inline_svg(figure, f"f{number}-", f"{shown.section}: {shown.caption}")
-    name = f"{number:02d}-{_file_name(shown.section)}"
+    name = f"{number:02d}-{for_file_name(shown.section)}"
     return _Figure(name, shown.caption, svg, _data_url(data), shown.folded, not isinstance(shown.draw, Panel))
 
 
@@ -209,15 +209,11 @@ def _table(title: str, table: pd.DataFrame) -> _Table:
         [str(cell).replace("-", "−") if is_number else str(cell) for cell, is_number in zip(row, numeric, strict=True)]
         for row in table.itertuples(index=False, name=None)
     ]
-    return _Table(title, _file_name(title), groups, names, numeric, rows, _data_url(table))
+    return _Table(title, for_file_name(title), groups, names, numeric, rows, _data_url(table))
 
 
 def _data_url(table: pd.DataFrame) -> str:
     return "data:text/csv;charset=utf-8," + quote(csv(flat(table)), safe=",.:;()[]+- ")
-
-
-def _file_name(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40]
 
 
 @cache

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from entropy_probe import plots
+from entropy_probe.escape import for_file_name
 from entropy_probe.plots import FORMATS, WIDTHS, Format, Panel, Width, one_of
 from entropy_probe.reports.results import RunResults
 from entropy_probe.reports.run_details import run_tables
@@ -58,7 +59,7 @@ def _table_files(results: RunResults) -> dict[str, SavedFile]:
     tables = {"overview": overview(results)} if results.outcome else {}
     files = {}
     for title, table in {**tables, **run_tables(results)}.items():
-        name = re.sub(r"[^a-z0-9]+", "-", re.split("[,:;]", title.lower())[0]).strip("-")
+        name = for_file_name(re.split("[,:;]", title)[0])
         for suffix, write in (("tex", latex), ("md", markdown)):
             files[f"table-{name}.{suffix}"] = SavedFile(write(table, title).encode(), MARK.encode())
     return files
