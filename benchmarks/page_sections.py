@@ -147,7 +147,7 @@ def training(found: dict[str, Any]) -> str:
     return f"""## Training
 
 Time of a training step (forward, backward, AdamW) that `EntropyMonitor` measures, as a multiple of a plain step; the
-time that its context adds to the other steps; and the overhead of {EVERY} steps of which one is measured.
+time that its context adds to the other steps; and the overhead of {EVERY} steps with one measured step.
 
 {table(columns, rows)}"""
 

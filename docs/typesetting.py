@@ -17,14 +17,14 @@ from mkdocs.utils import get_relative_url
 
 LONG = 9
 RESULTS = {"results.md", "defects.md", "performance.md", "reliability.md", "scenes.md"}
-"""Pages whose long tables are folded. The tables of other pages are references."""
+"""Pages with results: their long tables are folded. Tables of other pages are references."""
 
 CODE = r"^(?P<fence>```+|~~~+).*?^(?P=fence)|`+[^`]+`+|^ {4,}\S.*?$|<!--.*?-->"
 FORMULA = re.compile(
     rf"{CODE}|\$\$(?P<block>[^$]+)\$\$|(?<![\w$\\])\$(?P<inline>[^\s$](?:[^$\n]*[^\s$])?)\$(?!\w)", re.M | re.S
 )
 MARK = "\ue000{}\ue001"
-"""Stands for a formula while Markdown is converted, so that Markdown does not change it."""
+"""Replaces a formula while Markdown is converted: Markdown would change the formula."""
 
 SPACED_LN = '<mo form="prefix" lspace="0.17em" rspace="0.17em">ln</mo>'
 
@@ -76,7 +76,7 @@ def anchor(names: str) -> str:
 
 
 def terms(glossary: str) -> dict[str, str]:
-    """Return the anchor of each term of the glossary that is linked.
+    """Return the anchor of each term to link.
 
     >>> terms("**Baseline, profile.** The entropy ...")
     {'baseline': 'baseline'}

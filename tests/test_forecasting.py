@@ -34,7 +34,7 @@ def test_noise_of_other_parts_is_not_taken_for_attention():
     assert extrapolate(measured, 512 * 512)[0].seconds == pytest.approx(32.455, rel=0.1)
 
 
-def test_error_is_that_of_the_largest_size_that_was_left_out():
+def test_error_is_measured_at_the_largest_size():
     true = [Cost(n, float(n), n) for n in MEASURED[:-1]]
     _, error = extrapolate([*true, Cost(MEASURED[-1], 2.0 * MEASURED[-1], MEASURED[-1])], 10**6)
     assert error == pytest.approx(0.5)

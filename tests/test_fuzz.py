@@ -78,7 +78,7 @@ SKIPPED = ("auto", "cpu", "none")
 @given(TEXTS.filter(lambda text: not text.startswith("-") and "://" not in text and text.strip() not in SKIPPED))
 def test_any_path_is_answered_in_one_line(kind, tmp_path, monkeypatch, capsys, text):
     def refuse(*_, **__):
-        raise OSError("there is no network")
+        raise OSError("the network is unreachable")
 
     monkeypatch.setattr(DiffusionPipeline, "download", refuse)
     monkeypatch.chdir(tmp_path)

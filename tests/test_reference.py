@@ -53,7 +53,7 @@ def test_image_matches_its_caption(pipelines, name):
     assert broccoli[1] > max(broccoli[0], broccoli[2])
 
 
-def test_sampling_does_not_ask_for_libraries_that_clean_captions(pipelines, caplog, monkeypatch):
+def test_sampling_needs_no_library_to_clean_captions(pipelines, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
     sample_images(pipelines["reference-dit"], ["noto dog"], (64, 64), [0], steps=1, guidance_scale=1.0)
     assert "clean_caption" not in caplog.text

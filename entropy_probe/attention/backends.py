@@ -21,7 +21,7 @@ NATIVE_PROCESSORS = {
     "XFormersAttnAddedKVProcessor": "AttnAddedKVProcessor2_0",
     "XFormersJointAttnProcessor": "JointAttnProcessor2_0",
 }
-"""Processors of diffusers that compute the same attention in another way, and those that call torch's function."""
+"""Processors of diffusers that do not call torch's function, and the processors with the same attention that do."""
 
 
 _OF_CLASS = object()

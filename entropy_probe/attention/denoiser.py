@@ -23,11 +23,11 @@ _QUERIES = re.compile(r"(^|_)w?(q|qkv|query|queries)(_|$)|^(c_attn|in_proj|att_p
 
 
 class Denoisers(nn.Module):
-    """The two denoisers of a pipeline such as Wan 2.2, each of which runs a part of the steps.
+    """The two denoisers of a pipeline such as Wan 2.2. Each runs a part of the steps.
 
-    Names of layers begin with the name of their denoiser: `transformer.` or `transformer_2.`. The configuration, dtype
-    and device are those of the first. `find_denoiser` creates a new container at each call. Its `forward` is never
-    called.
+    Names of layers begin with the name of their denoiser: `transformer.` or `transformer_2.`. The first one
+    determines the configuration, dtype and device. `find_denoiser` creates a new container at each call. Its
+    `forward` is never called.
 
     Args:
         parts: the denoisers by their name in the pipeline.
@@ -80,7 +80,7 @@ def denoiser_name(denoiser: nn.Module) -> str:
 def find_denoiser(model: Any) -> nn.Module:
     """Return the module that runs once per sampling step: a pipeline's `unet` or `transformer`, or the module itself.
 
-    A pipeline with two denoisers, each of which runs a part of the steps, has both of them in a container.
+    For a pipeline with two denoisers, return a container with both. Each runs a part of the steps.
 
     Wrappers that pass their arguments on, such as DDP and PEFT, are unwrapped. The module inside names the
     arguments of its `forward`, and its layer names have no prefix.

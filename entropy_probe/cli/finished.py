@@ -114,7 +114,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _named_beside(arguments: Path) -> list[Path]:
-    """Return the files that a file of arguments may name: each of its words that is a file, here or next to it."""
+    """Return the files that a file of arguments may name: its words, if they are files here or next to it."""
     content = arguments.read_text(errors="replace") if is_file(arguments) else ""
     words = re.split(r"[\s,:'\"\[\]{}]+", content)
     values = [line.partition(":")[2].strip(" '\"") for line in content.splitlines()]  # a name may contain spaces

@@ -220,10 +220,10 @@ class RunComparison:
         if len(sampling):
             yield Shown(
                 "Entropy during sampling",
-                "Mean over the layers at the training size of each model, without a law, against the noise level, so "
-                "that runs with different schedulers and numbers of steps can be compared. A point is a step. Bands "
-                "are 95 % intervals over the prompts. The noise level of a flow model is not that of other models: "
-                "compare models of one kind.",
+                "Mean entropy of the layers without a law, at the training size of each model, against the noise "
+                "level. Runs with other schedulers or step counts can be compared. A point is a step. Bands are 95 % "
+                "intervals over the prompts. Flow models define the noise level in another way: compare models of one "
+                "kind.",
                 partial(plots.noise_levels_of_runs, sampling),
             )
         if len(self.factors()):

@@ -216,7 +216,7 @@ def report(
         derivation: the result of `derive`, for the intervals of the factors and the rounds of refinement.
         entropy_maps: see `runs.entropy_maps.entropy_maps`.
         losses: tables of `LossCurve`, by the name of the number: `{"g": curve.table()}`.
-        calibration: a calibrated law with its losses. By default, that of `derivation`.
+        calibration: a calibrated law with its losses. By default, the calibration of `derivation`.
         command: the command line to show.
 
     Examples:

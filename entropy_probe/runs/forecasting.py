@@ -60,8 +60,8 @@ class Forecast:
         batches: number of batches.
         seconds: time for one cell, sampled alone. In a batch, it is at most this.
         bytes: disk space for the table and the image of one cell.
-        error: relative error of the extrapolated time: that of the same model at the largest measured size, if it is
-            fitted to the smaller ones. NaN if the size was measured.
+        error: relative error of the extrapolated time. It is measured by fitting all measured sizes but the largest
+            one, which is then predicted. NaN if the size was measured.
     """
 
     size: Size

@@ -72,7 +72,7 @@ def sample_missing(
     with delay_interrupt():
         run.remove_leftovers()
         failed = {failure.cell for failure in failures}
-        # A process may have been killed after its last cell. A finished run may be in a folder that is read-only.
+        # A process may have been killed after its last cell. A finished run may be in a read-only folder.
         with nullcontext() if missing else suppress(InputError, OSError):
             run.index([cell for cell in cells if cell not in failed])
     if failures:
